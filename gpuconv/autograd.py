@@ -1,0 +1,381 @@
+"""Reverse-mode differentiation: a Tensor is an array plus the Op that made it.
+
+Applying an Op to Tensors leaves a node on the tape; ``backward`` walks the nodes from the newest
+to the oldest. Four rules keep it small:
+
+    creation order is a topological order    a heap of serial numbers, no recursion
+    a node holds its parents' nodes          never their arrays: only what forward put on
+                                             ``self`` stays alive, and reference counts free it
+    inside the graph sums are out of place   two branches may have been handed one array
+    a leaf owns its gradient                 first write copies, later ones add in place, so
+                                             ``grad`` keeps its address, or may be a view into
+                                             a flat buffer of all gradients
+"""
+
+import contextlib
+import heapq
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gpuconv.backend import Array, get_array_module, is_gpu, to_cpu
+
+_serial = itertools.count()
+
+
+class _Mode(threading.local):
+    recording = True
+
+
+_mode = _Mode()
+
+
+class Tensor:
+    """An array, and (while recording) the Op application that produced it.
+
+    Args:
+        data: array of numpy or cupy.
+        requires_grad: should ``backward`` leave a gradient here?
+    """
+
+    __slots__ = ("__weakref__", "_data", "creator", "grad", "requires_grad")
+
+    # + - * / @ and the methods named like ops are put here by gpuconv.ops: the tape knows no op.
+    __add__: Callable[[Any], "Tensor"]
+    __radd__: Callable[[Any], "Tensor"]
+    __sub__: Callable[[Any], "Tensor"]
+    __rsub__: Callable[[Any], "Tensor"]
+    __mul__: Callable[[Any], "Tensor"]
+    __rmul__: Callable[[Any], "Tensor"]
+    __truediv__: Callable[[Any], "Tensor"]
+    __rtruediv__: Callable[[Any], "Tensor"]
+    __matmul__: Callable[[Any], "Tensor"]
+    __rmatmul__: Callable[[Any], "Tensor"]
+    __neg__: Callable[[], "Tensor"]
+    reshape: Callable[..., "Tensor"]
+    transpose: Callable[..., "Tensor"]
+    flatten: Callable[..., "Tensor"]
+    sum: Callable[..., "Tensor"]
+    mean: Callable[..., "Tensor"]
+    max: Callable[..., "Tensor"]
+
+    __array_ufunc__ = None  # numpy_array + tensor asks the tensor
+
+    def __init__(self, data: Array, requires_grad: bool = False):
+        get_array_module(data)  # refuses lists, and Tensors
+        self._data, self.requires_grad = data, requires_grad
+        self.grad: Array | None = None
+        self.creator: Op | None = None
+
+    @property
+    def data(self) -> Array:
+        """The array. Assigning copies into it: the address stays."""
+        return self._data
+
+    @data.setter
+    def data(self, value: Array) -> None:
+        _check_like("data", value, self)
+        get_array_module(self._data, value)
+        self._data[...] = value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self._data.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self._data.ndim
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self._data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        """dtype of the array."""
+        return self._data.dtype
+
+    def __len__(self) -> int:
+        """Length of the first axis."""
+        return len(self._data)
+
+    def __repr__(self) -> str:
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"{type(self).__name__}({self._data!r}{grad})"
+
+    def detach(self) -> "Tensor":
+        """The same array, without its history."""
+        return Tensor(self._data)
+
+    def item(self) -> float:
+        """The one element, as a Python number.
+
+        Raises:
+            ValueError: there is more than one, or a GPU kernel reported a bad label.
+        """
+        if self.size != 1:
+            raise ValueError(f"item: shape {self.shape} is not one element")
+        return self.numpy().item()
+
+    def numpy(self) -> np.ndarray:
+        """The array on the CPU: itself, or a copy of what is on the GPU."""
+        return to_cpu(self._data)
+
+    def zero_grad(self) -> None:
+        """Set the gradient to zero, in place."""
+        if self.grad is not None:
+            self.grad.fill(0)
+
+    def backward(self, gy: Array | None = None) -> None:
+        """Add d(self)/d(leaf), weighted by gy, to ``grad`` of every leaf that requires it.
+
+        Args:
+            gy: array, shape and dtype of self. Default: 1, if self has a single element.
+
+        Raises:
+            RuntimeError: nothing to differentiate, or an earlier backward freed part of the tape.
+            ValueError: gy is missing, or differs from self in shape or dtype.
+        """
+        xp = get_array_module(self._data, gy)
+        if not self.requires_grad:
+            raise RuntimeError("backward: no input required a gradient, or no_grad was on")
+        if gy is None:
+            if self.size != 1:
+                raise ValueError(f"backward: shape {self.shape} is not one element: pass gy")
+            gy = xp.ones_like(self._data)
+        _check_like("backward: gy", gy, self)
+        _walk(self, gy)
+
+
+class Parameter(Tensor):
+    """A leaf that training updates in place.
+
+    ``packed`` is set once an optimiser has made ``data`` and ``grad`` views into flat buffers.
+    """
+
+    __slots__ = ("packed",)
+
+    def __init__(self, data: Array, requires_grad: bool = True):
+        super().__init__(data, requires_grad)
+        self.packed = False
+
+    def rebind(self, data: Array, grad: Array | None = None) -> None:
+        """Live in these arrays from now on: for optimisers that pack, and for moving modules."""
+        self._data, self.grad = data, grad
+
+
+class Op:
+    """One application of a differentiable operation, and the tape node for it.
+
+    A subclass defines ``forward_cpu``, ``backward_cpu``, ``forward_gpu`` and ``backward_gpu`` on
+    plain arrays. The fields that forward sets on ``self`` are exactly what backward keeps alive;
+    ``self.needs[i]`` says, before forward runs, whether input i will want a gradient.
+    The GPU methods see C-contiguous arrays only.
+    """
+
+    freed = False
+    needs: tuple[bool, ...]
+    parents: tuple[Any, ...]
+    serial: int
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Apply to arrays (gives an array), or with any Tensor among them (gives a Tensor)."""
+        arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
+        self.needs = tuple(
+            _mode.recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        if get_array_module(*arrays) is np:
+            y = np.asarray(self.forward_cpu(*arrays))  # a reduction may have left the arrays
+        else:
+            with next(a for a in arrays if is_gpu(a)).device:
+                y = self.forward_gpu(*map(_dense, arrays))
+        if not any(isinstance(x, Tensor) for x in inputs):
+            return y
+        y = Tensor(y, requires_grad=any(self.needs))
+        if y.requires_grad:
+            self.parents = tuple((x.creator or x) if need else None
+                                 for x, need in zip(inputs, self.needs, strict=True))
+            self.serial = next(_serial)
+            y.creator = self
+        return y
+
+    def forward_cpu(self, *inputs: Any) -> Any:
+        """The value, from NumPy arrays."""
+        raise TypeError(f"{type(self).__name__} does not run on the CPU")
+
+    def backward_cpu(self, gy: Any) -> Any:
+        """What ``backward`` gives, for a NumPy array."""
+        raise TypeError(f"{type(self).__name__} does not run backwards on the CPU")
+
+    def forward_gpu(self, *inputs: Any) -> Any:
+        """The value, from C-contiguous CuPy arrays."""
+        raise TypeError(f"{type(self).__name__} does not run on the GPU")
+
+    def backward_gpu(self, gy: Any) -> Any:
+        """What ``backward`` gives, for a C-contiguous CuPy array."""
+        raise TypeError(f"{type(self).__name__} does not run backwards on the GPU")
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        """Gradients of the inputs, one per input; None where ``self.needs`` is False."""
+        if not is_gpu(gy):
+            return self.backward_cpu(gy)
+        with gy.device:
+            return self.backward_gpu(_dense(gy))
+
+    def free(self) -> None:
+        """Forget what forward saved: this application is spent."""
+        vars(self).clear()
+        self.freed = True
+
+
+def vjp(f: Callable[..., Any], *arrays: Array) -> tuple[Array, Callable[..., tuple]]:
+    """The value of f at arrays, and the function that pulls a gradient back through f.
+
+    Args:
+        f: maps one Tensor per array to one Tensor.
+        arrays: of numpy or cupy.
+
+    Returns:
+        (y, pull): y is an array; ``pull(gy)``, to be called once, gives one gradient per array,
+        None for an array that y does not depend on.
+
+    >>> from gpuconv.ops import max_pool2d
+    >>> y, pull = vjp(lambda x: max_pool2d(x, 2), np.array([[[[1.0], [4.0]], [[3.0], [2.0]]]]))
+    >>> y.ravel(), pull(10 * y)[0].ravel()
+    (array([4.]), array([ 0., 40.,  0.,  0.]))
+    """
+    inputs = [Tensor(a, requires_grad=True) for a in arrays]
+    y = f(*inputs)
+    if not isinstance(y, Tensor):
+        raise TypeError(f"vjp: f gave {type(y).__name__}, wanted a Tensor")
+
+    def pull(gy: Array | None = None) -> tuple:
+        y.backward(gy)
+        return tuple(x.grad for x in inputs)
+
+    return y.data, pull
+
+
+def value_and_grad(f: Callable[..., Any]) -> Callable[..., tuple[Array, tuple]]:
+    """The function that gives f's value and its gradients with respect to all its arguments.
+
+    Args:
+        f: maps one Tensor per array to a Tensor of one element.
+
+    Returns:
+        g with ``g(*arrays) -> (value, gradients)``, one gradient per array.
+
+    >>> value, (gx,) = value_and_grad(lambda x: (x * x).sum())(np.array([1.0, 2.0]))
+    >>> value.item(), gx
+    (5.0, array([2., 4.]))
+    """
+    def both(*arrays: Array) -> tuple[Array, tuple]:
+        y, pull = vjp(f, *arrays)
+        return y, pull()
+
+    return both
+
+
+def gradcheck(f: Callable[..., Any], *arrays: np.ndarray, eps: float = 1e-6, tol: float = 1e-6,
+              directions: int = 5, seed: int = 0) -> None:
+    """Assert that f's backward agrees with central differences along random directions.
+
+    One scalar per direction stands for every element: the slope of sum(gy * f(x + e*v)) at e = 0
+    must equal sum(gx * v).
+
+    Args:
+        f: maps one Tensor per array to one Tensor.
+        arrays: float64, on either device. Keep away from kinks: equal maxima, zeros of ReLU.
+        eps: length of a step.
+        tol: allowed difference, relative to 1 + the slope.
+        directions: how many.
+        seed: of the directions and of gy.
+
+    Raises:
+        AssertionError: a slope differs; shows both.
+        TypeError: an array is not float64.
+
+    >>> gradcheck(lambda x: (x * x).sum(), np.array([1.0, 2.0]))
+    """
+    for a in arrays:
+        if a.dtype != np.float64:
+            raise TypeError(f"gradcheck: an array is {a.dtype}, wanted float64")
+    xp, rng = get_array_module(*arrays), np.random.default_rng(seed)
+
+    def normal(shape: tuple[int, ...]) -> Array:
+        return xp.asarray(rng.standard_normal(shape))
+
+    y, pull = vjp(f, *arrays)
+    gy = normal(y.shape)
+    gradients = pull(gy)
+    for _ in range(directions):
+        vs = [normal(a.shape) for a in arrays]
+        up, down = (vjp(f, *[a + e * v for a, v in zip(arrays, vs, strict=True)])[0]
+                    for e in (eps, -eps))
+        numeric = float((gy * (up - down)).sum()) / (2 * eps)
+        exact = sum(float((g * v).sum()) for g, v in zip(gradients, vs, strict=True)
+                    if g is not None)
+        assert abs(numeric - exact) <= tol * (1 + abs(exact)), (
+            f"gradcheck: slope {numeric:.9g} by differences, {exact:.9g} by backward")
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Record nothing, in this thread: ``with no_grad():``, or ``@no_grad()`` above a function."""
+    before, _mode.recording = _mode.recording, False
+    try:
+        yield
+    finally:
+        _mode.recording = before
+
+
+def _walk(y: Tensor, gy: Array) -> None:
+    """Run the tape backwards from y. Leaves are written last: an error leaves them as they were."""
+    pending: dict[Any, Array] = {}  # node: its gradient so far
+    queue: list[tuple[int, Op]] = []  # Ops still to run, newest first
+
+    def meet(node: Any, g: Array) -> None:
+        if node in pending:
+            pending[node] = pending[node] + g
+            return
+        pending[node] = g
+        if isinstance(node, Op):
+            if node.freed:
+                raise RuntimeError("backward: an earlier backward ran through part of this tape "
+                                   "and freed it. Add the losses first, or run forward again")
+            heapq.heappush(queue, (-node.serial, node))
+
+    meet(y.creator or y, gy)
+    while queue:
+        _, op = heapq.heappop(queue)
+        for parent, g in zip(op.parents, op.backward(pending.pop(op)), strict=True):
+            if parent is not None:
+                meet(parent, g)
+        op.free()
+    for leaf, g in pending.items():
+        _add_grad(leaf, g)
+
+
+def _add_grad(leaf: Tensor, g: Array) -> None:
+    _check_like("gradient of a leaf", g, leaf)
+    if leaf.grad is None:
+        xp = get_array_module(leaf.data)
+        leaf.grad = xp.array(g, order="C")  # a copy: g may have other owners
+    else:
+        leaf.grad += g
+
+
+def _check_like(what: str, g: Any, tensor: Tensor) -> None:
+    got, want = (getattr(g, "dtype", None), getattr(g, "shape", None)), (tensor.dtype, tensor.shape)
+    if got != want:
+        raise ValueError(f"{what} is {got[0]} {got[1]}, wanted {want[0]} {want[1]}")
+
+
+def _dense(a: Any) -> Any:
+    """The array itself if C-contiguous, else a copy that is: kernels index raw memory."""
+    return a.copy(order="C") if is_gpu(a) and not a.flags.c_contiguous else a

@@ -1,0 +1,132 @@
+"""Files that are either whole or not there: atomic writes, named tensors.
+
+A file is written under a temporary name in its own folder, synced, renamed over the old one, and
+the folder synced: after a crash there is the old file or the new one, never a piece of it. Tensors
+are kept as safetensors, which cannot run code when read.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+import numpy as np
+
+from gpuconv.backend import Array, to_cpu
+
+FORMAT = "gpuconv"
+VERSION = 1
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
+    """An open file that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    >>> import tempfile, os
+    >>> target = os.path.join(tempfile.mkdtemp(), "note.txt")
+    >>> with atomic_write(target, "w") as file:
+    ...     _ = file.write("whole")
+    >>> open(target).read()
+    'whole'
+    """
+    path = pathlib.Path(path)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _keep_mode(path, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def _keep_mode(path: pathlib.Path, temporary: str) -> None:
+    """mkstemp makes files for their owner only: give the new one what the old had, or the usual."""
+    if path.exists():
+        os.chmod(temporary, path.stat().st_mode & 0o777)
+    else:
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    if os.name == "posix":  # Windows cannot open a folder, and needs no such call
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
+    """Hash of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def save(path: str | os.PathLike, state: Mapping[str, Array],
+         metadata: Mapping[str, Any] | None = None) -> None:
+    """Write named arrays as a safetensors file.
+
+    Args:
+        path: the file; replaced as a whole.
+        state: arrays of numpy or cupy, any float or integer dtype; ``module.state_dict()``, say.
+        metadata: what to remember beside them, JSON values by name.
+
+    Raises:
+        TypeError: a value is no array.
+        ValueError: what was written does not read back as ``state``.
+
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/w.safetensors"
+    >>> save(path, {"w": np.ones(2)}, {"epoch": 3})
+    >>> load(path)
+    ({'w': array([1., 1.])}, {'epoch': 3})
+    """
+    from safetensors.numpy import load as parse
+    from safetensors.numpy import save as serialise
+    # safetensors 0.8.0 writes the memory of a strided array as if it were dense (issue 825).
+    arrays = {name: np.ascontiguousarray(to_cpu(a)).reshape(a.shape) for name, a in state.items()}
+    described = {"format": FORMAT, "version": str(VERSION), "metadata": json.dumps(metadata or {})}
+    blob = serialise(arrays, described)
+    for name, back in parse(blob).items():
+        if back.tobytes() != arrays[name].tobytes():
+            raise ValueError(f"save: {name} does not read back as it was")
+    with atomic_write(path) as file:
+        file.write(blob)
+
+
+def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what ``save`` wrote.
+
+    Returns:
+        (state, metadata): NumPy arrays by name; the metadata given to ``save``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, truncated, or not a gpuconv file; nothing of it is returned.
+    """
+    import safetensors
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            described = file.metadata() or {}
+            if described.get("format") != FORMAT:
+                raise ValueError(f"{path}: a safetensors file, but not one of gpuconv "
+                                 f"(format {described.get('format')!r})")
+            if int(described["version"]) > VERSION:
+                raise ValueError(f"{path}: written by a newer gpuconv (version "
+                                 f"{described['version']}, this one reads up to {VERSION})")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return state, json.loads(described["metadata"])
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: damaged, or no safetensors file: {error}") from None

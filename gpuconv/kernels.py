@@ -1,0 +1,152 @@
+"""Compile the CUDA sources in kernels/ with NVRTC, and launch them with checked arguments.
+
+CuPy checks nothing at a launch: an array of the wrong dtype is read as if it were right, a view is
+passed as its base pointer, a Python int as 8 bytes where the kernel reads 4. So the loader reads
+the parameter list of each kernel, and ``launch`` holds every argument against it.
+"""
+
+import functools
+import operator
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpuconv.backend import Array, accumulator, cupy, float_dtype, is_gpu
+
+HERE = pathlib.Path(__file__).parent
+FOLDERS = HERE / "cuda", HERE.parent / "kernels"  # in a wheel, in a checkout
+
+C_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float",
+           "float64": "double", "bool": "bool", "int8": "signed char", "uint8": "unsigned char",
+           "int32": "int", "uint32": "unsigned", "int64": "long long",
+           "uint64": "unsigned long long"}
+
+INT_ITEMS = 2**31     # the number of elements from which an int cannot count an array
+MAX_BLOCKS = 2**16    # of one launch; kernels step through what is left, see grid_stride
+BLOCK = 256           # threads of a block, unless a kernel wants another number
+
+
+@functools.cache
+def source(name: str) -> str:
+    """Text of kernels/<name>, with #include "x.cuh" pasted in.
+
+    Pasted, because CuPy's disk cache hashes the source text and the options but not the
+    files an #include names: an edited header would otherwise run as the stale kernel.
+    """
+    for folder in FOLDERS:
+        if (folder / "common.cuh").is_file():  # ours, not some other "kernels" on the way
+            text = (folder / name).read_text(encoding="utf-8")
+            return re.sub(r'^#include "(.+)"$', lambda m: source(m[1]), text, flags=re.M)
+    raise FileNotFoundError(f"no common.cuh in {' or '.join(map(str, FOLDERS))}")
+
+
+def signatures(text: str) -> dict[str, list[tuple[str, str]]]:
+    """{kernel: [(type, name) of each parameter]} of the extern "C" __global__ functions.
+
+    >>> signatures('extern "C" __global__ void f(const T* __restrict__ x, long long n) {}')
+    {'f': [('T*', 'x'), ('long long', 'n')]}
+    """
+    text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
+    head = (r'extern\s+"C"\s+__global__(?:\s|void\b|__launch_bounds__\s*\([^)]*\))+'
+            r"(\w+)\s*\(([^)]*)\)")
+
+    def parameter(declared: str) -> tuple[str, str]:
+        *kind, name = re.findall(r"\w+|\*", re.sub(r"\b(const|__restrict__)\b", "", declared))
+        return " ".join(kind).replace(" *", "*"), name
+
+    return {name: [parameter(p) for p in listed.split(",") if p.strip()]
+            for name, listed in re.findall(head, text)}
+
+
+def index(*arrays: Array | None) -> np.dtype:
+    """dtype for flat offsets into these arrays: int is the faster, int64 has no end."""
+    small = all(a is None or a.size < INT_ITEMS for a in arrays)
+    return np.dtype("int32" if small else "int64")
+
+
+@functools.cache
+def kernel(file: str, function: str, *, T: Any, **constants: Any) -> Callable[..., None]:
+    """One compiled __global__ function: ``kernel(...)(threads, *arguments)`` launches it.
+
+    Args:
+        file: in kernels/.
+        function: name of an extern "C" __global__ in it.
+        T: dtype of the stored elements. A, the dtype of the arithmetic, is T, but float32 for the
+            16-bit floats: their sums need more bits than they have.
+        constants: ints and dtypes. The source reads each as CFG_<name>.
+
+    A plain extern "C" name plus -D works with the disk cache of every CuPy; template
+    name_expressions are recompiled in each process before CuPy 14.2. The prefix matters:
+    a bare -DT=float breaks every template in the CUDA headers.
+    """
+    dtypes = {"T": float_dtype(T), "A": accumulator(T)}
+    dtypes |= {key: v for key, v in constants.items() if isinstance(v, np.dtype)}
+    defines = constants | {key: C_TYPES[v.name] for key, v in dtypes.items()}
+
+    text = source(file)
+    by_c_name = {c: float_dtype(name) if name == "bfloat16" else np.dtype(name)
+                 for name, c in C_TYPES.items() if name != "bfloat16" or name == dtypes["T"].name}
+    aliases = {alias: dtypes[key] for alias, key in re.findall(r"using (\w+) = CFG_(\w+);", text)}
+    parameters = [(name, (by_c_name | aliases)[kind.rstrip("*")], kind.endswith("*"))
+                  for kind, name in signatures(text)[function]]
+    options = tuple(f"-DCFG_{key}={int(value) if isinstance(value, bool) else value}"
+                    for key, value in defines.items())
+    compiled: dict[int, Any] = {}  # device: function; a module belongs to one device
+
+    def get(device: int) -> Any:
+        if device not in compiled:
+            compiled[device] = cupy().RawModule(code=text, options=options).get_function(function)
+        return compiled[device]
+
+    return functools.partial(launch, get, function, parameters)
+
+
+def launch(get: Callable[[int], Any], function: str, parameters: list, threads: int, *args: Any,
+           block: int = BLOCK) -> None:
+    """Launch one thread per unit of work, on the arrays' device and CuPy's current stream.
+
+    Args:
+        get: gives the compiled function of a device.
+        function: its name, for messages.
+        parameters: (name, dtype, whether it is a pointer) of each parameter.
+        threads: wanted in all, rounded up to whole blocks, at most ``MAX_BLOCKS`` of them: kernels
+            stride over what is left. Nothing is launched for 0.
+        args: an array, or None for a null pointer; for the others a number, narrowed here to
+            the type that the kernel declares.
+        block: threads of a block.
+
+    Raises:
+        TypeError, ValueError, OverflowError: an argument is not what the kernel declares.
+    """
+    if len(args) != len(parameters):
+        raise TypeError(f"{function}: {len(args)} arguments for {len(parameters)} parameters")
+    narrow = [_checked(f"{function}: {name}", arg, dtype, pointer)
+              for arg, (name, dtype, pointer) in zip(args, parameters, strict=True)]
+    devices = {arg.device.id: arg.device for arg in args if is_gpu(arg)}
+    if len(devices) != 1:
+        raise ValueError(f"{function}: its arrays are on devices {sorted(devices)}, wanted one")
+    if threads:
+        (number, device), = devices.items()
+        with device:
+            get(number)((min(-(-threads // block), MAX_BLOCKS),), (block,), narrow)
+
+
+def _checked(what: str, arg: Any, dtype: np.dtype, pointer: bool) -> Any:
+    if not pointer:
+        if is_gpu(arg) or isinstance(arg, np.ndarray):
+            raise TypeError(f"{what} is an array, wanted one {dtype}")
+        if dtype.kind in "iu":
+            return dtype.type(operator.index(arg))  # OverflowError where it does not fit
+        return dtype.type(bool(arg) if dtype.kind == "b" else float(arg))
+    if arg is None:
+        return np.uintp(0)
+    if not is_gpu(arg):
+        raise TypeError(f"{what} is {type(arg).__name__}, wanted a GPU array of {dtype}")
+    if arg.dtype != dtype:
+        raise TypeError(f"{what} is an array of {arg.dtype}, wanted {dtype}")
+    if not arg.flags.c_contiguous:
+        raise ValueError(f"{what}, shape {arg.shape}, is not C-contiguous")
+    return arg

@@ -1,0 +1,1 @@
+"""One operation per file; here are their public names."""

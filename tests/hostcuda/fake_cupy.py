@@ -1,0 +1,138 @@
+"""A stand-in for the `cupy` module on machines without a GPU.
+
+Its arrays live in host memory, and RawModule compiles the very same CUDA source with g++ and runs
+it on the CPU: the GPU branch of every op (allocation, launch geometry, argument order, kernel) runs
+unchanged. conftest.py hands it to gpuconv.backend; the real `cupy` module stays importable.
+
+An ndarray *holds* a NumPy array instead of being one, so that whatever CuPy refuses is refused
+here: np.asarray(a), arithmetic with NumPy arrays, NumPy arrays as kernel arguments. Only what is
+listed exists; a name that gpuconv begins to use is added here, and test_architecture checks it
+against the real CuPy. What CuPy itself does (streams, cuBLAS, real memory) is for a GPU to show.
+"""
+
+import numpy as np
+
+from .hostcuda import HostModule
+
+FUNCTIONS = """arange argsort broadcast_to concatenate empty empty_like exp full full_like isnan log
+    matmul maximum minimum ones ones_like sqrt stack tanh where zeros zeros_like""".split()
+METHODS = """__abs__ __add__ __and__ __eq__ __floordiv__ __ge__ __gt__ __iadd__ __imul__ __invert__
+    __isub__ __itruediv__ __le__ __lt__ __matmul__ __mod__ __mul__ __ne__ __neg__ __or__ __pow__
+    __radd__ __rmul__ __rshift__ __lshift__ __xor__ __rsub__ __rtruediv__ __sub__ __truediv__ __getitem__ __setitem__
+    all any astype copy fill max mean min ravel reshape sum transpose""".split()
+ATTRIBUTES = "dtype flags nbytes ndim shape size strides T".split()
+CONVERSIONS = "__bool__ __float__ __int__ __len__ item tolist".split()
+
+
+class ndarray:
+    """An array 'on the GPU'; ``get()`` copies it to a NumPy array."""
+
+    __array_ufunc__ = None  # numpy_array + a asks a, which refuses
+    __hash__ = None
+
+    def __init__(self, host):
+        self.host = host
+
+    def __array__(self, *_, **__):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. "
+                        "Please use `.get()` to construct a NumPy array explicitly.")
+
+    def get(self):
+        return self.host.copy()
+
+    @property
+    def device(self):
+        return Device(0)
+
+    def __repr__(self):
+        return f"gpu {self.host!r}"
+
+
+class Device:
+    """The one device: a context that changes nothing."""
+
+    def __init__(self, id=0):
+        self.id = id
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class cuda:
+    """cupy.cuda."""
+
+    Device = Device
+
+
+class RawModule:
+    """CUDA source, compiled for the CPU."""
+
+    def __init__(self, *, code, options=()):
+        self.module = HostModule(code, options)
+
+    def get_function(self, name):
+        return RawKernel(self.module.get_function(name))
+
+
+class RawKernel:
+    """A kernel; more dynamic shared memory than 48 KB must be asked for, as on the device."""
+
+    def __init__(self, kernel):
+        self.kernel, self.max_dynamic_shared_size_bytes = kernel, 48 << 10
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        self.kernel(grid, block, [_host(a) for a in args], shared_mem,
+                    max_shared=self.max_dynamic_shared_size_bytes)
+
+
+def _host(a):
+    """What NumPy computes with."""
+    if isinstance(a, np.ndarray):
+        raise TypeError(f"Unsupported type {type(a)}")
+    if isinstance(a, (list, tuple)):
+        return type(a)(map(_host, a))
+    return a.host if isinstance(a, ndarray) else a
+
+
+def _gpu(a):
+    """Every NumPy array or scalar (a reduction gives one) becomes an array 'on the GPU'."""
+    return ndarray(np.asarray(a)) if isinstance(a, (np.ndarray, np.generic)) else a
+
+
+def _on_host(f):
+    def wrapped(*args, **kwargs):
+        out = f(*map(_host, args), **{key: _host(a) for key, a in kwargs.items()})
+        for a in args:
+            if isinstance(a, ndarray) and a.host is out:  # a += b is a itself
+                return a
+        return _gpu(out)
+
+    return wrapped
+
+
+def array(a, dtype=None, copy=True, order="K"):
+    """An array on the GPU: from a NumPy array, a list or another array."""
+    host = a.host if isinstance(a, ndarray) else a
+    return ndarray(np.array(host, dtype, copy=copy or None, order=order))
+
+
+def asarray(a, dtype=None):
+    """The array itself where it is on the GPU already."""
+    return a if isinstance(a, ndarray) and dtype in (None, a.dtype) else array(a, dtype)
+
+
+def asnumpy(a):
+    """A NumPy array of an array from anywhere."""
+    return a.get() if isinstance(a, ndarray) else np.asarray(a)
+
+
+globals().update({name: _on_host(getattr(np, name)) for name in FUNCTIONS})
+for name in METHODS:
+    setattr(ndarray, name, _on_host(getattr(np.ndarray, name)))
+for name in CONVERSIONS:
+    setattr(ndarray, name, lambda self, *args, name=name: getattr(self.host, name)(*args))
+for name in ATTRIBUTES:
+    setattr(ndarray, name, property(lambda self, name=name: _gpu(getattr(self.host, name))))
