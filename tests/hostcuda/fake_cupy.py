@@ -10,10 +10,13 @@ listed exists; a name that gpuconv begins to use is added here, and test_archite
 against the real CuPy. What CuPy itself does (streams, cuBLAS, real memory) is for a GPU to show.
 """
 
+import types
+
 import numpy as np
 
 from .hostcuda import HostModule
 
+__version__ = "14, the stand-in"
 FUNCTIONS = """arange argsort broadcast_to concatenate empty empty_like exp full full_like isnan log
     matmul maximum minimum ones ones_like sqrt stack tanh where zeros zeros_like""".split()
 METHODS = """__abs__ __add__ __and__ __eq__ __floordiv__ __ge__ __gt__ __iadd__ __imul__ __invert__
@@ -62,9 +65,22 @@ class Device:
 
 
 class cuda:
-    """cupy.cuda."""
+    """cupy.cuda: as much of it as gpuconv.backend asks when it looks for a GPU."""
 
     Device = Device
+
+    class runtime:
+        driverGetVersion = staticmethod(lambda: 13000)
+        getDeviceCount = staticmethod(lambda: 1)
+        getDeviceProperties = staticmethod(lambda number: {
+            "name": b"stand-in (CUDA sources on the CPU)", "totalGlobalMem": 8 << 30,
+            "major": 0, "minor": 0})
+
+    class nvrtc:
+        getVersion = staticmethod(lambda: (13, 0))
+
+    class device:
+        get_cublas_handle = staticmethod(lambda: 0)
 
 
 class RawModule:
@@ -116,12 +132,19 @@ def _on_host(f):
 def array(a, dtype=None, copy=True, order="K"):
     """An array on the GPU: from a NumPy array, a list or another array."""
     host = a.host if isinstance(a, ndarray) else a
+    if hasattr(a, "__cuda_array_interface__"):  # somebody else's array "on the GPU"
+        host = types.SimpleNamespace(__array_interface__=a.__cuda_array_interface__, owner=a)
     return ndarray(np.array(host, dtype, copy=copy or None, order=order))
 
 
 def asarray(a, dtype=None):
     """The array itself where it is on the GPU already."""
     return a if isinstance(a, ndarray) and dtype in (None, a.dtype) else array(a, dtype)
+
+
+def from_dlpack(a):
+    """An array that shares the memory of somebody else's."""
+    return a if isinstance(a, ndarray) else ndarray(np.from_dlpack(a))
 
 
 def asnumpy(a):
