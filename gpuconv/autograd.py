@@ -61,6 +61,7 @@ class Tensor:
     sum: Callable[..., "Tensor"]
     mean: Callable[..., "Tensor"]
     max: Callable[..., "Tensor"]
+    __getitem__: Callable[[Any], "Tensor"]
 
     __array_ufunc__ = None  # numpy_array + tensor asks the tensor
 
@@ -190,7 +191,7 @@ class Op:
         self.needs = tuple(
             _mode.recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
         if get_array_module(*arrays) is np:
-            y = np.asarray(self.forward_cpu(*arrays))  # a reduction may have left the arrays
+            y: Any = np.asarray(self.forward_cpu(*arrays))  # a reduction may have left the arrays
         else:
             with next(a for a in arrays if is_gpu(a)).device:
                 y = self.forward_gpu(*map(_dense, arrays))

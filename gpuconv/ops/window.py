@@ -84,7 +84,9 @@ class Window:
         room = n + near + far - self.extent[axis]
         if room < 0:
             return 0
-        count = (-(-room // stride) if self.ceil_mode else room // stride) + 1
+        if not self.ceil_mode:
+            return room // stride + 1
+        count = -(-room // stride) + 1
         return count - 1 if (count - 1) * stride >= n + near else count
 
     def overhang(self, height: int, width: int) -> Pair:

@@ -17,12 +17,12 @@ import numpy as np
 from .hostcuda import HostModule
 
 __version__ = "14, the stand-in"
-FUNCTIONS = """arange argsort broadcast_to concatenate empty empty_like exp full full_like isnan log
-    matmul maximum minimum ones ones_like sqrt stack tanh where zeros zeros_like""".split()
+FUNCTIONS = """arange argsort ascontiguousarray broadcast_to concatenate empty empty_like exp full full_like isnan log
+    maximum minimum ones ones_like sqrt stack tanh where zeros zeros_like""".split()
 METHODS = """__abs__ __add__ __and__ __eq__ __floordiv__ __ge__ __gt__ __iadd__ __imul__ __invert__
-    __isub__ __itruediv__ __le__ __lt__ __matmul__ __mod__ __mul__ __ne__ __neg__ __or__ __pow__
+    __isub__ __itruediv__ __le__ __lt__ __mod__ __mul__ __ne__ __neg__ __or__ __pow__
     __radd__ __rmul__ __rshift__ __lshift__ __xor__ __rsub__ __rtruediv__ __sub__ __truediv__ __getitem__ __setitem__
-    all any astype copy fill max mean min ravel reshape sum transpose""".split()
+    all any astype copy fill max mean min ravel reshape sum swapaxes transpose""".split()
 ATTRIBUTES = "dtype flags nbytes ndim shape size strides T".split()
 CONVERSIONS = "__bool__ __float__ __int__ __len__ item tolist".split()
 
@@ -152,6 +152,13 @@ def asnumpy(a):
     return a.get() if isinstance(a, ndarray) else np.asarray(a)
 
 
+@_on_host
+def matmul(a, b):
+    """As cuBLAS multiplies: 16-bit numbers are summed in float32 and rounded once."""
+    wide = np.result_type(a, np.float32)
+    return np.matmul(a.astype(wide), b.astype(wide)).astype(np.result_type(a, b))
+
+
 globals().update({name: _on_host(getattr(np, name)) for name in FUNCTIONS})
 for name in METHODS:
     setattr(ndarray, name, _on_host(getattr(np.ndarray, name)))
@@ -159,3 +166,4 @@ for name in CONVERSIONS:
     setattr(ndarray, name, lambda self, *args, name=name: getattr(self.host, name)(*args))
 for name in ATTRIBUTES:
     setattr(ndarray, name, property(lambda self, name=name: _gpu(getattr(self.host, name))))
+ndarray.__matmul__ = matmul

@@ -1,0 +1,303 @@
+"""2-d convolution (cross-correlation, as everywhere in this field).
+
+    y[n,p,q,k]  = b[k] + sum over r,s,c of  x[n,h,w,c] * w[k,r,s,c]     h = p*SH - PT + r*DH,
+    gw[k,r,s,c] =        sum over n,p,q of  gy[n,p,q,k] * x[n,h,w,c]    w = q*SW - PL + s*DW
+    gx[n,h,w,c] =        sum over r,s,k of  gy[n,p,q,k] * w[k,r,s,c]    for those p, q
+    gb[k]       =        sum over n,p,q of  gy[n,p,q,k]
+
+All of it as products of matrices, the patches of x being rows (see im2col.py):
+
+    y = col(x) w^T         gw = gy^T col(x)         gx = col2im(gy w)
+
+and, with stride 1, gx = col(gy) times the filters turned by 180 degrees: a gather instead of sums.
+The matrix of patches never exists as a whole. The CPU makes it for a few images at a time, so that
+it stays in cache until its product is taken; the backward pass makes it again instead of keeping
+it, because memory is R*S times dearer than the copy. With G groups, channels and filters
+fall into G parts that do not see each other: the same, G times. On the GPU, 16-bit rows gy w are
+rounded once before col2im adds them up in float32, and y once before b is added.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpuconv import threads
+from gpuconv.autograd import Op
+from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.ops.checks import check_arrays, check_images
+from gpuconv.ops.im2col import fold, images_of_gpu, rows_of_gpu, unfold
+from gpuconv.ops.pad import MODES, pad2d
+from gpuconv.ops.window import IntOrPair, Pair, Window, pair, sides
+
+GPU_WORKSPACE = 256 << 20  # bytes of patches that exist at a time on the GPU
+CPU_WORKSPACE = 4 << 20    # bytes of patches of one thread's chunk
+SUMS = 8                   # partial weight gradients on the CPU, each over a run of chunks
+
+
+def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
+           padding: IntOrPair | tuple[Pair, Pair] | str = 0, dilation: IntOrPair = 1,
+           groups: int = 1, padding_mode: str = "zeros") -> Array:
+    """Slide K filters over images.
+
+    Args:
+        x: Tensor or array (N, H, W, C), any float dtype.
+        w: filters (K, R, S, C/groups), dtype of x.
+        b: bias (K,), dtype of x, or None.
+        stride: (SH, SW) or one int, pixels.
+        padding: pixels around x: one int, (PH, PW), ((top, bottom), (left, right)), "valid" for
+            none, or "same" for P = ceil(H / SH), an odd pixel going to the bottom or right.
+        dilation: distance (DH, DW) between the pixels of a filter, or one int.
+        groups: filter k sees only the channels of its group, k // (K/groups).
+        padding_mode: what the padding holds: "zeros", "reflect" (mirrored, without the edge),
+            "replicate" (the edge) or "circular" (the opposite side).
+
+    Returns:
+        (N, P, Q, K), dtype of x, P = (H + top + bottom - DH*(R-1) - 1) // SH + 1, Q likewise;
+        rows and columns that a last step would leave half covered are cropped.
+
+    Raises:
+        ValueError: wrong rank or channel count, a filter larger than the padded input, a stride,
+            dilation or groups below 1, groups that do not divide C and K, unknown padding.
+        TypeError: dtypes differ or are not floating-point, or CPU meets GPU.
+
+    >>> x = np.arange(9.0).reshape(1, 3, 3, 1)
+    >>> conv2d(x, np.ones((1, 2, 2, 1)))[0, :, :, 0]
+    array([[ 8., 12.],
+           [20., 24.]])
+
+    Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document
+    recognition", 1998, section II.A.
+    """
+    check_images("conv2d", x)
+    check_arrays("conv2d", x=x, w=w, b=b)
+    _check_shapes(x.shape, w.shape, None if b is None else b.shape, groups)
+    if padding_mode not in MODES:
+        raise ValueError(f"conv2d: padding_mode {padding_mode!r}, wanted one of {MODES}")
+    window = _window(x.shape[1:3], w.shape[1:3], pair(stride), padding, pair(dilation))
+    if padding_mode != "zeros" and any(map(any, window.pad)):
+        x = pad2d(x, window.pad, padding_mode)
+        window = Window(window.size, window.stride, ((0, 0), (0, 0)), window.dilation)
+    try:
+        window.out_shape(*x.shape[1:3])
+    except ValueError as error:
+        raise ValueError(f"conv2d: {error} (x {tuple(x.shape)}, w {tuple(w.shape)})") from None
+    return Conv2d(window, groups)(x, w) if b is None else Conv2d(window, groups)(x, w, b)
+
+
+def _check_shapes(x: tuple, w: tuple, b: tuple | None, groups: int) -> None:
+    seen = f"(x {tuple(x)}, w {tuple(w)})"
+    if len(w) != 4 or 0 in w:
+        raise ValueError(f"conv2d: w has shape {tuple(w)}, wanted (K, R, S, C/groups), none 0")
+    if groups < 1:
+        raise ValueError(f"conv2d: groups {groups}, wanted at least 1")
+    if x[3] % groups or w[0] % groups:
+        raise ValueError(f"conv2d: groups {groups} must divide {x[3]} channels and {w[0]} "
+                         f"filters {seen}")
+    if x[3] // groups != w[3]:
+        grouped = f" in each of {groups} groups" if groups > 1 else ""
+        raise ValueError(f"conv2d: x has {x[3] // groups} channels{grouped}, w wants {w[3]} {seen}")
+    if b is not None and tuple(b) != (w[0],):
+        raise ValueError(f"conv2d: b has shape {tuple(b)}, wanted ({w[0]},) {seen}")
+
+
+def _window(image: Pair, size: Pair, stride: Pair,
+            padding: IntOrPair | tuple[Pair, Pair] | str, dilation: Pair) -> Window:
+    if isinstance(padding, str) and padding not in ("same", "valid"):
+        raise ValueError(f"conv2d: padding {padding!r}, wanted numbers, 'same' or 'valid'")
+    window = Window(size, stride, ((0, 0), (0, 0)) if isinstance(padding, str) else sides(padding),
+                    dilation)
+    if padding != "same":
+        return window
+
+    def split(n: int, step: int, extent: int) -> Pair:
+        total = max(0, (-(-n // step) - 1) * step + extent - n)
+        return total // 2, total - total // 2
+
+    (H, W), (SH, SW), (EH, EW) = image, stride, window.extent
+    return Window(size, stride, (split(H, SH, EH), split(W, SW, EW)), dilation)
+
+
+class Conv2d(Op):
+    """Saves: x if w needs a gradient, w if x does."""
+
+    def __init__(self, window: Window, groups: int):
+        self.window, self.groups = window, groups
+
+    def save(self, x: Array, w: Array) -> None:
+        """Keep what the gradients that were asked for will read."""
+        self.x: Any = x if self.needs[1] else None
+        self.w: Any = w if self.needs[0] else None
+        self.x_shape, self.w_shape = x.shape, w.shape
+
+    def parts(self, channels: int) -> list[slice]:
+        """The channels of each group."""
+        size = channels // self.groups
+        return [slice(g * size, (g + 1) * size) for g in range(self.groups)]
+
+    # -- CPU -------------------------------------------------------------------------
+
+    def forward_cpu(self, x, w, b=None):
+        self.save(x, w)
+        return _correlate(x, w, b, self.window, self.groups)
+
+    def backward_cpu(self, gy):
+        gx = self.input_gradient_cpu(gy) if self.needs[0] else None
+        gw = self.weight_gradient_cpu(gy) if self.needs[1] else None
+        if len(self.needs) < 3:
+            return gx, gw
+        return gx, gw, _sum_rows(gy) if self.needs[2] else None
+
+    def input_gradient_cpu(self, gy):
+        """Gather with the turned filters where that is a convolution; else scatter gy w."""
+        (H, W), (R, S) = self.x_shape[1:3], self.window.size
+        (EH, EW), ((top, _), (left, _)) = self.window.extent, self.window.pad
+        P, Q = gy.shape[1:3]
+        turned = ((EH - 1 - top, H + top - P), (EW - 1 - left, W + left - Q))
+        if self.window.stride == (1, 1) and min(turned[0] + turned[1]) >= 0:
+            C, K = self.x_shape[3], self.w_shape[0]
+            w = self.w.reshape(self.groups, K // self.groups, R, S, C // self.groups)
+            w = w[:, :, ::-1, ::-1].transpose(0, 4, 2, 3, 1)  # (G, C/G, R, S, K/G)
+            w = w.reshape(C, R, S, K // self.groups)
+            window = Window((R, S), (1, 1), turned, self.window.dilation)
+            return _correlate(gy, w, None, window, self.groups)
+
+        gx, dtype = np.empty(self.x_shape, gy.dtype), accumulator(gy.dtype)
+        w = self.w.astype(dtype, copy=False)
+        K = gy.shape[3]
+
+        def piece_of(piece: slice) -> None:
+            for into, of in zip(self.parts(gx.shape[3]), self.parts(K), strict=True):
+                g = gy[piece, :, :, of].astype(dtype, copy=False).reshape(-1, w[of].shape[0])
+                col = threads.scratch("gcol", len(g) * w[0].size, dtype).reshape(len(g), -1)
+                np.matmul(g, w[of].reshape(g.shape[1], -1), out=col)  # (n*P*Q, R*S*C/G)
+                shape = *gx[piece].shape[:3], w.shape[3]
+                gx[piece, :, :, into] = fold(col, shape, self.window)
+
+        threads.each(piece_of, self.pieces(len(gy), P * Q, dtype))
+        return gx
+
+    def weight_gradient_cpu(self, gy):
+        """Sums over a fixed number of runs of chunks, added in their order."""
+        N, P, Q, K = gy.shape
+        dtype = accumulator(gy.dtype)
+
+        def run_of(run: slice) -> np.ndarray:
+            total = np.zeros(self.w_shape, dtype)
+            for piece in self.pieces(run.stop - run.start, P * Q, dtype):
+                piece = slice(run.start + piece.start, run.start + piece.stop)
+                for into, of in zip(self.parts(self.x_shape[3]), self.parts(K), strict=True):
+                    col = unfold(self.x[piece, :, :, into], self.window)
+                    g = gy[piece, :, :, of].astype(dtype, copy=False).reshape(len(col), -1)
+                    part = threads.scratch("gw", total[of].size, dtype).reshape(g.shape[1], -1)
+                    np.matmul(g.T, col, out=part)  # (K/G, R*S*C/G)
+                    total[of] += part.reshape(total[of].shape)
+            return total
+
+        runs = threads.chunks(N, 1, -(-N // SUMS))
+        gw = np.zeros(self.w_shape, dtype)
+        for part in threads.each(run_of, runs):
+            gw += part
+        return gw.astype(gy.dtype, copy=False)
+
+    def pieces(self, images: int, positions: int, dtype: np.dtype) -> list[slice]:
+        """Cut so that the patches of one group of a piece fit its workspace."""
+        row = int(np.prod(self.w_shape[1:])) * dtype.itemsize
+        return threads.chunks(images, positions * row, CPU_WORKSPACE)
+
+    # -- GPU: kernels/im2col.cu, and cuBLAS ------------------------------------------
+
+    def forward_gpu(self, x, w, b=None):
+        self.save(x, w)
+        N, K = len(x), len(w)
+        P, Q = self.window.out_shape(*x.shape[1:3])
+        y = cupy().empty((N, P, Q, K), x.dtype)
+        filters = w.reshape(self.groups, K // self.groups, -1).transpose(0, 2, 1)  # (G, RSC/G, K/G)
+        for piece, col in self.batches(x, P * Q):
+            _join(y[piece], cupy().matmul(rows_of_gpu(x[piece], self.window, self.groups, col),
+                                          filters))
+        if b is not None:
+            y += b
+        return y
+
+    def backward_gpu(self, gy):
+        cp, gx, gw = cupy(), None, None
+        P, Q, K = gy.shape[1:]
+        if self.needs[0]:
+            gx = cp.empty(self.x_shape, gy.dtype)
+            filters = self.w.reshape(self.groups, K // self.groups, -1)  # (G, K/G, RSC/G)
+            for piece, _ in self.batches(gx, P * Q):
+                col = cp.matmul(_split(gy[piece], self.groups), filters)  # (G, n*P*Q, RSC/G)
+                images_of_gpu(col, gx[piece].shape, self.window, self.groups, gx[piece])
+        if self.needs[1]:
+            dtype = accumulator(gy.dtype)
+            sums = cp.zeros((self.groups, K // self.groups, int(np.prod(self.w_shape[1:]))), dtype)
+            for piece, col in self.batches(self.x, P * Q):
+                rows = rows_of_gpu(self.x[piece], self.window, self.groups, col)
+                sums += cp.matmul(_split(gy[piece], self.groups).transpose(0, 2, 1), rows)
+            gw = sums.reshape(self.w_shape).astype(gy.dtype, copy=False)
+        if len(self.needs) < 3:
+            return gx, gw
+        gb = gy.sum(axis=(0, 1, 2), dtype=accumulator(gy.dtype)) if self.needs[2] else None
+        return gx, gw, gb if gb is None else gb.astype(gy.dtype, copy=False)
+
+    def batches(self, x: Array, positions: int) -> Iterator[tuple[slice, Array]]:
+        """Slices of the batch whose patches fit the workspace, each with an array for them."""
+        row = int(np.prod(self.w_shape[1:]))  # of one group
+        image = self.groups * positions * row
+        for piece in threads.chunks(len(x), image * x.dtype.itemsize, GPU_WORKSPACE):
+            shape = self.groups, (piece.stop - piece.start) * positions, row
+            yield piece, cupy().empty(shape, x.dtype)
+
+
+def _correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window,
+               groups: int) -> np.ndarray:
+    """The product of the patches of x with the filters w (K, R, S, C/groups), plus b."""
+    N, H, W, C = x.shape
+    K, P, Q = len(w), *window.out_shape(H, W)
+    dtype = accumulator(x.dtype)
+    y = np.empty((N, P, Q, K), x.dtype)
+    filters = w.astype(dtype, copy=False).reshape(groups, K // groups, -1)  # (G, K/G, R*S*C/G)
+    direct = groups == 1 and y.dtype == dtype
+
+    def piece_of(piece: slice) -> None:
+        for g in range(groups):
+            images = x[piece, :, :, g * C // groups : (g + 1) * C // groups]
+            col = unfold(images, window)  # (n*P*Q, R*S*C/G)
+            into = y[piece, :, :, g * K // groups : (g + 1) * K // groups]
+            shape = len(col), K // groups
+            out = into.reshape(shape) if direct else (
+                threads.scratch("y", len(col) * shape[1], dtype).reshape(shape))
+            np.matmul(col, filters[g].T, out=out)
+            if b is not None:
+                out += b[g * K // groups : (g + 1) * K // groups].astype(dtype, copy=False)
+            if not direct:
+                into[...] = out.reshape(into.shape)
+
+    row = filters[0, 0].nbytes
+    threads.each(piece_of, threads.chunks(N, P * Q * row, CPU_WORKSPACE))
+    return y
+
+
+def _sum_rows(gy: np.ndarray) -> np.ndarray:
+    """(K,): the sum over all but the last axis, in chunks added in order."""
+    dtype = accumulator(gy.dtype)
+
+    def sum_of(piece: slice) -> np.ndarray:
+        return gy[piece].sum(axis=(0, 1, 2), dtype=dtype)
+
+    total = np.zeros(gy.shape[3], dtype)
+    for part in threads.each(sum_of, threads.chunks(len(gy), gy[:1].nbytes)):
+        total += part
+    return total.astype(gy.dtype, copy=False)
+
+
+def _split(gy: Array, groups: int) -> Array:
+    """(n, P, Q, K) -> (G, n*P*Q, K/G)."""
+    return gy.reshape(-1, groups, gy.shape[3] // groups).transpose(1, 0, 2)
+
+
+def _join(y: Array, product: Array) -> None:
+    """(G, n*P*Q, K/G) into y (n, P, Q, K)."""
+    G, rows, KG = product.shape
+    y.reshape(rows, G, KG)[...] = product.transpose(1, 0, 2)

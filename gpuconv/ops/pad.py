@@ -1,0 +1,110 @@
+"""Pixels around an image: zeros, its mirror image, its edge, or its other side.
+
+    y[n, h, w, c] = x[n, source(h - top), source(w - left), c]
+
+    reflect    ... 2 1 | 0 1 2 3 | 2 1 ...     the edge itself is not repeated
+    replicate  ... 0 0 | 0 1 2 3 | 3 3 ...
+    circular   ... 2 3 | 0 1 2 3 | 0 1 ...
+
+The backward pass sends each padded pixel's gradient to its source: the padding is folded back, one
+axis after the other.
+"""
+
+from gpuconv.autograd import Op
+from gpuconv.backend import Array, accumulator, get_array_module
+from gpuconv.ops.checks import check_images
+from gpuconv.ops.window import IntOrPair, Pair, sides
+
+MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def pad2d(x: Array, padding: IntOrPair | tuple[Pair, Pair], mode: str = "zeros") -> Array:
+    """Put a border around images.
+
+    Args:
+        x: Tensor or array (N, H, W, C), any float dtype.
+        padding: one int, (PH, PW), or ((top, bottom), (left, right)), pixels.
+        mode: "zeros", "reflect", "replicate" or "circular".
+
+    Returns:
+        (N, top + H + bottom, left + W + right, C), dtype of x.
+
+    Raises:
+        ValueError: x is not 4-d, unknown mode, a negative padding, or more padding than the mode
+            has pixels for: H - 1 for "reflect", H for "circular".
+        TypeError: x is not floating-point.
+
+    >>> pad2d(np.arange(3.0).reshape(1, 1, 3, 1), (0, 2), "reflect").ravel()
+    array([2., 1., 0., 1., 2., 1., 0.])
+    """
+    check_images("pad2d", x)
+    pads = sides(padding)
+    if mode not in MODES:
+        raise ValueError(f"pad2d: mode {mode!r}, wanted one of {MODES}")
+    for n, side in zip(x.shape[1:3], pads, strict=True):
+        most = {"reflect": n - 1, "circular": n}.get(mode)
+        if min(side) < 0 or most is not None and max(side) > most:
+            limit = "at least 0" if most is None else f"0 to {most}"
+            raise ValueError(f"pad2d: padding {pads} around x {tuple(x.shape)}, {mode!r} "
+                             f"takes {limit} here")
+    return Pad2d(pads, mode)(x)
+
+
+class Pad2d(Op):
+    """Saves: nothing but the numbers it was made with."""
+
+    def __init__(self, pads: tuple[Pair, Pair], mode: str):
+        self.pads, self.mode = pads, mode
+
+    def forward_cpu(self, x):
+        xp = get_array_module(x)
+        for axis, (near, far) in enumerate(self.pads, start=1):
+            x = x.swapaxes(0, axis)
+            pieces = [*self.border(xp, x, near, near=True), x,
+                      *self.border(xp, x, far, near=False)]
+            x = xp.concatenate(pieces) if len(pieces) > 1 else x  # (near + n + far, ...)
+            x = x.swapaxes(0, axis)
+        return xp.ascontiguousarray(x)
+
+    def border(self, xp, x, count, near):
+        """The ``count`` lines that go before x (its axis 0), or after it, as a list of arrays."""
+        if not count:
+            return []
+        if self.mode == "zeros":
+            return [xp.zeros((count, *x.shape[1:]), x.dtype)]
+        if self.mode == "replicate":
+            return [x[:1] if near else x[-1:]] * count
+        if self.mode == "circular":
+            return [x[-count:] if near else x[:count]]
+        return [x[count:0:-1] if near else x[-2 : -count - 2 : -1]]  # reflect
+
+    def backward_cpu(self, gy):
+        xp = get_array_module(gy)
+        g = gy.astype(accumulator(gy.dtype), copy=False)
+        for axis, (near, far) in enumerate(self.pads, start=1):
+            g = g.swapaxes(0, axis)
+            n = len(g) - near - far
+            before, inside, after = g[:near], g[near : near + n], g[near + n :]
+            if self.mode != "zeros" and near + far:
+                inside = inside.copy()
+                self.fold(inside, before, near, after, far)
+            g = inside.swapaxes(0, axis)
+        return (xp.ascontiguousarray(g.astype(gy.dtype, copy=False)),)
+
+    def fold(self, inside, before, near, after, far):
+        """Add the gradients of both borders to the lines they were copied from."""
+        if self.mode == "replicate":
+            inside[0] += before.sum(axis=0)
+            inside[-1] += after.sum(axis=0)
+        elif self.mode == "circular":
+            if near:
+                inside[-near:] += before
+            if far:
+                inside[:far] += after
+        else:  # reflect
+            if near:
+                inside[near:0:-1] += before
+            if far:
+                inside[-2 : -far - 2 : -1] += after
+
+    forward_gpu, backward_gpu = forward_cpu, backward_cpu
