@@ -17,12 +17,12 @@ import numpy as np
 from .hostcuda import HostModule
 
 __version__ = "14, the stand-in"
-FUNCTIONS = """arange argsort ascontiguousarray broadcast_to concatenate empty empty_like exp full full_like isnan log
-    maximum minimum ones ones_like sqrt stack tanh where zeros zeros_like""".split()
-METHODS = """__abs__ __add__ __and__ __eq__ __floordiv__ __ge__ __gt__ __iadd__ __imul__ __invert__
-    __isub__ __itruediv__ __le__ __lt__ __mod__ __mul__ __ne__ __neg__ __or__ __pow__
-    __radd__ __rmul__ __rshift__ __lshift__ __xor__ __rsub__ __rtruediv__ __sub__ __truediv__ __getitem__ __setitem__
-    all any astype copy fill max mean min ravel reshape sum swapaxes transpose""".split()
+FUNCTIONS = """arange argsort ascontiguousarray broadcast_to concatenate exp full full_like isnan
+    log maximum minimum ones ones_like sqrt stack tanh where zeros zeros_like""".split()
+METHODS = """__abs__ __add__ __and__ __eq__ __floordiv__ __ge__ __getitem__ __gt__ __iadd__ __imul__
+    __invert__ __isub__ __itruediv__ __le__ __lshift__ __lt__ __mod__ __mul__ __ne__ __neg__ __or__
+    __pow__ __radd__ __rmul__ __rshift__ __rsub__ __rtruediv__ __setitem__ __sub__ __truediv__
+    __xor__ all any astype copy fill max mean min ravel reshape sum swapaxes transpose""".split()
 ATTRIBUTES = "dtype flags nbytes ndim shape size strides T".split()
 CONVERSIONS = "__bool__ __float__ __int__ __len__ item tolist".split()
 
@@ -64,30 +64,25 @@ class Device:
         pass
 
 
-class cuda:
-    """cupy.cuda: as much of it as gpuconv.backend asks when it looks for a GPU."""
-
-    Device = Device
-
-    class runtime:
-        driverGetVersion = staticmethod(lambda: 13000)
-        getDeviceCount = staticmethod(lambda: 1)
-        getDeviceProperties = staticmethod(lambda number: {
-            "name": b"stand-in (CUDA sources on the CPU)", "totalGlobalMem": 8 << 30,
-            "major": 0, "minor": 0})
-
-    class nvrtc:
-        getVersion = staticmethod(lambda: (13, 0))
-
-    class device:
-        get_cublas_handle = staticmethod(lambda: 0)
+# cupy.cuda: as much of it as gpuconv.backend asks when it looks for a GPU.
+cuda = types.SimpleNamespace(
+    Device=Device,
+    runtime=types.SimpleNamespace(
+        driverGetVersion=lambda: 13000,
+        getDeviceCount=lambda: 1,
+        getDeviceProperties=lambda number: {"name": b"stand-in that runs CUDA on the CPU",
+                                            "totalGlobalMem": 8 << 30, "major": 0, "minor": 0}),
+    nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
+    device=types.SimpleNamespace(get_cublas_handle=lambda: 0))
 
 
 class RawModule:
     """CUDA source, compiled for the CPU."""
 
+    checked = True  # look at each memory access? About ten times slower
+
     def __init__(self, *, code, options=()):
-        self.module = HostModule(code, options)
+        self.module = HostModule(code, options, self.checked)
 
     def get_function(self, name):
         return RawKernel(self.module.get_function(name))
@@ -120,13 +115,26 @@ def _gpu(a):
 
 def _on_host(f):
     def wrapped(*args, **kwargs):
-        out = f(*map(_host, args), **{key: _host(a) for key, a in kwargs.items()})
+        with np.errstate(all="ignore"):  # a GPU does not warn
+            out = f(*map(_host, args), **{key: _host(a) for key, a in kwargs.items()})
         for a in args:
             if isinstance(a, ndarray) and a.host is out:  # a += b is a itself
                 return a
         return _gpu(out)
 
     return wrapped
+
+
+def empty(shape, dtype=float):
+    """NaN, or -1: what a kernel forgets to write is not zero by luck."""
+    a = np.empty(shape, dtype)
+    a.reshape(-1).view(np.uint8)[...] = 0xFF if a.dtype != bool else 1
+    return ndarray(a)
+
+
+def empty_like(a, dtype=None):
+    """An array of a's shape, and its dtype if there is no other."""
+    return empty(a.shape, dtype or a.dtype)
 
 
 def array(a, dtype=None, copy=True, order="K"):
