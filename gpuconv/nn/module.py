@@ -1,0 +1,328 @@
+"""Module: parameters, buffers and submodules found by their attribute names.
+
+Registration is assignment. A Parameter or a Module among the attributes is part of the module,
+under the attribute's name; a buffer is an array that ``register_buffer`` has named. Nested names
+are joined by dots, as in PyTorch: ``body.0.weight``. An object that is reachable by two names
+(tied weights) counts once, under the first.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from gpuconv import random
+from gpuconv.autograd import Parameter, Tensor, no_grad
+from gpuconv.backend import (
+    FLOATS,
+    Array,
+    accumulator,
+    array_device,
+    asarray,
+    float_dtype,
+    get_array_module,
+    gpu_number,
+    is_gpu,
+)
+
+
+class Module:
+    """A layer, or a network of them: subclasses set attributes and define ``forward``.
+
+    ``training`` says how to compute; ``train`` and ``eval`` switch it for the whole tree.
+
+    >>> class Scale(Module):
+    ...     def __init__(self):
+    ...         self.weight = Parameter(np.full(1, 3.0))
+    ...     def forward(self, x):
+    ...         return x * self.weight
+    >>> Scale()(np.array([2.0])).numpy(), [name for name, _ in Scale().named_parameters()]
+    (array([6.]), ['weight'])
+    """
+
+    training = True
+    _buffer_names: tuple[str, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        old = vars(self).get(name)
+        for kind in (Parameter, Module):
+            if isinstance(old, kind) and not isinstance(value, kind):
+                raise TypeError(f"{type(self).__name__}.{name} is a {kind.__name__}, not to be "
+                                f"replaced by {type(value).__name__}")
+        if name in self._buffer_names and not _is_array(value):
+            raise TypeError(f"{type(self).__name__}.{name} is a buffer, wanted an array, "
+                            f"got {type(value).__name__}")
+        super().__setattr__(name, value)
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        """Forward; plain arrays among the inputs become Tensors, the result always is one."""
+        return self.forward(*(Tensor(x) if _is_array(x) else x for x in inputs))
+
+    def forward(self, *inputs: Any) -> Any:
+        """What the module computes."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    def register_buffer(self, name: str, array: Array) -> None:
+        """Keep an array that is state but no parameter: saved, loaded and moved with the module."""
+        if not _is_array(array):
+            raise TypeError(f"register_buffer: {name} is {type(array).__name__}, wanted an array")
+        if name not in self._buffer_names:
+            if hasattr(self, name):
+                raise ValueError(f"register_buffer: {type(self).__name__} has a {name} already")
+            self._buffer_names = (*self._buffer_names, name)
+        setattr(self, name, array)
+
+    # -- the tree -------------------------------------------------------------------------
+
+    def named_children(self) -> Iterator[tuple[str, "Module"]]:
+        """(name, module) of each attribute that is one, in order of assignment."""
+        return ((name, m) for name, m in vars(self).items() if isinstance(m, Module))
+
+    def named_modules(self) -> Iterator[tuple[str, "Module"]]:
+        """(path, module) of this module (its path is "") and all below it, parents first."""
+        seen: set[int] = set()
+
+        def below(path: str, module: Module) -> Iterator[tuple[str, Module]]:
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield path, module
+                for name, child in module.named_children():
+                    yield from below(_join(path, name), child)
+
+        return below("", self)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(path, parameter); a tied parameter once, under its first name."""
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, p in vars(module).items():
+                if isinstance(p, Parameter) and id(p) not in seen:
+                    seen.add(id(p))
+                    yield _join(path, name), p
+
+    def named_buffers(self) -> Iterator[tuple[str, Array]]:
+        """(path, array)."""
+        for path, module in self.named_modules():
+            for name in module._buffer_names:
+                yield _join(path, name), getattr(module, name)
+
+    def modules(self) -> Iterator["Module"]:
+        """This module and all below it."""
+        return (module for _, module in self.named_modules())
+
+    def parameters(self) -> Iterator[Parameter]:
+        """What an optimiser updates."""
+        return (p for _, p in self.named_parameters())
+
+    def buffers(self) -> Iterator[Array]:
+        """What is state, but not updated by an optimiser."""
+        return (array for _, array in self.named_buffers())
+
+    # -- state ----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Array]:
+        """{path: array} of all parameters and buffers: the live arrays, not copies."""
+        state = {}
+        names = {id(p): path for path, p in self.named_parameters()}
+        for path, module in self.named_modules():
+            for name, p in vars(module).items():
+                if isinstance(p, Parameter) and names[id(p)] == _join(path, name):
+                    state[_join(path, name)] = p.data
+            for name in module._buffer_names:
+                state[_join(path, name)] = getattr(module, name)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any],
+                        strict: bool = True) -> tuple[list[str], list[str]]:
+        """Copy arrays in, by name; each to where its parameter or buffer lives.
+
+        Args:
+            state: {path: array}, as ``state_dict`` gives; values of other libraries will do.
+            strict: must the names be exactly this module's?
+
+        Returns:
+            (missing, unexpected) names, both empty when strict.
+
+        Raises:
+            ValueError: a name, shape or dtype does not fit; lists all of them, and has changed
+                nothing.
+        """
+        mine = self.state_dict()
+        missing = [name for name in mine if name not in state]
+        unexpected = [name for name in state if name not in mine]
+        found = {name: asarray(state[name]) for name in mine if name in state}
+        wrong = [f"{name} is {found[name].dtype} {found[name].shape}, "
+                 f"wanted {want.dtype} {want.shape}" for name, want in mine.items()
+                 if name in found and (found[name].shape != want.shape
+                                       or found[name].dtype != want.dtype)]
+        if strict:
+            wrong = [f"missing {name}" for name in missing] + [
+                f"unexpected {name}" for name in unexpected] + wrong
+        if wrong:
+            raise ValueError(f"load_state_dict: {type(self).__name__}: " + "; ".join(wrong))
+        for name, array in found.items():
+            mine[name][...] = asarray(array, _device(mine[name]))
+        return missing, unexpected
+
+    def train(self, mode: bool = True) -> Self:
+        """Compute as in training (batch statistics, dropout) from now on."""
+        for module in self.modules():
+            module.training = bool(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Compute as in use from now on."""
+        return self.train(False)
+
+    def requires_grad_(self, flag: bool = True) -> Self:
+        """Let all parameters have gradients, or freeze them: an optimiser skips frozen ones."""
+        for p in self.parameters():
+            p.requires_grad = bool(flag)
+        return self
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero, in place."""
+        for p in self.parameters():
+            p.zero_grad()
+
+    def reseed(self, seed: int, step: int) -> None:
+        """Key what is random here (dropout) to a run's seed, the layer's path, and the step.
+
+        Args:
+            seed: 0 .. 2**32 - 1.
+            step: number of the training step: another step, other numbers.
+        """
+        random.check_seed(seed)
+        for path, module in self.named_modules():
+            module.reseed_layer((seed, random.stream(path)), step)
+
+    def reseed_layer(self, key: tuple[int, int], step: int) -> None:
+        """For layers that draw: draw with this key and step from now on."""
+
+    # -- where and in what dtype ----------------------------------------------------------
+
+    @property
+    def device(self) -> str:
+        """Where the first parameter (or buffer) lives: "cpu" or "cuda:0"; without any, "cpu"."""
+        return next((_device(a) for a in self.state_dict().values()), "cpu")
+
+    @property
+    def dtype(self) -> np.dtype:
+        """dtype of the first parameter; float32 without any."""
+        return next((p.dtype for p in self.parameters()), np.dtype("float32"))
+
+    def to(self, *targets: Any) -> Self:
+        """Move and convert all parameters, gradients and buffers.
+
+        Args:
+            targets: a device ("cpu", "cuda", "cuda:1"), a float dtype or its name, or both.
+                Float buffers are statistics: they take the dtype that sums are taken in, float32
+                for the 16-bit floats. Integer buffers keep theirs.
+
+        Raises:
+            RuntimeError: an optimiser has packed a parameter that would change. Move first.
+            ValueError, TypeError: no such device, or dtype.
+
+        >>> Module().to("cpu", "float16").device
+        'cpu'
+        """
+        device, dtype = "auto", None
+        for target in targets:
+            if isinstance(target, str) and target not in FLOATS:
+                gpu_number(target)  # raises where it is no device
+                device = target
+            else:
+                dtype = float_dtype(target)
+
+        def moved(a: Array, dtype: np.dtype | None) -> Array:
+            return _dense_as(asarray(a, device), a.dtype if dtype is None else dtype)
+
+        parameters = [(path, p, moved(p.data, dtype)) for path, p in self.named_parameters()]
+        for path, p, data in parameters:
+            if p.packed and data is not p.data:
+                raise RuntimeError(f"to: an optimiser holds {path} {p.shape}, {p.dtype} on "
+                                   f"{_device(p.data)}: move the module before making it, "
+                                   f"or release() it")
+        for _, p, data in parameters:
+            if data is not p.data:
+                p.rebind(data, None if p.grad is None else moved(p.grad, dtype))
+        for module in self.modules():
+            for name in module._buffer_names:
+                old = getattr(module, name)
+                statistics = dtype is not None and old.dtype.name in FLOATS
+                setattr(module, name, moved(old, accumulator(dtype) if statistics else None))
+        return self
+
+    def predict(self, array: Array, batch_size: int = 256) -> Array:
+        """The value for an array, in batches, without gradients, as in use (``eval``).
+
+        Args:
+            array: (N, ...), on the module's device and in its dtype.
+            batch_size: of it at a time.
+
+        Returns:
+            (N, ...), an array. ``training`` is what it was before.
+
+        >>> from gpuconv.nn import Identity
+        >>> Identity().predict(np.ones(3), batch_size=2)
+        array([1., 1., 1.])
+        """
+        if batch_size < 1:
+            raise ValueError(f"predict: batch_size {batch_size}, wanted at least 1")
+        xp, y = get_array_module(array), None
+        before = [(module, module.training) for module in self.modules()]
+        try:
+            self.eval()
+            with no_grad(), array_device(array):
+                for start in range(0, max(1, len(array)), batch_size):
+                    part = self(array[start : start + batch_size]).data
+                    if y is None:
+                        y = xp.empty((len(array), *part.shape[1:]), part.dtype)
+                    y[start : start + len(part)] = part
+        finally:
+            for module, training in before:
+                module.training = training
+        return y
+
+    # -- copies and text ------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy with arrays of its own, which no optimiser holds."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        for name, value in vars(self).items():
+            value = vars(twin)[name] = copy.deepcopy(value, memo)
+            if isinstance(value, Parameter):
+                value.packed = False
+        return twin
+
+    def arguments(self) -> str:
+        """What stands between the parentheses of a layer's repr."""
+        return ""
+
+    def __repr__(self) -> str:
+        rows = [f"{name}: {child!r}" for name, child in self.named_children()]
+        if not rows:
+            return f"{type(self).__name__}({self.arguments()})"
+        inside = "\n".join(rows).replace("\n", "\n  ")
+        return f"{type(self).__name__}({self.arguments()}\n  {inside}\n)"
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, np.ndarray) or is_gpu(x)
+
+
+def _device(array: Array) -> str:
+    return f"cuda:{array.device.id}" if is_gpu(array) else "cpu"
+
+
+def _dense_as(array: Array, dtype: np.dtype) -> Array:
+    """The array itself, if it is C-contiguous and of that dtype."""
+    if array.dtype == dtype and array.flags.c_contiguous:
+        return array
+    with array_device(array):
+        return array.astype(dtype, order="C")

@@ -1,0 +1,137 @@
+"""Flat buffers: all parameters of an optimiser's group in one array, all gradients in another.
+
+    data  [ w0 ......  b0 .  w1 ............ ]    each parameter starts at a multiple of 256 bytes,
+    grad  [ g0 ......  g0 .  g1 ............ ]    at the same offset in both; gaps hold zeros
+
+``Parameter.data`` and ``.grad`` become views. An update is then one pass, the norm of all
+gradients one reduction, and the addresses never change. There is one Flat per group, dtype and
+device.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gpuconv.autograd import Parameter
+from gpuconv.backend import Array, array_device, get_array_module, is_gpu
+
+ALIGN = 256  # bytes: what cudaMalloc aligns to, and any vector load may ask for
+
+
+class Flat:
+    """Parameters of one group, dtype and device, and what an optimiser keeps for them.
+
+    Args:
+        members: (position, parameter): position counts over all groups of the optimiser.
+
+    Attributes:
+        data, grad: (n,), dtype of the parameters.
+        state: {name: (n,) array} of the optimiser: momentum, say.
+    """
+
+    def __init__(self, members: list[tuple[int, Parameter]]):
+        self.members = members
+        first = members[0][1].data
+        step = ALIGN // first.dtype.itemsize
+        self.starts: list[int] = []
+        n = 0
+        for _, p in members:
+            self.starts.append(n)
+            n += -(-p.size // step) * step
+        with array_device(first):
+            self.data, self.grad = (_zeros(n, first.dtype, first) for _ in range(2))
+        self.state: dict[str, Array] = {}
+        self.grads: list[Array] = []  # of each parameter, its view
+        for (_, p), data, grad in zip(members, self.views(self.data), self.views(self.grad),
+                                      strict=True):
+            data[...] = p.data
+            if p.grad is not None:
+                grad[...] = p.grad
+            p.rebind(data, grad)
+            p.packed = True
+            self.grads.append(grad)
+
+    def views(self, flat: Array) -> list[Array]:
+        """Each parameter's part of a flat array, in the parameter's shape."""
+        return [flat[start : start + p.size].reshape(p.shape)
+                for start, (_, p) in zip(self.starts, self.members, strict=True)]
+
+    def new_state(self, name: str, dtype: np.dtype) -> Array:
+        """(n,) zeros beside the parameters, kept as ``state[name]``."""
+        with array_device(self.data):
+            self.state[name] = _zeros(self.data.size, dtype, self.data)
+        return self.state[name]
+
+    def active(self) -> Iterator[slice]:
+        """The parts of the flat arrays to update: all of it, but for frozen parameters.
+
+        Neighbours are one part, so nothing frozen means a single one.
+
+        Raises:
+            RuntimeError: a parameter's ``grad`` is no longer the view that it was given.
+        """
+        ends = [*self.starts[1:], self.data.size]
+        begin = end = 0
+        for start, stop, (position, p), grad in zip(self.starts, ends, self.members, self.grads,
+                                                    strict=True):
+            if p.grad is not grad:
+                raise RuntimeError(f"step: grad of parameter {position} {p.shape} was replaced; "
+                                   "clear gradients with zero_grad(), which keeps them in place")
+            if p.requires_grad:
+                if start != end:
+                    if end > begin:
+                        yield slice(begin, end)
+                    begin = start
+                end = stop
+        if end > begin:
+            yield slice(begin, end)
+
+    def release(self) -> None:
+        """Give each parameter arrays of its own again."""
+        for _, p in self.members:
+            p.rebind(p.data.copy(), None if p.grad is None else p.grad.copy())
+            p.packed = False
+
+
+def pack(groups: Iterable[Iterable[Parameter]]) -> list[list[Flat]]:
+    """Move parameters and gradients into flat buffers.
+
+    Args:
+        groups: parameters, each in one group, once. Frozen ones too: ``Flat.active`` leaves them
+            out of updates for as long as they are frozen.
+
+    Returns:
+        For each group its Flats, one per dtype and device.
+
+    Raises:
+        TypeError: something is no Parameter.
+        ValueError: a parameter comes twice, or another optimiser holds it. Nothing was packed.
+    """
+    members: list[dict[Any, list[tuple[int, Parameter]]]] = []
+    seen: dict[int, int] = {}  # identity: position
+    for group in groups:
+        members.append({})
+        for p in group:
+            position = len(seen)
+            if not isinstance(p, Parameter):
+                raise TypeError(f"parameter {position} is {type(p).__name__}, wanted a Parameter")
+            if id(p) in seen:
+                raise ValueError(f"parameter {position} {p.shape} is parameter {seen[id(p)]} again")
+            if p.packed:
+                raise ValueError(f"parameter {position} {p.shape} belongs to another optimiser: "
+                                 "release() that one first")
+            seen[id(p)] = position
+            place = p.dtype, p.data.device.id if is_gpu(p.data) else None
+            members[-1].setdefault(place, []).append((position, p))
+    return [[Flat(part) for part in group.values()] for group in members]
+
+
+def _zeros(n: int, dtype: np.dtype, like: Array) -> Array:
+    """(n,) zeros that start at a multiple of ALIGN bytes."""
+    xp = get_array_module(like)
+    if xp is not np:
+        return xp.zeros(n, dtype)  # CuPy allocates in multiples of 512
+    raw = np.zeros(n * dtype.itemsize + ALIGN, np.uint8)
+    start = -raw.ctypes.data % ALIGN
+    return raw[start : start + n * dtype.itemsize].view(dtype)

@@ -1,0 +1,137 @@
+"""How the learning rate changes over a run: schedule(step, total) is a factor of the base rate.
+
+    Constant   1
+    StepDecay  gamma ** (how many of the points ``at`` lie behind)
+    Cosine     final + (1 - final) * (1 + cos(pi * share of the run)) / 2
+    OneCycle   start, up to 1 at ``peak_at``, down to final; each leg half a cosine, or straight
+
+Plain functions of the step: nothing to save, nothing to restore. Points of the run are fractions of
+it. With a warm-up of W steps the factor first rises as 1/W, 2/W, ... W/W. Steps beyond ``total``
+count as ``total``.
+
+Sources: Loshchilov, Hutter, "SGDR", ICLR 2017; Smith, Topin, "Super-convergence", 2018.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+
+def _fractions(schedule: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(schedule, name) <= 1:
+            raise ValueError(f"{type(schedule).__name__}: {name} is {getattr(schedule, name)}, "
+                             f"wanted 0..1")
+
+
+def _check(schedule: Any, step: int, total: int) -> None:
+    if step < 0 or total < 1:
+        raise ValueError(f"{type(schedule).__name__}: step {step} of {total}")
+
+
+def _cosine(a: float, b: float, share: float) -> float:
+    """From a to b, for a share of 0 to 1."""
+    return b + (a - b) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _straight(a: float, b: float, share: float) -> float:
+    return a + (b - a) * share
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """1, after a warm-up over the fraction ``warmup`` of the run.
+
+    >>> [Constant(warmup=0.5)(step, 8) for step in range(6)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    """
+
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no fraction."""
+        _fractions(self, "warmup")
+
+    def __call__(self, step: int, total: int) -> float:
+        """Factor of step 0, 1, ... of ``total``."""
+        _check(self, step, total)
+        rise = round(self.warmup * total)
+        return min(1.0, (step + 1) / rise) if rise else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class StepDecay:
+    """Times ``gamma`` at each of the fractions ``at`` of the run.
+
+    >>> [StepDecay(at=(0.5, 0.75), gamma=0.5)(step, 8) for step in range(8)]
+    [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+    """
+
+    at: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what is no fraction, and no factor."""
+        if not all(0 <= point <= 1 for point in self.at):
+            raise ValueError(f"StepDecay: at is {self.at}, wanted fractions, 0..1")
+        if not self.gamma >= 0:
+            raise ValueError(f"StepDecay: gamma is {self.gamma}, wanted at least 0")
+
+    def __call__(self, step: int, total: int) -> float:
+        """Factor of step 0, 1, ... of ``total``."""
+        _check(self, step, total)
+        return float(self.gamma ** sum(step >= point * total for point in self.at))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from 1 to ``final``, after a warm-up over the fraction ``warmup`` of the run.
+
+    >>> [round(Cosine()(step, 4), 3) for step in range(5)]
+    [1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+
+    warmup: float = 0.0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no fraction."""
+        _fractions(self, "warmup", "final")
+
+    def __call__(self, step: int, total: int) -> float:
+        """Factor of step 0, 1, ... of ``total``."""
+        _check(self, step, total)
+        rise = round(self.warmup * total)
+        if step < rise:
+            return (step + 1) / rise
+        fall = total - rise
+        return _cosine(1.0, self.final, min(1.0, (step - rise) / fall) if fall else 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneCycle:
+    """From ``start`` up to 1, which is at the fraction ``peak_at`` of the run, and down to final.
+
+    >>> [round(OneCycle(peak_at=0.4, anneal="linear")(step, 5), 2) for step in range(5)]
+    [0.04, 1.0, 0.67, 0.33, 0.0]
+    """
+
+    peak_at: float = 0.3
+    start: float = 0.04
+    final: float = 0.0
+    anneal: str = "cosine"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no fraction, and unknown legs."""
+        _fractions(self, "peak_at", "start", "final")
+        if self.anneal not in ("cosine", "linear"):
+            raise ValueError(f"OneCycle: anneal is {self.anneal!r}, wanted 'cosine' or 'linear'")
+
+    def __call__(self, step: int, total: int) -> float:
+        """Factor of step 0, 1, ... of ``total``; the last one is ``final``."""
+        _check(self, step, total)
+        leg = _cosine if self.anneal == "cosine" else _straight
+        last, peak = total - 1, max(0.0, self.peak_at * total - 1)
+        if step < peak:
+            return leg(self.start, 1.0, step / peak)
+        return leg(1.0, self.final, min(1.0, (step - peak) / (last - peak)) if last > peak else 0.0)

@@ -1,0 +1,121 @@
+"""Stochastic gradient descent with momentum, as PyTorch defines it.
+
+    d = g + weight_decay * p
+    m = momentum * m + d                      m = 0 before the first step
+    p = p - lr * d                            without momentum
+    p = p - lr * m                            with
+    p = p - lr * (d + momentum * m)           with Nesterov's
+
+Weight decay is coupled: it goes through the momentum, like the gradient. The arithmetic and m are
+in accumulator(dtype of p): float32 for the 16-bit floats, whose p is rounded once, at the end.
+There is no wider copy of a 16-bit p: an update below half a unit in its last place is lost.
+
+Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in deep
+learning", ICML 2013, section 2 (here with the learning rate outside m).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gpuconv import kernels, threads
+from gpuconv.backend import Array, accumulator, is_gpu
+from gpuconv.optim.flat import Flat
+from gpuconv.optim.optimizer import Optimizer
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent.
+
+    Args:
+        params: Parameters, or groups of them: dicts with "params" and their own settings.
+        lr: learning rate; at each step it is multiplied by ``factor``, which a schedule sets.
+        momentum: share of m that is kept, 0 <= momentum.
+        nesterov: look ahead along m?
+        weight_decay: pull towards 0.
+
+    Raises:
+        ValueError: lr, momentum or weight_decay is negative, nesterov without momentum, no
+            parameters, one twice, or one that another optimiser holds.
+        TypeError: something is no Parameter.
+
+    >>> from gpuconv.autograd import Parameter
+    >>> p = Parameter(np.array([1.0]))
+    >>> sgd = SGD([p], lr=0.5)
+    >>> p.grad[...] = 1; sgd.step(); p.data
+    array([0.5])
+    """
+
+    saved = "momentum",
+
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.0,
+                 nesterov: bool = False, weight_decay: float = 0.0):
+        super().__init__(params, dict(lr=lr, momentum=momentum, nesterov=nesterov,
+                                      weight_decay=weight_decay))
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Nothing negative (nor NaN); momentum for Nesterov."""
+        for name in ("lr", "momentum", "weight_decay"):
+            if not group[name] >= 0:
+                raise ValueError(f"SGD: {name} is {group[name]}, wanted at least 0")
+        if group["nesterov"] and not group["momentum"]:
+            raise ValueError(f"SGD: nesterov wants momentum, which is {group['momentum']}")
+
+    def state_dtype(self, flat: Flat) -> np.dtype:
+        """Wide: momentum is a long sum."""
+        return accumulator(flat.data.dtype)
+
+    def update(self, flat: Flat, part: slice, group: Mapping[str, Any], lr: float) -> None:
+        """One launch; on the CPU one pass."""
+        m = None
+        if group["momentum"]:
+            m = flat.state.get("momentum")
+            if m is None:
+                m = flat.new_state("momentum", self.state_dtype(flat))
+            m = m[part]
+        step = step_gpu if is_gpu(flat.data) else step_cpu
+        step(flat.data[part], flat.grad[part], m, lr, float(group["momentum"]),
+             float(group["weight_decay"]), bool(group["nesterov"]))
+
+
+def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray | None, lr: float, momentum: float,
+             weight_decay: float, nesterov: bool) -> None:
+    """Update p and m (both in place) from g, all (n,), chunk by chunk; allocates nothing."""
+    wide = accumulator(p.dtype)
+
+    def chunk(piece: slice) -> None:
+        old, n = p[piece], piece.stop - piece.start
+        d, t = threads.scratch("sgd_d", n, wide), threads.scratch("sgd_t", n, wide)
+        w = old
+        if old.dtype != wide:
+            w = threads.scratch("sgd_w", n, wide)
+            w[...] = old
+        d[...] = g[piece]
+        if weight_decay:
+            np.multiply(w, weight_decay, out=t)
+            d += t
+        if m is not None:
+            v = m[piece]
+            v *= momentum
+            v += d
+            if nesterov:
+                np.multiply(v, momentum, out=t)
+                d += t
+            else:
+                d = v
+        np.multiply(d, lr, out=t)
+        w -= t
+        if w is not old:
+            old[...] = w
+
+    threads.each(chunk, threads.chunks(p.size, 5 * wide.itemsize))
+
+
+def step_gpu(p: Array, g: Array, m: Array | None, lr: float, momentum: float,
+             weight_decay: float, nesterov: bool) -> None:
+    """The same, in kernels/sgd.cu."""
+    items = 16 // p.dtype.itemsize  # that a thread updates at a time
+    kernels.kernel("sgd.cu", "sgd_step", T=p.dtype, I=kernels.index(p), MOMENTUM=m is not None,
+                   NESTEROV=nesterov)(-(-p.size // items), p, g, m, lr, momentum, weight_decay,
+                                      p.size)
