@@ -61,6 +61,17 @@ def signatures(text: str) -> dict[str, list[tuple[str, str]]]:
             for name, listed in re.findall(head, text)}
 
 
+def defines(**constants: Any) -> tuple[str, ...]:
+    """Compiler options for compile-time constants: ints, bools and dtypes.
+
+    >>> defines(R=3, SAVE=True, T=np.dtype("float16"))
+    ('-DCFG_R=3', '-DCFG_SAVE=1', '-DCFG_T=__half')
+    """
+    return tuple(
+        f"-DCFG_{name}={C_TYPES[v.name] if isinstance(v, np.dtype) else operator.index(v)}"
+        for name, v in constants.items())
+
+
 def index(*arrays: Array | None) -> np.dtype:
     """dtype for flat offsets into these arrays: int is the faster, int64 has no end."""
     small = all(a is None or a.size < INT_ITEMS for a in arrays)
@@ -84,7 +95,7 @@ def kernel(file: str, function: str, *, T: Any, **constants: Any) -> Callable[..
     """
     dtypes = {"T": float_dtype(T), "A": accumulator(T)}
     dtypes |= {key: v for key, v in constants.items() if isinstance(v, np.dtype)}
-    defines = constants | {key: C_TYPES[v.name] for key, v in dtypes.items()}
+    options = defines(**constants | dtypes)
 
     text = source(file)
     by_c_name = {c: float_dtype(name) if name == "bfloat16" else np.dtype(name)
@@ -92,8 +103,6 @@ def kernel(file: str, function: str, *, T: Any, **constants: Any) -> Callable[..
     aliases = {alias: dtypes[key] for alias, key in re.findall(r"using (\w+) = CFG_(\w+);", text)}
     parameters = [(name, (by_c_name | aliases)[kind.rstrip("*")], kind.endswith("*"))
                   for kind, name in signatures(text)[function]]
-    options = tuple(f"-DCFG_{key}={int(value) if isinstance(value, bool) else value}"
-                    for key, value in defines.items())
     compiled: dict[int, Any] = {}  # device: function; a module belongs to one device
 
     def get(device: int) -> Any:

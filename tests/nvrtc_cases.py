@@ -1,0 +1,22 @@
+"""Compile-time constants that every kernel file can be compiled with, as its op would.
+
+T, A and I come by themselves, in all combinations. test_kernels demands that each file in kernels/
+stands here with exactly the constants that its source reads.
+"""
+
+import numpy as np
+
+WINDOW = dict(R=3, S=2, SH=2, SW=1, DH=1, DW=2, PT=1, PL=0)
+BYTE, INT = np.dtype("uint8"), np.dtype("int32")
+
+CASES = {  # file: its configurations
+    "activation.cu": [{}],
+    "augment.cu": [{}],
+    "avg_pool.cu": [dict(WINDOW, PB=1, PR=0, INCLUDE=1), dict(WINDOW, PB=0, PR=1, INCLUDE=0)],
+    "batch_norm.cu": [dict(BLOCK=256)],
+    "bias_relu.cu": [{}],
+    "im2col.cu": [WINDOW],
+    "max_pool.cu": [dict(WINDOW, MARK=BYTE, SAVE=1), dict(WINDOW, MARK=INT, SAVE=0)],
+    "sgd.cu": [dict(MOMENTUM=1, NESTEROV=0), dict(MOMENTUM=1, NESTEROV=1),
+               dict(MOMENTUM=0, NESTEROV=0)],
+}
