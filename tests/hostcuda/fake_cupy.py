@@ -174,4 +174,4 @@ for name in CONVERSIONS:
     setattr(ndarray, name, lambda self, *args, name=name: getattr(self.host, name)(*args))
 for name in ATTRIBUTES:
     setattr(ndarray, name, property(lambda self, name=name: _gpu(getattr(self.host, name))))
-ndarray.__matmul__ = matmul
+ndarray.__matmul__ = lambda a, b: matmul(a, b) if isinstance(b, ndarray) else NotImplemented

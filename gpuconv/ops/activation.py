@@ -1,0 +1,201 @@
+"""Activations, element by element.
+
+    relu     y = max(x, 0)         gx = gy where y > 0, else 0
+    gelu     y = x * F(x)          gx = gy * (F(x) + x * f(x))
+    sigmoid  y = 1 / (1 + e^-x)    gx = gy * y * (1 - y)
+    tanh     y = tanh(x)           gx = gy * (1 - y*y)
+
+F is the distribution of the normal law, F(x) = (1 + erf(x / sqrt(2))) / 2, and f its density.
+NaN stays NaN in all of them. Where x is NaN, relu passes its gradient on, as PyTorch does.
+"""
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+from gpuconv import kernels, threads
+from gpuconv.autograd import Op
+from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.ops.arithmetic import calculate, wide
+from gpuconv.ops.checks import check_arrays
+
+
+def relu(x: Array) -> Array:
+    """Rectifier: ``y = max(x, 0)``; its slope at 0 is 0.
+
+    >>> relu(np.array([-1.0, 0.0, 2.0]))
+    array([0., 0., 2.])
+    """
+    check_arrays("relu", x=x)
+    return ReLU()(x)
+
+
+def gelu(x: Array) -> Array:
+    """Gaussian error linear unit, the exact one: ``y = x * F(x)``; NaN at -inf, as in PyTorch.
+
+    Source: Hendrycks and Gimpel, "Gaussian error linear units", 2016.
+
+    >>> gelu(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([-0.1587,  0.    ,  0.8413])
+    """
+    check_arrays("gelu", x=x)
+    return GELU()(x)
+
+
+def sigmoid(x: Array) -> Array:
+    """Logistic function: ``y = 1 / (1 + e^-x)``.
+
+    >>> sigmoid(np.array([-np.inf, 0.0, np.inf]))
+    array([0. , 0.5, 1. ])
+    """
+    check_arrays("sigmoid", x=x)
+    return Sigmoid()(x)
+
+
+def tanh(x: Array) -> Array:
+    """Hyperbolic tangent: ``y = tanh(x)``.
+
+    >>> tanh(np.array([-np.inf, 0.0, np.inf]))
+    array([-1.,  0.,  1.])
+    """
+    check_arrays("tanh", x=x)
+    return Tanh()(x)
+
+
+def rectify(x: np.ndarray, out: np.ndarray) -> None:
+    """``out = max(x, 0)``; NaN wins, and -0 gives 0. x may be wider than out."""
+    if wide(x) is x and x.dtype == out.dtype:
+        np.maximum(x, x.dtype.type(0), out=out)
+    else:
+        out[...] = np.maximum(wide(x), np.float32(0))
+
+
+def masked(g: np.ndarray, mask: np.ndarray, out: np.ndarray) -> None:
+    """``out = g`` where the mask is True, else 0, for arrays of one shape.
+
+    Multiplies the bits: ten times as fast as ``np.where`` on a random mask, and inf * 0 is 0.
+
+    >>> out = np.empty(2); masked(np.array([3.0, np.inf]), np.array([True, False]), out); out
+    array([3., 0.])
+    """
+    bits = f"u{g.itemsize}"
+    np.multiply(g.view(bits), mask, out=out.view(bits))
+
+
+def nonzero(y: np.ndarray, out: np.ndarray) -> None:
+    """``out = y != 0`` for a y without -0, by its bits: NumPy compares float16 one by one."""
+    np.not_equal(y.view(f"u{y.itemsize}"), 0, out=out)
+
+
+class Activation(Op):
+    """How the four reach kernels/activation.cu; ``name`` is the name there."""
+
+    name: str
+
+    def forward_gpu(self, x):
+        y = cupy().empty(x.shape, x.dtype)
+        self.launch(f"{self.name}_forward", x, y)
+        self.saved = (x if self.name == "gelu" else y) if self.needs[0] else None
+        return y
+
+    def backward_gpu(self, gy):
+        gx = cupy().empty(gy.shape, gy.dtype)
+        self.launch(f"{self.name}_backward", gy, self.saved, gx)
+        return (gx,)
+
+    def launch(self, function, *arrays):
+        """Run a kernel that takes arrays of one size, and the size."""
+        y = arrays[-1]
+        kernel = kernels.kernel("activation.cu", function, T=y.dtype, I=kernels.index(y))
+        kernel(-(-y.nbytes // 16), *arrays, y.size)
+
+
+class ReLU(Activation):
+    """Saves: on the CPU where y is not 0, one byte each; on the GPU y, which the next op reads."""
+
+    name = "relu"
+    mask: Any
+
+    def forward_cpu(self, x):
+        y = np.empty(x.shape, x.dtype)
+        self.mask = np.empty(x.size, bool) if self.needs[0] else None
+        flat, out = x.reshape(-1), y.reshape(-1)
+
+        def work(piece):
+            here = out[piece]
+            rectify(flat[piece], here)
+            if self.mask is not None:
+                nonzero(here, self.mask[piece])
+
+        threads.each(work, threads.chunks(y.size, 2 * y.itemsize + 1))
+        return y
+
+    def backward_cpu(self, gy):
+        gx = np.empty(gy.shape, gy.dtype)
+        flat, out = gy.reshape(-1), gx.reshape(-1)
+        threads.each(lambda piece: masked(flat[piece], self.mask[piece], out[piece]),
+                     threads.chunks(gx.size, 2 * gx.itemsize + 1))
+        return (gx,)
+
+
+class GELU(Activation):
+    """Saves: on the CPU the slope F(x) + x * f(x), in the accumulator dtype; on the GPU x."""
+
+    name = "gelu"
+
+    def forward_cpu(self, x):
+        from scipy.special import ndtr
+
+        y = np.empty(x.shape, x.dtype)
+        self.slope = np.empty(x.shape, accumulator(x.dtype)) if self.needs[0] else None
+        flat, out = x.reshape(-1), y.reshape(-1)
+        slope = None if self.slope is None else self.slope.reshape(-1)
+
+        def work(piece):
+            with np.errstate(all="ignore"):  # inf * 0
+                v = wide(flat[piece])
+                normal = ndtr(v)
+                out[piece] = v * normal
+                if slope is not None:
+                    density = np.square(v)
+                    density *= -0.5
+                    np.exp(density, out=density)
+                    density *= 1 / math.sqrt(2 * math.pi)
+                    density *= v
+                    np.add(normal, density, out=slope[piece])
+
+        threads.each(work, threads.chunks(y.size, 5 * accumulator(x.dtype).itemsize))
+        return y
+
+    def backward_cpu(self, gy):
+        return (calculate(operator.mul, gy, self.slope),)
+
+
+class Sigmoid(Activation):
+    """Saves: y."""
+
+    name = "sigmoid"
+
+    def forward_cpu(self, x):
+        y = calculate(lambda v: 1 / (1 + np.exp(-v)), x)
+        self.saved = y if self.needs[0] else None
+        return y
+
+    def backward_cpu(self, gy):
+        return (calculate(lambda g, y: g * y * (1 - y), gy, self.saved),)
+
+
+class Tanh(Activation):
+    """Saves: y."""
+
+    name = "tanh"
+
+    def forward_cpu(self, x):
+        y = calculate(np.tanh, x)
+        self.saved = y if self.needs[0] else None
+        return y
+
+    def backward_cpu(self, gy):
+        return (calculate(lambda g, y: g * (1 - y * y), gy, self.saved),)

@@ -1,0 +1,379 @@
+"""Arithmetic with NumPy's broadcasting, and the operators + - * / @ of Tensor.
+
+    y = a + b    ga = gy            gb = gy
+    y = a - b    ga = gy            gb = -gy
+    y = a * b    ga = gy * b        gb = gy * a
+    y = a / b    ga = gy / b        gb = -gy / b * a / b
+    y = a @ b    ga = gy @ b^T      gb = a^T @ gy
+
+A gradient is summed over the axes along which its operand was broadcast. Numbers of Python and of
+NumPy are weak: they take the arrays' dtype. 16-bit arrays are computed in float32 and rounded once.
+A division by zero or an overflow gives inf or NaN without a warning, as on the GPU.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+from gpuconv import threads
+from gpuconv.autograd import Op, Tensor
+from gpuconv.backend import Array, accumulator, cupy, is_gpu
+from gpuconv.ops.checks import check_arrays
+
+
+def add(a: Array, b: Array) -> Array:
+    """Sum: ``y = a + b``.
+
+    >>> add(np.array([1.0, 2.0]), 0.5)
+    array([1.5, 2.5])
+    """
+    return Add()(*_operands("add", a, b))
+
+
+def sub(a: Array, b: Array) -> Array:
+    """Difference: ``y = a - b``.
+
+    >>> sub(1, np.array([1.0, 2.0]))
+    array([ 0., -1.])
+    """
+    return Sub()(*_operands("sub", a, b))
+
+
+def mul(a: Array, b: Array) -> Array:
+    """Product of elements: ``y = a * b``.
+
+    >>> mul(np.array([[1.0], [2.0]]), np.array([3.0, 4.0]))
+    array([[3., 4.],
+           [6., 8.]])
+    """
+    return Mul()(*_operands("mul", a, b))
+
+
+def div(a: Array, b: Array) -> Array:
+    """Quotient of elements: ``y = a / b``.
+
+    >>> div(np.array([1.0, 0.0]), 4)
+    array([0.25, 0.  ])
+    """
+    return Div()(*_operands("div", a, b))
+
+
+def neg(x: Array) -> Array:
+    """Opposite: ``y = -x``.
+
+    >>> neg(np.array([1.0, -2.0]))
+    array([-1.,  2.])
+    """
+    check_arrays("neg", x=x)
+    return Neg()(x)
+
+
+def exp(x: Array) -> Array:
+    """Exponential: ``y = e^x``.
+
+    >>> exp(np.array([0.0, -np.inf]))
+    array([1., 0.])
+    """
+    check_arrays("exp", x=x)
+    return Exp()(x)
+
+
+def log(x: Array) -> Array:
+    """Natural logarithm: ``y = ln(x)``.
+
+    >>> log(np.array([1.0, 0.0]))
+    array([  0., -inf])
+    """
+    check_arrays("log", x=x)
+    return Log()(x)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Matrix product, ``y[..., n, k] = sum over c of a[..., n, c] * b[..., c, k]``.
+
+    Args:
+        a: Tensor or array (..., N, C), or a vector (C,).
+        b: Tensor or array (..., C, K), or a vector (C,). Leading axes broadcast.
+
+    Returns:
+        (..., N, K), without the axis of a vector; dtype of a.
+
+    Raises:
+        TypeError: a or b is a number, or they differ in dtype or device.
+        ValueError: the inner sizes differ, or an operand has no axes.
+
+    >>> matmul(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1.0, 10.0]))
+    array([21., 43.])
+    """
+    check_arrays("matmul", a=a, b=b)
+    if not a.shape or not b.shape:
+        raise ValueError(f"matmul: shapes {a.shape} and {b.shape}, wanted at least one axis each")
+    if a.shape[-1] != b.shape[max(0, len(b.shape) - 2)]:
+        raise ValueError(f"matmul: the inner sizes of {a.shape} and {b.shape} differ")
+    return MatMul()(a, b)
+
+
+# -- operands ----------------------------------------------------------------------------
+
+
+def _operands(op: str, a: Any, b: Any) -> tuple[Any, Any]:
+    """a and b, checked; a number among them as a float, which every library takes for weak."""
+    numbers = [isinstance(v, (int, float, np.generic)) and not isinstance(v, np.complexfloating)
+               for v in (a, b)]
+    for name, v, number in zip("ab", (a, b), numbers, strict=True):
+        if not (number or hasattr(v, "dtype")):
+            raise TypeError(f"{op}: {name} is {type(v).__name__}, "
+                            "wanted an array, a Tensor or a real number")
+    if all(numbers):
+        raise TypeError(f"{op}: {a!r} and {b!r} are numbers, wanted at least one array or Tensor")
+    check_arrays(op, a=None if numbers[0] else a, b=None if numbers[1] else b)
+    try:
+        np.broadcast_shapes(_shape(a), _shape(b))
+    except ValueError:
+        raise ValueError(f"{op}: shapes {a.shape} and {b.shape} do not broadcast") from None
+    return float(a) if numbers[0] else a, float(b) if numbers[1] else b
+
+
+def _shape(a: Any) -> tuple[int, ...]:
+    return getattr(a, "shape", ())
+
+
+def wide(a: Any) -> Any:
+    """The array in the dtype that arithmetic on it takes; itself if that is its own."""
+    return a.astype(accumulator(a.dtype), copy=False) if hasattr(a, "dtype") else a
+
+
+def calculate(f: Callable[..., Array], *operands: Any) -> Array:
+    """``f(*operands)`` for an f that treats all elements alike, in the dtype of the arrays.
+
+    Arrays of one shape on the CPU are cut into chunks for all processors. f sees 16-bit arrays as
+    float32, and other operands as they are.
+    """
+    arrays = [a for a in operands if hasattr(a, "dtype")]
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    if is_gpu(arrays[0]):
+        return f(*map(wide, operands)).astype(dtype, copy=False)
+    if any(a.shape != shape for a in arrays):
+        with np.errstate(all="ignore"):
+            return f(*map(wide, operands)).astype(dtype, copy=False)
+
+    y = np.empty(shape, dtype)
+    out, flat = y.reshape(-1), [a.reshape(-1) if hasattr(a, "dtype") else a for a in operands]
+
+    def work(piece: slice) -> None:
+        with np.errstate(all="ignore"):  # each thread has its own error state
+            out[piece] = f(*(wide(a[piece]) if hasattr(a, "dtype") else a for a in flat))
+
+    threads.each(work, threads.chunks(y.size, (len(arrays) + 2) * y.itemsize))
+    return y
+
+
+def sum_to(g: Array, shape: tuple[int, ...]) -> Array:
+    """The gradient of an operand of ``shape`` that was broadcast to the shape of g.
+
+    >>> sum_to(np.ones((2, 3)), (2, 1))
+    array([[3.],
+           [3.]])
+    """
+    if g.shape == shape:
+        return g
+    lead = g.ndim - len(shape)
+    axes = (*range(lead), *(lead + i for i, n in enumerate(shape) if n != g.shape[lead + i]))
+    return g.sum(axis=axes).reshape(shape)
+
+
+def _gradient(shape: tuple[int, ...], f: Callable[..., Array], gy: Array, *saved: Any) -> Array:
+    """``f(gy, *saved)``, summed to ``shape``; a sum of 16-bit gradients is rounded once, after."""
+    if gy.shape == shape:
+        return calculate(f, gy, *saved)
+    with np.errstate(all="ignore"):
+        return sum_to(f(wide(gy), *map(wide, saved)), shape).astype(gy.dtype, copy=False)
+
+
+# -- ops ---------------------------------------------------------------------------------
+
+
+class Add(Op):
+    """Saves: the two shapes."""
+
+    def forward_cpu(self, a, b):
+        self.shapes = _shape(a), _shape(b)
+        return calculate(operator.add, a, b)
+
+    def backward_cpu(self, gy):
+        return tuple(_same(gy, shape) if need else None
+                     for need, shape in zip(self.needs, self.shapes, strict=True))
+
+    forward_gpu, backward_gpu = forward_cpu, backward_cpu
+
+
+class Sub(Op):
+    """Saves: the two shapes."""
+
+    def forward_cpu(self, a, b):
+        self.shapes = _shape(a), _shape(b)
+        return calculate(operator.sub, a, b)
+
+    def backward_cpu(self, gy):
+        ga = _same(gy, self.shapes[0]) if self.needs[0] else None
+        gb = _gradient(self.shapes[1], operator.neg, gy) if self.needs[1] else None
+        return ga, gb
+
+    forward_gpu, backward_gpu = forward_cpu, backward_cpu
+
+
+class Mul(Op):
+    """Saves: the shapes, and each operand if the other one needs a gradient."""
+
+    def forward_cpu(self, a, b):
+        self.shapes = _shape(a), _shape(b)
+        self.a = a if self.needs[1] else None
+        self.b = b if self.needs[0] else None
+        return calculate(operator.mul, a, b)
+
+    def backward_cpu(self, gy):
+        ga = _gradient(self.shapes[0], operator.mul, gy, self.b) if self.needs[0] else None
+        gb = _gradient(self.shapes[1], operator.mul, gy, self.a) if self.needs[1] else None
+        return ga, gb
+
+    forward_gpu, backward_gpu = forward_cpu, backward_cpu
+
+
+class Div(Op):
+    """Saves: the shapes, b if anything needs a gradient, a if b does."""
+
+    def forward_cpu(self, a, b):
+        self.shapes = _shape(a), _shape(b)
+        self.a = a if self.needs[1] else None
+        self.b = b if any(self.needs) else None
+        return calculate(operator.truediv, a, b)
+
+    def backward_cpu(self, gy):
+        ga = _gradient(self.shapes[0], operator.truediv, gy, self.b) if self.needs[0] else None
+        gb = (_gradient(self.shapes[1], lambda g, a, b: -(g / b) * (a / b), gy, self.a, self.b)
+              if self.needs[1] else None)
+        return ga, gb
+
+    forward_gpu, backward_gpu = forward_cpu, backward_cpu
+
+
+class Neg(Op):
+    """Saves: nothing."""
+
+    def forward_cpu(self, x):
+        return calculate(operator.neg, x)
+
+    def backward_cpu(self, gy):
+        return (calculate(operator.neg, gy),)
+
+    forward_gpu, backward_gpu = forward_cpu, backward_cpu
+
+
+class Exp(Op):
+    """Saves: y, which is its own derivative."""
+
+    def forward_cpu(self, x):
+        y = calculate(np.exp, x)
+        self.y = y if self.needs[0] else None
+        return y
+
+    def backward_cpu(self, gy):
+        return (calculate(operator.mul, gy, self.y),)
+
+    def forward_gpu(self, x):
+        y = calculate(cupy().exp, x)
+        self.y = y if self.needs[0] else None
+        return y
+
+    backward_gpu = backward_cpu
+
+
+class Log(Op):
+    """Saves: x."""
+
+    def forward_cpu(self, x):
+        self.x = x if self.needs[0] else None
+        return calculate(np.log, x)
+
+    def backward_cpu(self, gy):
+        return (calculate(operator.truediv, gy, self.x),)
+
+    def forward_gpu(self, x):
+        self.x = x if self.needs[0] else None
+        return calculate(cupy().log, x)
+
+    backward_gpu = backward_cpu
+
+
+class MatMul(Op):
+    """Saves: the shapes, and each operand if the other one needs a gradient.
+
+    On the CPU 16-bit matrices are multiplied in float32; cuBLAS takes them as they are and adds
+    in float32.
+    """
+
+    a: Any
+    b: Any
+
+    def forward_cpu(self, a, b):
+        return self.product(wide(a), wide(b), a, b).astype(a.dtype, copy=False)
+
+    def forward_gpu(self, a, b):
+        return self.product(a, b, a, b)
+
+    def product(self, x, w, a, b):
+        """x @ w, which are a and b in the dtype to multiply in."""
+        self.shapes = a.shape, b.shape
+        self.a = a if self.needs[1] else None
+        self.b = b if self.needs[0] else None
+        return x @ w
+
+    def backward_cpu(self, gy):
+        return self.gradients(wide(gy), gy.dtype)
+
+    def backward_gpu(self, gy):
+        return self.gradients(gy, gy.dtype)
+
+    def gradients(self, g, dtype):
+        """Both gradients; g is gy in the dtype to multiply in, or wider where a sum follows."""
+        a_shape, b_shape = self.shapes
+        row = (1, *a_shape) if len(a_shape) == 1 else a_shape     # (..., N, C)
+        column = (*b_shape, 1) if len(b_shape) == 1 else b_shape  # (..., C, K)
+        batch = np.broadcast_shapes(row[:-2], column[:-2])
+        g = g.reshape(*batch, row[-2], column[-1])                # (..., N, K)
+
+        def product(a, b, wanted, shape):
+            if batch != wanted[:-2]:  # a sum over the batch follows
+                a, b = wide(a), wide(b)
+            else:
+                a, b = a.astype(g.dtype, copy=False), b.astype(g.dtype, copy=False)
+            return sum_to(a @ b, wanted).reshape(shape).astype(dtype, copy=False)
+
+        ga = (product(g, _swapped(self.b.reshape(column)), row, a_shape)
+              if self.needs[0] else None)
+        gb = (product(_swapped(self.a.reshape(row)), g, column, b_shape)
+              if self.needs[1] else None)
+        return ga, gb
+
+
+def _same(gy: Array, shape: tuple[int, ...]) -> Array:
+    """The gradient of an operand whose derivative is 1."""
+    return sum_to(wide(gy), shape).astype(gy.dtype, copy=False) if gy.shape != shape else gy
+
+
+def _swapped(a: Array) -> Array:
+    return a.transpose(*range(a.ndim - 2), a.ndim - 1, a.ndim - 2)  # the last two axes
+
+
+def _reflected(f: Callable[[Any, Any], Any]) -> Any:
+    return lambda a, b: f(b, a)
+
+
+Tensor.__add__, Tensor.__radd__ = cast(Any, add), _reflected(add)
+Tensor.__sub__, Tensor.__rsub__ = cast(Any, sub), _reflected(sub)
+Tensor.__mul__, Tensor.__rmul__ = cast(Any, mul), _reflected(mul)
+Tensor.__truediv__, Tensor.__rtruediv__ = cast(Any, div), _reflected(div)
+Tensor.__matmul__, Tensor.__rmatmul__ = cast(Any, matmul), _reflected(matmul)
+Tensor.__neg__ = cast(Any, neg)

@@ -1,0 +1,111 @@
+"""Bias over the last axis and ReLU, in one pass over memory.
+
+    y[...,c]  = max(x[...,c] + b[c], 0)
+    gx[...,c] = gy[...,c] where y[...,c] > 0, else 0
+    gb[c]     = sum of gx[...,c] over all but c
+
+Backward needs neither x nor b. NaN stays NaN, and passes its gradient on.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpuconv import kernels, threads
+from gpuconv.autograd import Op
+from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.ops.activation import masked, nonzero, rectify
+from gpuconv.ops.arithmetic import wide
+from gpuconv.ops.checks import check_arrays
+
+TILE = 32   # columns of a block in bias_relu.cu
+RUN = 64    # rows in a run, at least
+RUNS = 1024  # runs times tiles, at most
+
+
+def bias_relu(x: Array, b: Array) -> Array:
+    """Add a bias to each channel, then rectify.
+
+    Args:
+        x: Tensor or array (..., C).
+        b: Tensor or array (C,), dtype of x.
+
+    Returns:
+        (..., C), dtype of x.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    >>> bias_relu(np.array([[1.0, -3.0], [-2.0, 4.0]]), np.array([1.0, 2.0]))
+    array([[2., 0.],
+           [0., 6.]])
+    """
+    check_arrays("bias_relu", x=x, b=b)
+    if not x.shape or b.shape != x.shape[-1:]:
+        raise ValueError(f"bias_relu: x has shape {x.shape}, b {b.shape}, wanted (..., C) and (C,)")
+    return BiasReLU()(x, b)
+
+
+class BiasReLU(Op):
+    """Saves: on the CPU where y is not 0, one byte each; on the GPU y, which the next op reads."""
+
+    mask: Any
+
+    def forward_cpu(self, x, b):
+        M, C = math.prod(x.shape[:-1]), x.shape[-1]
+        y = np.empty(x.shape, x.dtype)
+        rows, out = x.reshape(M, C), y.reshape(M, C)
+        self.mask = np.empty((M, C), bool) if any(self.needs) else None
+        bias = wide(b)
+
+        def work(piece):
+            with np.errstate(all="ignore"):
+                here = out[piece]
+                direct = here if bias.dtype == y.dtype else None
+                rectify(np.add(wide(rows[piece]), bias, out=direct), here)
+                if self.mask is not None:
+                    nonzero(here, self.mask[piece])
+
+        threads.each(work, threads.chunks(M, C * (2 * y.itemsize + 1)))
+        return y
+
+    def backward_cpu(self, gy):
+        gx = np.empty(gy.shape, gy.dtype)
+        g, out = gy.reshape(self.mask.shape), gx.reshape(self.mask.shape)
+        M, C = self.mask.shape
+
+        def work(piece):
+            masked(g[piece], self.mask[piece], out[piece])
+            return wide(out[piece]).sum(axis=0) if self.needs[1] else None
+
+        sums = threads.each(work, threads.chunks(M, C * (2 * gx.itemsize + 1)))
+        gb = sum(sums, np.zeros(C, accumulator(gy.dtype))) if self.needs[1] else None
+        return (gx if self.needs[0] else None,
+                gb.astype(gy.dtype, copy=False) if gb is not None else None)
+
+    # -- GPU: kernels/bias_relu.cu ---------------------------------------------------
+
+    def forward_gpu(self, x, b):
+        M, C = math.prod(x.shape[:-1]), x.shape[-1]
+        y = cupy().empty(x.shape, x.dtype)
+        threads_wanted = -(-y.nbytes // 16)
+        self.kernel("bias_relu_forward", y)(threads_wanted, x, b, y, M, C)
+        self.y = y if any(self.needs) else None
+        return y
+
+    def backward_gpu(self, gy):
+        cp = cupy()
+        M, C = math.prod(gy.shape[:-1]), gy.shape[-1]
+        tiles = -(-C // TILE)
+        runs = max(1, min(-(-M // RUN), RUNS // max(1, tiles)))
+        gx, gb = cp.empty(gy.shape, gy.dtype), cp.empty(C, gy.dtype)
+        partial = cp.empty((runs, C), accumulator(gy.dtype))
+        self.kernel("bias_relu_backward", gy)(
+            runs * tiles * kernels.BLOCK, gy, self.y, gx, partial, M, C, runs)
+        self.kernel("bias_relu_sum", gy)(tiles * kernels.BLOCK, partial, gb, C, runs)
+        return gx if self.needs[0] else None, gb if self.needs[1] else None
+
+    def kernel(self, function, y):
+        """The CUDA function, compiled for arrays like y."""
+        return kernels.kernel("bias_relu.cu", function, T=y.dtype, I=kernels.index(y))
