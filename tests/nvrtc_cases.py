@@ -7,12 +7,14 @@ stands here with exactly the constants that its source reads.
 import numpy as np
 
 WINDOW = dict(R=3, S=2, SH=2, SW=1, DH=1, DW=2, PT=1, PL=0)
+SOLID = dict(WINDOW, DH=1, DW=1)
 BYTE, INT = np.dtype("uint8"), np.dtype("int32")
 
 CASES = {  # file: its configurations
     "activation.cu": [{}],
     "augment.cu": [{}],
-    "avg_pool.cu": [dict(WINDOW, PB=1, PR=0, INCLUDE=1), dict(WINDOW, PB=0, PR=1, INCLUDE=0)],
+    "avg_pool.cu": [dict(SOLID, PB=1, PR=0, INCLUDE=1),
+                    dict(SOLID, PB=0, PR=1, INCLUDE=0)],
     "batch_norm.cu": [dict(BLOCK=256)],
     "bias_relu.cu": [{}],
     "im2col.cu": [WINDOW],
