@@ -102,6 +102,10 @@ class Tensor:
         """dtype of the array."""
         return self._data.dtype
 
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        """Refuse: NumPy would make an array of objects."""
+        raise TypeError("a Tensor is no array: take its .data, or .numpy() for one on the CPU")
+
     def __len__(self) -> int:
         """Length of the first axis."""
         return len(self._data)
