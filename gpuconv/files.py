@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, named tensors.
+"""Files that are either whole or not there: atomic writes, verified downloads, named tensors.
 
 A file is written under a temporary name in its own folder, synced, renamed over the old one, and
 the folder synced: after a crash there is the old file or the new one, never a piece of it. Tensors
@@ -7,11 +7,13 @@ are kept as safetensors, which cannot run code when read.
 
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from gpuconv.backend import Array, to_cpu
 
 FORMAT = "gpuconv"
 VERSION = 1
+PATIENCE = 5     # seconds that a server may be silent
+BLOCK = 1 << 20  # bytes
 
 
 @contextlib.contextmanager
@@ -30,7 +34,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
     >>> target = os.path.join(tempfile.mkdtemp(), "note.txt")
     >>> with atomic_write(target, "w") as file:
     ...     _ = file.write("whole")
-    >>> open(target).read()
+    >>> pathlib.Path(target).read_text()
     'whole'
     """
     path = pathlib.Path(path)
@@ -72,6 +76,52 @@ def digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
     """Hash of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def download(url: str, path: str | os.PathLike, *, sha256: str, size: int,
+             progress: Callable[[int, int], object] | None = None) -> None:
+    """Fetch a file, and keep it only if it is the one that was expected.
+
+    Args:
+        url: http, https or file.
+        path: where to; its folder is made. What stands there is replaced only by a verified file.
+        sha256: expected hash, in hex.
+        size: expected length, bytes; nothing beyond it is read.
+        progress: called with (bytes so far, size) after each block.
+
+    Raises:
+        OSError: the server cannot be reached, refuses, or is silent for five seconds.
+        ValueError: what came has another length or another hash.
+    """
+    path, hashed, done = pathlib.Path(path), hashlib.sha256(), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        for block in _fetch(url, size):
+            file.write(block)
+            hashed.update(block)
+            done += len(block)
+            if progress:
+                progress(done, size)
+        if done != size:
+            amount = f"more than {size}" if done > size else f"only {done}"
+            raise ValueError(f"download: {url} gave {amount} bytes, wanted {size}")
+        if hashed.hexdigest() != sha256:
+            raise ValueError(f"download: {url} has SHA-256 {hashed.hexdigest()}, wanted {sha256}")
+
+
+def _fetch(url: str, size: int) -> Iterator[bytes]:
+    """Blocks of what a server sends: at most one byte more than size."""
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            announced = answer.headers.get("Content-Length")
+            if announced is not None and announced != str(size):
+                raise ValueError(f"download: {url} is {announced} bytes long, wanted {size}")
+            left = size + 1
+            while left and (block := answer.read(min(BLOCK, left))):
+                left -= len(block)
+                yield block
+    except (OSError, http.client.HTTPException) as error:
+        raise OSError(f"download: {url}: {error}") from error
 
 
 def save(path: str | os.PathLike, state: Mapping[str, Array],

@@ -1,0 +1,217 @@
+"""Augmentation: bytes to floats, cropped and mirrored at random.
+
+    y[b,h,w,c] = (pixel - 255 mean[c]) / (255 std[c])
+    pixel      = images[i, h + oh, w' + ow, c],   i = index[b],   w' = w, or flipped, W-1-w
+
+    oh, ow = -pad .. pad, and flip: functions of (key, i, epoch), words of Philox at (i, 0, epoch)
+
+So image i is cut the same way in ``epoch`` in whichever batch it comes, in whatever order, on the
+CPU and on the GPU. Outside the image a pixel is 0 (black, before normalisation, as in torchvision's
+RandomCrop), or its mirror image with ``padding_mode="reflect"``. The numbers are the same to the
+last bit on both: the GPU looks them up in a table of 256 values per channel that NumPy computed.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+
+from gpuconv import kernels, random, threads
+from gpuconv.backend import (
+    Array,
+    accumulator,
+    array_device,
+    cupy,
+    float_dtype,
+    get_array_module,
+    is_gpu,
+)
+
+Numbers = Sequence[float] | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What may happen to a training image.
+
+    Args:
+        flip: mirror left and right, every second image on average.
+        pad: pixels that the crop may move by, in each direction; 0 for no crop.
+        padding_mode: what lies outside the image: "zeros" (black) or "reflect".
+
+    Raises:
+        ValueError: pad is negative, or padding_mode something else.
+
+    >>> Augment(pad=2)
+    Augment(flip=True, pad=2, padding_mode='zeros')
+    """
+
+    flip: bool = True
+    pad: int = 4
+    padding_mode: str = "zeros"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done."""
+        if operator.index(self.pad) < 0:
+            raise ValueError(f"Augment: pad {self.pad} is negative")
+        if self.padding_mode not in ("zeros", "reflect"):
+            raise ValueError(f"Augment: padding_mode {self.padding_mode!r}, "
+                             "wanted 'zeros' or 'reflect'")
+
+
+NOTHING = Augment(flip=False, pad=0)
+
+
+def augment_batch(images: Array, index: Array, *, mean: Numbers, std: Numbers,
+                  dtype: str = "float32", key: tuple[int, int] = (0, 0), epoch: int = 0,
+                  augment: Augment | None = None) -> Array:
+    """The images of one batch, normalised, and cropped and mirrored if ``augment`` says so.
+
+    Args:
+        images: (N, H, W, C) uint8, the whole set.
+        index: (B,) int32, which of them, 0 .. N-1, on the same device. The GPU stays within its
+            arrays when one is not, and takes the nearest.
+        mean, std: (C,) of pixels scaled to 0 .. 1; ``dataset.mean`` and ``dataset.std``.
+        dtype: of the result: float32, float64, float16 or bfloat16 (rounded from float32).
+        key: two words, (seed, stream).
+        epoch: the pass over the set; another epoch moves each image differently.
+        augment: None only normalises, for evaluation.
+
+    Returns:
+        (B, H, W, C), dtype as asked, on the device of images.
+
+    Raises:
+        TypeError: wrong dtypes, or arrays on two devices.
+        ValueError: wrong ranks, not C numbers in mean and std, a std of 0, or a reflection wider
+            than the image.
+        IndexError: on the CPU, an index outside 0 .. N-1.
+
+    >>> image = np.uint8([[[[0], [51]], [[102], [255]]]])
+    >>> augment_batch(image, np.int32([0]), mean=[0.0], std=[1.0])[0, :, :, 0]
+    array([[0. , 0.2],
+           [0.4, 1. ]], dtype=float32)
+    """
+    get_array_module(images, index)
+    _check(images, index, augment)
+    C = images.shape[3]
+    middle, spread = _in_bytes(C, mean, std)
+    run, augment = _gpu if is_gpu(images) else _cpu, augment or NOTHING
+    with array_device(images):
+        return run(images, index, middle, spread, float_dtype(dtype), key, epoch, augment)
+
+
+def _check(images: Array, index: Array, augment: Augment | None) -> None:
+    if images.dtype != np.uint8 or index.dtype != np.int32:
+        raise TypeError(f"augment_batch: images are {images.dtype}, index is {index.dtype}, "
+                        "wanted uint8 and int32")
+    if images.ndim != 4 or index.ndim != 1:
+        raise ValueError(f"augment_batch: images have shape {images.shape}, index {index.shape}, "
+                         "wanted (N, H, W, C) and (B,)")
+    if 0 in images.shape[1:] or (len(index) and not len(images)):
+        raise ValueError(f"augment_batch: images have shape {images.shape}: there is no pixel")
+    if augment and augment.padding_mode == "reflect" and augment.pad >= min(images.shape[1:3]):
+        raise ValueError(f"augment_batch: a reflection of {augment.pad} pixels does not fit images "
+                         f"of {images.shape[1:3]}")
+
+
+def _in_bytes(C: int, mean: Numbers, std: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    """Both as (C,) float64, for pixels of 0 .. 255."""
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    if mean.shape != (C,) or std.shape != (C,):
+        raise ValueError(f"augment_batch: mean has shape {mean.shape}, std {std.shape}, wanted "
+                         f"({C},) each")
+    if not (std > 0).all():
+        raise ValueError(f"augment_batch: std {std.tolist()}: a channel does not vary, so it "
+                         "cannot be normalised; pass a std of your own")
+    return 255 * mean, 255 * std
+
+
+# -- CPU: gather whole pixels, subtract, divide ----------------------------------------------
+
+
+def _cpu(images: np.ndarray, index: np.ndarray, middle: np.ndarray, spread: np.ndarray,
+         dtype: np.dtype, key: tuple[int, int], epoch: int, augment: Augment) -> np.ndarray:
+    N, H, W, C = images.shape
+    B, A = len(index), accumulator(dtype)
+    if B and not 0 <= index.min() <= index.max() < N:
+        raise IndexError(f"augment_batch: index runs from {index.min()} to {index.max()}, "
+                         f"there are {N} images")
+    pixels = np.ascontiguousarray(images).reshape(N, H * W * C).view(f"V{C}")  # (N, H*W)
+    middle, spread = (np.tile(v.astype(A), H * W) for v in (middle, spread))  # (H*W*C,)
+    y = np.empty((B, H * W * C), dtype)
+
+    def some(piece: slice) -> None:
+        taken = _take(pixels, index[piece], (H, W), key, epoch, augment)
+        raw = taken.view(np.uint8).reshape(-1, H * W * C)
+        if dtype == A:
+            np.subtract(raw, middle, out=y[piece])
+            y[piece] /= spread
+        else:
+            y[piece] = (raw - middle) / spread
+
+    threads.each(some, threads.chunks(B, H * W * C * (1 + A.itemsize)))
+    return y.reshape(B, H, W, C)
+
+
+def _take(pixels: np.ndarray, index: np.ndarray, size: tuple[int, int], key: tuple[int, int],
+          epoch: int, augment: Augment) -> np.ndarray:
+    """(n, H*W) of whole pixels: pixels[index], moved."""
+    if augment == NOTHING:
+        return pixels[index]
+    H, W = size
+    oh, ow, flip = moves(index, key, epoch, augment)  # (n,)
+    h, w = np.arange(H, dtype=np.int32), np.arange(W, dtype=np.int32)
+    h = h + oh[:, None]                                        # (n, H)
+    w = np.where(flip[:, None], W - 1 - w, w) + ow[:, None]    # (n, W)
+    if augment.padding_mode == "reflect":
+        h, w = H - 1 - abs(H - 1 - abs(h)), W - 1 - abs(W - 1 - abs(w))
+        outside = None
+    else:
+        outside = ((h < 0) | (h >= H))[:, :, None] | ((w < 0) | (w >= W))[:, None]  # (n, H, W)
+    rows = index[:, None].astype(np.intp) * H + np.clip(h, 0, H - 1)                # (n, H)
+    flat = rows[:, :, None] * W + np.clip(w, 0, W - 1)[:, None]                     # (n, H, W)
+    taken = pixels.reshape(-1).take(flat)
+    if outside is not None:
+        taken[outside] = np.zeros((), pixels.dtype)
+    return taken.reshape(len(index), H * W)
+
+
+def moves(index: np.ndarray, key: tuple[int, int], epoch: int,
+          augment: Augment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How images ``index`` are moved in ``epoch``: rows and columns down and right, and mirrored.
+
+    Returns:
+        (oh, ow, flip): (B,) int32 in -pad .. pad, twice; (B,) bool.
+    """
+    step = operator.index(epoch)
+    word = random.philox((index, 0, step & random.LOW, step >> 32), key)
+    reach = np.uint64(2 * augment.pad + 1)
+    oh, ow = ((w * reach >> np.uint64(32)).astype(np.int32) - np.int32(augment.pad)
+              for w in word[:2])
+    return oh, ow, (word[2] >> np.uint64(31)).astype(bool) & augment.flip
+
+
+# -- GPU: kernels/augment.cu -----------------------------------------------------------------
+
+
+def _gpu(images: Array, index: Array, middle: np.ndarray, spread: np.ndarray, dtype: np.dtype,
+         key: tuple[int, int], epoch: int, augment: Augment) -> Array:
+    cp = cupy()
+    N, H, W, C = images.shape
+    images, index = (a if a.flags.c_contiguous else a.copy(order="C") for a in (images, index))
+    y = cp.empty((len(index), H, W, C), dtype)
+    table = _table(middle.tobytes(), spread.tobytes(), accumulator(dtype), images.device.id)
+    reflect = augment.padding_mode == "reflect"
+    kernels.kernel("augment.cu", "augment_forward", T=dtype, I=kernels.index(images, y))(
+        y.size, images, index, table, y, len(index), N, H, W, C,
+        augment.pad, augment.flip, reflect, *key, epoch)
+    return y
+
+
+@functools.lru_cache(maxsize=32)
+def _table(middle: bytes, spread: bytes, dtype: np.dtype, device: int) -> Array:
+    """(C, 256) on the GPU: what a pixel becomes, by the very operations of the CPU."""
+    a, b = (np.frombuffer(v).astype(dtype)[:, None] for v in (middle, spread))  # (C, 1)
+    return cupy().asarray((np.arange(256, dtype=np.uint8) - a) / b)

@@ -1,0 +1,104 @@
+"""Labelled images as two arrays."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from gpuconv import backend, threads
+from gpuconv.backend import Array, get_array_module, to_cpu
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and their labels, on the CPU or on a GPU.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        labels: (N,) int32, 0 .. len(classes) - 1.
+        classes: the name of each label.
+        name: of the set.
+
+    Raises:
+        TypeError: an array of another dtype, or one on the CPU and one on the GPU.
+        ValueError: wrong rank, different lengths, or a label that has no class.
+
+    >>> tiny = Dataset(np.zeros((3, 2, 2, 1), "uint8"), np.int32([0, 1, 0]), ("cat", "dog"), "tiny")
+    >>> len(tiny), tiny[1:].labels, tiny.mean
+    (3, array([1, 0], dtype=int32), array([0.]))
+    """
+
+    images: Array
+    labels: Array
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is no data set."""
+        get_array_module(self.images, self.labels)
+        for field, rank, dtype in (("images", 4, "uint8"), ("labels", 1, "int32")):
+            array = getattr(self, field)
+            if array.dtype != dtype:
+                raise TypeError(f"{self.name}: {field} are {array.dtype}, wanted {dtype}")
+            if array.ndim != rank:
+                wanted = "(N, H, W, C)" if rank == 4 else "(N,)"
+                raise ValueError(f"{self.name}: {field} have shape {array.shape}, wanted {wanted}")
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{self.name}: {len(self.images)} images, {len(self.labels)} labels")
+        if len(self.labels):
+            low, high = int(self.labels.min()), int(self.labels.max())
+            if low < 0 or high >= len(self.classes):
+                raise ValueError(f"{self.name}: label {low if low < 0 else high} is outside "
+                                 f"0..{len(self.classes) - 1}")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, which: Any) -> "Dataset":
+        """The images of a slice or an array of indices; a slice shares their memory."""
+        images, labels = self.images[which], self.labels[which]
+        if labels.ndim != 1:
+            raise TypeError(f"{self.name}: index {which!r} gives one image, wanted a slice or an "
+                            "array of indices")
+        return dataclasses.replace(self, images=images, labels=labels)
+
+    def to(self, device: str) -> "Dataset":
+        """The same set on "cpu", "cuda" or "cuda:1"; itself if it is there."""
+        images, labels = (backend.asarray(a, device) for a in (self.images, self.labels))
+        if images is self.images and labels is self.labels:
+            return self
+        return dataclasses.replace(self, images=images, labels=labels)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(C,) float64: mean of each channel, pixels scaled to 0 .. 1."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> np.ndarray:
+        """(C,) float64: standard deviation of each channel (divisor N*H*W), pixels in 0 .. 1."""
+        return self._moments[1]
+
+    @functools.cached_property
+    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Exact: sums of whole numbers, divided once."""
+        images = to_cpu(self.images)
+        N, H, W, C = images.shape
+        if not images.size:
+            raise ValueError(f"{self.name}: no pixels, shape {images.shape}, so no mean")
+
+        def sums(piece: slice) -> np.ndarray:
+            x = images[piece].astype(np.uint16)  # a square fits too
+            return np.stack([v.sum(axis=0, dtype=np.uint64).sum(axis=(0, 1)) for v in (x, x * x)])
+
+        pieces = threads.chunks(N, 4 * H * W * C)
+        first, second = np.sum(threads.each(sums, pieces), axis=0).tolist()  # C Python ints each
+        n = N * H * W
+        mean = np.array([a / (255 * n) for a in first])
+        std = np.array([math.sqrt(n * b - a * a) / (255 * n)
+                        for a, b in zip(first, second, strict=True)])
+        mean.flags.writeable = std.flags.writeable = False
+        return mean, std

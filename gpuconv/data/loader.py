@@ -1,0 +1,94 @@
+"""Batches of a data set, epoch by epoch.
+
+The order of an epoch and what happens to each image in it are functions of (seed, epoch): any epoch
+can be iterated again, from any batch on, on either device, and gives the same bits. There is no
+other state, so a run resumes from two numbers, epoch and batch.
+"""
+
+import operator
+from collections.abc import Iterator
+
+from gpuconv import random
+from gpuconv.backend import Array, array_device, float_dtype, get_array_module
+from gpuconv.data.augment import Augment, Numbers, augment_batch
+from gpuconv.data.dataset import Dataset
+
+SHUFFLE, AUGMENT = random.stream("shuffle"), random.stream("augment")
+
+
+class Loader:
+    """Cuts a data set into batches of normalised images and their labels.
+
+    Args:
+        dataset: on the device where the batches are wanted.
+        batch_size: images of a batch; the last one of an epoch may hold fewer.
+        shuffle: another order in each epoch? Else that of the set.
+        augment: what happens to the images; None only normalises them.
+        seed: of order and augmentation, 0 .. 2**32 - 1.
+        dtype: of the images: float32, float64, float16 or bfloat16.
+        drop_last: leave out a last batch that holds fewer?
+        mean, std: (C,) of pixels in 0 .. 1. Default: the data set's own; a test set wants those of
+            the training set.
+
+    Raises:
+        ValueError: batch_size < 1, or seed out of range.
+        TypeError: dtype is no float.
+
+    >>> import numpy as np
+    >>> images = np.arange(24, dtype="uint8").reshape(6, 2, 2, 1)
+    >>> loader = Loader(Dataset(images, np.int32([0, 1, 2, 0, 1, 2]), ("a", "b", "c"), "tiny"), 4)
+    >>> [(x.shape, labels.shape) for x, labels in loader.epoch(0)]
+    [((4, 2, 2, 1), (4,)), ((2, 2, 2, 1), (2,))]
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, *, shuffle: bool = True,
+                 augment: Augment | None = None, seed: int = 0, dtype: str = "float32",
+                 drop_last: bool = False, mean: Numbers | None = None,
+                 std: Numbers | None = None):
+        if operator.index(batch_size) < 1:
+            raise ValueError(f"Loader: batch_size {batch_size} is less than 1")
+        float_dtype(dtype)
+        self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
+        self.augment, self.seed, self.dtype = augment, random.check_seed(seed), dtype
+        self.drop_last = drop_last
+        self.mean = dataset.mean if mean is None else mean
+        self.std = dataset.std if std is None else std
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def order(self, epoch: int) -> Array:
+        """(N,) int32: the images in the order of this epoch."""
+        labels = self.dataset.labels
+        xp, n = get_array_module(labels), len(self.dataset)
+        with array_device(labels):
+            if self.shuffle:
+                return random.permutation(n, (self.seed, SHUFFLE), epoch, xp)
+            return xp.arange(n, dtype="int32")
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
+        """Yield (x, labels) of each batch: x (B, H, W, C) of ``dtype``, labels (B,) int32.
+
+        Args:
+            epoch: which; 0, 1, 2 ...
+            start: the batch to begin with, to go on in the middle of an epoch.
+
+        Raises:
+            ValueError: epoch is negative, or start is not 0 .. len(loader).
+        """
+        if operator.index(epoch) < 0 or not 0 <= operator.index(start) <= len(self):
+            raise ValueError(f"Loader: epoch {epoch} from batch {start}: wanted an epoch >= 0 and "
+                             f"a batch in 0..{len(self)}")
+        return self._batches(epoch, start)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[tuple[Array, Array]]:
+        images, labels, order = self.dataset.images, self.dataset.labels, self.order(epoch)
+        for batch in range(start, len(self)):
+            with array_device(labels):  # not across the yield: it would be the caller's device
+                index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                x = augment_batch(images, index, mean=self.mean, std=self.std, dtype=self.dtype,
+                                  key=(self.seed, AUGMENT), epoch=epoch, augment=self.augment)
+                chosen = labels[index]
+            yield x, chosen

@@ -1,0 +1,176 @@
+"""augment_batch: definition, CPU and CUDA to the last bit, and what a move depends on."""
+
+import numpy as np
+import pytest
+
+from check import close, host
+from gpuconv import kernels
+from gpuconv.backend import float_dtype
+from gpuconv.data import Augment, augment_batch
+from gpuconv.data.augment import moves
+
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+KEY = 7, 11
+MEAN, STD = (0.49, 0.3, 0.7), (0.2, 0.25, 1.0)
+AUGMENTS = [
+    pytest.param(None, id="normalise"),
+    pytest.param(Augment(), id="usual"),
+    pytest.param(Augment(flip=False, pad=2), id="crop"),
+    pytest.param(Augment(pad=0), id="flip"),
+    pytest.param(Augment(padding_mode="reflect"), id="reflect"),
+    pytest.param(Augment(flip=False, pad=9), id="out-of-sight"),  # wider than the image
+]
+
+
+def images(rng, n=9, size=(6, 5), channels=3):
+    return rng.integers(0, 256, (n, *size, channels), dtype=np.uint8)
+
+
+def run(xp, x, index, dtype="float32", augment=None, epoch=3, mean=MEAN, std=STD, key=KEY):
+    index = np.array(index, np.int32)
+    return host(augment_batch(xp.asarray(x), xp.asarray(index), mean=mean, std=std, dtype=dtype,
+                              key=key, epoch=epoch, augment=augment))
+
+
+def by_definition(x, index, augment, epoch=3):
+    """float64, image by image: np.pad, cut, mirror, normalise."""
+    out = []
+    for i in index:
+        image = x[i]
+        if augment:
+            p, (H, W) = augment.pad, image.shape[:2]
+            oh, ow, flip = (m[0] for m in moves(np.int32([i]), KEY, epoch, augment))
+            mode = "constant" if augment.padding_mode == "zeros" else "reflect"
+            wide = np.pad(image, ((p, p), (p, p), (0, 0)), mode=mode)
+            image = wide[p + oh : p + oh + H, p + ow : p + ow + W]
+            image = image[:, ::-1] if flip else image
+        out.append((image / 255 - np.array(MEAN)) / np.array(STD))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_is_the_definition(xp, rng, augment, dtype):
+    x, index = images(rng), [4, 0, 8, 4, 1, 2, 3]
+    got = run(xp, x, index, dtype, augment)
+    assert got.dtype == float_dtype(dtype)
+    close(got, by_definition(x, index, augment).astype(got.dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_cuda_gives_the_bits_of_numpy(cp, rng, augment, dtype):
+    x, index = images(rng, 40), rng.permutation(40)
+    got, want = (run(xp, x, index, dtype, augment, epoch=2**33 + 5) for xp in (cp, np))
+    assert got.tobytes() == want.tobytes()
+
+
+def test_every_byte_has_the_same_float_on_both(cp):
+    x = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    got, want = (run(xp, x, [0], mean=[0.4914], std=[0.247]) for xp in (cp, np))
+    assert got.tobytes() == want.tobytes()
+
+
+def test_normalises_as_torch_does(xp, rng):
+    torch = pytest.importorskip("torch")
+    x = images(rng)
+    t = torch.tensor(x, dtype=torch.float64) / 255
+    want = (t - torch.tensor(MEAN, dtype=torch.float64)) / torch.tensor(STD, dtype=torch.float64)
+    close(run(xp, x, range(9), "float64"), want.numpy())
+
+
+def test_a_move_depends_on_image_and_epoch_alone(xp, rng):
+    x, some = images(rng, 30), rng.permutation(30)
+    a = run(xp, x, some, augment=Augment())
+    b = run(xp, x, range(30), augment=Augment())
+    np.testing.assert_array_equal(a, b[some])  # whatever the batch and the place in it
+    assert not np.array_equal(run(xp, x, range(30), augment=Augment(), epoch=4), b)
+    assert not np.array_equal(run(xp, x, range(30), augment=Augment(), key=(8, 11)), b)
+    assert not np.array_equal(run(xp, x, range(30), augment=Augment(), key=(7, 12)), b)
+
+
+def test_moves_are_uniform_and_independent():
+    n, p = 81_000, 4
+    oh, ow, flip = moves(np.arange(n, dtype=np.int32), (3, 4), 5, Augment(pad=p))
+    counts = np.zeros((2 * p + 1, 2 * p + 1, 2))
+    np.add.at(counts, (oh + p, ow + p, flip.astype(int)), 1)
+    expected = n / counts.size  # 500
+    assert ((counts - expected) ** 2).sum() / expected < 161 + 5 * np.sqrt(2 * 161)  # chi squared
+
+
+def test_a_flip_mirrors_left_and_right(xp):
+    x = np.zeros((40, 2, 3, 1), np.uint8)
+    x[:, 0] = np.uint8([[10], [20], [30]])
+    y = run(xp, x, range(40), augment=Augment(pad=0), mean=[0.0], std=[1 / 255])[..., 0]
+    _, _, flip = moves(np.arange(40, dtype=np.int32), KEY, 3, Augment(pad=0))
+    assert 5 < flip.sum() < 35
+    np.testing.assert_allclose(y[flip][:, 0], [[30, 20, 10]] * int(flip.sum()))
+    np.testing.assert_allclose(y[~flip][:, 0], [[10, 20, 30]] * int((~flip).sum()))
+    assert not y[:, 1].any()
+
+
+def test_padding_is_black_before_it_is_normalised(xp):
+    y = run(xp, np.full((1, 2, 2, 3), 255, np.uint8), [0], augment=Augment(flip=False, pad=40))
+    close(np.unique(y[0, :, :, 0]), np.float32([-MEAN[0] / STD[0]]))
+
+
+def test_views_give_what_their_copies_give(xp, rng):
+    x = images(rng, 12, (5, 8))
+    index = np.int32([3, 99, 1, 99, 0, 99])
+    view = augment_batch(xp.asarray(x)[::2, :, ::-1], xp.asarray(index)[::2], mean=MEAN, std=STD,
+                         key=KEY, epoch=3, augment=Augment())
+    want = run(xp, x[::2, :, ::-1].copy(), [3, 1, 0], augment=Augment())
+    np.testing.assert_array_equal(host(view), want)
+
+
+def test_empty_batch(xp, rng):
+    assert run(xp, images(rng), [], augment=Augment()).shape == (0, 6, 5, 3)
+
+
+@pytest.mark.parametrize("limit, value", [("INT_ITEMS", 0), ("MAX_BLOCKS", 1)])
+def test_as_on_huge_arrays(cp, rng, monkeypatch, limit, value):
+    x = images(rng, 20)
+    want = run(np, x, range(20), augment=Augment())
+    monkeypatch.setattr(kernels, limit, value)  # 64-bit offsets; threads that take many turns
+    np.testing.assert_array_equal(run(cp, x, range(20), augment=Augment()), want)
+
+
+def test_a_bad_index_stays_inside_the_set_on_the_gpu(cp, rng):
+    x = images(rng)
+    got, want = run(cp, x, [-5, 100]), run(cp, x, [0, 8])
+    np.testing.assert_array_equal(got, want)
+
+
+def test_a_bad_index_is_an_error_on_the_cpu(rng):
+    with pytest.raises(IndexError, match="index runs from -1 to 9, there are 9 images"):
+        run(np, images(rng), [-1, 9])
+
+
+@pytest.mark.parametrize("change, error, message", [
+    (dict(images=np.zeros((2, 4, 4, 1), "float32")), TypeError, "images are float32, index is int"),
+    (dict(index=np.zeros(2, "int64")), TypeError, "index is int64, wanted uint8 and int32"),
+    (dict(images=np.zeros((4, 4, 1), "uint8")), ValueError, r"images have shape \(4, 4, 1\)"),
+    (dict(images=np.zeros((0, 4, 4, 1), "uint8")), ValueError, "there is no pixel"),
+    (dict(mean=[0.5, 0.5]), ValueError, r"mean has shape \(2,\), std \(1,\), wanted \(1,\)"),
+    (dict(std=[0.0]), ValueError, r"std \[0.0\]: a channel does not vary"),
+    (dict(std=[float("nan")]), ValueError, "does not vary"),
+    (dict(dtype="int8"), TypeError, "unsupported dtype int8"),
+    (dict(augment=Augment(padding_mode="reflect")), ValueError, "a reflection of 4 pixels does"),
+])
+def test_refuses(change, error, message):
+    good = dict(images=np.zeros((2, 4, 4, 1), "uint8"), index=np.zeros(1, "int32"), mean=[0.5],
+                std=[0.5])
+    with pytest.raises(error, match=message):
+        augment_batch(**good | change)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(pad=-1), "pad -1 is negative"), (dict(padding_mode="wrap"), "padding_mode 'wrap'")])
+def test_augment_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        Augment(**options)
+
+
+def test_arrays_on_two_devices_do_not_mix(cp, rng):
+    with pytest.raises(TypeError, match="do not mix"):
+        augment_batch(images(rng), cp.asarray(np.int32([0])), mean=MEAN, std=STD)
