@@ -12,6 +12,7 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 
 import hashlib
 import itertools
+import operator
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def seed(n: int) -> None:
         n: 0 .. 2**32 - 1.
 
     Raises:
+        TypeError: n is no integer.
         ValueError: n is outside that range.
 
     >>> seed(7); a = generator().standard_normal(); seed(7); a == generator().standard_normal()
@@ -51,9 +53,9 @@ def seed(n: int) -> None:
 
 def check_seed(n: int) -> int:
     """n, if it can be the first word of a key."""
-    if not 0 <= int(n) <= LOW:
+    if not 0 <= operator.index(n) <= LOW:
         raise ValueError(f"seed {n} is outside 0..{LOW}")
-    return int(n)
+    return operator.index(n)
 
 
 def fresh() -> tuple[tuple[int, int], int]:
