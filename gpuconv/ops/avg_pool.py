@@ -1,0 +1,152 @@
+"""Average pooling.
+
+    y[n,p,q,c]  = 1/D[p,q] * sum over r,s of  x[n, p*SH - PT + r, q*SW - PL + s, c]    (0 outside x)
+    gx[n,h,w,c] = sum of gy[n,p,q,c] / D[p,q] over the windows (p,q) that (h,w) is in
+
+D[p,q] is how many pixels of the window are inside x or, with ``count_include_pad``, inside x and
+its padding. What hangs over the far edge by ``ceil_mode`` is neither. The backward pass needs
+nothing but shapes.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from gpuconv import kernels, threads
+from gpuconv.autograd import Op
+from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.ops.checks import check_images
+from gpuconv.ops.window import POOL_WORKSPACE, IntOrPair, Padding, Window, pool_window
+
+
+def avg_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None,
+               padding: Padding = 0, ceil_mode: bool = False,
+               count_include_pad: bool = True) -> Array:
+    """Mean of each window, per channel.
+
+    Args:
+        x: Tensor or array (N, H, W, C), any float dtype.
+        kernel_size: window (R, S) or one int, pixels.
+        stride: (SH, SW) or one int, pixels. Default: ``kernel_size``, windows side by side.
+        padding: zeros around x: one int, (PH, PW) or ((top, bottom), (left, right)), pixels; at
+            most half of ``kernel_size``.
+        ceil_mode: round P and Q up: a last window may hang over the bottom or right edge, if it
+            starts inside x or the padding above or left of it. Its mean is over what it covers.
+        count_include_pad: do the zeros of the padding count in the mean?
+
+    Returns:
+        (N, P, Q, C), dtype of x, P = (H + top + bottom - R) // SH + 1, Q likewise;
+        a Tensor if x is one, else an array.
+
+    Raises:
+        ValueError: x is not 4-d, the window does not fit, or there is too much padding.
+        TypeError: x is not floating-point.
+
+    >>> image = np.arange(16.0).reshape(1, 4, 4, 1)
+    >>> avg_pool2d(image, 2)[0, :, :, 0]
+    array([[ 2.5,  4.5],
+           [10.5, 12.5]])
+
+    Source: CS231n, Convolutional Networks, Pooling Layer (General pooling).
+    """
+    check_images("avg_pool2d", x)
+    window = pool_window("avg_pool2d", x.shape, kernel_size, stride, padding, ceil_mode=ceil_mode)
+    return AvgPool2d(window, bool(count_include_pad))(x)
+
+
+class AvgPool2d(Op):
+    """Saves: the shape of x."""
+
+    def __init__(self, window: Window, count_include_pad: bool = True):
+        self.window, self.count_include_pad = window, count_include_pad
+
+    # -- CPU -------------------------------------------------------------------------
+
+    def forward_cpu(self, x):
+        N, H, W, C = self.x_shape = x.shape
+        P, Q = self.window.out_shape(H, W)
+        dtype, inside = accumulator(x.dtype), self.window.inside(H, W)
+        y, divisor = np.empty((N, P, Q, C), x.dtype), self.divisor(dtype)
+
+        def piece_of(piece: slice) -> None:
+            images, total = x[piece].astype(dtype, copy=False), y[piece]
+            if total.dtype != dtype:
+                total = threads.scratch("total", total.size, dtype).reshape(total.shape)
+            _, windows, at = inside[0]
+            if images[at].shape != total.shape:
+                total.fill(0)
+            total[windows] = images[at]
+            for _, windows, at in inside[1:]:
+                total[windows] += images[at]
+            total /= divisor
+            if total.dtype != y.dtype:
+                y[piece] = total
+
+        image = H * W * C * dtype.itemsize  # bytes
+        threads.each(piece_of, threads.chunks(N, image, POOL_WORKSPACE))
+        return y
+
+    def backward_cpu(self, gy):
+        N, H, W, C = self.x_shape
+        dtype, inside = accumulator(gy.dtype), self.window.inside(H, W)
+        gx, divisor = np.empty(self.x_shape, gy.dtype), self.divisor(dtype)
+        apart = self.window.apart  # then a gradient is moved, never added to
+        gaps = not self.window.tiles(H, W)
+
+        def piece_of(piece: slice) -> None:
+            g, into = gy[piece], gx[piece]
+            share = threads.scratch("share", g.size, dtype).reshape(g.shape)
+            np.divide(g.astype(dtype, copy=False), divisor, out=share)
+            if apart:
+                share = share.astype(gx.dtype, copy=False)
+            elif into.dtype != dtype:
+                into = threads.scratch("gx", into.size, dtype).reshape(into.shape)
+            if gaps:
+                into.fill(0)
+            for _, windows, at in inside:
+                if apart:
+                    into[at] = share[windows]
+                else:
+                    into[at] += share[windows]
+            if into.dtype != gx.dtype:
+                gx[piece] = into
+
+        image = H * W * C * dtype.itemsize  # bytes
+        threads.each(piece_of, threads.chunks(N, image, POOL_WORKSPACE))
+        return (gx,)
+
+    def divisor(self, dtype: np.dtype) -> np.ndarray:
+        """(P, Q, 1): how many pixels each window's mean is over; (1,) if all are alike."""
+        H, W = self.x_shape[1:3]
+        counts = []
+        for axis, (n, out) in enumerate(zip((H, W), self.window.out_shape(H, W), strict=True)):
+            near, far = self.window.pad[axis]
+            low, high = (-near, n + far) if self.count_include_pad else (0, n)
+            start = np.arange(out) * self.window.stride[axis] - near
+            stop = np.minimum(start + self.window.size[axis], high)
+            counts.append(stop - np.maximum(start, low))
+        rows, columns = counts
+        each = (rows[:, None] * columns)[:, :, None].astype(dtype)
+        return each[0, 0] if (each == each[0, 0]).all() else each
+
+    # -- GPU: kernels/avg_pool.cu, same names, same order ----------------------------
+
+    def forward_gpu(self, x):
+        N, H, W, C = self.x_shape = x.shape
+        P, Q = self.window.out_shape(H, W)
+        y = cupy().empty((N, P, Q, C), x.dtype)
+        self.kernel("avg_pool_forward", x, y)(y.size, x, y, N, H, W, C, P, Q)
+        return y
+
+    def backward_gpu(self, gy):
+        N, H, W, C = self.x_shape
+        _, P, Q, _ = gy.shape
+        gx = cupy().empty(self.x_shape, gy.dtype)
+        self.kernel("avg_pool_backward", gx, gy)(gx.size, gy, gx, N, H, W, C, P, Q)
+        return (gx,)
+
+    def kernel(self, function: str, x: Array, y: Array) -> Any:
+        """The CUDA function, compiled for this window and for arrays like these."""
+        (_, PB), (_, PR) = self.window.pad
+        return kernels.kernel("avg_pool.cu", function, T=x.dtype, I=kernels.index(x, y), PB=PB,
+                              PR=PR, INCLUDE=int(self.count_include_pad), **self.window.macros())
