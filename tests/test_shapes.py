@@ -110,4 +110,4 @@ def test_a_linear_classifier_fails(sets):
         w = scipy.linalg.solve(square + strength * np.eye(len(square), dtype="float32"), want,
                                assume_a="pos")
         right.append(np.mean((test @ w).argmax(1) == sets[1].labels))
-    assert max(right) < 0.5  # measured: 0.11, where guessing has 0.10
+    assert max(right) < 0.5, right

@@ -20,13 +20,11 @@ import io
 import os
 import pathlib
 import pickle
-import tarfile
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import platformdirs
 
 from gpuconv import files, threads
 from gpuconv.data.dataset import Dataset
@@ -91,8 +89,7 @@ def cifar10(root: str | os.PathLike | None = None, download: bool = False, *, ve
         ValueError: a file is damaged, or not what it should be; says which and why.
         OSError: the download failed.
     """
-    cache = pathlib.Path(platformdirs.user_cache_dir("gpuconv"))
-    places = [pathlib.Path("data"), cache] if root is None else [pathlib.Path(root)]
+    places = cifar10_places() if root is None else [pathlib.Path(root)]
     found = next(filter(None, map(_find, places)), None)
     if found is None and download:
         target = places[-1] / BINARY.archive
@@ -113,6 +110,18 @@ def cifar10(root: str | os.PathLike | None = None, download: bool = False, *, ve
 
 
 # -- finding and reading the six files ---------------------------------------------------------
+
+
+def cifar10_places() -> list[pathlib.Path]:
+    """Where ``cifar10`` looks unless it is told: ``data``, then this user's cache folder."""
+    import platformdirs
+    return [pathlib.Path("data"), pathlib.Path(platformdirs.user_cache_dir("gpuconv"))]
+
+
+def cifar10_path(root: str | os.PathLike | None = None) -> pathlib.Path | None:
+    """The folder or archive that ``cifar10(root)`` would read, unread; None: it would find none."""
+    places = cifar10_places() if root is None else [pathlib.Path(root)]
+    return next((found[1] for place in places if (found := _find(place))), None)
 
 
 def _find(place: pathlib.Path) -> tuple[Version, pathlib.Path] | None:
@@ -169,6 +178,7 @@ def _members(archive: pathlib.Path, wanted: set[str], read: bool = True) -> dict
     A member counts if it is called <file> or <official folder>/<file>. All others are passed over
     unread, so absolute paths and ".." lead nowhere: no path of the archive ever meets the disk.
     """
+    import tarfile  # slow to import, and most sets are unpacked
     folders = {BINARY.folder, PYTHON.folder}
     blobs: dict[str, bytes] = {}
     try:
@@ -249,12 +259,13 @@ def _parse_pickle(path: pathlib.Path, blob: bytes) -> tuple[np.ndarray, np.ndarr
         labels, state = batch[b"labels"], batch[b"data"].state
         _, shape, dtype, fortran, raw = state
         n, row = shape
-        sound = (dtype.name in ("u1", b"u1") and row == RECORD - 1 and not fortran
-                 and isinstance(raw, bytes) and len(raw) == n * row and len(labels) == n
+        sound = (dtype.name in ("u1", b"u1") and row == RECORD - 1 and isinstance(raw, bytes)
+                 and len(raw) == n * row and len(labels) == n
                  and all(type(label) is int and 0 <= label < 256 for label in labels))
         if not sound:
             raise ValueError(f"data of shape {shape}, {len(labels)} labels")
-        return np.array(labels, np.uint8), np.frombuffer(raw, np.uint8).reshape(n, row)
+        planes = np.frombuffer(raw, np.uint8).reshape(n, row, order="F" if fortran else "C")
+        return np.array(labels, np.uint8), planes
     except _Refused as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # what a damaged pickle raises is anybody's guess
