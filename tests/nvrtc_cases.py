@@ -17,8 +17,10 @@ CASES = {  # file: its configurations
                     dict(SOLID, PB=0, PR=1, INCLUDE=0)],
     "batch_norm.cu": [dict(BLOCK=256)],
     "bias_relu.cu": [{}],
+    "dropout.cu": [{}],
     "im2col.cu": [WINDOW],
     "max_pool.cu": [dict(WINDOW, MARK=BYTE, SAVE=1), dict(WINDOW, MARK=INT, SAVE=0)],
     "sgd.cu": [dict(MOMENTUM=1, NESTEROV=0), dict(MOMENTUM=1, NESTEROV=1),
                dict(MOMENTUM=0, NESTEROV=0)],
+    "softmax_cross_entropy.cu": [dict(BLOCK=256, WARPS=1), dict(BLOCK=256, WARPS=8)],
 }

@@ -1,0 +1,152 @@
+"""Softmax and cross-entropy in one: the loss of a classifier, from its raw scores.
+
+    logp[n,k]  = z[n,k] - log sum_j exp(z[n,j])         the row's maximum is taken off first
+    target     = (1 - s) onehot(label) + s/K            s = label_smoothing
+    loss[n]    = -sum_k target[n,k] logp[n,k]
+    gz[n,k]    = (exp(logp[n,k]) - target[n,k]) gy[n]   gy/N for the mean
+
+Softmax and logarithm cancel: nothing overflows, and the gradient is a difference of probabilities.
+Forward writes that difference while it has the row in hand; backward only scales it.
+
+Source: CS231n, "Linear classification: softmax classifier"; Szegedy, Vanhoucke, Ioffe, Shlens,
+Wojna, "Rethinking the Inception architecture for computer vision", CVPR 2016, section 7.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from gpuconv import kernels, threads
+from gpuconv.autograd import Op, Tensor
+from gpuconv.backend import Array, accumulator, cupy, error_word, get_array_module
+from gpuconv.ops.checks import check_arrays
+
+REDUCTIONS = "mean", "sum", "none"
+WARPS = 8  # GPU: warps that share a long row; a power of two
+
+
+def softmax_cross_entropy(logits: Array, labels: Array, *, label_smoothing: float = 0.0,
+                          reduction: str = "mean") -> Array:
+    """Negative log-probability of the labels under softmax(logits).
+
+    Args:
+        logits: Tensor or array (N, K), any float dtype: scores, not probabilities.
+        labels: integer array (N,) on the same device, 0 .. K-1.
+        label_smoothing: probability that is spread over all K classes, 0 to 1.
+        reduction: "mean" over the batch, "sum", or "none" for each sample's own loss.
+
+    Returns:
+        Shape (), or (N,) for "none"; float32, but float64 for float64 logits; a Tensor if logits
+        are one. The mean of an empty batch is NaN, as in PyTorch, its gradient (0, K).
+
+    Raises:
+        ValueError: a label is not in 0 .. K-1 (on the GPU: once the loss comes to the CPU, until
+            then it is NaN), a shape, the smoothing or the reduction is wrong.
+        TypeError: labels are not integers, logits not floating-point, or CPU meets GPU.
+
+    >>> softmax_cross_entropy(np.zeros((2, 4)), np.array([0, 3])).round(4)
+    np.float64(1.3863)
+    """
+    check_arrays("softmax_cross_entropy", logits=logits)
+    label_array = labels.data if isinstance(labels, Tensor) else labels
+    get_array_module(logits.data if isinstance(logits, Tensor) else logits, label_array)
+    if getattr(label_array, "dtype", np.dtype(float)).kind not in "iu":
+        raise TypeError("softmax_cross_entropy: labels are "
+                        f"{getattr(label_array, 'dtype', type(labels).__name__)}, wanted integers")
+    if len(logits.shape) != 2 or not logits.shape[1]:
+        raise ValueError(f"softmax_cross_entropy: logits have shape {logits.shape}, wanted (N, K)")
+    if tuple(label_array.shape) != tuple(logits.shape[:1]):
+        raise ValueError(f"softmax_cross_entropy: labels have shape {label_array.shape}, wanted "
+                         f"({logits.shape[0]},) for logits {logits.shape}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"softmax_cross_entropy: label_smoothing is {label_smoothing}, "
+                         "wanted 0 to 1")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"softmax_cross_entropy: reduction is {reduction!r}, wanted one of "
+                         f"{', '.join(REDUCTIONS)}")
+    return SoftmaxCrossEntropy(label_smoothing, reduction)(logits, label_array)
+
+
+class SoftmaxCrossEntropy(Op):
+    """Saves: ``gz`` (N, K) in the accumulator dtype, if logits want a gradient: softmax - target.
+
+    In the accumulator dtype, because a loss scale or 1/N is still to come: float16 would have
+    flushed small probabilities to zero by then.
+    """
+
+    gz: Any
+
+    def __init__(self, label_smoothing: float, reduction: str):
+        self.smoothing, self.reduction = float(label_smoothing), reduction
+
+    # -- CPU -------------------------------------------------------------------------
+
+    def forward_cpu(self, logits: Any, labels: Any) -> Any:
+        N, K = logits.shape
+        outside = np.flatnonzero((labels < 0) | (labels >= K))
+        if outside.size:
+            raise ValueError(f"softmax_cross_entropy: label {labels[outside[0]]} is outside "
+                             f"0..{K - 1} (at index {outside[0]})")
+        wide = accumulator(logits.dtype)
+        self.dtype = logits.dtype
+        self.gz = np.empty((N, K), wide) if self.needs[0] else None
+        on, off = wide.type(1 - self.smoothing), wide.type(self.smoothing / K)
+        loss = np.empty(N, wide)
+
+        def work(piece: slice) -> None:
+            z = logits[piece].astype(wide)
+            mine = np.arange(len(z)), labels[piece]
+            with np.errstate(invalid="ignore", over="ignore"):   # inf - inf is NaN, far away -inf
+                z -= z.max(axis=1, keepdims=True)
+                p = np.exp(z, out=self.gz[piece] if self.gz is not None else None)
+                total = p.sum(axis=1, keepdims=True)
+                log_total = np.log(total[:, 0])
+                loss[piece] = on * (log_total - z[mine])
+                if self.smoothing:
+                    loss[piece] += off * (K * log_total - z.sum(axis=1))
+                if self.gz is not None:
+                    p /= total
+                    p -= off
+                    p[mine] -= on
+
+        threads.each(work, threads.chunks(N, 4 * K * wide.itemsize))
+        if self.reduction == "none":
+            return loss
+        with np.errstate(invalid="ignore"):                      # 0/0 of an empty batch, inf - inf
+            return loss.sum() / wide.type(N if self.reduction == "mean" else 1)
+
+    def backward_cpu(self, gy: Any) -> tuple:
+        N, K = self.gz.shape
+        scale = (gy if self.reduction != "mean" else gy / gy.dtype.type(max(1, N))).reshape(-1, 1)
+        return (np.multiply(self.gz, scale).astype(self.dtype, copy=False), None)
+
+    # -- GPU: kernels/softmax_cross_entropy.cu -----------------------------------------
+
+    def forward_gpu(self, logits: Any, labels: Any) -> Any:
+        cp = cupy()
+        N, K = logits.shape
+        wide = accumulator(logits.dtype)
+        self.dtype = logits.dtype
+        self.gz = cp.empty((N, K), wide) if self.needs[0] else None
+        loss, y = cp.empty(N, wide), cp.empty((), wide)
+        warps = 1 if K <= 1024 else WARPS  # per row
+        self.kernel("softmax_cross_entropy_forward", warps)(
+            N * warps * 32, logits, labels.astype(np.int64, copy=False), loss, self.gz,
+            error_word(), N, K, self.smoothing)
+        if self.reduction == "none":
+            return loss
+        self.kernel("softmax_cross_entropy_sum", 1)(
+            kernels.BLOCK, loss, y, N, self.reduction == "mean")
+        return y
+
+    def backward_gpu(self, gy: Any) -> tuple:
+        N, K = self.gz.shape
+        gx = cupy().empty((N, K), self.dtype)
+        self.kernel("softmax_cross_entropy_backward", 1)(
+            gx.size, self.gz, gy, gx, N, K, self.reduction == "mean", self.reduction == "none")
+        return gx, None
+
+    def kernel(self, function: str, warps: int) -> Any:
+        """The CUDA function, compiled for logits of this dtype."""
+        return kernels.kernel("softmax_cross_entropy.cu", function, T=self.dtype, WARPS=warps,
+                              BLOCK=kernels.BLOCK)

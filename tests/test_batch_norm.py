@@ -1,0 +1,284 @@
+"""batch_norm: definition, gradient, running statistics, CPU and CUDA alike, and the edges."""
+
+import numpy as np
+import pytest
+
+from check import DTYPES, close, grad_check, host, make, nchw, nhwc
+from gpuconv import kernels, threads
+from gpuconv.autograd import Tensor, no_grad
+from gpuconv.backend import accumulator
+from gpuconv.ops.batch_norm import batch_norm
+
+SHAPES = [
+    pytest.param((6, 3), id="features"),
+    pytest.param((3, 5, 7, 4), id="odd-counts"),
+    pytest.param((4, 8, 8, 32), id="a-tile-of-channels"),
+    pytest.param((2, 9, 3, 33), id="one-channel-over-the-tile"),
+    pytest.param((500, 1), id="one-channel"),
+    pytest.param((2, 2, 2, 300), id="more-channels-than-values"),
+]
+
+
+def definition(x, gamma, beta, gy, training, mean=None, var=None, eps=1e-5):
+    """y, gx, ggamma, gbeta, batch mean and batch variance, in the longest float there is."""
+    x, gamma, beta, gy = (a.astype(np.longdouble) for a in (x, gamma, beta, gy))
+    axes = tuple(range(x.ndim - 1))
+    if training:
+        mean, var = x.mean(axis=axes), x.var(axis=axes)
+    std = np.sqrt(var.astype(np.longdouble) + eps)
+    xhat = (x - mean) / std
+    ggamma, gbeta = (gy * xhat).sum(axis=axes), gy.sum(axis=axes)
+    gx = gy
+    if training:
+        gx = gy - gy.mean(axis=axes) - xhat * (gy * xhat).mean(axis=axes)
+    return gamma * xhat + beta, gx * gamma / std, ggamma, gbeta, mean, var
+
+
+def data(rng, shape, dtype):
+    """x, gamma, beta, gy, running mean and variance."""
+    C, wide = shape[-1], accumulator(make(0, dtype).dtype)
+    x, gy = 2 * rng.standard_normal(shape) + 0.5, rng.standard_normal(shape)
+    gamma, beta, mean = rng.standard_normal((3, C))
+    return (*(make(a, dtype) for a in (x, gamma, beta, gy)),
+            mean.astype(wide), rng.uniform(0.5, 2, C).astype(wide))
+
+
+def run(xp, x, gamma, beta, gy, mean, var, training=True, **options):
+    """y, gx, ggamma, gbeta, and the running statistics afterwards."""
+    x, gamma, beta = (Tensor(xp.asarray(a), requires_grad=True) for a in (x, gamma, beta))
+    mean, var = (xp.asarray(a.copy()) for a in (mean, var))
+    y = batch_norm(x, gamma, beta, mean, var, training=training, **options)
+    y.backward(xp.asarray(gy))
+    return [host(a) for a in (y, x.grad, gamma.grad, beta.grad, mean, var)]
+
+
+def count(x):
+    return x.size // x.shape[-1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_is_the_definition(xp, rng, shape, training, dtype):
+    x, gamma, beta, gy, mean, var = data(rng, shape, dtype)
+    *got, new_mean, new_var = run(xp, x, gamma, beta, gy, mean, var, training)
+    *want, batch_mean, batch_var = definition(x, gamma, beta, gy, training, mean, var)
+    for g, w in zip(got, want, strict=True):
+        close(g, w.astype(x.dtype), terms=count(x))
+    if training:
+        n = count(x)
+        close(new_mean, (0.9 * mean + 0.1 * batch_mean).astype(mean.dtype), terms=n)
+        close(new_var, (0.9 * var + 0.1 * batch_var * n / (n - 1)).astype(mean.dtype), terms=n)
+    else:
+        np.testing.assert_array_equal(new_mean, mean)
+        np.testing.assert_array_equal(new_var, var)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_agrees_with_pytorch(xp, rng, training):
+    torch = pytest.importorskip("torch")
+    x, gamma, beta, gy, mean, var = data(rng, (4, 5, 6, 7), "float32")
+    got = run(xp, x, gamma, beta, gy, mean, var, training, momentum=0.3, eps=1e-3)
+
+    tx, tgamma, tbeta, tgy, tmean, tvar = (
+        torch.from_numpy(a.astype("float64")) for a in (nchw(x), gamma, beta, nchw(gy), mean, var))
+    leaves = [a.requires_grad_() for a in (tx, tgamma, tbeta)]
+    ty = torch.nn.functional.batch_norm(tx, tmean, tvar, tgamma, tbeta, training, 0.3, 1e-3)
+    tgx, tggamma, tgbeta = torch.autograd.grad(ty, leaves, tgy)
+    want = nhwc(ty), nhwc(tgx), tggamma.numpy(), tgbeta.numpy(), tmean.numpy(), tvar.numpy()
+    for g, w in zip(got, want, strict=True):
+        close(g, w.astype("float32"), terms=count(x))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 3, 2)], ids=["features", "images"])
+def test_gradient_is_the_slope(rng, shape, training):
+    x, gamma, beta, _, mean, var = data(rng, shape, "float64")
+
+    def f(x, gamma=None, beta=None):
+        return batch_norm(x, gamma, beta, mean.copy(), var.copy(), training=training)
+
+    grad_check(f, x, gamma, beta, rng=rng)
+    grad_check(f, x, rng=rng)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)], ids=["x", "gamma", "beta", "x+beta"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_gives_the_gradients_that_are_asked_for(xp, rng, training, wanted):
+    x, gamma, beta, gy, mean, var = data(rng, (3, 5, 7, 4), "float32")
+    inputs = [Tensor(xp.asarray(a), requires_grad=i in wanted)
+              for i, a in enumerate((x, gamma, beta))]
+    y = batch_norm(*inputs, xp.asarray(mean), xp.asarray(var), training=training)
+    y.backward(xp.asarray(gy))
+    want = definition(x, gamma, beta, gy, training, mean, var)[1:4]
+    for i, (tensor, w) in enumerate(zip(inputs, want, strict=True)):
+        if i in wanted:
+            close(tensor.grad, w.astype("float32"), terms=count(x))
+        else:
+            assert tensor.grad is None
+
+
+def test_variance_does_not_cancel(xp, rng):
+    x = (1000 + rng.integers(-4, 5, (16, 8, 8, 3)) / 8).astype("float32")  # exact; E[x^2] is not
+    mean, var = xp.zeros(3, "float32"), xp.zeros(3, "float32")
+    batch_norm(xp.asarray(x), None, None, mean, var, training=True, momentum=1)
+    wide = x.astype("float64")
+    close(mean, wide.mean(axis=(0, 1, 2)).astype("float32"), terms=count(x))
+    close(var, wide.var(axis=(0, 1, 2), ddof=1).astype("float32"), terms=count(x))
+
+
+def test_running_variance_is_unbiased(xp):
+    x = xp.asarray(np.array([[1.0], [3.0]]))  # variance 1, unbiased 2
+    mean, var = xp.zeros(1), xp.ones(1)
+    batch_norm(x, None, None, mean, var, training=True, momentum=0.5)
+    assert (host(mean)[0], host(var)[0]) == (1.0, 1.5)
+
+
+def test_half_precision_statistics_do_not_stall(xp):
+    x = xp.ones((1, 64, 128, 1), "float16")  # a float16 sum of ones stays at 2048
+    mean, var = xp.zeros(1, "float32"), xp.ones(1, "float32")
+    y = batch_norm(x, None, None, mean, var, training=True, momentum=1)
+    assert (host(mean)[0], host(var)[0]) == (1, 0)
+    assert not host(y).any()
+
+
+def test_large_batch_is_cut_into_pieces(rng):
+    x, gamma, beta, gy, mean, var = data(rng, (48, 16, 16, 64), "float32")  # 3 MB
+    *got, new_mean, _ = run(np, x, gamma, beta, gy, mean, var)
+    *want, batch_mean, _ = definition(x, gamma, beta, gy, True)
+    for g, w in zip(got, want, strict=True):
+        close(g, w.astype("float32"), terms=count(x))
+    close(new_mean, (0.9 * mean + 0.1 * batch_mean).astype("float32"), terms=count(x))
+
+
+def test_bits_do_not_depend_on_the_threads(rng, monkeypatch):
+    inputs = data(rng, (48, 16, 16, 64), "float32")
+    results = []
+    for number in (1, 3):
+        monkeypatch.setattr(threads, "count", lambda number=number: number)
+        results.append(run(np, *inputs))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bits_do_not_depend_on_the_grid(cp, rng, monkeypatch):
+    inputs = data(rng, (40, 8, 8, 33), "float32")  # two tiles of channels, 40 slices of rows
+    results = [run(cp, *inputs)]
+    monkeypatch.setattr(kernels, "MAX_BLOCKS", 1)  # one block takes every part in turn
+    results.append(run(cp, *inputs))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("view", [
+    pytest.param(lambda a: a.transpose(0, 2, 1, 3), id="transposed"),
+    pytest.param(lambda a: a[:, ::-1, ::2, ::-1], id="negative-strides"),
+])
+def test_views_and_broadcast_gradients(xp, rng, view, training):
+    a, _, _, _, mean, var = data(rng, (3, 4, 6, 8), "float32")
+    gamma, beta = rng.standard_normal((2, 16)).astype("float32")
+    x = Tensor(view(xp.asarray(a)), requires_grad=True)
+    scale, shift = (Tensor(xp.asarray(v)[::2], requires_grad=True) for v in (gamma, beta))
+    y = batch_norm(x, scale, shift, xp.asarray(mean), xp.asarray(var), training=training)
+    gy = rng.standard_normal((y.shape[1], 1, 8)).astype("float32")
+    y.backward(xp.broadcast_to(xp.asarray(gy), y.shape))
+    wide_gy = np.broadcast_to(gy, y.shape)
+    want = definition(view(a), gamma[::2], beta[::2], wide_gy, training, mean, var)[:4]
+    for got, w in zip((y, x.grad, scale.grad, shift.grad), want, strict=True):
+        close(got, w.astype("float32"), terms=count(y))
+
+
+def test_broadcast_x(xp):
+    x = xp.broadcast_to(xp.asarray(np.float32([[1.0], [3.0]]))[:, None, None], (2, 4, 4, 5))
+    y = batch_norm(x, None, None, None, None, training=True, eps=0)
+    np.testing.assert_array_equal(host(y)[:, 0, 0, 0], [-1, 1])
+
+
+def test_saves_x_itself_and_two_numbers_per_channel(xp, rng):
+    x, gamma, beta, _, mean, var = data(rng, (4, 8, 8, 16), "float32")
+    x, gamma, beta = (Tensor(xp.asarray(a), requires_grad=True) for a in (x, gamma, beta))
+    mean, var = xp.asarray(mean), xp.asarray(var)
+    op = batch_norm(x, gamma, beta, mean, var, training=True).creator
+    assert op.x is x.data and op.gamma is gamma.data
+    held = [a for a in vars(op).values() if hasattr(a, "nbytes") and a is not op.x]
+    assert sum(a.nbytes for a in held) == 3 * 16 * 4
+    assert not any(a is mean or a is var for a in held)
+
+
+def test_saves_no_x_where_statistics_are_fixed(xp, rng):
+    x, gamma, beta, _, mean, var = data(rng, (4, 8, 8, 16), "float32")
+    x = Tensor(xp.asarray(x), requires_grad=True)
+    gamma, beta, mean, var = map(xp.asarray, (gamma, beta, mean, var))
+    assert batch_norm(x, gamma, beta, mean, var, training=False).creator.x is None
+    with no_grad():
+        assert batch_norm(x, gamma, beta, mean, var, training=True).creator is None
+
+
+def test_later_changes_of_the_running_statistics_do_not_reach_backward(xp, rng):
+    x, gamma, beta, gy, mean, var = data(rng, (5, 3), "float32")
+    want = run(xp, x, gamma, beta, gy, mean, var, training=False)[2]
+    mean, var = xp.asarray(mean), xp.asarray(var)
+    scale = Tensor(xp.asarray(gamma), requires_grad=True)
+    y = batch_norm(xp.asarray(x), scale, xp.asarray(beta), mean, var, training=False)
+    mean += 1
+    var += 1
+    y.backward(xp.asarray(gy))
+    np.testing.assert_array_equal(host(scale.grad), want)
+
+
+def test_empty_batch(xp):
+    empty, ones = np.ones((0, 4, 4, 3), "float32"), np.ones(3, "float32")
+    for training in (True, False):
+        y, gx, ggamma, gbeta, mean, var = run(
+            xp, empty, ones, ones, empty, 2 * ones, 3 * ones, training)
+        assert y.shape == gx.shape == (0, 4, 4, 3)
+        assert (ggamma.tolist(), gbeta.tolist()) == ([0, 0, 0], [0, 0, 0])
+        assert (mean.tolist(), var.tolist()) == ([2, 2, 2], [3, 3, 3])  # untouched
+
+
+def test_arrays_in_array_out_and_nan_spreads_over_its_channel_only(xp):
+    a = np.ones((4, 2), "float32") * np.arange(4, dtype="float32")[:, None]
+    a[0, 1] = np.nan
+    x = xp.asarray(a)
+    y = batch_norm(x, None, None, None, None, training=True)
+    assert type(y) is type(x)
+    assert np.isnan(host(y)).all(axis=0).tolist() == [False, True]
+    assert not np.isnan(host(y)[:, 0]).any()
+
+
+def f32(*shape):
+    return np.ones(shape, "float32")
+
+
+@pytest.mark.parametrize("x, gamma, beta, mean, var, training, error, message", [
+    (f32(1, 3), None, None, f32(3), f32(3), True, ValueError,
+     r"x \(1, 3\) has one value per channel"),
+    (f32(1, 1, 1, 3), None, None, None, None, True, ValueError, r"x \(1, 1, 1, 3\) has one value"),
+    (f32(3), None, None, f32(3), f32(3), True, ValueError, r"x has shape \(3,\), wanted"),
+    (f32(4, 0), None, None, f32(0), f32(0), True, ValueError, r"x has shape \(4, 0\), wanted"),
+    (f32(4, 3), f32(4), None, f32(3), f32(3), True, ValueError,
+     r"gamma has shape \(4,\), wanted \(3,\) for x \(4, 3\)"),
+    (f32(4, 3), None, f32(1, 3), f32(3), f32(3), True, ValueError, r"beta has shape \(1, 3\)"),
+    (f32(4, 3), None, None, f32(3), f32(2), True, ValueError, r"running_var has shape \(2,\)"),
+    (f32(4, 3), None, None, None, None, False, ValueError, "missing and missing, wanted both$"),
+    (f32(4, 3), None, None, f32(3), None, True, ValueError, "given and missing, wanted both, or"),
+    (f32(4, 3), f32(3).astype(float), None, f32(3), f32(3), True, TypeError,
+     "x is float32, gamma is float64"),
+    (f32(4, 3).astype("float16"), None, None, f32(3).astype("float16"), f32(3), True, TypeError,
+     "running_mean is float16, wanted float32 for x float16"),
+    (f32(4, 3).astype(int), None, None, f32(3), f32(3), True, TypeError, "x is int64, wanted"),
+])
+def test_refuses(x, gamma, beta, mean, var, training, error, message):
+    with pytest.raises(error, match=message):
+        batch_norm(x, gamma, beta, mean, var, training=training)
+
+
+def test_refuses_a_negative_eps():
+    with pytest.raises(ValueError, match="eps is -1, wanted at least 0"):
+        batch_norm(f32(4, 3), None, None, None, None, training=True, eps=-1)
+
+
+def test_refuses_statistics_on_the_other_device(cp):
+    with pytest.raises(TypeError, match="do not mix"):
+        batch_norm(cp.asarray(f32(4, 3)), None, None, f32(3), f32(3), training=True)
