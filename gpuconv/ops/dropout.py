@@ -30,8 +30,7 @@ def dropout(x: Array, p: float = 0.5, *, training: bool = True,
 
     Args:
         x: Tensor or array of any shape.
-        p: probability of a zero, 0 to 1. With 0 the result is x itself, with 1 all zeros, both as in
-            PyTorch.
+        p: probability of a zero, 0 to 1, as in PyTorch: with 0 the result is x, with 1 all zeros.
         training: if not, the result is x itself.
         key: (seed, stream), two words of 32 bits, for ``gpuconv.random``. Default: both key and
             step from ``random.fresh()``, other ones at each call, the same again after ``seed``.
