@@ -1,5 +1,7 @@
 """SGD: PyTorch's numbers, CUDA against NumPy, groups, freezing, state, refusals."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from check import close, host
 from gpuconv import kernels, threads
 from gpuconv.autograd import Parameter, Tensor
 from gpuconv.backend import accumulator, float_dtype
+from gpuconv.nn.module import Module
 from gpuconv.optim import SGD
 
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
@@ -262,6 +265,20 @@ def test_release_lets_another_take_over(rng):
         SGD(ps, 0.1)
     first.release()
     SGD(ps, 0.1)
+
+
+def test_a_module_stays_where_its_optimiser_found_it(rng):
+    module = Module()
+    module.weight, = parameters(np, rng)[:1]
+    sgd = SGD(module.parameters(), 0.1)
+    with pytest.raises(RuntimeError, match=r"to: an optimiser holds weight \(3, 5\), float32"):
+        module.to("float64")
+    twin = copy.deepcopy(module).to("float64")  # a copy is free
+    SGD(twin.parameters(), 0.1)
+    module.load_state_dict({"weight": np.full((3, 5), 2, "float32")})
+    assert (sgd.flats[0][0].data[:15] == 2).all()  # loading writes through
+    sgd.release()
+    assert module.to("float64").weight.dtype == module.weight.grad.dtype == "float64"
 
 
 def test_a_replaced_gradient_stops_the_step_before_it_begins(rng):

@@ -123,15 +123,7 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """{path: array} of all parameters and buffers: the live arrays, not copies."""
-        state = {}
-        names = {id(p): path for path, p in self.named_parameters()}
-        for path, module in self.named_modules():
-            for name, p in vars(module).items():
-                if isinstance(p, Parameter) and names[id(p)] == _join(path, name):
-                    state[_join(path, name)] = p.data
-            for name in module._buffer_names:
-                state[_join(path, name)] = getattr(module, name)
-        return state
+        return {path: p.data for path, p in self.named_parameters()} | dict(self.named_buffers())
 
     def load_state_dict(self, state: Mapping[str, Any],
                         strict: bool = True) -> tuple[list[str], list[str]]:

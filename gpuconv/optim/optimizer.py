@@ -119,8 +119,8 @@ class Optimizer:
         for number, group in enumerate(self.groups):
             for name, value in group.items():
                 if name != "params":
-                    kind = bool if isinstance(value, (bool, np.bool_)) else float
-                    state[f"group.{number}.{name}"] = np.array(kind(value))
+                    plain = value if isinstance(value, (bool, np.bool_)) else float(value)
+                    state[f"group.{number}.{name}"] = np.array(plain)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

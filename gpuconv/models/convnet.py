@@ -1,0 +1,74 @@
+"""Plain ConvNets for 32 x 32 images.
+
+    cifar_convnet     block        filters   output              parameters (RGB, 10 classes)
+                      conv conv      32      (N, 16, 16, 32)     864 +   9,216 +   2 *  64
+                      conv conv      64      (N, 8, 8, 64)       18,432 +  36,864 + 2 * 128
+                      conv conv     128      (N, 4, 4, 128)      73,728 + 147,456 + 2 * 256
+                      linear                 (N, 10)             20,490
+                                                                 307,946 in all
+
+    each conv is 3x3, padding 1, without bias (the norm has one), then BatchNorm2d and ReLU; each
+    block ends in a max pool that halves the image. Filters start He-normal.
+
+    simple_convnet    conv           32      (N, 32, 32, 32)     2,432
+                      linear                 (N, 10)             81,930
+                                                                 84,362 in all
+
+    conv 5x5, padding 2, ReLU, max pool 2, linear: INPUT-CONV-RELU-POOL-FC of the course notes. All
+    weights start as PyTorch's do.
+
+Sources: Simonyan, Zisserman, "Very deep convolutional networks", ICLR 2015 (blocks of 3x3 filters);
+Ioffe, Szegedy, "Batch normalization", ICML 2015; CS231n notes, "Convolutional networks".
+"""
+
+from gpuconv.nn import (
+    BatchNorm2d,
+    Conv2d,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    Module,
+    ReLU,
+    Sequential,
+    init,
+)
+
+IMAGE = 32               # pixels: height and width that the Linear is made for
+BLOCKS = 32, 64, 128     # filters of both convolutions of a block
+
+
+def cifar_convnet(in_channels: int = 3, classes: int = 10) -> Sequential:
+    """Three blocks of two 3x3 convolutions each, then one Linear.
+
+    Args:
+        in_channels: C, of images (N, 32, 32, C).
+        classes: of logits (N, classes).
+
+    >>> sum(p.size for p in cifar_convnet().parameters())
+    307946
+    """
+    modules: list[Module] = []
+    C, pixels = in_channels, IMAGE
+    for K in BLOCKS:
+        for channels in (C, K):
+            conv = Conv2d(channels, K, 3, padding=1, bias=False)
+            init.he_normal_(conv.weight)
+            modules += [conv, BatchNorm2d(K), ReLU()]
+        modules.append(MaxPool2d(2))
+        C, pixels = K, pixels // 2
+    return Sequential(*modules, Flatten(), Linear(pixels * pixels * C, classes))
+
+
+def simple_convnet(in_channels: int = 3, classes: int = 10) -> Sequential:
+    """One 5x5 convolution, then one Linear.
+
+    Args:
+        in_channels: C, of images (N, 32, 32, C).
+        classes: of logits (N, classes).
+
+    >>> sum(p.size for p in simple_convnet().parameters())
+    84362
+    """
+    K, pixels = 32, IMAGE // 2
+    return Sequential(Conv2d(in_channels, K, 5, padding=2), ReLU(), MaxPool2d(2), Flatten(),
+                      Linear(pixels * pixels * K, classes))

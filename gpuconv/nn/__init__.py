@@ -1,0 +1,22 @@
+"""Layers, and modules made of them; here are their public names."""
+
+from gpuconv.nn import init
+from gpuconv.nn.containers import ModuleList, Residual, Sequential
+from gpuconv.nn.convolution import Conv2d
+from gpuconv.nn.layers import (
+    GELU,
+    BatchNorm2d,
+    Dropout,
+    Flatten,
+    Identity,
+    Linear,
+    ReLU,
+    Sigmoid,
+    Tanh,
+)
+from gpuconv.nn.module import Module
+from gpuconv.nn.pooling import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
+
+__all__ = ["GELU", "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d",
+           "GlobalMaxPool2d", "Identity", "Linear", "MaxPool2d", "Module", "ModuleList", "ReLU",
+           "Residual", "Sequential", "Sigmoid", "Tanh", "init"]

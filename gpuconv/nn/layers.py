@@ -1,0 +1,195 @@
+"""Layers with one line of computation: Linear, BatchNorm2d, Dropout, activations, Flatten."""
+
+from typing import Any
+
+import numpy as np
+
+from gpuconv.autograd import Parameter, Tensor
+from gpuconv.nn import init
+from gpuconv.nn.module import Module
+from gpuconv.ops.activation import gelu, relu, sigmoid, tanh
+from gpuconv.ops.batch_norm import batch_norm
+from gpuconv.ops.dropout import dropout
+from gpuconv.ops.linear import linear
+from gpuconv.ops.shape import flatten
+
+
+def positive(layer: str, **sizes: Any) -> tuple[int, ...]:
+    """The sizes, if they are ints of at least 1.
+
+    Raises:
+        TypeError, ValueError: one is not; names it.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
+            raise TypeError(f"{layer}: {name} is {size!r}, wanted an int")
+        if size < 1:
+            raise ValueError(f"{layer}: {name} is {size}, wanted at least 1")
+    return tuple(int(size) for size in sizes.values())
+
+
+class Linear(Module):
+    """y = x w^T + b.
+
+    Args:
+        in_features: C, of x (N, C).
+        out_features: K, of y (N, K).
+        bias: add b?
+
+    Attributes:
+        weight: (K, C), uniform within 1/sqrt(C) at first.
+        bias: (K,), likewise; or None.
+
+    >>> Linear(8, 3)(np.ones((2, 8), "float32")).shape
+    (2, 3)
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        C, K = positive("Linear", in_features=in_features, out_features=out_features)
+        self.weight = Parameter(np.empty((K, C), "float32"))
+        self.bias = Parameter(np.empty(K, "float32")) if bias else None
+        init.torch_default_(self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C) -> (N, K)."""
+        return linear(x, self.weight, self.bias)
+
+    def arguments(self) -> str:
+        """In, out, and what is not the default."""
+        K, C = self.weight.shape
+        return f"{C}, {K}" + ("" if self.bias is not None else ", bias=False")
+
+
+class BatchNorm2d(Module):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, per channel.
+
+    In training, mean and var are the batch's, and the running ones move towards them by
+    ``momentum``; else they are the running ones.
+
+    Args:
+        channels: C, of x (N, H, W, C).
+        eps: added to the variance.
+        momentum: share of the batch in the new running statistics.
+
+    Attributes:
+        weight, bias: (C,), 1 and 0 at first.
+        running_mean, running_var: (C,) buffers, 0 and 1 at first, float32; float64 in a float64
+            module.
+        num_batches_tracked: () int64 buffer: batches seen in training.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
+        C, = positive("BatchNorm2d", channels=channels)
+        if not eps > 0:
+            raise ValueError(f"BatchNorm2d: eps is {eps}, wanted more than 0")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"BatchNorm2d: momentum is {momentum}, wanted 0..1")
+        self.eps, self.momentum = eps, momentum
+        self.weight = Parameter(np.ones(C, "float32"))
+        self.bias = Parameter(np.zeros(C, "float32"))
+        self.register_buffer("running_mean", np.zeros(C, "float32"))
+        self.register_buffer("running_var", np.ones(C, "float32"))
+        self.register_buffer("num_batches_tracked", np.zeros((), "int64"))
+
+    running_mean: Any
+    running_var: Any
+    num_batches_tracked: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> the same shape."""
+        y = batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
+                       training=self.training, momentum=self.momentum, eps=self.eps)
+        if self.training:
+            self.num_batches_tracked += 1  # in place
+        return y
+
+    def arguments(self) -> str:
+        """Channels, and what is not the default."""
+        changed = [f"{name}={value}" for name, value, usual in (
+            ("eps", self.eps, 1e-5), ("momentum", self.momentum, 0.1)) if value != usual]
+        return ", ".join([str(self.weight.size), *changed])
+
+
+class Dropout(Module):
+    """In training, zeroes each element with probability p and divides the others by 1 - p.
+
+    Its numbers are new at each call, unless ``reseed`` has keyed them to a step.
+
+    Args:
+        p: 0..1.
+    """
+
+    def __init__(self, p: float = 0.5):
+        if not 0 <= p <= 1:
+            raise ValueError(f"Dropout: p is {p}, wanted 0..1")
+        self.p = p
+        self.key: tuple[int, int] | None = None
+        self.step: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return dropout(x, self.p, training=self.training, key=self.key, step=self.step)
+
+    def reseed_layer(self, key: tuple[int, int], step: int) -> None:
+        """Draw with this key and step from now on."""
+        self.key, self.step = key, step
+
+    def arguments(self) -> str:
+        """The probability."""
+        return f"{self.p}"
+
+
+class Flatten(Module):
+    """(N, H, W, C) -> (N, H*W*C).
+
+    ``volume`` is the (H, W, C) it flattened last, None before: what tells how to permute the
+    columns of a Linear that was trained on C, H, W.
+    """
+
+    def __init__(self) -> None:
+        self.volume: tuple[int, ...] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All axes but the first in one."""
+        self.volume = tuple(x.shape[1:])
+        return flatten(x)
+
+
+class Identity(Module):
+    """y = x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X itself."""
+        return x
+
+
+class ReLU(Module):
+    """y = max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return relu(x)
+
+
+class GELU(Module):
+    """y = x * Phi(x), Phi the normal distribution function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return gelu(x)
+
+
+class Sigmoid(Module):
+    """y = 1 / (1 + exp(-x))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return sigmoid(x)
+
+
+class Tanh(Module):
+    """y = tanh(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return tanh(x)
