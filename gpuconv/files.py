@@ -7,18 +7,17 @@ are kept as safetensors, which cannot run code when read.
 
 import contextlib
 import hashlib
-import http.client
 import json
 import os
 import pathlib
 import tempfile
-import urllib.request
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
 
-from gpuconv.backend import Array, to_cpu
+from gpuconv.backend import Array, float_dtype, to_cpu
 
 FORMAT = "gpuconv"
 VERSION = 1
@@ -111,6 +110,8 @@ def download(url: str, path: str | os.PathLike, *, sha256: str, size: int,
 
 def _fetch(url: str, size: int) -> Iterator[bytes]:
     """Blocks of what a server sends: at most one byte more than size."""
+    import http.client  # slow to import, and seldom used
+    import urllib.request
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             announced = answer.headers.get("Content-Length")
@@ -135,7 +136,7 @@ def save(path: str | os.PathLike, state: Mapping[str, Array],
 
     Raises:
         TypeError: a value is no array.
-        ValueError: what was written does not read back as ``state``.
+        ValueError: safetensors has no such dtype, or what was written does not read back.
 
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + "/w.safetensors"
@@ -143,15 +144,24 @@ def save(path: str | os.PathLike, state: Mapping[str, Array],
     >>> load(path)
     ({'w': array([1., 1.])}, {'epoch': 3})
     """
-    from safetensors.numpy import load as parse
-    from safetensors.numpy import save as serialise
-    # safetensors 0.8.0 writes the memory of a strided array as if it were dense (issue 825).
-    arrays = {name: np.ascontiguousarray(to_cpu(a)).reshape(a.shape) for name, a in state.items()}
-    described = {"format": FORMAT, "version": str(VERSION), "metadata": json.dumps(metadata or {})}
-    blob = serialise(arrays, described)
-    for name, back in parse(blob).items():
-        if back.tobytes() != arrays[name].tobytes():
-            raise ValueError(f"save: {name} does not read back as it was")
+    import safetensors.numpy
+    arrays, text = {}, json.dumps(metadata or {})
+    for name, a in state.items():
+        if not hasattr(a, "dtype"):
+            raise TypeError(f"save: {name} is {type(a).__name__}, wanted an array")
+        a = to_cpu(a)
+        # safetensors 0.8.0 writes the memory of a strided array as if it were dense (issue 825).
+        dense = np.ascontiguousarray(a, a.dtype.newbyteorder("=") if not a.dtype.isnative else None)
+        arrays[name] = dense.reshape(a.shape)  # a number had become (1,)
+    described = {"format": FORMAT, "version": str(VERSION), "metadata": text,
+                 "crc32": _checksum(arrays, f"{VERSION}{text}")}
+    try:
+        blob = safetensors.numpy.save(arrays, described)
+        for name, back in safetensors.deserialize(blob):
+            if back["data"] != arrays[name].tobytes():
+                raise ValueError(f"save: {name} does not read back as it was")
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"save: {error}") from None
     with atomic_write(path) as file:
         file.write(blob)
 
@@ -164,19 +174,39 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
     Raises:
         FileNotFoundError: there is no such file.
+        TypeError: it holds bfloat16, and the package ml_dtypes is missing.
         ValueError: it is damaged, truncated, or not a gpuconv file; nothing of it is returned.
     """
     import safetensors
+    with open(path, "rb"):
+        pass  # where this fails, the system's error names the path; safe_open's does not
     try:
         with safetensors.safe_open(path, "np") as file:
             described = file.metadata() or {}
             if described.get("format") != FORMAT:
                 raise ValueError(f"{path}: a safetensors file, but not one of gpuconv "
                                  f"(format {described.get('format')!r})")
-            if int(described["version"]) > VERSION:
-                raise ValueError(f"{path}: written by a newer gpuconv (version "
-                                 f"{described['version']}, this one reads up to {VERSION})")
+            version = described.get("version", "")
+            if version.isdecimal() and int(version) > VERSION:
+                raise ValueError(f"{path}: written by a newer gpuconv (version {version}, "
+                                 f"this one reads up to {VERSION})")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return state, json.loads(described["metadata"])
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: damaged, or no safetensors file: {error}") from None
+    except TypeError:  # "data type 'bfloat16' not understood"
+        float_dtype("bfloat16")  # says what to install
+        raise
+    text = described.get("metadata", "")
+    if described.get("crc32") != _checksum(state, version + text):
+        raise ValueError(f"{path}: damaged: its content has not the checksum it was written with")
+    return state, json.loads(text)
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], text: str) -> str:
+    """CRC-32 of text (version and metadata) and of all names, dtypes, shapes and contents."""
+    crc = zlib.crc32(text.encode())
+    for name in sorted(arrays):
+        a = arrays[name]
+        crc = zlib.crc32(f"{name} {a.dtype.name} {a.shape}".encode(), crc)
+        crc = zlib.crc32(a.reshape(-1).view(np.uint8).data, crc)
+    return f"{crc:08x}"

@@ -6,7 +6,6 @@ order of the chunks: the bits do not depend on the machine. BLAS runs single-thr
 call per thread.
 """
 
-import concurrent.futures
 import contextlib
 import functools
 import os
@@ -27,8 +26,13 @@ def count() -> int:
 
 
 @functools.cache
-def _pool(workers: int) -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(workers, "gpuconv")
+def _pool(workers: int) -> Any:
+    from concurrent.futures import ThreadPoolExecutor
+    return ThreadPoolExecutor(workers, "gpuconv")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @functools.cache
@@ -37,11 +41,36 @@ def _blas() -> Any:
     return threadpoolctl.ThreadpoolController()  # looks through all loaded libraries: once
 
 
+class _Limit:
+    """The limit is the process's: the first to ask sets it, the last to leave lifts it."""
+
+    lock = threading.Lock()
+    users = 0
+    limiter: Any = None
+
+
 @contextlib.contextmanager
 def single_threaded_blas() -> Iterator[None]:
     """One BLAS thread per call; the limits of before come back."""
-    with _blas().limit(limits=1, user_api="blas"):
+    with _Limit.lock:
+        if not _Limit.users:
+            _Limit.limiter = _blas().limit(limits=1, user_api="blas")
+        _Limit.users += 1
+    try:
         yield
+    finally:
+        with _Limit.lock:
+            _Limit.users -= 1
+            if not _Limit.users:
+                _take_over()  # the first to ask may have been another thread
+                _Limit.limiter.restore_original_limits()
+                _take_over()
+
+
+def _take_over() -> None:
+    """threadpoolctl 3.7 and later lets only the thread that set a limit change it: not so here."""
+    for library in _blas().lib_controllers:
+        getattr(library, "clear_controlling_thread", lambda force: None)(force=True)
 
 
 def chunks(items: int, item_bytes: int, budget: int = CACHE) -> list[slice]:

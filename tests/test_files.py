@@ -1,0 +1,270 @@
+"""A file is whole or not there; saved arrays come back bit for bit, or not at all."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from check import DTYPES, make
+from gpuconv import files
+from gpuconv.autograd import Tensor
+
+INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool"]
+LAYOUTS = [  # all of them come out scrambled from a plain safetensors 0.8.0
+    pytest.param(lambda a: a[::-1], id="negative-stride"),
+    pytest.param(lambda a: a[:, ::2], id="strided"),
+    pytest.param(lambda a: a.T, id="transposed"),
+    pytest.param(np.asfortranarray, id="fortran"),
+    pytest.param(lambda a: np.broadcast_to(a[0], (3, *a.shape[1:])), id="broadcast"),
+    pytest.param(lambda a: a[1:, 1:], id="corner"),
+]
+
+
+def same(got, want):
+    """Equal to the last bit, also in bfloat16."""
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+    assert got.tobytes() == want.tobytes()
+
+
+# -- atomic_write ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode, content", [("wb", b"new"), ("w", "neu: ä")])
+def test_a_whole_file_replaces_the_old_one(tmp_path, mode, content):
+    path = tmp_path / "file"
+    for _ in range(2):
+        with files.atomic_write(path, mode) as file:
+            file.write(content)
+    got = path.read_bytes()
+    assert got == (content if mode == "wb" else content.encode())
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(error), files.atomic_write(path) as file:
+        file.write(b"half")
+        raise error
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_readers_meanwhile_see_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with files.atomic_write(path, "w") as file:
+        file.write("new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a system without SIGKILL")
+def test_a_killed_process_leaves_the_old_file_or_the_new_one(tmp_path):
+    path = tmp_path / "weights"
+    code = f"""
+import sys, itertools, numpy as np
+from gpuconv import files
+for i in itertools.count(1):
+    files.save({str(path)!r}, {{"w": np.full(200_000, i, "int64")}})
+    print(i, flush=True)
+"""
+    files.save(path, {"w": np.zeros(200_000, "int64")})
+    for delay in (0, 0.003, 0.007):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()  # it is in the middle of writing, again and again
+            threading.Event().wait(delay)
+            process.send_signal(signal.SIGKILL)
+        state, _ = files.load(path)  # checks its own sum
+        assert len(set(state["w"].tolist())) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits are POSIX's")
+def test_permissions_stay_or_are_the_usual(tmp_path):
+    old, new, usual = tmp_path / "old", tmp_path / "new", tmp_path / "usual"
+    old.touch()
+    old.chmod(0o640)
+    usual.touch()
+    for path in (old, new):
+        with files.atomic_write(path) as file:
+            file.write(b"x")
+    assert old.stat().st_mode & 0o777 == 0o640
+    assert new.stat().st_mode == usual.stat().st_mode
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    tmp_path.chmod(0o500)
+    path = tmp_path / "f"
+    try:
+        with pytest.raises(PermissionError, match=str(tmp_path)), files.atomic_write(path):
+            pass
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("folder", ["none", "file"])
+def test_a_folder_that_is_none(tmp_path, folder):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=folder), files.atomic_write(tmp_path / folder / "f"):
+        pass
+
+
+def test_digest(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert files.digest(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+    assert files.digest(tmp_path / "abc", "md5") == "900150983cd24fb0d6963f7d28e17f72"
+
+
+# -- save and load -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, *INTEGERS])
+def test_every_dtype_comes_back(tmp_path, rng, dtype):
+    bits = rng.integers(0, 256, 2 * 3 * 8, dtype="uint8")
+    a = bits.view(make(0, dtype).dtype if dtype in DTYPES else dtype) if dtype != "bool" else (
+        bits > 127)
+    state = {"a": a.reshape(2, 3, -1), "empty": a[:0].reshape(0, 3), "number": a[0].reshape(())}
+    files.save(tmp_path / "f", state)
+    back, metadata = files.load(tmp_path / "f")
+    assert metadata == {} and sorted(back) == sorted(state)
+    for name, want in state.items():
+        same(back[name], want)
+        assert back[name].flags.writeable and back[name].flags.c_contiguous
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_comes_back(tmp_path, rng, layout, dtype):
+    view = layout(make(rng.standard_normal((4, 6)), dtype))
+    files.save(tmp_path / "f", {"a": view})
+    same(files.load(tmp_path / "f")[0]["a"], view.copy())
+
+
+def test_another_byte_order_comes_back_as_our_own(tmp_path):
+    files.save(tmp_path / "f", {"a": np.array([1, 2.5], ">f4")})
+    same(files.load(tmp_path / "f")[0]["a"], np.float32([1, 2.5]))
+
+
+def test_arrays_on_the_gpu_are_saved_as_well(tmp_path, cp):
+    files.save(tmp_path / "f", {"a": cp.asarray(np.float32([[1, 2], [3, 4]])).T})
+    same(files.load(tmp_path / "f")[0]["a"], np.float32([[1, 3], [2, 4]]))
+
+
+def test_special_values_come_back(tmp_path):
+    a = np.array([np.nan, -np.inf, -0.0, 5e-324, np.finfo(float).max])
+    files.save(tmp_path / "f", {"a": a, "": a[:1], "a.b/ä": a[1:]})
+    back, _ = files.load(tmp_path / "f")
+    same(back["a"], a)
+    same(back[""], a[:1])
+    same(back["a.b/ä"], a[1:])
+
+
+def test_metadata_comes_back(tmp_path):
+    metadata = {"epoch": 3, "model": ["convnet", {"classes": 10}], "note": "ä \"x\"", "x": None}
+    files.save(tmp_path / "f", {}, metadata)
+    assert files.load(tmp_path / "f") == ({}, metadata)
+
+
+def test_others_can_read_it(tmp_path):
+    a = np.float32([[1, 2], [3, 4]])
+    files.save(tmp_path / "f", {"a": a.T})
+    same(safetensors.numpy.load_file(tmp_path / "f")["a"], a.T.copy())
+
+
+def test_saving_over_a_file_replaces_it_or_leaves_it(tmp_path):
+    path = tmp_path / "f"
+    files.save(path, {"a": np.ones(2)})
+    for bad in ({"a": [1.0]}, {"a": np.array(["text"])}):
+        with pytest.raises((TypeError, ValueError)):
+            files.save(path, bad)
+    assert files.load(path)[0]["a"].tolist() == [1, 1]
+    files.save(path, {"b": np.zeros(1)})
+    assert list(files.load(path)[0]) == ["b"] and os.listdir(tmp_path) == ["f"]
+
+
+# -- refusals ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value, error, message", [
+    ([1.0], TypeError, "save: w is list, wanted an array"),
+    (None, TypeError, "save: w is NoneType, wanted an array"),
+    (2.0, TypeError, "save: w is float, wanted an array"),
+    (Tensor(np.ones(1)), TypeError, "Tensor"),
+    (np.array(["text"]), ValueError, "save: .*dtype"),
+    (np.array([{}]), (TypeError, ValueError), "."),
+])
+def test_what_is_no_array_of_numbers_is_not_saved(tmp_path, value, error, message):
+    with pytest.raises(error, match=message):
+        files.save(tmp_path / "f", {"w": value})
+    assert os.listdir(tmp_path) == []
+
+
+def test_every_truncation_is_noticed(tmp_path):
+    path = tmp_path / "weights"
+    files.save(path, {"w": np.arange(5.0), "b": np.zeros(2)}, {"epoch": 1})
+    blob = path.read_bytes()
+    for n in range(len(blob)):
+        path.write_bytes(blob[:n])
+        with pytest.raises(ValueError, match=rf"{path.name}: damaged"):
+            files.load(path)
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
+    path = tmp_path / "weights"
+    state, metadata = {"w": np.arange(3.0), "b": np.zeros(2, "float32")}, {"epoch": 1}
+    files.save(path, state, metadata)
+    blob = path.read_bytes()
+    for i in range(len(blob)):
+        path.write_bytes(blob[:i] + bytes([blob[i] ^ 1 << i % 8]) + blob[i + 1 :])
+        with pytest.raises(ValueError, match=path.name):
+            files.load(path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "foreign"
+    for content in (b"", b"PK\3\4 a zip file", b"\0" * 100, b"\xff" * 100):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="foreign: damaged, or no safetensors file"):
+            files.load(path)
+    safetensors.numpy.save_file({"a": np.ones(2)}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="foreign: a safetensors file, but not .* gpuconv .*'pt'"):
+        files.load(path)
+    safetensors.numpy.save_file({"a": np.ones(2)}, path)
+    with pytest.raises(ValueError, match=r"not one of gpuconv \(format None\)"):
+        files.load(path)
+
+
+def test_files_of_a_newer_gpuconv_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "VERSION", files.VERSION + 1)
+    files.save(tmp_path / "new", {"a": np.ones(2)})
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"new: written by a newer gpuconv \(version 2, .* to 1\)"):
+        files.load(tmp_path / "new")
+
+
+def test_bfloat16_without_its_package_says_what_to_install(tmp_path):
+    files.save(tmp_path / "f", {"a": make([1.0], "bfloat16")})
+    code = f"""
+import sys
+sys.modules["ml_dtypes"] = None
+from gpuconv import files
+try:
+    files.load({str(tmp_path / "f")!r})
+except TypeError as error:
+    sys.exit("pip install ml_dtypes" not in str(error))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_not_there_or_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        files.load(tmp_path / "nothing")
+    with pytest.raises(OSError, match=tmp_path.name):
+        files.load(tmp_path)

@@ -1,0 +1,182 @@
+"""Chunks cover everything; each() keeps order, passes errors on, nests, and puts BLAS back."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import threadpoolctl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuconv import threads
+
+PIECES = [slice(i, i + 1) for i in range(12)]
+
+
+def blas_threads():
+    return [lib["num_threads"] for lib in threadpoolctl.threadpool_info()
+            if lib["user_api"] == "blas"]
+
+
+@pytest.fixture
+def two_blas_threads():
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        if set(blas_threads()) != {2}:
+            pytest.skip("a BLAS that will not use two threads")
+        yield
+
+
+# -- chunks ------------------------------------------------------------------------------
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(st.integers(1, 500), st.integers(1, 2000), st.integers(1, 10_000))
+def test_chunks_cover_everything_evenly_within_the_budget(items, item_bytes, budget):
+    cut = threads.chunks(items, item_bytes, budget)
+    assert [i for c in cut for i in range(items)[c]] == list(range(items))
+    sizes = [c.stop - c.start for c in cut]
+    assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+    assert max(sizes) == 1 or max(sizes) * item_bytes <= budget
+    fewer = -(-items // (len(cut) - 1)) if len(cut) > 1 else 0
+    assert not fewer or fewer * item_bytes > budget  # no chunk too many
+
+
+def test_no_items_are_no_chunks():
+    assert threads.chunks(0, 100) == [] and threads.each(lambda c: 1 / 0, []) == []
+
+
+def test_the_cut_does_not_depend_on_the_processors(monkeypatch):
+    cuts = []
+    for workers in (1, 64):
+        monkeypatch.setattr(threads, "count", lambda workers=workers: workers)
+        cuts.append(threads.chunks(1000, 5000))
+    assert cuts[0] == cuts[1]
+
+
+# -- each --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_results_come_in_the_order_of_the_chunks(monkeypatch, workers):
+    monkeypatch.setattr(threads, "count", lambda: workers)
+
+    def slow_first(piece):
+        time.sleep(0.02 / (1 + piece.start))
+        return piece.start
+
+    assert threads.each(slow_first, PIECES) == list(range(12))
+
+
+def test_the_work_is_shared(monkeypatch):
+    monkeypatch.setattr(threads, "count", lambda: 3)
+    together = threading.Barrier(3, timeout=10)  # passes only if three run at once
+    assert threads.each(lambda piece: together.wait() >= 0, PIECES[:3]) == [True] * 3
+
+
+def test_one_chunk_runs_here():
+    assert threads.each(lambda piece: threading.get_ident(), PIECES[:1]) == [threading.get_ident()]
+
+
+def test_an_error_comes_out(two_blas_threads):
+    def fail(piece):
+        if piece.start == 7:
+            raise ZeroDivisionError("of chunk 7")
+        return piece
+
+    with pytest.raises(ZeroDivisionError, match="of chunk 7"):
+        threads.each(fail, PIECES)
+    assert set(blas_threads()) == {2}
+    assert threads.each(lambda piece: piece, PIECES) == PIECES  # and the next call works
+
+
+def test_inside_each_everything_runs_in_its_own_thread(monkeypatch):
+    monkeypatch.setattr(threads, "count", lambda: 2)
+
+    def outer(piece):
+        inner = threads.each(lambda p: threading.get_ident(), PIECES)
+        return set(inner) == {threading.get_ident()}
+
+    assert threads.each(outer, PIECES) == [True] * 12  # a pool of two would wait for itself
+
+
+def test_blas_uses_one_thread_inside_and_gets_its_threads_back(two_blas_threads):
+    inside = threads.each(lambda piece: blas_threads(), PIECES)
+    assert all(set(limits) == {1} for limits in inside)
+    assert set(blas_threads()) == {2}
+
+
+def test_two_threads_of_the_caller_leave_blas_as_it_was(two_blas_threads):
+    """The second must not take the limit of the first for what was there before."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with threads.single_threaded_blas():
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with threads.single_threaded_blas():
+        thread.start()
+        assert entered.wait(10)
+    assert set(blas_threads()) == {1}  # the other is still inside
+    leave.set()
+    thread.join()
+    assert set(blas_threads()) == {2}
+
+
+def test_the_bits_do_not_depend_on_the_number_of_threads(monkeypatch, rng):
+    x, w = rng.standard_normal((500, 300)), rng.standard_normal((300, 70))
+    sums = []
+    for workers in (1, 2, 7):
+        monkeypatch.setattr(threads, "count", lambda workers=workers: workers)
+        parts = threads.each(lambda c: (x[c] @ w).sum(axis=0), threads.chunks(500, 300 * 8, 65536))
+        sums.append(sum(parts).tobytes())
+    assert len(parts) > 10 and len(set(sums)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_forked_child_gets_threads_of_its_own():
+    code = """
+import os, signal
+from gpuconv import threads
+threads.count = lambda: 2
+work = [slice(i, i + 1) for i in range(4)]
+assert threads.each(lambda p: p, work) == work
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    os._exit(threads.each(lambda p: p, work) != work)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], check=True)
+
+
+# -- scratch -----------------------------------------------------------------------------
+
+
+def test_scratch_is_reused_and_grows():
+    a = threads.scratch("test", 10, "float32")
+    assert a.shape == (10,) and a.dtype == np.float32
+    address = a.ctypes.data
+    assert threads.scratch("test", 5, "float64").ctypes.data == address  # 40 bytes again
+    assert threads.scratch("other", 10, "float32").ctypes.data != address
+    assert threads.scratch("test", 100, "float64").shape == (100,)
+    assert threads.scratch("test", 0, "float64").shape == (0,)
+
+
+def test_scratch_belongs_to_a_thread(monkeypatch):
+    monkeypatch.setattr(threads, "count", lambda: 3)
+    together = threading.Barrier(3, timeout=10)
+
+    def f(piece):
+        mine = threads.scratch("test", 1000, "int64")
+        mine[:] = piece.start
+        together.wait()  # all three have written
+        return mine.ctypes.data, bool((mine == piece.start).all())
+
+    addresses, untouched = zip(*threads.each(f, PIECES[:3]), strict=True)
+    assert len(set(addresses)) == 3 and all(untouched)
