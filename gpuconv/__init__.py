@@ -1,0 +1,21 @@
+"""Convolutional networks for CuPy, and the same on NumPy.
+
+    import gpuconv as gpc
+
+``gpc.ops`` are functions on arrays, ``gpc.nn`` layers made of them, ``gpc.models`` networks,
+``gpc.optim`` what updates them, ``gpc.data`` what they learn from, ``gpc.train`` the loop.
+"""
+
+from gpuconv import data, models, nn, ops, optim, train
+from gpuconv.autograd import Parameter, Tensor, gradcheck, no_grad, value_and_grad, vjp
+from gpuconv.backend import asarray, device_info, get_array_module, to_cpu, to_gpu
+from gpuconv.files import load, save
+from gpuconv.random import seed
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Parameter", "Tensor", "asarray", "data", "device_info", "get_array_module", "gradcheck",
+    "load", "models", "nn", "no_grad", "ops", "optim", "save", "seed", "to_cpu", "to_gpu", "train",
+    "value_and_grad", "vjp",
+]

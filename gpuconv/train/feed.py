@@ -1,0 +1,115 @@
+"""What a model is fed with: batches of a Dataset, or of plain arrays."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpuconv import random
+from gpuconv.backend import FLOATS, Array, array_device, asarray, get_array_module
+from gpuconv.data import Augment, Dataset, Loader
+from gpuconv.data.loader import SHUFFLE
+from gpuconv.nn import Module
+
+Data = Dataset | tuple[Any, Any]  # or (images, labels)
+Numbers = Any  # (C,) floats
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Floats:
+    """Float images (N, H, W, C), used as they are, and labels (N,) int32."""
+
+    images: Array
+    labels: Array
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def to(self, device: str) -> "Floats":
+        """The same on another device."""
+        return Floats(asarray(self.images, device), asarray(self.labels, device))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FloatBatches:
+    """Batches of Floats, in the order in which a Loader of that seed would give them."""
+
+    data: Floats
+    batch_size: int
+    shuffle: bool
+    seed: int
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self.data) // self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Array, Array]]:
+        """Yield (x, labels) of each batch."""
+        images, labels = self.data.images, self.data.labels
+        xp, n = get_array_module(labels), len(labels)
+        with array_device(labels):
+            order = (random.permutation(n, (self.seed, SHUFFLE), epoch, xp) if self.shuffle
+                     else xp.arange(n))
+        for start in range(0, n, self.batch_size):
+            with array_device(labels):
+                index = order[start : start + self.batch_size]
+                x, chosen = images[index], labels[index]
+            yield x, chosen
+
+
+def dataset(caller: str, data: Data, model: Module) -> Dataset | Floats:
+    """The data on the model's device, checked.
+
+    Args:
+        caller: for messages.
+        data: Dataset, or (images, labels): images (N, H, W, C) uint8 are a Dataset, floats are used
+            as they are and must have the model's dtype.
+        model: says where to, and which dtype.
+
+    Raises:
+        TypeError, ValueError: it is none of these; empty; images and labels do not fit.
+    """
+    if isinstance(data, Dataset):
+        found: Dataset | Floats = data
+    elif isinstance(data, (tuple, list)) and len(data) == 2:
+        found = _from_pair(caller, asarray(data[0]), asarray(data[1]), model)
+    else:
+        raise TypeError(f"{caller}: data is {type(data).__name__}, wanted a Dataset or a pair "
+                        "(images, labels)")
+    if not len(found):
+        raise ValueError(f"{caller}: no images")
+    return found.to(model.device)
+
+
+def _from_pair(caller: str, images: Array, labels: Array, model: Module) -> Dataset | Floats:
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"{caller}: images have shape {images.shape}, wanted (N, H, W, C)")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"{caller}: images have shape {images.shape}, labels {labels.shape}, "
+                         f"wanted ({len(images)},)")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"{caller}: labels are {labels.dtype}, wanted integers")
+    if len(labels) and not 0 <= (low := int(labels.min())) <= (high := int(labels.max())) < 2**31:
+        raise ValueError(f"{caller}: label {low if low < 0 else high} is no class")
+    labels = labels.astype(np.int32)
+    if images.dtype == np.uint8:
+        classes = tuple(map(str, range(high + 1))) if len(labels) else ()
+        return Dataset(images, labels, classes, "images")
+    if images.dtype.name not in FLOATS:
+        raise TypeError(f"{caller}: images are {images.dtype}, wanted uint8 or {model.dtype}")
+    if images.dtype != model.dtype:
+        raise TypeError(f"{caller}: images are {images.dtype}, the model is {model.dtype}: "
+                        "convert one of them")
+    return Floats(images, labels)
+
+
+def batches(data: Dataset | Floats, batch_size: int, *, dtype: np.dtype, shuffle: bool,
+            seed: int = 0, augment: Augment | None = None, mean: Numbers | None = None,
+            std: Numbers | None = None) -> Loader | FloatBatches:
+    """A Loader of the Dataset; its equivalent for floats, which nothing is done to."""
+    if isinstance(data, Floats):
+        return FloatBatches(data, batch_size, shuffle, seed)
+    return Loader(data, batch_size, shuffle=shuffle, augment=augment, seed=seed, dtype=dtype.name,
+                  mean=mean, std=std)

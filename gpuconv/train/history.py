@@ -1,0 +1,81 @@
+"""What a run measured: numbers per epoch, and how they are written in a table."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """How well a model does on a set."""
+
+    loss: float      # mean cross-entropy per image, nats
+    accuracy: float  # share of images whose largest logit is their label's, 0..1
+    count: int       # images
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """One pass over the training set."""
+
+    epoch: int       # 1, 2, ...
+    train: Metrics   # running: each batch before the update that it led to, in training mode
+    test: Metrics | None     # after the epoch, in eval mode
+    images_per_second: float  # of training alone, augmentation included
+    seconds: float   # of training and test
+    lr: float        # learning rate of the last step, first parameter group
+
+
+def _test(field: str) -> Callable[[Epoch], Any]:
+    return lambda row: getattr(row.test, field) if row.test else None
+
+
+# heading, value of a row, format
+COLUMNS: list[tuple[str, Callable[[Epoch], Any], str]] = [
+    ("epoch", lambda row: row.epoch, "d"),
+    ("loss", lambda row: row.train.loss, ".4f"),
+    ("accuracy", lambda row: row.train.accuracy, ".2%"),
+    ("test loss", _test("loss"), ".4f"),
+    ("test accuracy", _test("accuracy"), ".2%"),
+    ("images/s", lambda row: row.images_per_second, ",.0f"),
+    ("seconds", lambda row: row.seconds, ".1f"),
+    ("last lr", lambda row: row.lr, ".2g"),
+]
+HEADINGS = [heading for heading, _, _ in COLUMNS]
+
+
+def cells(row: Epoch) -> list[str]:
+    """A row in words, one per column; "-" for what was not measured.
+
+    >>> cells(Epoch(1, Metrics(1.5, 0.25, 100), None, 2048.0, 3.21, 0.05))
+    ['1', '1.5000', '25.00%', '-', '-', '2,048', '3.2', '0.05']
+    """
+    values = [(value(row), form) for _, value, form in COLUMNS]
+    return ["-" if value is None else format(value, form) for value, form in values]
+
+
+def line(words: list[str]) -> str:
+    """Words of a row, or the headings, in columns of fixed width, for plain text."""
+    widths = [max(len(heading), 7) for heading in HEADINGS]
+    return "  ".join(word.rjust(width) for word, width in zip(words, widths, strict=True))
+
+
+@dataclasses.dataclass
+class History:
+    """The epochs of a run, in order. ``print(history)`` shows them as a table."""
+
+    rows: list[Epoch] = dataclasses.field(default_factory=list)
+
+    @property
+    def last(self) -> Epoch:
+        """The newest epoch.
+
+        Raises:
+            ValueError: none has ended yet.
+        """
+        if not self.rows:
+            raise ValueError("History.last: no epoch has ended yet")
+        return self.rows[-1]
+
+    def __str__(self) -> str:
+        return "\n".join(line(words) for words in [HEADINGS, *map(cells, self.rows)])

@@ -1,0 +1,104 @@
+"""Progress of a run: a live table and bar in a terminal, plain lines anywhere else."""
+
+from typing import Any
+
+from gpuconv.train.callback import Callback, Run
+from gpuconv.train.history import COLUMNS, HEADINGS, History, cells, line
+
+SHOWN = 12  # newest epochs that the live table shows; the final one has all
+
+
+class Progress(Callback):
+    """Shows a run while it goes on, and its table at the end.
+
+    Args:
+        live: redraw a table and a bar in place? Else a line per epoch. Default: live in a terminal,
+            lines in a pipe, a file or a notebook.
+        console: rich.console.Console to write to. Default: standard output.
+    """
+
+    def __init__(self, live: bool | None = None, console: Any = None):
+        from rich.console import Console
+        self.console = console or Console()
+        self.live = (self.console.is_terminal and not self.console.is_jupyter and
+                     not self.console.is_dumb_terminal if live is None else live)
+        self.view: Any = None  # rich.live.Live, while it runs
+
+    def on_fit_start(self, run: Run) -> None:
+        """Start the bar, or write the headings."""
+        if not self.live:
+            self._plain(line(HEADINGS))
+            return
+        from rich.live import Live
+        self.bar = bar(self.console)
+        self.task = self.bar.add_task("", total=run.epochs * run.steps, state="")
+        self.view = Live(self._frame(run), console=self.console, transient=True,
+                         refresh_per_second=8)
+        self.view.start()
+
+    def on_step(self, run: Run) -> None:
+        """Move the bar."""
+        if self.live:
+            self._show(run, f"step {run.step}/{run.steps}")
+
+    def on_test_start(self, run: Run) -> None:
+        """Say what takes its time."""
+        if self.live:
+            self._show(run, "testing")
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Another row."""
+        if self.live:
+            self.view.update(self._frame(run))
+        else:
+            self._plain(line(cells(run.history.last)))
+
+    def on_fit_end(self, run: Run) -> None:
+        """Leave the table behind."""
+        if self.view is not None:
+            self.view.stop()
+            self.view = None
+            if run.history.rows:
+                self.console.print(table(run.history))
+
+    def _show(self, run: Run, where: str) -> None:
+        self.bar.update(
+            self.task, completed=(run.epoch - 1) * run.steps + run.step,
+            description=f"epoch {run.epoch}/{run.epochs}",
+            state=f"{where}  loss {run.loss:.3f}  {run.accuracy:.1%}  "
+                  f"{run.images_per_second:,.0f} images/s")
+
+    def _frame(self, run: Run) -> Any:
+        from rich.console import Group
+        rows = run.history.rows
+        return Group(table(History(rows[-SHOWN:])), self.bar) if rows else self.bar
+
+    def _plain(self, text: str) -> None:
+        print(text, file=self.console.file, flush=True)
+
+
+def table(history: History) -> Any:
+    """A rich table with a row per epoch."""
+    from rich.table import Table
+    made = Table(box=_box(), header_style="bold", pad_edge=False)
+    for heading, _, _ in COLUMNS:
+        made.add_column(heading, justify="right")
+    best = max((row.test.accuracy for row in history.rows if row.test), default=None)
+    for row in history.rows:
+        style = "green" if row.test and row.test.accuracy == best else None
+        made.add_row(*cells(row), style=style)
+    return made
+
+
+def bar(console: Any) -> Any:
+    """A rich progress bar: epoch, bar, numbers, time left."""
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+    return Bar(TextColumn("{task.description}"), BarColumn(bar_width=None),
+               TextColumn("{task.fields[state]}"), TimeRemainingColumn(compact=True),
+               console=console, expand=True)
+
+
+def _box() -> Any:
+    from rich.box import SIMPLE_HEAD
+    return SIMPLE_HEAD

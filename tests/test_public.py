@@ -1,0 +1,121 @@
+"""Every name of the public contract exists, with that signature; importing it is cheap."""
+
+import inspect
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+
+import gpuconv as gpc
+
+SLOW = "cupy scipy rich matplotlib safetensors threadpoolctl platformdirs ml_dtypes torch " \
+       "urllib.request http.client tarfile concurrent.futures".split()
+
+# name: its parameters; one that has a default has it here
+SIGNATURES = {
+    "get_array_module": "*arrays", "asarray": "x, device='auto'", "to_cpu": "x",
+    "to_gpu": "x, number=None", "device_info": "", "seed": "n",
+    "Tensor": "data, requires_grad=False",
+    "Tensor.backward": "self, gy=None", "Tensor.detach": "self", "Tensor.item": "self",
+    "Tensor.numpy": "self", "Parameter": "data, requires_grad=True", "no_grad": "",
+    "vjp": "f, *arrays", "value_and_grad": "f",
+    "gradcheck": "f, *arrays, eps=1e-06, tol=1e-06, directions=5, seed=0",
+    "save": "path, state, metadata=None", "load": "path",
+    "ops.im2col": "x, kernel_size, stride=1, padding=0, dilation=1",
+    "ops.col2im": "col, input_shape, kernel_size, stride=1, padding=0, dilation=1",
+    "ops.conv2d": "x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, "
+                  "padding_mode='zeros'",
+    "ops.max_pool2d": "x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, "
+                      "return_indices=False",
+    "ops.avg_pool2d": "x, kernel_size, stride=None, padding=0, ceil_mode=False, "
+                      "count_include_pad=True",
+    "ops.linear": "x, w, b=None", "ops.relu": "x", "ops.gelu": "x", "ops.sigmoid": "x",
+    "ops.tanh": "x",
+    "ops.softmax_cross_entropy": "logits, labels, *, label_smoothing=0.0, reduction='mean'",
+    "nn.Conv2d": "in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, "
+                 "groups=1, bias=True, padding_mode='zeros'",
+    "nn.Linear": "in_features, out_features, bias=True",
+    "nn.BatchNorm2d": "channels, eps=1e-05, momentum=0.1", "nn.Sequential": "*modules",
+    "nn.ModuleList": "modules=()", "nn.Residual": "*body, shortcut=None",
+    "nn.Module.parameters": "self", "nn.Module.named_parameters": "self",
+    "nn.Module.buffers": "self", "nn.Module.register_buffer": "self, name, array",
+    "nn.Module.state_dict": "self", "nn.Module.load_state_dict": "self, state, strict=True",
+    "nn.Module.train": "self, mode=True", "nn.Module.eval": "self",
+    "nn.Module.to": "self, *targets", "nn.Module.predict": "self, array, batch_size=256",
+    "nn.Module.requires_grad_": "self, flag=True",
+    "optim.SGD": "params, lr, momentum=0.0, nesterov=False, weight_decay=0.0",
+    "optim.SGD.step": "self", "optim.SGD.zero_grad": "self", "optim.SGD.state_dict": "self",
+    "optim.SGD.load_state_dict": "self, state",
+    "train.fit": "model, train, *, test=None, epochs, batch_size, optimizer, schedule=None, "
+                 "augment=None, label_smoothing=0.0, seed=0, callbacks=()",
+    "train.evaluate": "model, data, *, batch_size=256, mean=None, std=None",
+    "data.cifar10": "root=None, download=False, *, verify=True, progress=None",
+    "data.shapes": "train=10000, test=2000, seed=0",
+    "data.Loader": "dataset, batch_size, *, shuffle=True, augment=None, seed=0, dtype='float32', "
+                   "drop_last=False, mean=None, std=None",
+    "data.Augment": "flip=True, pad=4, padding_mode='zeros'",
+    "models.simple_convnet": "in_channels=3, classes=10",
+    "models.cifar_convnet": "in_channels=3, classes=10",
+}
+
+
+def find(path):
+    found = gpc
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name):
+    found = inspect.signature(find(name)).parameters.values()
+    plain = [p.replace(annotation=inspect.Parameter.empty) for p in found]
+    assert str(inspect.Signature(plain))[1:-1] == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", "data grad shape dtype".split())
+def test_tensor_has(name):
+    assert hasattr(gpc.Tensor(np.ones(2)), name)
+
+
+def test_tensors_calculate():
+    a = gpc.Tensor(np.array([[1.0, 2.0], [3.0, 4.0]]), requires_grad=True)
+    y = ((a + 1) * 2 - a / 2) @ a
+    y.sum().backward()
+    assert y.shape == (2, 2) and a.grad.shape == (2, 2)
+
+
+def test_data_sets_have_their_fields():
+    train, test = gpc.data.shapes(20, 10)
+    assert train.images.shape == (20, 32, 32, 3) and train.images.dtype == np.uint8
+    assert len(test.labels) == 10 and len(train.classes) == 10
+
+
+@pytest.mark.parametrize("module", [gpc, gpc.data, gpc.models, gpc.nn, gpc.ops, gpc.optim,
+                                    gpc.train], ids=lambda m: m.__name__)
+def test_all_names_what_is_there(module):
+    assert sorted(module.__all__) == sorted(set(module.__all__))
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_every_op_is_exported():
+    """Each file of ops, but for the two that check arguments, has a function in gpuconv.ops."""
+    files = {path.stem for path in pathlib.Path(gpc.ops.__file__).parent.glob("[!_]*.py")}
+    exported = {getattr(gpc.ops, name).__module__.split(".")[-1] for name in gpc.ops.__all__}
+    assert files - {"checks", "window"} == exported
+
+
+def test_one_version():
+    project = pathlib.Path(gpc.__file__).parents[1] / "pyproject.toml"
+    if not project.is_file():
+        pytest.skip("not in a checkout")
+    assert tomllib.loads(project.read_text())["project"]["version"] == gpc.__version__
+
+
+def test_importing_it_imports_nothing_slow():
+    code = f"import sys, gpuconv; print([m for m in {SLOW} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
