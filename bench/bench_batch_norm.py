@@ -1,0 +1,33 @@
+"""Batch normalisation: in training, its gradients, and in use."""
+
+import numpy as np
+import pytest
+from harness import Work, all_libraries, measure
+
+from gpuconv.ops import batch_norm
+
+N = 128
+LAYERS = {"32x32x32": (32, 32), "16x16x64": (16, 64), "8x8x128": (8, 128)}
+MODES = {"training": (True, ()), "gradients": (True, ("x", "gamma", "beta")), "in use": (False, ())}
+
+
+@all_libraries
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_batch_norm(benchmark, library, layer, mode, rng):
+    (H, C), (training, gradient_of) = LAYERS[layer], MODES[mode]
+    x, gy = rng.standard_normal((2, N, H, H, C), "float32")
+    ones, zeros = np.ones(C, "float32"), np.zeros(C, "float32")
+    mean, var = library.array(zeros.copy()), library.array(ones.copy())
+    passes = {"training": 3, "gradients": 5, "in use": 2}[mode]  # over x and gy, at least
+    work = Work(
+        f"batch_norm {layer} {mode}", dict(x=x, gamma=ones, beta=zeros, gy=gy),
+        ours=lambda x, gamma, beta: batch_norm(x, gamma, beta, mean, var, training=training),
+        torch=lambda x, gamma, beta: torch_norm(x, gamma, beta, mean, var, training),
+        gradient_of=gradient_of, traffic=passes * x.nbytes, images=N, terms=N * H * H)
+    measure(benchmark, work, library)
+
+
+def torch_norm(x, gamma, beta, mean, var, training):
+    import torch
+    return torch.nn.functional.batch_norm(x, mean, var, gamma, beta, training=training)
