@@ -175,3 +175,4 @@ for name in CONVERSIONS:
 for name in ATTRIBUTES:
     setattr(ndarray, name, property(lambda self, name=name: _gpu(getattr(self.host, name))))
 ndarray.__matmul__ = lambda a, b: matmul(a, b) if isinstance(b, ndarray) else NotImplemented
+del name
