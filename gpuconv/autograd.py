@@ -17,7 +17,7 @@ import heapq
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,25 +43,26 @@ class Tensor:
 
     __slots__ = ("__weakref__", "_data", "creator", "grad", "requires_grad")
 
-    # + - * / @ and the methods named like ops are put here by gpuconv.ops: the tape knows no op.
-    __add__: Callable[[Any], "Tensor"]
-    __radd__: Callable[[Any], "Tensor"]
-    __sub__: Callable[[Any], "Tensor"]
-    __rsub__: Callable[[Any], "Tensor"]
-    __mul__: Callable[[Any], "Tensor"]
-    __rmul__: Callable[[Any], "Tensor"]
-    __truediv__: Callable[[Any], "Tensor"]
-    __rtruediv__: Callable[[Any], "Tensor"]
-    __matmul__: Callable[[Any], "Tensor"]
-    __rmatmul__: Callable[[Any], "Tensor"]
-    __neg__: Callable[[], "Tensor"]
+    if TYPE_CHECKING:  # gpuconv.ops puts these here: the tape itself knows no op
+        def __add__(self, other: Any) -> "Tensor": ...
+        def __radd__(self, other: Any) -> "Tensor": ...
+        def __sub__(self, other: Any) -> "Tensor": ...
+        def __rsub__(self, other: Any) -> "Tensor": ...
+        def __mul__(self, other: Any) -> "Tensor": ...
+        def __rmul__(self, other: Any) -> "Tensor": ...
+        def __truediv__(self, other: Any) -> "Tensor": ...
+        def __rtruediv__(self, other: Any) -> "Tensor": ...
+        def __matmul__(self, other: Any) -> "Tensor": ...
+        def __rmatmul__(self, other: Any) -> "Tensor": ...
+        def __neg__(self) -> "Tensor": ...
+        def __getitem__(self, index: Any) -> "Tensor": ...
+
     reshape: Callable[..., "Tensor"]
     transpose: Callable[..., "Tensor"]
     flatten: Callable[..., "Tensor"]
     sum: Callable[..., "Tensor"]
     mean: Callable[..., "Tensor"]
     max: Callable[..., "Tensor"]
-    __getitem__: Callable[[Any], "Tensor"]
 
     __array_ufunc__ = None  # numpy_array + tensor asks the tensor
 

@@ -261,7 +261,8 @@ def device_info() -> DeviceInfo:
         extra = "cuda12" if driver < 13000 else "cuda13"
         return DeviceInfo("no device", f"The NVIDIA driver (CUDA {driver // 1000}) offers no "
                           f"device to CuPy ({why}): check nvidia-smi and CUDA_VISIBLE_DEVICES; for "
-                          f"this driver pip install 'gpuconv[{extra}]'", driver=driver, cupy=version)
+                          f"this driver pip install 'gpuconv[{extra}]'", driver=driver,
+                          cupy=version)
     try:
         cp.cuda.nvrtc.getVersion()
         cp.cuda.device.get_cublas_handle()

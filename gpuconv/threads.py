@@ -87,16 +87,34 @@ def chunks(items: int, item_bytes: int, budget: int = CACHE) -> list[slice]:
 
 
 def each(f: Callable[[slice], Result], pieces: Sequence[slice]) -> list[Result]:
-    """[f(piece) for piece in pieces], on all processors; BLAS inside f uses one thread."""
+    """[f(piece) for piece in pieces], on all processors; BLAS inside f uses one thread.
+
+    The calling thread works too, and each worker takes the next piece when it is done with one.
+    """
+    workers = min(count(), len(pieces))
     if len(pieces) < 2 or getattr(_inside, "worker", False):
         return [f(piece) for piece in pieces]
+    results: list[Any] = [None] * len(pieces)
+    todo = iter(enumerate(pieces))
 
-    def marked(piece: slice) -> Result:
+    def work() -> None:
         _inside.worker = True
-        return f(piece)
+        try:
+            for number, piece in todo:
+                results[number] = f(piece)
+        finally:
+            _inside.worker = False
 
     with single_threaded_blas():
-        return list(_pool(count()).map(marked, pieces))
+        others = [_pool(workers - 1).submit(work) for _ in range(workers - 1)]
+        try:
+            work()
+        finally:
+            errors = [other.exception() for other in others]  # waits: nobody writes after this
+    for error in errors:
+        if error:
+            raise error
+    return results
 
 
 def scratch(name: str, size: int, dtype: Any) -> Any:

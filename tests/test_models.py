@@ -36,10 +36,11 @@ def test_names_of_simple_convnet():
         "0.weight": (32, 5, 5, 3), "0.bias": (32,), "4.weight": (10, 8192), "4.bias": (10,)}
 
 
-def test_filters_start_he_normal():
+def test_filters_start_as_pytorchs_do():
     random.seed(1)
     weight = models.cifar_convnet()[17].weight.data
-    assert weight.std() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
+    limit = (1 / (9 * 128)) ** 0.5  # uniform between -limit and limit
+    assert abs(weight).max() <= limit and weight.std() == pytest.approx(limit / 3**0.5, rel=0.02)
     random.seed(1)
     np.testing.assert_array_equal(models.cifar_convnet()[17].weight.data, weight)
 

@@ -8,14 +8,15 @@
                                                                  307,946 in all
 
     each conv is 3x3, padding 1, without bias (the norm has one), then BatchNorm2d and ReLU; each
-    block ends in a max pool that halves the image. Filters start He-normal.
+    block ends in a max pool that halves the image.
 
     simple_convnet    conv           32      (N, 32, 32, 32)     2,432
                       linear                 (N, 10)             81,930
                                                                  84,362 in all
 
-    conv 5x5, padding 2, ReLU, max pool 2, linear: INPUT-CONV-RELU-POOL-FC of the course notes. All
-    weights start as PyTorch's do.
+    conv 5x5, padding 2, ReLU, max pool 2, linear: INPUT-CONV-RELU-POOL-FC of the course notes.
+
+All weights start as PyTorch's do.
 
 Sources: Simonyan, Zisserman, "Very deep convolutional networks", ICLR 2015 (blocks of 3x3 filters);
 Ioffe, Szegedy, "Batch normalization", ICML 2015; CS231n notes, "Convolutional networks".
@@ -30,7 +31,6 @@ from gpuconv.nn import (
     Module,
     ReLU,
     Sequential,
-    init,
 )
 
 IMAGE = 32               # pixels: height and width that the Linear is made for
@@ -51,9 +51,7 @@ def cifar_convnet(in_channels: int = 3, classes: int = 10) -> Sequential:
     C, pixels = in_channels, IMAGE
     for K in BLOCKS:
         for channels in (C, K):
-            conv = Conv2d(channels, K, 3, padding=1, bias=False)
-            init.he_normal_(conv.weight)
-            modules += [conv, BatchNorm2d(K), ReLU()]
+            modules += [Conv2d(channels, K, 3, padding=1, bias=False), BatchNorm2d(K), ReLU()]
         modules.append(MaxPool2d(2))
         C, pixels = K, pixels // 2
     return Sequential(*modules, Flatten(), Linear(pixels * pixels * C, classes))

@@ -13,7 +13,7 @@ A division by zero or an overflow gives inf or NaN without a warning, as on the 
 
 import operator
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -367,13 +367,12 @@ def _swapped(a: Array) -> Array:
     return a.transpose(*range(a.ndim - 2), a.ndim - 1, a.ndim - 2)  # the last two axes
 
 
-def _reflected(f: Callable[[Any, Any], Any]) -> Any:
-    return lambda a, b: f(b, a)
+def _install(name: str, f: Callable[[Any, Any], Any]) -> None:
+    """Make f the operator ``__name__``, and with its operands exchanged ``__rname__``."""
+    setattr(Tensor, f"__{name}__", f)
+    setattr(Tensor, f"__r{name}__", lambda b, a: f(a, b))
 
 
-Tensor.__add__, Tensor.__radd__ = cast(Any, add), _reflected(add)
-Tensor.__sub__, Tensor.__rsub__ = cast(Any, sub), _reflected(sub)
-Tensor.__mul__, Tensor.__rmul__ = cast(Any, mul), _reflected(mul)
-Tensor.__truediv__, Tensor.__rtruediv__ = cast(Any, div), _reflected(div)
-Tensor.__matmul__, Tensor.__rmatmul__ = cast(Any, matmul), _reflected(matmul)
-Tensor.__neg__ = cast(Any, neg)
+for _name, _f in dict(add=add, sub=sub, mul=mul, truediv=div, matmul=matmul).items():
+    _install(_name, _f)
+Tensor.__neg__ = neg  # type: ignore[method-assign]

@@ -171,4 +171,4 @@ class GetItem(Op):
 Tensor.reshape = cast(Any, reshape)
 Tensor.transpose = cast(Any, transpose)
 Tensor.flatten = cast(Any, flatten)
-Tensor.__getitem__ = cast(Any, getitem)
+Tensor.__getitem__ = getitem  # type: ignore[method-assign]
