@@ -1,5 +1,7 @@
 """``pytest bench`` times everything; ``pytest bench --benchmark-json=bench.json`` keeps it."""
 
+import os
+
 import harness
 import numpy as np
 import pytest
@@ -7,10 +9,20 @@ import roofline
 
 from gpuconv import backend, threads
 
+LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # before we add to it
+
+
+def gpu():
+    info = backend.device_info()
+    return info.message if info.ready else info.state
+
 
 def pytest_report_header():
-    gpu = backend.device_info()
-    return f"bench: {threads.count()} CPU threads; GPU: {gpu.message}"
+    lines = [f"bench: {threads.count()} CPU threads; GPU: {gpu()}"]
+    if LOAD > 0.5:
+        lines.append(f"bench: OTHERS ARE WORKING on this machine (load {LOAD:.1f}): "
+                     "do not believe the times")
+    return lines
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -21,7 +33,8 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_benchmark_update_machine_info(machine_info):
-    machine_info["gpu"] = backend.device_info().message
+    machine_info["gpu"] = gpu()
+    machine_info["load"] = LOAD
     machine_info["threads"] = threads.count()
 
 

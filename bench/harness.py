@@ -155,6 +155,7 @@ def measure(benchmark: Any, work: Work, library: Library, rounds: int = ROUNDS) 
     check_result(work, library, run())
     time(benchmark, run, library, work.name, flops=work.flops, traffic=work.traffic,
          images=work.images, rounds=rounds)
+    check_result(work, library, run())  # and the runs in between have changed nothing
 
 
 def time(benchmark: Any, run: Callable[[], Any], library: Library, name: str, *, flops: float,

@@ -3,7 +3,7 @@
 ``python bench/report.py bench.json`` shows it in a terminal, and as Markdown in a pipe. "vs torch"
 is PyTorch's time over this one's, on the same device, for the same work in the same run, PyTorch
 in the faster of its layouts (marked *): above 1 gpuconv is faster. "roof" is the share of what the
-machine could do at most, by its measured peaks.
+machine could do at most, by its measured peaks; what stays in a cache may exceed it.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def rows(benchmarks):
     for m in measured:
         peer = best.get((m["work"], m["device"]))
         star = "*" if m["library"].startswith("torch") and m["ms"] == peer else ""
-        yield [m["work"], m["library"] + star, f"{m['ms']:.3g}",
+        yield [m["work"], m["library"] + star, written(m["ms"], ",.3f"),
                written(m["images_per_second"], ",.0f"), written(m["gb_per_second"], ".1f"),
                written(m["gflop_per_second"], ",.0f"), written(m.get("roof_share"), ".0%"),
                written(peer and peer / m["ms"], ".2f")]
@@ -62,14 +62,12 @@ def main():
     args = parser.parse_args()
     with open(args.json, encoding="utf-8") as file:
         run = json.load(file)
-    table = list(rows(run["benchmarks"]))
-    if args.markdown or not sys.stdout.isatty():
-        cpu = run["machine_info"].get("cpu", {}).get("brand_raw", "CPU")
-        print(f"{cpu}, {run['machine_info']['threads']} threads; GPU: "
-              f"{run['machine_info']['gpu']}; {run['datetime'][:10]}\n")
-        markdown(table)
-    else:
-        rich_table(table)
+    machine, table = run["machine_info"], list(rows(run["benchmarks"]))
+    print(f"CPU: {machine['cpu'].get('brand_raw', machine['machine'])}, {machine['threads']} "
+          f"threads, load {machine['load']:.1f} before; GPU: {machine['gpu']}; "
+          f"{run['datetime'][:10]}\n")
+    show = markdown if args.markdown or not sys.stdout.isatty() else rich_table
+    show(table)
 
 
 if __name__ == "__main__":

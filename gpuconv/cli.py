@@ -36,7 +36,7 @@ class Settings:
 
 
 SETTINGS = {
-    "cifar_convnet": Settings(epochs=6, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4),
+    "cifar_convnet": Settings(epochs=6, batch_size=128, lr=0.02, momentum=0.9, weight_decay=5e-4),
     "simple_convnet": Settings(epochs=6, batch_size=128, lr=0.02, momentum=0.9, weight_decay=5e-4),
 }
 

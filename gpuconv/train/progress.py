@@ -3,7 +3,7 @@
 from typing import Any
 
 from gpuconv.train.callback import Callback, Run
-from gpuconv.train.history import COLUMNS, HEADINGS, History, cells, line
+from gpuconv.train.history import HEADINGS, History, cells, line
 
 SHOWN = 12  # newest epochs that the live table shows; the final one has all
 
@@ -79,10 +79,11 @@ class Progress(Callback):
 
 def table(history: History) -> Any:
     """A rich table with a row per epoch."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
-    made = Table(box=_box(), header_style="bold", pad_edge=False)
-    for heading, _, _ in COLUMNS:
-        made.add_column(heading, justify="right")
+    made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    for heading in HEADINGS:  # in a narrow terminal headings break, numbers never
+        made.add_column(heading, justify="right", min_width=max(7, *map(len, heading.split())))
     best = max((row.test.accuracy for row in history.rows if row.test), default=None)
     for row in history.rows:
         style = "green" if row.test and row.test.accuracy == best else None
@@ -97,8 +98,3 @@ def bar(console: Any) -> Any:
     return Bar(TextColumn("{task.description}"), BarColumn(bar_width=None),
                TextColumn("{task.fields[state]}"), TimeRemainingColumn(compact=True),
                console=console, expand=True)
-
-
-def _box() -> Any:
-    from rich.box import SIMPLE_HEAD
-    return SIMPLE_HEAD
