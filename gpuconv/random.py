@@ -63,7 +63,7 @@ def fresh() -> tuple[tuple[int, int], int]:
     return (_default.seed, 0), next(_default.draws)
 
 
-def generator() -> np.random.Generator:
+def generator() -> "np.random.Generator":  # quoted: numpy.random is slow to import
     """A fresh NumPy generator, a function of the seed and of how many draws came before."""
     return np.random.default_rng([_default.seed, next(_default.draws)])
 
