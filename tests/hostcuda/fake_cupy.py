@@ -22,7 +22,8 @@ FUNCTIONS = """arange argsort ascontiguousarray broadcast_to concatenate exp ful
 METHODS = """__abs__ __add__ __and__ __eq__ __floordiv__ __ge__ __getitem__ __gt__ __iadd__ __imul__
     __invert__ __isub__ __itruediv__ __le__ __lshift__ __lt__ __mod__ __mul__ __ne__ __neg__ __or__
     __pow__ __radd__ __rmul__ __rshift__ __rsub__ __rtruediv__ __setitem__ __sub__ __truediv__
-    __xor__ all any argmax astype copy fill max mean min ravel reshape sum swapaxes transpose""".split()
+    __xor__ all any argmax astype copy fill max mean min ravel reshape sum swapaxes
+    transpose""".split()
 ATTRIBUTES = "dtype flags nbytes ndim shape size strides T".split()
 CONVERSIONS = "__bool__ __float__ __int__ __len__ item tolist".split()
 
