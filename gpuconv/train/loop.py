@@ -96,8 +96,7 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
             if trial is not None:
                 for callback in callbacks:
                     callback.on_test_start(run)
-                tested = evaluate(model, (trial.images, trial.labels) if isinstance(trial, Floats)
-                                  else trial, batch_size=batch_size, **statistics)
+                tested = _measure(model, trial, batch_size, **statistics)
             run.history.rows.append(Epoch(run.epoch, measured, tested, run.images_per_second,
                                           time.perf_counter() - began, run.lr))
             for callback in callbacks:
@@ -132,15 +131,7 @@ def evaluate(model: Module, data: Data, *, batch_size: int = 256, mean: Numbers 
     """
     if operator.index(batch_size) < 1:
         raise ValueError(f"evaluate: batch_size {batch_size}, wanted at least 1")
-    images = dataset("evaluate", data, model)
-    tally = Tally()
-    with mode(model, False), no_grad():
-        for x, labels in batches(images, batch_size, dtype=model.dtype, shuffle=False,
-                                 mean=mean, std=std).epoch(0):
-            logits = model(x)
-            tally.add(logits.data, softmax_cross_entropy(logits, labels).data, labels)
-        tally.read()
-    return tally.metrics()
+    return _measure(model, dataset("evaluate", data, model), batch_size, mean, std)
 
 
 @contextlib.contextmanager
@@ -231,6 +222,19 @@ def _read(run: Run, tally: Tally, began: float) -> None:
     metrics = tally.metrics()
     run.loss, run.accuracy = metrics.loss, metrics.accuracy
     run.images_per_second = tally.count / (time.perf_counter() - began)
+
+
+def _measure(model: Module, data: Dataset | Floats, batch_size: int, mean: Numbers | None = None,
+             std: Numbers | None = None) -> Metrics:
+    """``evaluate``, of data that are where the model is."""
+    tally = Tally()
+    loader = batches(data, batch_size, dtype=model.dtype, shuffle=False, mean=mean, std=std)
+    with mode(model, False), no_grad():
+        for x, labels in loader.epoch(0):
+            logits = model(x)
+            tally.add(logits.data, softmax_cross_entropy(logits, labels).data, labels)
+    tally.read()
+    return tally.metrics()
 
 
 def _check_alike(train: Dataset | Floats, test: Dataset | Floats | None,
