@@ -97,6 +97,10 @@ def test_other_dtypes(dtype):
     assert done.returncode == 0 and f", {dtype}\n" in done.stdout
 
 
+def test_shapes_take_fewer_epochs_than_photographs():
+    assert "4 epochs of 40 images" in gpuconv(*SMALL).stdout
+
+
 def test_takes_cifar10_where_it_is_found(tmp_path):
     folder = tmp_path / "data" / "cifar-10-batches-bin"
     folder.mkdir(parents=True)

@@ -4,7 +4,6 @@ import inspect
 import pathlib
 import subprocess
 import sys
-import tomllib
 
 import numpy as np
 import pytest
@@ -106,13 +105,6 @@ def test_every_op_is_exported():
     files = {path.stem for path in pathlib.Path(gpc.ops.__file__).parent.glob("[!_]*.py")}
     exported = {getattr(gpc.ops, name).__module__.split(".")[-1] for name in gpc.ops.__all__}
     assert files - {"checks", "window"} == exported
-
-
-def test_one_version():
-    project = pathlib.Path(gpc.__file__).parents[1] / "pyproject.toml"
-    if not project.is_file():
-        pytest.skip("not in a checkout")
-    assert tomllib.loads(project.read_text())["project"]["version"] == gpc.__version__
 
 
 def test_importing_it_imports_nothing_slow():
