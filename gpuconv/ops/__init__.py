@@ -15,7 +15,9 @@ from gpuconv.ops.im2col import col2im, im2col
 from gpuconv.ops.linear import linear
 from gpuconv.ops.max_pool import max_pool2d
 from gpuconv.ops.pad import pad2d
-from gpuconv.ops.reduction import max_, mean, sum_
+from gpuconv.ops.reduction import max_ as max
+from gpuconv.ops.reduction import mean
+from gpuconv.ops.reduction import sum_ as sum
 from gpuconv.ops.shape import flatten, getitem, reshape, transpose
 from gpuconv.ops.softmax import log_softmax, softmax
 from gpuconv.ops.softmax_cross_entropy import softmax_cross_entropy
@@ -23,6 +25,6 @@ from gpuconv.ops.softmax_cross_entropy import softmax_cross_entropy
 __all__ = [
     "add", "avg_pool2d", "batch_norm", "bias_relu", "col2im", "conv2d", "div", "dropout", "exp",
     "flatten", "gelu", "getitem", "global_avg_pool2d", "global_max_pool2d", "im2col", "linear",
-    "log", "log_softmax", "matmul", "max_", "max_pool2d", "mean", "mul", "neg", "pad2d", "relu",
-    "reshape", "sigmoid", "softmax", "softmax_cross_entropy", "sub", "sum_", "tanh", "transpose",
+    "log", "log_softmax", "matmul", "max", "max_pool2d", "mean", "mul", "neg", "pad2d", "relu",
+    "reshape", "sigmoid", "softmax", "softmax_cross_entropy", "sub", "sum", "tanh", "transpose",
 ]
