@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv.backend import Array, get_array_module, is_gpu, to_cpu
+from gpuconv.backend import Array, array_device, get_array_module, is_gpu, to_cpu
 
 _serial = itertools.count()
 
@@ -81,7 +81,8 @@ class Tensor:
     def data(self, value: Array) -> None:
         _check_like("data", value, self)
         get_array_module(self._data, value)
-        self._data[...] = value
+        with array_device(self._data):
+            self._data[...] = value
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -136,7 +137,8 @@ class Tensor:
     def zero_grad(self) -> None:
         """Set the gradient to zero, in place."""
         if self.grad is not None:
-            self.grad.fill(0)
+            with array_device(self.grad):
+                self.grad.fill(0)
 
     def backward(self, gy: Array | None = None) -> None:
         """Add d(self)/d(leaf), weighted by gy, to ``grad`` of every leaf that requires it.
@@ -151,12 +153,13 @@ class Tensor:
         xp = get_array_module(self._data, gy)
         if not self.requires_grad:
             raise RuntimeError("backward: no input required a gradient, or no_grad was on")
-        if gy is None:
-            if self.size != 1:
-                raise ValueError(f"backward: shape {self.shape} is not one element: pass gy")
-            gy = xp.ones_like(self._data)
-        _check_like("backward: gy", gy, self)
-        _walk(self, gy)
+        with array_device(self._data):
+            if gy is None:
+                if self.size != 1:
+                    raise ValueError(f"backward: shape {self.shape} is not one element: pass gy")
+                gy = xp.ones_like(self._data)
+            _check_like("backward: gy", gy, self)
+            _walk(self, gy)
 
 
 class Parameter(Tensor):

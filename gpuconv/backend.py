@@ -172,6 +172,11 @@ def array_device(array: Array) -> Any:
     return array.device if is_gpu(array) else contextlib.nullcontext()
 
 
+def device_name(array: Array) -> str:
+    """Where an array lives, as ``asarray`` spells it: "cpu" or "cuda:0"."""
+    return f"cuda:{array.device.id}" if is_gpu(array) else "cpu"
+
+
 def _adopt(x: Any) -> Array:
     if hasattr(x, "__cuda_array_interface__"):
         return cupy().asarray(x)
@@ -196,6 +201,7 @@ def error_word() -> Array:
     number = cp.cuda.Device().id
     if number not in _words:
         _words[number] = cp.zeros(3, np.int32)
+        cp.cuda.get_current_stream().synchronize()  # other streams will use it too
     return _words[number]
 
 
@@ -205,10 +211,11 @@ def raise_reported() -> None:
     Raises:
         ValueError: a label was out of range.
     """
-    for word in _words.values():
+    for word in list(_words.values()):  # another thread may add its device
         code, value, limit = word.get().tolist()
         if code:
-            word.fill(0)
+            with word.device:
+                word.fill(0)
             raise ValueError(f"softmax_cross_entropy: label {value} is outside 0..{limit - 1}")
 
 

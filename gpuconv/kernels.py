@@ -89,6 +89,8 @@ def kernel(file: str, function: str, *, T: Any, **constants: Any) -> Callable[..
             16-bit floats: their sums need more bits than they have.
         constants: ints and dtypes. The source reads each as CFG_<name>.
 
+    CuPy always compiles with -ftz=true: float32 numbers below 1e-38 count as zero on the GPU.
+
     A plain extern "C" name plus -D works with the disk cache of every CuPy; template
     name_expressions are recompiled in each process before CuPy 14.2. The prefix matters:
     a bare -DT=float breaks every template in the CUDA headers.

@@ -39,7 +39,10 @@ extern "C" __global__ void dropout(
         if (aligned && count == 4) {
             four = ((const Four*)x)[q];
         } else {
-            for (int i = 0; i < count; ++i) four.v[i] = x[4 * q + i];
+#pragma unroll  // an index that is no constant would put four into local memory
+            for (int i = 0; i < 4; ++i) {
+                if (i < count) four.v[i] = x[4 * q + i];
+            }
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -48,7 +51,10 @@ extern "C" __global__ void dropout(
         if (aligned && count == 4) {
             ((Four*)y)[q] = four;
         } else {
-            for (int i = 0; i < count; ++i) y[4 * q + i] = four.v[i];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (i < count) y[4 * q + i] = four.v[i];
+            }
         }
     }
 }

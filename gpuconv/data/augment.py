@@ -214,4 +214,6 @@ def _gpu(images: Array, index: Array, middle: np.ndarray, spread: np.ndarray, dt
 def _table(middle: bytes, spread: bytes, dtype: np.dtype, device: int) -> Array:
     """(C, 256) on the GPU: what a pixel becomes, by the very operations of the CPU."""
     a, b = (np.frombuffer(v).astype(dtype)[:, None] for v in (middle, spread))  # (C, 1)
-    return cupy().asarray((np.arange(256, dtype=np.uint8) - a) / b)
+    table = cupy().asarray((np.arange(256, dtype=np.uint8) - a) / b)
+    cupy().cuda.get_current_stream().synchronize()  # other streams will use it too
+    return table

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.autograd import Parameter, Tensor
+from gpuconv.backend import array_device
 from gpuconv.nn import init
 from gpuconv.nn.module import Module
 from gpuconv.ops.activation import gelu, relu, sigmoid, tanh
@@ -100,7 +101,8 @@ class BatchNorm2d(Module):
         y = batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
                        training=self.training, momentum=self.momentum, eps=self.eps)
         if self.training:
-            self.num_batches_tracked += 1  # in place
+            with array_device(self.num_batches_tracked):
+                self.num_batches_tracked += 1  # in place
         return y
 
     def arguments(self) -> str:

@@ -20,6 +20,7 @@ from gpuconv.backend import (
     accumulator,
     array_device,
     asarray,
+    device_name,
     float_dtype,
     get_array_module,
     gpu_number,
@@ -154,7 +155,8 @@ class Module:
         if wrong:
             raise ValueError(f"load_state_dict: {type(self).__name__}: " + "; ".join(wrong))
         for name, array in found.items():
-            mine[name][...] = asarray(array, _device(mine[name]))
+            with array_device(mine[name]):
+                mine[name][...] = asarray(array, device_name(mine[name]))
         return missing, unexpected
 
     def train(self, mode: bool = True) -> Self:
@@ -197,7 +199,7 @@ class Module:
     @property
     def device(self) -> str:
         """Where the first parameter (or buffer) lives: "cpu" or "cuda:0"; without any, "cpu"."""
-        return next((_device(a) for a in self.state_dict().values()), "cpu")
+        return next((device_name(a) for a in self.state_dict().values()), "cpu")
 
     @property
     def dtype(self) -> np.dtype:
@@ -234,7 +236,7 @@ class Module:
         for path, p, data in parameters:
             if p.packed and data is not p.data:
                 raise RuntimeError(f"to: an optimiser holds {path} {p.shape}, {p.dtype} on "
-                                   f"{_device(p.data)}: move the module before making it, "
+                                   f"{device_name(p.data)}: move the module before making it, "
                                    f"or release() it")
         for _, p, data in parameters:
             if data is not p.data:
@@ -242,8 +244,8 @@ class Module:
         for module in self.modules():
             for name in module._buffer_names:
                 old = getattr(module, name)
-                statistics = dtype is not None and old.dtype.name in FLOATS
-                setattr(module, name, moved(old, accumulator(dtype) if statistics else None))
+                sums = accumulator(dtype) if dtype and old.dtype.name in FLOATS else None
+                setattr(module, name, moved(old, sums))
         return self
 
     def predict(self, array: Array, batch_size: int = 256) -> Array:
@@ -306,10 +308,6 @@ def _join(path: str, name: str) -> str:
 
 def _is_array(x: Any) -> bool:
     return isinstance(x, np.ndarray) or is_gpu(x)
-
-
-def _device(array: Array) -> str:
-    return f"cuda:{array.device.id}" if is_gpu(array) else "cpu"
 
 
 def _dense_as(array: Array, dtype: np.dtype) -> Array:

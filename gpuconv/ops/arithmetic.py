@@ -145,6 +145,18 @@ def wide(a: Any) -> Any:
     return a.astype(accumulator(a.dtype), copy=False) if hasattr(a, "dtype") else a
 
 
+def gemm(a: Array, b: Array) -> Array:
+    """``a @ b``, with 16-bit numbers summed in float32 and rounded once.
+
+    cuBLAS does so by itself, where CuPy calls it: CuPy 14 takes a product that is one number in 16
+    bits, and stacks of 16-bit matrices as float32 copies, or not at all (cupy#10317).
+    """
+    stacked, one_number = max(a.ndim, b.ndim) > 2, a.size == b.size == a.shape[-1]
+    if stacked or one_number:
+        return (wide(a) @ wide(b)).astype(a.dtype, copy=False)
+    return a @ b
+
+
 def calculate(f: Callable[..., Array], *operands: Any) -> Array:
     """``f(*operands)`` for an f that treats all elements alike, in the dtype of the arrays.
 
@@ -328,7 +340,7 @@ class MatMul(Op):
         self.shapes = a.shape, b.shape
         self.a = a if self.needs[1] else None
         self.b = b if self.needs[0] else None
-        return x @ w
+        return gemm(x, w)
 
     def backward_cpu(self, gy):
         return self.gradients(wide(gy), gy.dtype)
@@ -349,7 +361,7 @@ class MatMul(Op):
                 a, b = wide(a), wide(b)
             else:
                 a, b = a.astype(g.dtype, copy=False), b.astype(g.dtype, copy=False)
-            return sum_to(a @ b, wanted).reshape(shape).astype(dtype, copy=False)
+            return sum_to(gemm(a, b), wanted).reshape(shape).astype(dtype, copy=False)
 
         ga = (product(g, _swapped(self.b.reshape(column)), row, a_shape)
               if self.needs[0] else None)

@@ -17,7 +17,6 @@ fall into G parts that do not see each other: the same, G times. On the GPU, 16-
 rounded once before col2im adds them up in float32, and y once before b is added.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ import numpy as np
 from gpuconv import threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.ops.arithmetic import gemm
 from gpuconv.ops.checks import check_arrays, check_images
 from gpuconv.ops.im2col import fold, images_of_gpu, rows_of_gpu, unfold
 from gpuconv.ops.pad import MODES, pad2d
@@ -213,9 +213,10 @@ class Conv2d(Op):
         P, Q = self.window.out_shape(*x.shape[1:3])
         y = cupy().empty((N, P, Q, K), x.dtype)
         filters = w.reshape(self.groups, K // self.groups, -1).transpose(0, 2, 1)  # (G, RSC/G, K/G)
-        for piece, col in self.batches(x, P * Q):
-            _join(y[piece], cupy().matmul(rows_of_gpu(x[piece], self.window, self.groups, col),
-                                          filters))
+        for piece in self.batches(x, P * Q):
+            col = self.rows(x[piece], P * Q)  # (G, n*P*Q, RSC/G)
+            _join(y[piece], _multiply(col, filters))
+            del col  # before the next is made
         if b is not None:
             y += b
         return y
@@ -226,28 +227,32 @@ class Conv2d(Op):
         if self.needs[0]:
             gx = cp.empty(self.x_shape, gy.dtype)
             filters = self.w.reshape(self.groups, K // self.groups, -1)  # (G, K/G, RSC/G)
-            for piece, _ in self.batches(gx, P * Q):
-                col = cp.matmul(_split(gy[piece], self.groups), filters)  # (G, n*P*Q, RSC/G)
+            for piece in self.batches(gx, P * Q):
+                col = _multiply(_split(gy[piece], self.groups), filters)  # (G, n*P*Q, RSC/G)
                 images_of_gpu(col, gx[piece].shape, self.window, self.groups, gx[piece])
+                del col
         if self.needs[1]:
             dtype = accumulator(gy.dtype)
             sums = cp.zeros((self.groups, K // self.groups, int(np.prod(self.w_shape[1:]))), dtype)
-            for piece, col in self.batches(self.x, P * Q):
-                rows = rows_of_gpu(self.x[piece], self.window, self.groups, col)
-                sums += cp.matmul(_split(gy[piece], self.groups).transpose(0, 2, 1), rows)
+            for piece in self.batches(self.x, P * Q):
+                col = self.rows(self.x[piece], P * Q)
+                sums += _multiply(_split(gy[piece], self.groups).transpose(0, 2, 1), col)
+                del col
             gw = sums.reshape(self.w_shape).astype(gy.dtype, copy=False)
         if len(self.needs) < 3:
             return gx, gw
         gb = gy.sum(axis=(0, 1, 2), dtype=accumulator(gy.dtype)) if self.needs[2] else None
         return gx, gw, gb if gb is None else gb.astype(gy.dtype, copy=False)
 
-    def batches(self, x: Array, positions: int) -> Iterator[tuple[slice, Array]]:
-        """Slices of the batch whose patches fit the workspace, each with an array for them."""
-        row = int(np.prod(self.w_shape[1:]))  # of one group
-        image = self.groups * positions * row
-        for piece in threads.chunks(len(x), image * x.dtype.itemsize, GPU_WORKSPACE):
-            shape = self.groups, (piece.stop - piece.start) * positions, row
-            yield piece, cupy().empty(shape, x.dtype)
+    def batches(self, x: Array, positions: int) -> list[slice]:
+        """Slices of the batch whose patches fit the workspace."""
+        image = self.groups * positions * int(np.prod(self.w_shape[1:]))
+        return threads.chunks(len(x), image * x.dtype.itemsize, GPU_WORKSPACE)
+
+    def rows(self, x: Array, positions: int) -> Array:
+        """(G, n*P*Q, R*S*C/G): the patches of these images."""
+        shape = self.groups, len(x) * positions, int(np.prod(self.w_shape[1:]))
+        return rows_of_gpu(x, self.window, self.groups, cupy().empty(shape, x.dtype))
 
 
 def _correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window,
@@ -295,6 +300,11 @@ def _sum_rows(gy: np.ndarray) -> np.ndarray:
 def _split(gy: Array, groups: int) -> Array:
     """(n, P, Q, K) -> (G, n*P*Q, K/G)."""
     return gy.reshape(-1, groups, gy.shape[3] // groups).transpose(1, 0, 2)
+
+
+def _multiply(a: Array, b: Array) -> Array:
+    """(G, L, M) @ (G, M, N). One group as plain matrices: CuPy hands those to cuBLAS uncopied."""
+    return gemm(a[0], b[0])[None] if len(a) == 1 else gemm(a, b)
 
 
 def _join(y: Array, product: Array) -> None:

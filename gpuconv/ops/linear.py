@@ -15,7 +15,7 @@ from typing import Any
 
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
-from gpuconv.ops.arithmetic import wide
+from gpuconv.ops.arithmetic import gemm, wide
 from gpuconv.ops.checks import check_arrays
 
 
@@ -53,7 +53,7 @@ class Linear(Op):
 
     def forward_cpu(self, x, w, b):
         rows = self.keep(x, w)
-        y = wide(rows) @ wide(w).T
+        y = gemm(wide(rows), wide(w).T)
         if b is not None:
             y += wide(b)
         return y.astype(x.dtype, copy=False).reshape(*x.shape[:-1], len(w))
@@ -64,12 +64,12 @@ class Linear(Op):
     def forward_gpu(self, x, w, b):
         rows = self.keep(x, w)
         if b is None:
-            y = rows @ w.T
+            y = gemm(rows, w.T)
         elif accumulator(x.dtype) == x.dtype:
-            y = rows @ w.T
+            y = gemm(rows, w.T)
             y += b
         else:
-            y = _with_column(rows, 1) @ _with_column(w, b).T
+            y = gemm(_with_column(rows, 1), _with_column(w, b).T)
         return y.reshape(*x.shape[:-1], len(w))
 
     def backward_gpu(self, gy):
@@ -90,9 +90,9 @@ class Linear(Op):
         g = multiplied(gy)
         gx = gw = gb = None
         if self.needs[0]:
-            gx = (g @ multiplied(self.w)).astype(dtype, copy=False).reshape(self.x_shape)
+            gx = gemm(g, multiplied(self.w)).astype(dtype, copy=False).reshape(self.x_shape)
         if self.needs[1]:
-            gw = (g.T @ multiplied(self.rows)).astype(dtype, copy=False)  # (K, C)
+            gw = gemm(g.T, multiplied(self.rows)).astype(dtype, copy=False)  # (K, C)
         if self.needs[2]:
             gb = wide(gy).sum(axis=0).astype(dtype, copy=False)
         return gx, gw, gb

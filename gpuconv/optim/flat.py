@@ -90,7 +90,8 @@ class Flat:
     def release(self) -> None:
         """Give each parameter arrays of its own again."""
         for _, p in self.members:
-            p.rebind(p.data.copy(), None if p.grad is None else p.grad.copy())
+            with array_device(p.data):
+                p.rebind(p.data.copy(), None if p.grad is None else p.grad.copy())
             p.packed = False
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv.autograd import Parameter
-from gpuconv.backend import Array, asarray, is_gpu
+from gpuconv.backend import Array, array_device, asarray, device_name
 from gpuconv.optim.flat import Flat, pack
 
 
@@ -92,7 +92,8 @@ class Optimizer:
         """Set all gradients to zero, in place."""
         for flats in self.flats:
             for flat in flats:
-                flat.grad.fill(0)
+                with array_device(flat.grad):
+                    flat.grad.fill(0)
 
     def release(self) -> None:
         """Give the parameters arrays of their own again; this optimiser is then spent."""
@@ -155,19 +156,15 @@ class Optimizer:
         for name, (group, setting) in settings.items():
             group[setting] = asarray(found[name], "cpu").item()
         for flat, kind, names in kept:
-            if kind in flat.state:
-                flat.state[kind].fill(0)
-            elif names:
-                flat.new_state(kind, self.state_dtype(flat))
-            for name, view in zip(names, flat.views(flat.state[kind]) if names else (),
-                                  strict=True):
-                view[...] = asarray(found[name], _device(view))
+            with array_device(flat.data):
+                if kind in flat.state:
+                    flat.state[kind].fill(0)
+                elif names:
+                    flat.new_state(kind, self.state_dtype(flat))
+                for name, view in zip(names, flat.views(flat.state[kind]) if names else (),
+                                      strict=True):
+                    view[...] = asarray(found[name], device_name(view))
 
     def state_dtype(self, flat: Flat) -> np.dtype:
         """dtype of the state arrays."""
         return flat.data.dtype
-
-
-def _device(array: Array) -> str:
-    """Its place, as ``asarray`` spells it."""
-    return f"cuda:{array.device.id}" if is_gpu(array) else "cpu"

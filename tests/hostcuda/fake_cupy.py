@@ -74,7 +74,8 @@ cuda = types.SimpleNamespace(
         getDeviceProperties=lambda number: {"name": b"stand-in that runs CUDA on the CPU",
                                             "totalGlobalMem": 8 << 30, "major": 0, "minor": 0}),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
-    device=types.SimpleNamespace(get_cublas_handle=lambda: 0))
+    device=types.SimpleNamespace(get_cublas_handle=lambda: 0),
+    get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None))
 
 
 class RawModule:
@@ -163,8 +164,19 @@ def asnumpy(a):
 
 @_on_host
 def matmul(a, b):
-    """As cuBLAS multiplies: 16-bit numbers are summed in float32 and rounded once."""
+    """As cuBLAS multiplies: 16-bit numbers are summed in float32 and rounded once.
+
+    And as CuPy 14 calls it: no stacks of bfloat16 (cupy#10317), and one number from 16-bit
+    vectors is computed in 16 bits.
+    """
+    if max(a.ndim, b.ndim) > 2 and a.dtype.name == "bfloat16":
+        raise TypeError("data type 'E' not understood")
     wide = np.result_type(a, np.float32)
+    if a.ndim and a.dtype.itemsize == 2 and a.size == b.size == a.shape[-1]:
+        products = np.multiply(a.ravel(), b.ravel())
+        total = sum(products, a.dtype.type(0)) if a.dtype == np.float16 else (
+            products.astype(wide).sum().astype(a.dtype))
+        return np.reshape(total, (a @ b).shape).astype(a.dtype)
     return np.matmul(a.astype(wide), b.astype(wide)).astype(np.result_type(a, b))
 
 
