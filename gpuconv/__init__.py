@@ -7,9 +7,10 @@
 """
 
 from gpuconv import data, models, nn, ops, optim, train
-from gpuconv.autograd import Parameter, Tensor, gradcheck, no_grad, value_and_grad, vjp
+from gpuconv.autograd import Parameter, Tensor, no_grad, value_and_grad, vjp
 from gpuconv.backend import asarray, device_info, get_array_module, to_cpu, to_gpu
 from gpuconv.files import load, save
+from gpuconv.gradcheck import gradcheck
 from gpuconv.random import seed
 
 __version__ = "0.1.0"

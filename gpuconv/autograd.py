@@ -16,6 +16,7 @@ import contextlib
 import heapq
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -67,14 +68,20 @@ class Tensor:
     __array_ufunc__ = None  # numpy_array + tensor asks the tensor
 
     def __init__(self, data: Array, requires_grad: bool = False):
+        if data is None or isinstance(data, (bool, int, float, complex)):
+            raise TypeError(f"a Tensor wants an array, got {data!r}")
         get_array_module(data)  # refuses lists, and Tensors
-        self._data, self.requires_grad = data, requires_grad
+        self._data = np.asarray(data) if isinstance(data, np.generic) else data
+        self.requires_grad = requires_grad
         self.grad: Array | None = None
         self.creator: Op | None = None
 
     @property
     def data(self) -> Array:
-        """The array. Assigning copies into it: the address stays."""
+        """The array. Assigning copies into it: the address stays.
+
+        What ``backward`` will read is not copied: change nothing in place between forward and it.
+        """
         return self._data
 
     @data.setter
@@ -165,18 +172,27 @@ class Tensor:
 class Parameter(Tensor):
     """A leaf that training updates in place.
 
-    ``packed`` is set once an optimiser has made ``data`` and ``grad`` views into flat buffers.
+    An optimiser makes ``data`` and ``grad`` views into flat buffers. A copy has arrays of its own.
     """
 
-    __slots__ = ("packed",)
+    __slots__ = ("_holder",)
 
     def __init__(self, data: Array, requires_grad: bool = True):
         super().__init__(data, requires_grad)
-        self.packed = False
+        self._holder: weakref.ref | None = None
 
-    def rebind(self, data: Array, grad: Array | None = None) -> None:
-        """Live in these arrays from now on: for optimisers that pack, and for moving modules."""
+    @property
+    def packed(self) -> bool:
+        """Do ``data`` and ``grad`` lie in the buffers of an optimiser that is still there?"""
+        return self._holder is not None and self._holder() is not None
+
+    def rebind(self, data: Array, grad: Array | None = None, holder: Any = None) -> None:
+        """Live in these arrays from now on; ``holder`` is the object they are packed in, if any."""
         self._data, self.grad = data, grad
+        self._holder = None if holder is None else weakref.ref(holder)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self._data, self.requires_grad), (None, {"grad": self.grad})
 
 
 class Op:
@@ -251,7 +267,8 @@ def vjp(f: Callable[..., Any], *arrays: Array) -> tuple[Array, Callable[..., tup
 
     Returns:
         (y, pull): y is an array; ``pull(gy)``, to be called once, gives one gradient per array,
-        None for an array that y does not depend on.
+        None for an array that y does not depend on. Change neither y nor the arrays in place
+        before: pull may read them.
 
     >>> from gpuconv.ops import max_pool2d
     >>> y, pull = vjp(lambda x: max_pool2d(x, 2), np.array([[[[1.0], [4.0]], [[3.0], [2.0]]]]))
@@ -264,7 +281,8 @@ def vjp(f: Callable[..., Any], *arrays: Array) -> tuple[Array, Callable[..., tup
         raise TypeError(f"vjp: f gave {type(y).__name__}, wanted a Tensor")
 
     def pull(gy: Array | None = None) -> tuple:
-        y.backward(gy)
+        if y.requires_grad:
+            y.backward(gy)
         return tuple(x.grad for x in inputs)
 
     return y.data, pull
@@ -288,49 +306,6 @@ def value_and_grad(f: Callable[..., Any]) -> Callable[..., tuple[Array, tuple]]:
         return y, pull()
 
     return both
-
-
-def gradcheck(f: Callable[..., Any], *arrays: np.ndarray, eps: float = 1e-6, tol: float = 1e-6,
-              directions: int = 5, seed: int = 0) -> None:
-    """Assert that f's backward agrees with central differences along random directions.
-
-    One scalar per direction stands for every element: the slope of sum(gy * f(x + e*v)) at e = 0
-    must equal sum(gx * v).
-
-    Args:
-        f: maps one Tensor per array to one Tensor.
-        arrays: float64, on either device. Keep away from kinks: equal maxima, zeros of ReLU.
-        eps: length of a step.
-        tol: allowed difference, relative to 1 + the slope.
-        directions: how many.
-        seed: of the directions and of gy.
-
-    Raises:
-        AssertionError: a slope differs; shows both.
-        TypeError: an array is not float64.
-
-    >>> gradcheck(lambda x: (x * x).sum(), np.array([1.0, 2.0]))
-    """
-    for a in arrays:
-        if a.dtype != np.float64:
-            raise TypeError(f"gradcheck: an array is {a.dtype}, wanted float64")
-    xp, rng = get_array_module(*arrays), np.random.default_rng(seed)
-
-    def normal(shape: tuple[int, ...]) -> Array:
-        return xp.asarray(rng.standard_normal(shape))
-
-    y, pull = vjp(f, *arrays)
-    gy = normal(y.shape)
-    gradients = pull(gy)
-    for _ in range(directions):
-        vs = [normal(a.shape) for a in arrays]
-        up, down = (vjp(f, *[a + e * v for a, v in zip(arrays, vs, strict=True)])[0]
-                    for e in (eps, -eps))
-        numeric = float((gy * (up - down)).sum()) / (2 * eps)
-        exact = sum(float((g * v).sum()) for g, v in zip(gradients, vs, strict=True)
-                    if g is not None)
-        assert abs(numeric - exact) <= tol * (1 + abs(exact)), (
-            f"gradcheck: slope {numeric:.9g} by differences, {exact:.9g} by backward")
 
 
 @contextlib.contextmanager

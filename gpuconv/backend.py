@@ -96,7 +96,7 @@ def float_dtype(dtype: Any) -> np.dtype:
             raise TypeError("bfloat16 needs a package: pip install ml_dtypes") from None
         return np.dtype(ml_dtypes.bfloat16)
     try:
-        found = np.dtype(dtype)
+        found = np.dtype("None" if dtype is None else dtype)  # for NumPy None is float64
     except TypeError:
         raise TypeError(f"unsupported dtype {dtype!r}, wanted one of {', '.join(FLOATS)}") from None
     if found.name not in FLOATS:

@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore", RuntimeWarning)  # an overflow: the loss will tell
     try:
         args.command(args)
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
         return 0
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,8 +93,7 @@ def parser() -> argparse.ArgumentParser:
 
     add_train_options(command("train", train_command, "Train a ConvNet and show how it does.",
                               epilog=train_epilog()))
-    command("info", info_command, "Show what this machine offers to gpuconv.",
-            epilog="example: gpuconv info")
+    command("info", info_command, "Show what this machine offers.", epilog="example: gpuconv info")
     return top
 
 
@@ -172,8 +172,8 @@ def device(text: str) -> str:
 
 def train_command(args: argparse.Namespace) -> None:
     """``gpuconv train``."""
-    if args.save and not args.save.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--save {args.save}: there is no folder {args.save.parent}")
+    if args.save:
+        files.check_writable(args.save)
     where, why_there = choose_device(args.device)
     random.seed(args.seed)
     model = models.MODELS[args.model]().to(where, args.dtype)
@@ -237,8 +237,10 @@ def choose_device(asked: str) -> tuple[str, str]:
 def choose_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, str]:
     """(train, test, a line about them)."""
     limit = args.limit
+    if args.data == "shapes" and args.data_dir:
+        raise ValueError(f"--data-dir {args.data_dir} is where CIFAR-10 is; shapes are drawn")
     if args.data_dir and not args.data_dir.exists():
-        raise FileNotFoundError(f"--data-dir {args.data_dir}: there is no such file or folder")
+        raise FileNotFoundError(f"--data-dir {args.data_dir}: no such file or folder")
     if args.data == "shapes" or (args.data is None and not args.data_dir and not args.download
                                  and not data.cifar10_path()):
         why = "" if args.data else "; found no CIFAR-10 (--download fetches it)"
@@ -282,9 +284,8 @@ def info_command(args: argparse.Namespace) -> None:
 def blas() -> str:
     """Which BLAS NumPy calls, and with how many threads."""
     from threadpoolctl import threadpool_info
-    used = [f"{lib['internal_api']} {lib['version'] or ''} ({lib['num_threads']} threads)"
-            for lib in threadpool_info() if lib["user_api"] == "blas"]
-    return " and ".join(used) or "BLAS unknown"
+    return " and ".join(f"{lib['internal_api']} {lib['version'] or ''} ({lib['num_threads']} "
+                        "threads)" for lib in threadpool_info() if lib["user_api"] == "blas")
 
 
 def version(package: str, without: str = "not installed") -> str:

@@ -36,7 +36,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
     >>> pathlib.Path(target).read_text()
     'whole'
     """
-    path = pathlib.Path(path)
+    path = check_writable(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with open(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -50,6 +50,18 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
             os.unlink(temporary)
         raise
     _sync_folder(path.parent)
+
+
+def check_writable(path: str | os.PathLike) -> pathlib.Path:
+    """The path, if a file can be written there: better asked before hours of work than after."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, wanted the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise PermissionError(f"{path}: the folder {path.absolute().parent} cannot be written to")
+    return path
 
 
 def _keep_mode(path: pathlib.Path, temporary: str) -> None:

@@ -91,9 +91,9 @@ def each(f: Callable[[slice], Result], pieces: Sequence[slice]) -> list[Result]:
 
     The calling thread works too, and each worker takes the next piece when it is done with one.
     """
-    workers = min(count(), len(pieces))
-    if len(pieces) < 2 or getattr(_inside, "worker", False):
+    if getattr(_inside, "worker", False):
         return [f(piece) for piece in pieces]
+    workers = min(count(), len(pieces))
     results: list[Any] = [None] * len(pieces)
     todo = iter(enumerate(pieces))
 

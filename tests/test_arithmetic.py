@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import mutually_broadcastable_shapes
 
 from check import DTYPES, close, host, make
-from gpuconv import autograd, threads
+from gpuconv import ops as arithmetic
+from gpuconv import threads
 from gpuconv.autograd import Tensor, no_grad, vjp
 from gpuconv.backend import accumulator
-from gpuconv.ops import arithmetic
+from gpuconv.gradcheck import gradcheck
 
 OPERATORS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul,
              "div": operator.truediv}
@@ -84,7 +85,7 @@ def test_any_shapes_that_broadcast(shapes, name):
 def test_gradient_is_the_slope(rng, name):
     f = getattr(arithmetic, name)
     a, b = rng.uniform(0.5, 2, (3, 3)), rng.uniform(0.5, 2, (1, 3, 3))
-    autograd.gradcheck(f, *((a,) if name in ("neg", "exp", "log") else (a, b)))
+    gradcheck(f, *((a,) if name in ("neg", "exp", "log") else (a, b)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -204,3 +205,13 @@ def test_refuses_two_numbers_and_mixed_devices(cp):
 def test_matmul_refuses(a, b, error, message):
     with pytest.raises(error, match=message):
         arithmetic.matmul(a, b)
+
+
+def test_every_op_names_an_operand_that_is_no_array():
+    for call, name in ((lambda: arithmetic.relu(None), "relu: x is NoneType"),
+                       (lambda: arithmetic.conv2d(np.ones((1, 2, 2, 1)), None), "conv2d: w is"),
+                       (lambda: arithmetic.linear([1.0], np.ones((1, 1))), "linear: x is list")):
+        with pytest.raises(TypeError, match=name):
+            call()
+    with pytest.raises(TypeError, match="relu: x has swapped bytes"):
+        arithmetic.relu(np.ones(2, ">f8"))

@@ -395,3 +395,10 @@ def test_one_flipped_bit_of_the_real_set(real, tmp_path):
     (tmp_path / "data_batch_3.bin").write_bytes(blob)
     with pytest.raises(ValueError, match=r"data_batch_3\.bin: MD5 [0-9a-f]{32}, wanted 942cd6a4"):
         cifar10(tmp_path)
+
+
+def test_the_hash_of_a_pickle_is_checked_before_it_is_read(tmp_path):
+    for name in module.PYTHON.md5:  # would make a table of gigabytes
+        (tmp_path / name).write_bytes(b"\x80\x02}r\xff\xff\xff\x07.")
+    with pytest.raises(ValueError, match="MD5 .*, wanted"):
+        cifar10(tmp_path)

@@ -227,3 +227,17 @@ def test_a_loss_that_explodes():
 def test_a_failure_shows_where_if_asked(tmp_path):
     done = gpuconv("train", "--traceback", "--data-dir", tmp_path)
     assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_it_asks_where_to_save_before_it_trains(tmp_path):
+    assert "is a folder" in fails(1, *SMALL, "--epochs", 10**6, "--save", tmp_path)
+    assert "no folder" in fails(1, *SMALL, "--epochs", 10**6, "--save", tmp_path / "a" / "b")
+
+
+def test_a_file_called_data_is_no_data_set(tmp_path):
+    (tmp_path / "data").write_text("hello")
+    assert "not found" in gpuconv("info", folder=tmp_path).stdout
+
+
+def test_shapes_are_nowhere():
+    assert "shapes are drawn" in fails(1, *SMALL, "--data-dir", ".")

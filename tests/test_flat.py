@@ -114,7 +114,16 @@ def test_refuses_and_packs_nothing():
     with pytest.raises(TypeError, match="parameter 1 is ndarray, wanted a Parameter"):
         pack([[a, np.zeros(2)]])
     assert not a.packed and a.grad is None
-    pack([[b]])
+    held = pack([[b]])
     with pytest.raises(ValueError, match=r"parameter 1 \(3,\) belongs to another optimiser"):
         pack([[a, b]])
-    assert not a.packed
+    assert not a.packed and held and b.packed
+
+
+def test_a_buffer_that_is_gone_holds_nothing():
+    p, = parameters(np, shapes=[(3,)])
+    flats = pack([[p]])
+    p.data[...] = 7
+    del flats
+    assert not p.packed and p.data.tolist() == [7, 7, 7]
+    assert pack([[p]]) and p.data.tolist() == [7, 7, 7]

@@ -183,3 +183,14 @@ def test_dropout_is_a_function_of_seed_path_and_step(xp):
 def test_refuses(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_dropout_draws_anew_within_a_step_and_after_a_run(xp):
+    model = nn.Sequential(nn.Dropout(0.5))
+    x = Tensor(xp.ones(1000, "float32"))
+    model.reseed(1, step=3)
+    first, second = (host(model(x).data) for _ in range(2))
+    model.reseed(1, step=3)
+    assert (host(model(x).data) == first).all() and (second != first).any()
+    model.reseed(None)
+    assert (host(model(x).data) != host(model(x).data)).any()

@@ -192,7 +192,8 @@ def test_to_keeps_what_is_there():
 
 def test_a_packed_parameter_does_not_move():
     tree = Tree()
-    tree.right.weight.packed = True
+    holder = Tree()  # stands for an optimiser's buffers
+    tree.right.weight.rebind(tree.right.weight.data, holder=holder)
     tree.to("cpu")  # it is there
     with pytest.raises(RuntimeError, match=r"to: an optimiser holds right.weight \(4,\), float32 "
                                            r"on cpu: move the module before"):
@@ -275,7 +276,8 @@ def test_reseed_gives_each_path_its_own_key():
 def test_a_deep_copy_is_its_own():
     tree = Tree()
     tree.right.weight = tree.left.weight
-    tree.left.weight.packed = True
+    holder = Tree()  # stands for an optimiser's buffers
+    tree.left.weight.rebind(tree.left.weight.data, holder=holder)
     twin = copy.deepcopy(tree)
     assert twin.right.weight is twin.left.weight is not tree.left.weight
     assert not twin.left.weight.packed and tree.left.weight.packed

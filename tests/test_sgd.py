@@ -1,6 +1,7 @@
 """SGD: PyTorch's numbers, CUDA against NumPy, groups, freezing, state, refusals."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -330,3 +331,34 @@ def test_a_setting_spoilt_later_is_noticed(rng):
     sgd.groups[0]["lr"] = -1
     with pytest.raises(ValueError, match="lr is -1"):
         sgd.step()
+
+
+def test_a_copy_would_train_nothing_and_is_refused(rng):
+    sgd = SGD(parameters(np, rng), 0.1)
+    for make in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="SGD cannot be copied or pickled"):
+            make(sgd)
+
+
+def test_no_step_after_release(rng):
+    sgd = SGD(parameters(np, rng), 0.1)
+    sgd.release()
+    with pytest.raises(RuntimeError, match="step after release"):
+        sgd.step()
+
+
+def test_a_deleted_optimiser_lets_go(rng):
+    ps = parameters(np, rng)
+    sgd = SGD(ps, 0.1)
+    assert all(p.packed for p in ps)
+    del sgd
+    SGD(ps, 0.1).step()
+
+
+@pytest.mark.parametrize("value", [-1.0, "abc"])
+def test_bad_settings_are_not_loaded(rng, value):
+    sgd = SGD(parameters(np, rng), 0.1)
+    state = sgd.state_dict() | {"group.0.lr": np.array(value)}
+    with pytest.raises(ValueError, match="lr"):
+        sgd.load_state_dict(state)
+    assert sgd.groups[0]["lr"] == 0.1

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuconv import threads
+from gpuconv.ops import conv2d, linear, matmul
 
 PIECES = [slice(i, i + 1) for i in range(12)]
 
@@ -180,3 +181,19 @@ def test_scratch_belongs_to_a_thread(monkeypatch):
 
     addresses, untouched = zip(*threads.each(f, PIECES[:3]), strict=True)
     assert len(set(addresses)) == 3 and all(untouched)
+
+
+@pytest.mark.parametrize("work", [
+    pytest.param(lambda a: linear(a, a), id="linear"),
+    pytest.param(lambda a: matmul(a, a), id="matmul"),
+    pytest.param(lambda a: matmul(a.reshape(3, 100, 300), a), id="batched"),
+    pytest.param(lambda a: conv2d(a.reshape(1, 30, 30, 100), a[:90].reshape(30, 3, 3, 100)),
+                 id="one-image"),
+])
+def test_bits_do_not_depend_on_the_threads_of_blas(rng, work):
+    a = rng.standard_normal((300, 300)).astype("float32")
+    results = []
+    for limit in (1, 2):
+        with threadpoolctl.threadpool_limits(limit, "blas"):
+            results.append(work(a).tobytes())
+    assert results[0] == results[1]

@@ -307,7 +307,6 @@ def network_of(model):
     """The model, its parameters free for another optimiser."""
     for p in model.parameters():
         p.rebind(p.data.copy(), None)
-        p.packed = False
     return model
 
 
@@ -345,8 +344,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(xp):
     model = network(device=place(xp))
     lines = []
     with pytest.raises(FloatingPointError,
-                       match=r"the loss is (nan|inf) in epoch 1, step \d of 3; the learning rate is"
-                             r" 1e\+30: a smaller one may help"), np.errstate(all="ignore"):
+                       match=r"the loss is (nan|inf) in epoch 1, step \d of 3; the learning rate "
+                             r"was 1e\+30: a smaller one may help"), np.errstate(all="ignore"):
         run(model, optimizer=sgd(model, lr=1e30), callbacks=[Diary(lines)])
     assert lines[-1] == "end"
 

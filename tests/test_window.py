@@ -137,7 +137,7 @@ def test_one_number_stands_for_two():
 
 @pytest.mark.parametrize("call, error, message", [
     (lambda: pair((1, 2, 3)), ValueError, r"\(1, 2, 3\) has 3 numbers, wanted \(height, width\)"),
-    (lambda: pair(1.5), TypeError, "float"),
+    (lambda: pair(1.5), TypeError, "1.5: wanted a whole number"),
     (lambda: sides((1, (2, 3))), ValueError, r"padding \(1, \(2, 3\)\): wanted \(\(top, bottom\)"),
     (lambda: Window((0, 1)), ValueError, r"window \(0, 1\), .*: at least 1"),
     (lambda: Window((1, 1), (1, 0)), ValueError, r"stride \(1, 0\), .*: at least 1"),

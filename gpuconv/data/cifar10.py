@@ -16,18 +16,16 @@ https://www.cs.toronto.edu/~kriz/cifar.html
 
 import dataclasses
 import hashlib
-import io
 import os
 import pathlib
-import pickle
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from gpuconv import files, threads
 from gpuconv.data.dataset import Dataset
+from gpuconv.data.unpickle import Refused, Unpickler
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIZE = 32                       # pixels, height and width
@@ -90,7 +88,7 @@ def cifar10(root: str | os.PathLike | None = None, download: bool = False, *, ve
         OSError: the download failed.
     """
     places = cifar10_places() if root is None else [pathlib.Path(root)]
-    found = next(filter(None, map(_find, places)), None)
+    found = _search(root)
     if found is None and download:
         target = places[-1] / BINARY.archive
         files.download(URL + BINARY.archive, target, sha256=BINARY.archive_sha256,
@@ -120,8 +118,15 @@ def cifar10_places() -> list[pathlib.Path]:
 
 def cifar10_path(root: str | os.PathLike | None = None) -> pathlib.Path | None:
     """The folder or archive that ``cifar10(root)`` would read, unread; None: it would find none."""
-    places = cifar10_places() if root is None else [pathlib.Path(root)]
-    return next((found[1] for place in places if (found := _find(place))), None)
+    found = _search(root)
+    return found and found[1]
+
+
+def _search(root: str | os.PathLike | None) -> tuple[Version, pathlib.Path] | None:
+    """What is at root; by default in the usual places, where a file called "data" is no archive."""
+    if root is not None:
+        return _find(pathlib.Path(root))
+    return next(filter(None, map(_find, filter(pathlib.Path.is_dir, cifar10_places()))), None)
 
 
 def _find(place: pathlib.Path) -> tuple[Version, pathlib.Path] | None:
@@ -215,6 +220,8 @@ def _check_length(path: pathlib.Path, size: int) -> None:
 def _parse(version: Version, path: pathlib.Path, blob: bytes,
            verify: bool) -> tuple[np.ndarray, np.ndarray]:
     """(labels (n,), planes (n, 3, 32, 32)) uint8 of one file."""
+    if verify and version is PYTHON:  # before anything reads it
+        _check_hash(version, path, blob)
     if version is BINARY:
         if verify and len(blob) != 10_000 * RECORD:
             raise ValueError(f"{path}: {len(blob)} bytes, wanted {10_000 * RECORD}: truncated?")
@@ -229,12 +236,16 @@ def _parse(version: Version, path: pathlib.Path, blob: bytes,
         record = int(np.argmax(labels >= len(CLASSES)))
         raise ValueError(f"{path}: record {record} has label {labels[record]}, "
                          f"wanted 0..{len(CLASSES) - 1}")
-    if verify:
-        found = hashlib.md5(blob, usedforsecurity=False).hexdigest()
-        if found != version.md5[path.name]:
-            raise ValueError(f"{path}: MD5 {found}, wanted {version.md5[path.name]}: damaged, or "
-                             "not the official file (verify=False reads it)")
+    if verify and version is BINARY:  # after what says more about the damage
+        _check_hash(version, path, blob)
     return labels, planes.reshape(-1, 3, SIZE, SIZE)
+
+
+def _check_hash(version: Version, path: pathlib.Path, blob: bytes) -> None:
+    found = hashlib.md5(blob, usedforsecurity=False).hexdigest()
+    if found != version.md5[path.name]:
+        raise ValueError(f"{path}: MD5 {found}, wanted {version.md5[path.name]}: damaged, or "
+                         "not the official file (verify=False reads it)")
 
 
 def _dataset(parts: list[tuple[np.ndarray, np.ndarray]], name: str) -> Dataset:
@@ -255,7 +266,7 @@ def _dataset(parts: list[tuple[np.ndarray, np.ndarray]], name: str) -> Dataset:
 
 def _parse_pickle(path: pathlib.Path, blob: bytes) -> tuple[np.ndarray, np.ndarray]:
     try:
-        batch = _Unpickler(path, blob).load()
+        batch = Unpickler(path, blob).load()
         labels, state = batch[b"labels"], batch[b"data"].state
         _, shape, dtype, fortran, raw = state
         n, row = shape
@@ -266,54 +277,8 @@ def _parse_pickle(path: pathlib.Path, blob: bytes) -> tuple[np.ndarray, np.ndarr
             raise ValueError(f"data of shape {shape}, {len(labels)} labels")
         planes = np.frombuffer(raw, np.uint8).reshape(n, row, order="F" if fortran else "C")
         return np.array(labels, np.uint8), planes
-    except _Refused as error:
+    except Refused as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # what a damaged pickle raises is anybody's guess
         raise ValueError(f"{path}: no batch of CIFAR-10's Python version: "
                          f"{type(error).__name__}: {error}") from None
-
-
-class _Refused(pickle.UnpicklingError):
-    """The pickle wants something that data does not need."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads numbers, bytes, lists, dicts, and arrays into stand-ins that only remember."""
-
-    def __init__(self, path: pathlib.Path, blob: bytes):
-        super().__init__(io.BytesIO(blob), encoding="bytes")
-        self.path = path
-
-        # Made anew for each file: a pickle can set attributes of what it is given.
-        class Kind:
-            """A dtype: its name. Byte order and the like say nothing about single bytes."""
-
-            def __init__(self, name: Any, *_: Any):
-                self.name = name
-
-            def __setstate__(self, state: Any) -> None:
-                pass
-
-        class Stored:
-            """An array: (version, shape, dtype, Fortran order?, bytes)."""
-
-            def __init__(self, *_: Any):
-                self.state: Any = None
-
-            def __setstate__(self, state: Any) -> None:
-                self.state = state
-
-        self.known = {("numpy", "dtype"): Kind, ("numpy", "ndarray"): Stored,
-                      ("numpy.core.multiarray", "_reconstruct"): Stored,
-                      ("numpy._core.multiarray", "_reconstruct"): Stored}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Its stand-in, for one of the three names."""
-        if (module, name) not in self.known:
-            raise _Refused(f"{self.path}: refused: its pickle asks for {module}.{name}, and data "
-                           "needs nothing but NumPy arrays, bytes, lists and dicts")
-        return self.known[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Refused: it would name something outside the file."""
-        raise _Refused(f"{self.path}: refused: its pickle refers to an object outside the file")

@@ -48,6 +48,9 @@ class Loader:
         if operator.index(batch_size) < 1:
             raise ValueError(f"Loader: batch_size {batch_size} is less than 1")
         float_dtype(dtype)
+        if not isinstance(dataset, Dataset) or not isinstance(augment, Augment | None):
+            raise TypeError(f"Loader: dataset is {type(dataset).__name__}, augment {augment!r}, "
+                            "wanted a Dataset, and an Augment or None")
         self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
         self.augment, self.seed, self.dtype = augment, random.check_seed(seed), dtype
         self.drop_last = drop_last
@@ -85,6 +88,8 @@ class Loader:
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[Array, Array]]:
         images, labels, order = self.dataset.images, self.dataset.labels, self.order(epoch)
+        with array_device(labels):  # once, not for each batch
+            images = get_array_module(labels).ascontiguousarray(images)
         for batch in range(start, len(self)):
             with array_device(labels):  # not across the yield: it would be the caller's device
                 index = order[batch * self.batch_size : (batch + 1) * self.batch_size]

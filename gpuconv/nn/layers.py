@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import random
 from gpuconv.autograd import Parameter, Tensor
 from gpuconv.backend import array_device
 from gpuconv.nn import init
@@ -100,7 +101,7 @@ class BatchNorm2d(Module):
         """(N, H, W, C) -> the same shape."""
         y = batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
                        training=self.training, momentum=self.momentum, eps=self.eps)
-        if self.training:
+        if self.training and x.size:
             with array_device(self.num_batches_tracked):
                 self.num_batches_tracked += 1  # in place
         return y
@@ -126,15 +127,20 @@ class Dropout(Module):
             raise ValueError(f"Dropout: p is {p}, wanted 0..1")
         self.p = p
         self.key: tuple[int, int] | None = None
-        self.step: Any = None
+        self.step = self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
-        return dropout(x, self.p, training=self.training, key=self.key, step=self.step)
+        if self.key is None:
+            return dropout(x, self.p, training=self.training)
+        seed, stream = self.key  # a second call in one step draws from the next stream
+        key = seed, (stream + self.calls) & random.LOW
+        self.calls += self.training
+        return dropout(x, self.p, training=self.training, key=key, step=self.step)
 
-    def reseed_layer(self, key: tuple[int, int], step: int) -> None:
+    def reseed_layer(self, key: tuple[int, int] | None, step: int) -> None:
         """Draw with this key and step from now on."""
-        self.key, self.step = key, step
+        self.key, self.step, self.calls = key, step, 0
 
     def arguments(self) -> str:
         """The probability."""

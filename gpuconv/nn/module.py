@@ -180,18 +180,18 @@ class Module:
         for p in self.parameters():
             p.zero_grad()
 
-    def reseed(self, seed: int, step: int) -> None:
+    def reseed(self, seed: int | None, step: int = 0) -> None:
         """Key what is random here (dropout) to a run's seed, the layer's path, and the step.
 
         Args:
-            seed: 0 .. 2**32 - 1.
+            seed: 0 .. 2**32 - 1. None: new numbers at each call, as before the first ``reseed``.
             step: number of the training step: another step, other numbers.
         """
-        random.check_seed(seed)
         for path, module in self.named_modules():
-            module.reseed_layer((seed, random.stream(path)), step)
+            key = None if seed is None else (random.check_seed(seed), random.stream(path))
+            module.reseed_layer(key, step)
 
-    def reseed_layer(self, key: tuple[int, int], step: int) -> None:
+    def reseed_layer(self, key: tuple[int, int] | None, step: int) -> None:
         """For layers that draw: draw with this key and step from now on."""
 
     # -- where and in what dtype ----------------------------------------------------------
@@ -285,9 +285,7 @@ class Module:
         """A copy with arrays of its own, which no optimiser holds."""
         twin = memo[id(self)] = type(self).__new__(type(self))
         for name, value in vars(self).items():
-            value = vars(twin)[name] = copy.deepcopy(value, memo)
-            if isinstance(value, Parameter):
-                value.packed = False
+            vars(twin)[name] = copy.deepcopy(value, memo)
         return twin
 
     def arguments(self) -> str:

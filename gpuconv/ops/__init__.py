@@ -4,7 +4,7 @@ Arrays in give arrays out; any Tensor in, a Tensor out.
 """
 
 from gpuconv.ops.activation import gelu, relu, sigmoid, tanh
-from gpuconv.ops.arithmetic import add, div, exp, log, matmul, mul, neg, sub
+from gpuconv.ops.arithmetic import add, div, exp, log, mul, neg, sub
 from gpuconv.ops.avg_pool import avg_pool2d
 from gpuconv.ops.batch_norm import batch_norm
 from gpuconv.ops.bias_relu import bias_relu
@@ -13,6 +13,7 @@ from gpuconv.ops.dropout import dropout
 from gpuconv.ops.global_pool import global_avg_pool2d, global_max_pool2d
 from gpuconv.ops.im2col import col2im, im2col
 from gpuconv.ops.linear import linear
+from gpuconv.ops.matmul import matmul
 from gpuconv.ops.max_pool import max_pool2d
 from gpuconv.ops.pad import pad2d
 from gpuconv.ops.reduction import max_ as max

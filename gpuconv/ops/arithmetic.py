@@ -1,14 +1,14 @@
-"""Arithmetic with NumPy's broadcasting, and the operators + - * / @ of Tensor.
+"""Arithmetic with NumPy's broadcasting, and the operators + - * / of Tensor.
 
     y = a + b    ga = gy            gb = gy
     y = a - b    ga = gy            gb = -gy
     y = a * b    ga = gy * b        gb = gy * a
     y = a / b    ga = gy / b        gb = -gy / b * a / b
-    y = a @ b    ga = gy @ b^T      gb = a^T @ gy
 
 A gradient is summed over the axes along which its operand was broadcast. Numbers of Python and of
 NumPy are weak: they take the arrays' dtype. 16-bit arrays are computed in float32 and rounded once.
-A division by zero or an overflow gives inf or NaN without a warning, as on the GPU.
+Element by element, a division by zero or an overflow gives inf or NaN without a warning, as on the
+GPU.
 """
 
 import operator
@@ -90,45 +90,20 @@ def log(x: Array) -> Array:
     return Log()(x)
 
 
-def matmul(a: Array, b: Array) -> Array:
-    """Matrix product, ``y[..., n, k] = sum over c of a[..., n, c] * b[..., c, k]``.
-
-    Args:
-        a: Tensor or array (..., N, C), or a vector (C,).
-        b: Tensor or array (..., C, K), or a vector (C,). Leading axes broadcast.
-
-    Returns:
-        (..., N, K), without the axis of a vector; dtype of a.
-
-    Raises:
-        TypeError: a or b is a number, or they differ in dtype or device.
-        ValueError: the inner sizes differ, or an operand has no axes.
-
-    >>> matmul(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1.0, 10.0]))
-    array([21., 43.])
-    """
-    check_arrays("matmul", a=a, b=b)
-    if not a.shape or not b.shape:
-        raise ValueError(f"matmul: shapes {a.shape} and {b.shape}, wanted at least one axis each")
-    if a.shape[-1] != b.shape[max(0, len(b.shape) - 2)]:
-        raise ValueError(f"matmul: the inner sizes of {a.shape} and {b.shape} differ")
-    return MatMul()(a, b)
-
-
 # -- operands ----------------------------------------------------------------------------
 
 
 def _operands(op: str, a: Any, b: Any) -> tuple[Any, Any]:
     """a and b, checked; a number among them as a float, which every library takes for weak."""
-    numbers = [isinstance(v, (int, float, np.generic)) and not isinstance(v, np.complexfloating)
-               for v in (a, b)]
+    numbers = [isinstance(v, (int, float, np.number, np.bool_))
+               and not isinstance(v, np.complexfloating) for v in (a, b)]
     for name, v, number in zip("ab", (a, b), numbers, strict=True):
         if not (number or hasattr(v, "dtype")):
             raise TypeError(f"{op}: {name} is {type(v).__name__}, "
                             "wanted an array, a Tensor or a real number")
     if all(numbers):
         raise TypeError(f"{op}: {a!r} and {b!r} are numbers, wanted at least one array or Tensor")
-    check_arrays(op, a=None if numbers[0] else a, b=None if numbers[1] else b)
+    check_arrays(op, ("a", "b"), a=None if numbers[0] else a, b=None if numbers[1] else b)
     try:
         np.broadcast_shapes(_shape(a), _shape(b))
     except ValueError:
@@ -143,18 +118,6 @@ def _shape(a: Any) -> tuple[int, ...]:
 def wide(a: Any) -> Any:
     """The array in the dtype that arithmetic on it takes; itself if that is its own."""
     return a.astype(accumulator(a.dtype), copy=False) if hasattr(a, "dtype") else a
-
-
-def gemm(a: Array, b: Array) -> Array:
-    """``a @ b``, with 16-bit numbers summed in float32 and rounded once.
-
-    cuBLAS does so by itself, where CuPy calls it: CuPy 14 takes a product that is one number in 16
-    bits, and stacks of 16-bit matrices as float32 copies, or not at all (cupy#10317).
-    """
-    stacked, one_number = max(a.ndim, b.ndim) > 2, a.size == b.size == a.shape[-1]
-    if stacked or one_number:
-        return (wide(a) @ wide(b)).astype(a.dtype, copy=False)
-    return a @ b
 
 
 def calculate(f: Callable[..., Array], *operands: Any) -> Array:
@@ -319,72 +282,17 @@ class Log(Op):
     backward_gpu = backward_cpu
 
 
-class MatMul(Op):
-    """Saves: the shapes, and each operand if the other one needs a gradient.
-
-    On the CPU 16-bit matrices are multiplied in float32; cuBLAS takes them as they are and adds
-    in float32.
-    """
-
-    a: Any
-    b: Any
-
-    def forward_cpu(self, a, b):
-        return self.product(wide(a), wide(b), a, b).astype(a.dtype, copy=False)
-
-    def forward_gpu(self, a, b):
-        return self.product(a, b, a, b)
-
-    def product(self, x, w, a, b):
-        """x @ w, which are a and b in the dtype to multiply in."""
-        self.shapes = a.shape, b.shape
-        self.a = a if self.needs[1] else None
-        self.b = b if self.needs[0] else None
-        return gemm(x, w)
-
-    def backward_cpu(self, gy):
-        return self.gradients(wide(gy), gy.dtype)
-
-    def backward_gpu(self, gy):
-        return self.gradients(gy, gy.dtype)
-
-    def gradients(self, g, dtype):
-        """Both gradients; g is gy in the dtype to multiply in, or wider where a sum follows."""
-        a_shape, b_shape = self.shapes
-        row = (1, *a_shape) if len(a_shape) == 1 else a_shape     # (..., N, C)
-        column = (*b_shape, 1) if len(b_shape) == 1 else b_shape  # (..., C, K)
-        batch = np.broadcast_shapes(row[:-2], column[:-2])
-        g = g.reshape(*batch, row[-2], column[-1])                # (..., N, K)
-
-        def product(a, b, wanted, shape):
-            if batch != wanted[:-2]:  # a sum over the batch follows
-                a, b = wide(a), wide(b)
-            else:
-                a, b = a.astype(g.dtype, copy=False), b.astype(g.dtype, copy=False)
-            return sum_to(gemm(a, b), wanted).reshape(shape).astype(dtype, copy=False)
-
-        ga = (product(g, _swapped(self.b.reshape(column)), row, a_shape)
-              if self.needs[0] else None)
-        gb = (product(_swapped(self.a.reshape(row)), g, column, b_shape)
-              if self.needs[1] else None)
-        return ga, gb
-
-
 def _same(gy: Array, shape: tuple[int, ...]) -> Array:
     """The gradient of an operand whose derivative is 1."""
     return sum_to(wide(gy), shape).astype(gy.dtype, copy=False) if gy.shape != shape else gy
 
 
-def _swapped(a: Array) -> Array:
-    return a.transpose(*range(a.ndim - 2), a.ndim - 1, a.ndim - 2)  # the last two axes
-
-
-def _install(name: str, f: Callable[[Any, Any], Any]) -> None:
-    """Make f the operator ``__name__``, and with its operands exchanged ``__rname__``."""
+def install(name: str, f: Callable[[Any, Any], Any]) -> None:
+    """Make f the operator ``__name__`` of Tensor, and with its operands exchanged ``__rname__``."""
     setattr(Tensor, f"__{name}__", f)
     setattr(Tensor, f"__r{name}__", lambda b, a: f(a, b))
 
 
-for _name, _f in dict(add=add, sub=sub, mul=mul, truediv=div, matmul=matmul).items():
-    _install(_name, _f)
+for _name, _f in dict(add=add, sub=sub, mul=mul, truediv=div).items():
+    install(_name, _f)
 Tensor.__neg__ = neg  # type: ignore[method-assign]

@@ -67,7 +67,7 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
     >>> mean, var
     (array([0.2, 2. ]), array([ 1.1, 20.9]))
     """
-    check_arrays("batch_norm", x=x, gamma=gamma, beta=beta)
+    check_arrays("batch_norm", ("gamma", "beta"), x=x, gamma=gamma, beta=beta)
     if len(x.shape) < 2 or not x.shape[-1]:
         raise ValueError(f"batch_norm: x has shape {x.shape}, wanted (..., C), channels last")
     C, count = x.shape[-1], math.prod(x.shape[:-1])

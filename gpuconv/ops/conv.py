@@ -10,9 +10,9 @@ All of it as products of matrices, the patches of x being rows (see im2col.py):
     y = col(x) w^T         gw = gy^T col(x)         gx = col2im(gy w)
 
 and, with stride 1, gx = col(gy) times the filters turned by 180 degrees: a gather instead of sums.
-The matrix of patches never exists as a whole. The CPU makes it for a few images at a time, so that
-it stays in cache until its product is taken; the backward pass makes it again instead of keeping
-it, because memory is R*S times dearer than the copy. With G groups, channels and filters
+The CPU makes the matrix of patches for a few images at a time, so that it stays in cache until its
+product is taken, the GPU for as many as fit a workspace; the backward pass makes it again instead
+of keeping it, because memory is R*S times dearer than the copy. With G groups, channels and filters
 fall into G parts that do not see each other: the same, G times. On the GPU, 16-bit rows gy w are
 rounded once before col2im adds them up in float32, and y once before b is added.
 """
@@ -24,9 +24,9 @@ import numpy as np
 from gpuconv import threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
-from gpuconv.ops.arithmetic import gemm
 from gpuconv.ops.checks import check_arrays, check_images
 from gpuconv.ops.im2col import fold, images_of_gpu, rows_of_gpu, unfold
+from gpuconv.ops.matmul import gemm
 from gpuconv.ops.pad import MODES, pad2d
 from gpuconv.ops.window import IntOrPair, Pair, Window, pair, sides
 
@@ -70,18 +70,19 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
     recognition", 1998, section II.A.
     """
     check_images("conv2d", x)
-    check_arrays("conv2d", x=x, w=w, b=b)
+    check_arrays("conv2d", ("b",), x=x, w=w, b=b)
     _check_shapes(x.shape, w.shape, None if b is None else b.shape, groups)
     if padding_mode not in MODES:
         raise ValueError(f"conv2d: padding_mode {padding_mode!r}, wanted one of {MODES}")
-    window = _window(x.shape[1:3], w.shape[1:3], pair(stride), padding, pair(dilation))
-    if padding_mode != "zeros" and any(map(any, window.pad)):
-        x = pad2d(x, window.pad, padding_mode)
-        window = Window(window.size, window.stride, ((0, 0), (0, 0)), window.dilation)
     try:
+        window = _window(x.shape[1:3], w.shape[1:3], pair(stride), padding, pair(dilation))
+        if padding_mode != "zeros" and any(map(any, window.pad)):
+            x = pad2d(x, window.pad, padding_mode)
+            window = Window(window.size, window.stride, ((0, 0), (0, 0)), window.dilation)
         window.out_shape(*x.shape[1:3])
-    except ValueError as error:
-        raise ValueError(f"conv2d: {error} (x {tuple(x.shape)}, w {tuple(w.shape)})") from None
+    except (ValueError, TypeError) as error:
+        seen = f"(x {tuple(x.shape)}, w {tuple(w.shape)})"
+        raise type(error)(f"conv2d: {error} {seen}") from None
     return Conv2d(window, groups)(x, w) if b is None else Conv2d(window, groups)(x, w, b)
 
 
@@ -89,8 +90,8 @@ def _check_shapes(x: tuple, w: tuple, b: tuple | None, groups: int) -> None:
     seen = f"(x {tuple(x)}, w {tuple(w)})"
     if len(w) != 4 or 0 in w:
         raise ValueError(f"conv2d: w has shape {tuple(w)}, wanted (K, R, S, C/groups), none 0")
-    if groups < 1:
-        raise ValueError(f"conv2d: groups {groups}, wanted at least 1")
+    if not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"conv2d: groups {groups!r}, wanted at least 1")
     if x[3] % groups or w[0] % groups:
         raise ValueError(f"conv2d: groups {groups} must divide {x[3]} channels and {w[0]} "
                          f"filters {seen}")
@@ -104,7 +105,7 @@ def _check_shapes(x: tuple, w: tuple, b: tuple | None, groups: int) -> None:
 def _window(image: Pair, size: Pair, stride: Pair,
             padding: IntOrPair | tuple[Pair, Pair] | str, dilation: Pair) -> Window:
     if isinstance(padding, str) and padding not in ("same", "valid"):
-        raise ValueError(f"conv2d: padding {padding!r}, wanted numbers, 'same' or 'valid'")
+        raise ValueError(f"padding {padding!r}, wanted numbers, 'same' or 'valid'")
     window = Window(size, stride, ((0, 0), (0, 0)) if isinstance(padding, str) else sides(padding),
                     dilation)
     if padding != "same":

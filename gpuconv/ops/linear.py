@@ -15,8 +15,9 @@ from typing import Any
 
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
-from gpuconv.ops.arithmetic import gemm, wide
+from gpuconv.ops.arithmetic import wide
 from gpuconv.ops.checks import check_arrays
+from gpuconv.ops.matmul import gemm
 
 
 def linear(x: Array, w: Array, b: Array | None = None) -> Array:
@@ -37,7 +38,7 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
     >>> linear(np.array([[1.0, 2.0]]), np.array([[1.0, 1.0], [0.0, 3.0]]), np.array([0.0, 10.0]))
     array([[ 3., 16.]])
     """
-    check_arrays("linear", x=x, w=w, b=b)
+    check_arrays("linear", ("b",), x=x, w=w, b=b)
     if len(w.shape) != 2 or x.shape[-1:] != w.shape[1:]:
         raise ValueError(f"linear: x has shape {x.shape}, w {w.shape}, wanted (..., C) and (K, C)")
     if b is not None and b.shape != w.shape[:1]:

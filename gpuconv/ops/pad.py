@@ -34,6 +34,7 @@ def pad2d(x: Array, padding: IntOrPair | tuple[Pair, Pair], mode: str = "zeros")
             has pixels for: H - 1 for "reflect", H for "circular".
         TypeError: x is not floating-point.
 
+    >>> import numpy as np
     >>> pad2d(np.arange(3.0).reshape(1, 1, 3, 1), (0, 2), "reflect").ravel()
     array([2., 1., 0., 1., 2., 1., 0.])
     """

@@ -27,7 +27,10 @@ def pair(value: Any) -> Pair:
         height, width = value
     else:
         height = width = value
-    return operator.index(height), operator.index(width)
+    try:
+        return operator.index(height), operator.index(width)
+    except TypeError:
+        raise TypeError(f"{value!r}: wanted a whole number, or (height, width)") from None
 
 
 def sides(padding: Any) -> tuple[Pair, Pair]:

@@ -48,8 +48,7 @@ class Flat:
             data[...] = p.data
             if p.grad is not None:
                 grad[...] = p.grad
-            p.rebind(data, grad)
-            p.packed = True
+            p.rebind(data, grad, holder=self)
             self.grads.append(grad)
 
     def views(self, flat: Array) -> list[Array]:
@@ -92,7 +91,6 @@ class Flat:
         for _, p in self.members:
             with array_device(p.data):
                 p.rebind(p.data.copy(), None if p.grad is None else p.grad.copy())
-            p.packed = False
 
 
 def pack(groups: Iterable[Iterable[Parameter]]) -> list[list[Flat]]:

@@ -78,8 +78,10 @@ class Optimizer:
         still act on it.
 
         Raises:
-            RuntimeError: a ``grad`` was replaced by hand.
+            RuntimeError: a ``grad`` was replaced by hand, or the parameters have been released.
         """
+        if not self.flats:
+            raise RuntimeError(f"{self.name}: step after release(): it holds no parameters")
         work = []
         for group, flats in zip(self.groups, self.flats, strict=True):
             self.check(group)
@@ -94,6 +96,11 @@ class Optimizer:
             for flat in flats:
                 with array_device(flat.grad):
                     flat.grad.fill(0)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self.name} cannot be copied or pickled: its parameters live in its "
+                        "buffers. Copy the module, make an optimiser of the copy, and give it this "
+                        "one's state_dict()")
 
     def release(self) -> None:
         """Give the parameters arrays of their own again; this optimiser is then spent."""
@@ -150,11 +157,19 @@ class Optimizer:
         wrong += [f"{name} is {a.dtype} {a.shape}, wanted {want[name][1] or 'a number'} "
                   f"{want[name][0]}" for name, a in found.items() if a.shape != want[name][0]
                   or want[name][1] not in (None, a.dtype)]
+        wrong += [f"{name} is {a.dtype}, wanted a number" for name, a in found.items()
+                  if name in settings and a.dtype.kind not in "biuf"]
         if wrong:
             raise ValueError(f"{self.name}: load_state_dict: " + "; ".join(wrong))
+        loaded = [dict(group) for group in self.groups]
+        for name in settings:
+            _, number, setting = name.split(".")
+            loaded[int(number)][setting] = asarray(found[name], "cpu").item()
+        for group in loaded:
+            self.check(group)
 
-        for name, (group, setting) in settings.items():
-            group[setting] = asarray(found[name], "cpu").item()
+        for group, values in zip(self.groups, loaded, strict=True):
+            group.update(values)
         for flat, kind, names in kept:
             with array_device(flat.data):
                 if kind in flat.state:

@@ -128,7 +128,7 @@ class OneCycle:
             raise ValueError(f"OneCycle: anneal is {self.anneal!r}, wanted 'cosine' or 'linear'")
 
     def __call__(self, step: int, total: int) -> float:
-        """Factor of step 0, 1, ... of ``total``; the last one is ``final``."""
+        """Factor of step 0, 1, ... of ``total``; the last is ``final``, if it is not the peak."""
         _check(self, step, total)
         leg = _cosine if self.anneal == "cosine" else _straight
         last, peak = total - 1, max(0.0, self.peak_at * total - 1)

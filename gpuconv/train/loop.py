@@ -70,6 +70,9 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
     >>> history.last.train.accuracy
     1.0
     """
+    for thing, kind in ((model, Module), (optimizer, Optimizer), (augment, Augment | None)):
+        if not isinstance(thing, kind):
+            raise TypeError(f"fit: {thing!r} is no {getattr(kind, '__name__', 'Augment')}")
     for name, number in (("epochs", epochs), ("batch_size", batch_size)):
         if operator.index(number) < 1:
             raise ValueError(f"fit: {name} {number}, wanted at least 1")
@@ -88,7 +91,8 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
     loader = batches(data, batch_size, dtype=model.dtype, shuffle=True, seed=seed, augment=augment)
     statistics = dict(mean=data.mean, std=data.std) if isinstance(data, Dataset) else {}
     run = Run(model, optimizer, epochs, len(loader), History())
-    with mode(model, True), _watched(run, callbacks):
+    with mode(model, True), contextlib.ExitStack() as after, _watched(run, callbacks):
+        after.callback(model.reseed, None)  # dropout of other calls is not that of the last step
         for epoch in range(1, epochs + 1):
             run.epoch, began = epoch, time.perf_counter()
             measured = _epoch(run, loader, schedule, label_smoothing, seed, callbacks)
@@ -199,14 +203,13 @@ def _epoch(run: Run, loader: Any, schedule: Callable[[int, int], float], label_s
         loss = softmax_cross_entropy(logits, labels, label_smoothing=label_smoothing)
         optimizer.zero_grad()
         loss.backward()
-        optimizer.factor = schedule(step, total)
-        optimizer.step()
-
         run.step = step - done + 1
-        run.lr = float(optimizer.groups[0]["lr"] * optimizer.factor)
         tally.add(logits.data, loss.data, labels)
         if run.step % every == 0 or run.step == run.steps:
-            _read(run, tally, began)
+            _read(run, tally, began)  # before a loss that is NaN can reach the weights
+        optimizer.factor = schedule(step, total)
+        optimizer.step()
+        run.lr = float(optimizer.groups[0]["lr"] * optimizer.factor)
         for callback in callbacks:
             callback.on_step(run)
     return tally.metrics()
@@ -216,9 +219,10 @@ def _read(run: Run, tally: Tally, began: float) -> None:
     first = run.step - len(tally.waiting) + 1
     for step, loss in enumerate(tally.read(), first):
         if not math.isfinite(loss):
+            hint = ("are there such numbers among the images?" if math.isnan(run.lr) else
+                    f"the learning rate was {run.lr:.3g}: a smaller one may help")
             raise FloatingPointError(f"fit: the loss is {loss} in epoch {run.epoch}, step {step} "
-                                     f"of {run.steps}; the learning rate is {run.lr:.3g}: "
-                                     "a smaller one may help")
+                                     f"of {run.steps}; {hint}")
     metrics = tally.metrics()
     run.loss, run.accuracy = metrics.loss, metrics.accuracy
     run.images_per_second = tally.count / (time.perf_counter() - began)
