@@ -45,7 +45,9 @@ def in_a_terminal(*arguments, interrupt_at=None, width=100):
     environment = dict(os.environ, PYTHONPATH=str(ROOT), TERM="xterm-256color", COLUMNS=str(width),
                        LINES="40", OMP_NUM_THREADS="1")
     process = subprocess.Popen([sys.executable, "-m", "gpuconv", *arguments], stdin=follower,
-                               stdout=follower, stderr=follower, env=environment, cwd=ROOT)
+                               stdout=follower, stderr=follower, env=environment, cwd=ROOT,
+                               # a test run in the background ignores Ctrl-C, and so would this
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     os.close(follower)
     seen, end = b"", time.monotonic() + 120
     while time.monotonic() < end:
@@ -204,7 +206,7 @@ def test_no_command():
 
 def test_a_missing_folder(tmp_path):
     missing = tmp_path / "nowhere"
-    assert f"--data-dir {missing}: there is no such" in fails(1, "train", "--data-dir", missing)
+    assert f"--data-dir {missing}: no such file" in fails(1, "train", "--data-dir", missing)
     assert f"there is no folder {missing}" in fails(1, *SMALL, "--save", missing / "a.safetensors")
 
 
