@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = Parser(prog="gpuconv", allow_abbrev=False, description="Convolutional networks for CuPy "
-                 "and NumPy.", epilog="example: gpuconv train --epochs 2")
+                 "and NumPy.", epilog="example: gpuconv train")
     top.add_argument("--version", action="version", version=f"gpuconv {gpuconv.__version__}")
     commands = top.add_subparsers(metavar="command", required=True, parser_class=Parser)
 
@@ -141,7 +141,7 @@ def train_epilog() -> str:
 
 examples:
   gpuconv train
-  gpuconv train --data shapes --limit 2000 --epochs 2
+  gpuconv train --data shapes --seed 1
   gpuconv train --data-dir ~/cifar-10-batches-bin --device cuda --save net.safetensors"""
 
 
