@@ -16,7 +16,8 @@ from gpuconv.backend import Array, is_gpu
 from gpuconv.ops.arithmetic import install, sum_to, wide
 from gpuconv.ops.checks import check_arrays
 
-PIECE = 1 << 24  # multiplications of one thread's piece of a product, on the CPU
+PIECE = 1 << 24  # least multiplications of one thread's piece of a product, on the CPU
+PIECES = 8       # a large product is cut into: a BLAS wants many rows
 
 
 def matmul(a: Array, b: Array) -> Array:
@@ -65,7 +66,7 @@ def _gemm_cpu(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             return a @ b
     y = np.empty((len(a), b.shape[1]), np.result_type(a, b))
     threads.each(lambda rows: np.matmul(a[rows], b, out=y[rows]),
-                 threads.chunks(len(a), b.size, PIECE))
+                 threads.chunks(len(a), b.size, max(PIECE, a.shape[0] * b.size // PIECES)))
     return y
 
 
