@@ -1,13 +1,15 @@
-"""Networks by name."""
+"""Networks by name, and networks written in the notation of the course notes.
 
-from collections.abc import Callable
+A *description* says, in words that JSON can hold, how a network is built:
+
+    {"name": "cifar_convnet", "arguments": {"in_channels": 3, "classes": 10, "image": 32}}
+    {"notation": "INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10"}
+
+``describe`` makes one of what a user wrote, ``build`` makes the network of it. The notation is
+explained in ``gpuconv.models.notation``.
+"""
 
 from gpuconv.models.convnet import cifar_convnet, simple_convnet
-from gpuconv.nn import Module
+from gpuconv.models.description import MODELS, build, describe, input_shape
 
-MODELS: dict[str, Callable[..., Module]] = {
-    "cifar_convnet": cifar_convnet,
-    "simple_convnet": simple_convnet,
-}
-
-__all__ = ["MODELS", "cifar_convnet", "simple_convnet"]
+__all__ = ["MODELS", "build", "cifar_convnet", "describe", "input_shape", "simple_convnet"]

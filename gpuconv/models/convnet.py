@@ -1,4 +1,4 @@
-"""Plain ConvNets for 32 x 32 images.
+"""Plain ConvNets, for 32 x 32 images unless another size is asked for.
 
     cifar_convnet     block        filters   output              parameters (RGB, 10 classes)
                       conv conv      32      (N, 16, 16, 32)     864 +   9,216 +   2 *  64
@@ -32,23 +32,28 @@ from gpuconv.nn import (
     ReLU,
     Sequential,
 )
+from gpuconv.nn.layers import positive
 
-IMAGE = 32               # pixels: height and width that the Linear is made for
 BLOCKS = 32, 64, 128     # filters of both convolutions of a block
 
 
-def cifar_convnet(in_channels: int = 3, classes: int = 10) -> Sequential:
+def cifar_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> Sequential:
     """Three blocks of two 3x3 convolutions each, then one Linear.
 
     Args:
-        in_channels: C, of images (N, 32, 32, C).
+        in_channels: C, of images (N, image, image, C).
         classes: of logits (N, classes).
+        image: height and width, pixels, at least 8: three pools halve it. The Linear takes
+            (image // 8)**2 * 128 numbers.
+
+    Raises:
+        TypeError, ValueError: a number is no int, or too small.
 
     >>> sum(p.size for p in cifar_convnet().parameters())
     307946
     """
+    C, pixels = _sizes("cifar_convnet", in_channels, image, smallest=8)
     modules: list[Module] = []
-    C, pixels = in_channels, IMAGE
     for K in BLOCKS:
         for channels in (C, K):
             modules += [Conv2d(channels, K, 3, padding=1, bias=False), BatchNorm2d(K), ReLU()]
@@ -57,16 +62,30 @@ def cifar_convnet(in_channels: int = 3, classes: int = 10) -> Sequential:
     return Sequential(*modules, Flatten(), Linear(pixels * pixels * C, classes))
 
 
-def simple_convnet(in_channels: int = 3, classes: int = 10) -> Sequential:
+def simple_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> Sequential:
     """One 5x5 convolution, then one Linear.
 
     Args:
-        in_channels: C, of images (N, 32, 32, C).
+        in_channels: C, of images (N, image, image, C).
         classes: of logits (N, classes).
+        image: height and width, pixels, at least 2: a pool halves it. The Linear takes
+            (image // 2)**2 * 32 numbers.
+
+    Raises:
+        TypeError, ValueError: a number is no int, or too small.
 
     >>> sum(p.size for p in simple_convnet().parameters())
     84362
     """
-    K, pixels = 32, IMAGE // 2
-    return Sequential(Conv2d(in_channels, K, 5, padding=2), ReLU(), MaxPool2d(2), Flatten(),
+    C, pixels = _sizes("simple_convnet", in_channels, image, smallest=2)
+    K, pixels = 32, pixels // 2
+    return Sequential(Conv2d(C, K, 5, padding=2), ReLU(), MaxPool2d(2), Flatten(),
                       Linear(pixels * pixels * K, classes))
+
+
+def _sizes(model: str, in_channels: int, image: int, smallest: int) -> tuple[int, int]:
+    C, pixels = positive(model, in_channels=in_channels, image=image)
+    if pixels < smallest:
+        raise ValueError(f"{model}: image is {pixels} pixels, wanted at least {smallest}: "
+                         f"pools halve it until nothing is left")
+    return C, pixels
