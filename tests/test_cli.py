@@ -1,168 +1,117 @@
-"""The command line as its users meet it: a process, its output, its exit status."""
+"""What all commands have in common: help, exit status, one line for an error, pipes."""
 
 import os
-import pathlib
 import re
-import select
-import signal
 import subprocess
 import sys
-import time
 
-import numpy as np
 import pytest
-from conftest import HAS_GPU
+from cli_tools import ROOT, fails, gpuconv
 
 import gpuconv as gpc
+from gpuconv import cli
 
-ROOT = pathlib.Path(__file__).parents[1]
-SMALL = "train --data shapes --model simple_convnet --limit 40 --batch-size 20 --device cpu".split()
-ROW = re.compile(r"^ +\d+( +[\d.,]+%?){7}$", re.M)
-
-
-def gpuconv(*arguments, folder=ROOT, **settings):
-    """Run it in a pipe."""
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    return subprocess.run([sys.executable, "-m", "gpuconv", *map(str, arguments)],
-                          capture_output=True, text=True, timeout=120, cwd=folder,
-                          env=environment, **settings)
+SLOW = "rich scipy PIL matplotlib safetensors concurrent.futures gpuconv.data gpuconv.train"
+THERE = sorted(path.stem for path in (ROOT / "gpuconv" / "cli").glob("*.py")
+               if path.stem in cli.COMMANDS)
 
 
-def fails(status, *arguments, **settings):
-    """Its one line on stderr."""
-    done = gpuconv(*arguments, **settings)
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    line, = done.stderr.splitlines()
-    assert line.startswith("gpuconv: error: ")
-    return line
+# -- help, version -------------------------------------------------------------------------
 
 
-def in_a_terminal(*arguments, interrupt_at=None, width=100):
-    """(output, exit status) with a pseudo-terminal as standard output."""
-    pty = pytest.importorskip("pty")
-    leader, follower = pty.openpty()
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), TERM="xterm-256color", COLUMNS=str(width),
-                       LINES="40", OMP_NUM_THREADS="1")
-    process = subprocess.Popen([sys.executable, "-m", "gpuconv", *arguments], stdin=follower,
-                               stdout=follower, stderr=follower, env=environment, cwd=ROOT,
-                               # a test run in the background ignores Ctrl-C, and so would this
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    os.close(follower)
-    seen, end = b"", time.monotonic() + 120
-    while time.monotonic() < end:
-        if select.select([leader], [], [], 1)[0]:
-            try:
-                seen += os.read(leader, 1 << 16)
-            except OSError:  # EIO: the other side has closed
-                break
-        if interrupt_at and interrupt_at in seen:
-            process.send_signal(signal.SIGINT)
-            interrupt_at = None
-    os.close(leader)
-    return seen.decode(), process.wait(timeout=10)
-
-
-# -- train ---------------------------------------------------------------------------------
-
-
-def test_train_in_a_pipe(tmp_path):
-    path = tmp_path / "net.safetensors"
-    done = gpuconv(*SMALL, "--epochs", 2, "--save", path)
+def test_help_shows_each_command_with_a_line_and_examples():
+    done = gpuconv("--help")
     assert done.returncode == 0 and done.stderr == ""
-    assert "\x1b" not in done.stdout and "\r" not in done.stdout
-    assert len(ROW.findall(done.stdout)) == 2
-    assert "data    shapes, 40 + 40 images" in done.stdout
-    assert "simple_convnet, 84,362 parameters, float32" in done.stdout
-    assert f"weights written to {path}" in done.stdout
-
-    state, metadata = gpc.load(path)
-    model = gpc.models.MODELS[metadata["model"]["name"]]()
-    model.load_state_dict(state)
-    _, test = gpc.data.shapes(40, 40)
-    found = gpc.train.evaluate(model, test, mean=metadata["mean"], std=metadata["std"])
-    assert found.accuracy == metadata["test_accuracy"]
-    assert f"{found.accuracy:.2%} of 40 test images right" in done.stdout
+    shown = re.findall(r"^    (\w+) +[a-z]\w* .*[^.]$", done.stdout, re.M)
+    assert shown == [name for name in cli.COMMANDS if name in THERE]
+    for example in re.findall(r"^  gpuconv (\w+)", done.stdout.split("examples:\n")[1], re.M):
+        assert example in cli.COMMANDS
 
 
-def test_the_same_seed_prints_the_same_numbers():
-    def numbers(seed):
-        row = ROW.search(gpuconv(*SMALL, "--epochs", 1, "--seed", seed).stdout)
-        return row[0].split()[:5]  # the others are of time
-
-    assert numbers(1) == numbers(1) != numbers(2)
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
-def test_other_dtypes(dtype):
-    done = gpuconv(*SMALL, "--epochs", 1, "--dtype", dtype, "--no-augment", "--momentum", 0)
-    assert done.returncode == 0 and f", {dtype}\n" in done.stdout
+@pytest.mark.parametrize("command", THERE)
+def test_help_of_a_command_has_an_example_of_it(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"examples?:\n  gpuconv {command}\b", text)
+    assert max(map(len, text.split("example")[0].splitlines())) <= 80
 
 
-def test_shapes_take_fewer_epochs_than_photographs():
-    assert "4 epochs of 40 images" in gpuconv(*SMALL).stdout
+def test_examples_of_all_commands_can_be_parsed():
+    import shlex
+    for command in THERE:
+        for example in sys.modules[f"gpuconv.cli.{command}"].EXAMPLES:
+            name, *arguments = shlex.split(example.split("  #")[0])
+            assert name == "gpuconv" and arguments[0] == command
+            cli.parser().parse_args(arguments)
 
 
-def test_takes_cifar10_where_it_is_found(tmp_path):
-    folder = tmp_path / "data" / "cifar-10-batches-bin"
-    folder.mkdir(parents=True)
-    (folder / "data_batch_1.bin").write_bytes(bytes(3073))  # not the official one
-    assert "data_batch_2.bin is missing" in fails(1, "train", "--epochs", 1, folder=tmp_path)
-
-
-def test_without_cifar10_it_says_what_it_trains_on(tmp_path):
-    done = gpuconv("train", "--limit", 20, "--epochs", 1, "--model", "simple_convnet",
-                   folder=tmp_path)
-    if "CIFAR-10," in done.stdout:
-        pytest.skip("CIFAR-10 is in this user's cache")
-    assert "shapes, 20 + 20 images, drawn; found no CIFAR-10" in done.stdout
-
-
-def test_a_live_bar_in_a_terminal():
-    seen, status = in_a_terminal(*SMALL, "--epochs", "2")
-    assert status == 0
-    assert "\x1b[" in seen and "epoch 2/2" in seen and "images/s" in seen
-    assert "\x1b[?25h" in seen[seen.rindex("\x1b[?25l"):]  # the cursor is back
-    last = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", seen[seen.rindex("\x1b[?25h"):])
-    assert "test accuracy" in last and "of 40 test images right" in last
-
-
-def test_ctrl_c():
-    seen, status = in_a_terminal(*SMALL, "--epochs", "9999", interrupt_at=b"/9999")
-    assert status == 130 and "Traceback" not in seen
-    assert seen.rstrip().splitlines()[-1].endswith("gpuconv: interrupted")
-
-
-# -- info, help, version -------------------------------------------------------------------
-
-
-def test_info():
-    done = gpuconv("info")
-    assert done.returncode == 0 and done.stderr == "" and "\x1b" not in done.stdout
-    rows = dict(re.split(r" {2,}", line, maxsplit=1) for line in done.stdout.splitlines())
-    assert rows["NumPy"].startswith(np.__version__) and "threads" in rows["NumPy"]
-    assert rows["gpuconv"].startswith(gpc.__version__)
-    assert rows["GPU"].split(":")[0] in ("ready", "no cupy", "no driver", "no device",
-                                         "no libraries")
-    assert {"Python", "SciPy", "CPU", "CuPy", "CIFAR-10"} <= rows.keys()
-
-
-def test_info_in_a_terminal():
-    seen, status = in_a_terminal("info")
-    assert status == 0 and "GPU" in seen and "\x1b[" in seen
-    if not HAS_GPU:
-        assert "gpuconv[cuda1" in seen.replace("\r\n", "")  # brackets are no markup
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["info", "--help"]],
-                         ids=" ".join)
-def test_help_has_an_example(arguments):
-    done = gpuconv(*arguments)
-    assert done.returncode == 0 and re.search(r"examples?:\s+gpuconv [a-z]", done.stdout)
+def test_help_imports_nothing_slow():
+    code = ("import sys; from gpuconv import cli; cli.parser().format_help(); "
+            f"print([m for m in {SLOW.split()} if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          cwd=ROOT)
+    assert done.stdout.strip() == "[]"
 
 
 def test_version():
     assert gpuconv("--version").stdout == f"gpuconv {gpc.__version__}\n"
+
+
+# -- failures ------------------------------------------------------------------------------
+
+
+def test_no_command():
+    assert "command" in fails(2)
+    assert "invalid choice: 'fly'" in fails(2, "fly")
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Let ``gpuconv info`` raise something."""
+    def put(error):
+        def run(args):
+            raise error
+        monkeypatch.setattr("gpuconv.cli.info.run", run)
+    return put
+
+
+@pytest.mark.parametrize("error, text", [
+    (ValueError("size 3 does not fit"), "size 3 does not fit"),
+    (ValueError("model: cannot read CONF\n  INPUT | CONF\n          ^^^^"),
+     "model: cannot read CONF\n  INPUT | CONF\n          ^^^^"),
+    (FileNotFoundError(2, "No such file or directory", "a b.png"),
+     "a b.png: no such file or directory"),
+    (FileNotFoundError("found no CIFAR-10"), "found no CIFAR-10"),
+    (MemoryError(), "MemoryError"),
+], ids=["one line", "lines as they are", "of the system", "own words", "no words"])
+def test_a_failure_is_said_without_a_traceback(error, text, failing, capsys):
+    failing(error)
+    assert cli.main(["info"]) == 1
+    assert capsys.readouterr() == ("", f"gpuconv: error: {text}\n")
+
+
+def test_a_failure_shows_where_if_asked(failing, capsys):
+    failing(ValueError("size 3"))
+    assert cli.main(["info", "--traceback"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback") and lines[-1] == "gpuconv: error: size 3"
+
+
+def test_a_mistake_of_ours_is_not_hidden(failing):
+    failing(KeyError("a bug"))
+    with pytest.raises(KeyError):
+        cli.main(["info"])
+
+
+def test_interrupted(failing, capsys):
+    failing(KeyboardInterrupt())
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "gpuconv: interrupted\n"
+
+
+# -- pipes ---------------------------------------------------------------------------------
 
 
 def test_a_reader_may_leave():
@@ -176,70 +125,8 @@ def test_a_reader_may_leave():
     assert done.stderr == ""
 
 
-# -- wrong usage, failures -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("wrong, text", [
-    ("--model resnet", "invalid choice: 'resnet'"),
-    ("--dtype int8", "invalid choice: 'int8'"),
-    ("--data mnist", "invalid choice: 'mnist'"),
-    ("--lr -1", "argument --lr: -1 is out of range, wanted at least 0"),
-    ("--lr fast", "argument --lr: 'fast' is not a number"),
-    ("--lr nan", "argument --lr: nan is out of range"),
-    ("--epochs 0", "argument --epochs: 0 is out of range, wanted at least 1"),
-    ("--epochs 1.5", "argument --epochs: '1.5' is not a whole number"),
-    ("--batch-size 0", "argument --batch-size: 0 is out of range"),
-    ("--limit 0", "argument --limit: 0 is out of range"),
-    ("--seed 4294967296", "out of range, wanted 0..4294967295"),
-    ("--device tpu", "device 'tpu': wanted 'auto', 'cpu', 'cuda'"),
-    ("--epoch 3", "unrecognized arguments: --epoch 3"),
-])
-def test_wrong_usage(wrong, text):
-    line = fails(2, "train", *wrong.split())
-    assert text in line and "--help)" in line
-
-
-def test_no_command():
-    assert "command" in fails(2)
-    assert "invalid choice: 'fly'" in fails(2, "fly")
-
-
-def test_a_missing_folder(tmp_path):
-    missing = tmp_path / "nowhere"
-    assert f"--data-dir {missing}: no such file" in fails(1, "train", "--data-dir", missing)
-    assert f"there is no folder {missing}" in fails(1, *SMALL, "--save", missing / "a.safetensors")
-
-
-def test_a_folder_without_cifar10(tmp_path):
-    line = fails(1, "train", "--data-dir", tmp_path)
-    assert str(tmp_path) in line and "found no" in line
-
-
-@pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
-def test_cuda_without_a_gpu():
-    line = fails(1, *SMALL[:-2], "--device", "cuda")
-    assert "driver" in line or "CuPy is not installed" in line or "device" in line
-
-
-def test_a_loss_that_explodes():
-    line = fails(1, *SMALL, "--lr", "1e30", "--epochs", 3)
-    assert "a smaller one may help" in line
-
-
-def test_a_failure_shows_where_if_asked(tmp_path):
-    done = gpuconv("train", "--traceback", "--data-dir", tmp_path)
-    assert done.returncode == 1 and "Traceback" in done.stderr
-
-
-def test_it_asks_where_to_save_before_it_trains(tmp_path):
-    assert "is a folder" in fails(1, *SMALL, "--epochs", 10**6, "--save", tmp_path)
-    assert "no folder" in fails(1, *SMALL, "--epochs", 10**6, "--save", tmp_path / "a" / "b")
-
-
-def test_a_file_called_data_is_no_data_set(tmp_path):
-    (tmp_path / "data").write_text("hello")
-    assert "not found" in gpuconv("info", folder=tmp_path).stdout
-
-
-def test_shapes_are_nowhere():
-    assert "shapes are drawn" in fails(1, *SMALL, "--data-dir", ".")
+def test_what_the_output_cannot_show_is_escaped(tmp_path):
+    """A folder's name, say, where the output is ASCII."""
+    (tmp_path / "\u732b").mkdir()
+    done = gpuconv("info", folder=tmp_path / "\u732b", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "\\u732b" in done.stdout

@@ -1,0 +1,107 @@
+"""The command line: ``gpuconv train``, ``gpuconv evaluate`` and the others, one file each.
+
+In a terminal there are a live bar and tables; in a pipe, a file or a notebook plain lines without
+escape codes. Whoever uses it wrongly gets one line on stderr, never a traceback: exit status 2 for
+wrong usage, 1 for a failure, 130 after Ctrl-C.
+
+A command's file has SAYS, one sentence; EXAMPLES, lines; perhaps NOTES, text for its --help;
+``add_options(parser)``; and ``run(args)``, which prints to stdout or raises one of FAILURES. What
+takes time to import is imported by ``run``, so that ``gpuconv --help`` is quick.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+import gpuconv
+
+COMMANDS = ("train", "evaluate", "predict", "summary", "report", "runs", "data", "info", "bench")
+EXAMPLES = ("gpuconv train", "gpuconv evaluate", "gpuconv predict runs/NAME picture.jpg",
+            "gpuconv train --help")
+FAILURES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, MemoryError)
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong usage is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Write it and exit with status 2."""
+        print(f"gpuconv: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status."""
+    if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal cannot show is no failure
+        sys.stdout.reconfigure(errors="backslashreplace")
+    args = parser().parse_args(arguments)
+    warnings.simplefilter("ignore", RuntimeWarning)  # an overflow: the loss will tell
+    try:
+        args.command(args)
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("gpuconv: interrupted", file=sys.stderr)
+        return 130
+    except FAILURES as error:
+        if args.traceback:
+            traceback.print_exc()
+        print(f"gpuconv: error: {sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says; a text of several lines as it is: it may point at something.
+
+    >>> sentence(FileNotFoundError(2, "No such file or directory", "cat.png"))
+    'cat.png: no such file or directory'
+    """
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error) or type(error).__name__
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = Parser(prog="gpuconv", allow_abbrev=False, epilog=epilog(EXAMPLES),
+                 description="Convolutional networks for CuPy and NumPy.",
+                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--version", action="version", version=f"gpuconv {gpuconv.__version__}")
+    made = top.add_subparsers(title="commands", metavar="command", required=True,
+                              parser_class=Parser)
+    for name in COMMANDS:
+        if not importlib.util.find_spec(f"gpuconv.cli.{name}"):
+            continue
+        command: ModuleType = importlib.import_module(f"gpuconv.cli.{name}")
+        says: str = command.SAYS
+        one = made.add_parser(name, help=says[0].lower() + says[1:].rstrip("."), description=says,
+                              epilog=epilog(command.EXAMPLES, getattr(command, "NOTES", "")),
+                              allow_abbrev=False,
+                              formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.add_options(one)
+        one.add_argument("--traceback", action="store_true",
+                         help="when something fails, also show where")
+        one.set_defaults(command=command.run)
+    return top
+
+
+def epilog(examples: Sequence[str], notes: str = "") -> str:
+    """The end of a --help.
+
+    >>> print(epilog(["gpuconv info"]))
+    example:
+      gpuconv info
+    """
+    text = "\n  ".join(["examples:" if len(examples) > 1 else "example:", *examples])
+    return f"{notes}\n\n{text}" if notes else text

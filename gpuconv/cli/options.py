@@ -1,0 +1,94 @@
+"""Options that several commands share, and how their text becomes a value."""
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+from gpuconv import backend
+
+
+def number(kind: Callable[[str], Any], low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """What turns an option's text into a number of low .. high.
+
+    >>> number(int, 1, 9)("7")
+    7
+    """
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        if not low <= value <= high or math.isinf(value):
+            wanted = f"at least {low}" if high == math.inf else f"{low}..{high}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range, wanted {wanted}")
+        return value
+
+    return parse
+
+
+def device(text: str) -> str:
+    """The device, if it is spelt like one."""
+    try:
+        backend.gpu_number(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def add_device(to: argparse.ArgumentParser) -> None:
+    """``--device``."""
+    to.add_argument("--device", type=device, default="auto", metavar="auto|cpu|cuda|cuda:N",
+                    help="default: auto, a GPU if there is one")
+
+
+def choose_device(asked: str) -> tuple[str, str]:
+    """(device, a line about it): what ``--device`` means on this machine.
+
+    Raises:
+        RuntimeError: a GPU that is not there; says what is missing.
+    """
+    import numpy as np
+
+    from gpuconv import threads
+    processors = f"cpu, {threads.count()} threads"
+    if asked == "cpu":
+        return asked, processors
+    info = backend.device_info()
+    if asked == "auto" and not info.ready:
+        return "cpu", f"{processors} (no GPU; gpuconv info says why)"
+    backend.to_gpu(np.zeros(0), backend.gpu_number(asked))  # raises what is missing
+    where = "cuda" if asked == "auto" else asked
+    return where, f"{where}, {info.message}"
+
+
+def add_model(to: argparse.ArgumentParser) -> None:
+    """``--model``; ``models.describe`` turns its text into a description."""
+    to.add_argument("--model", default="cifar_convnet", metavar="NAME|NOTATION",
+                    help="cifar_convnet (the default), simple_convnet, or layers: "
+                         "'INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10'")
+
+
+def add_data(to: argparse.ArgumentParser) -> None:
+    """``--data`` and what belongs to it; ``data.Source.of`` understands the values."""
+    group = to.add_argument_group("data")
+    group.add_argument("--data", metavar="cifar10|shapes|DIR|FILE.npz",
+                       help="DIR has a folder of images per class; default: cifar10 where it is "
+                            "found, else shapes, drawn on the spot")
+    group.add_argument("--data-dir", metavar="DIR",
+                       help="where CIFAR-10 is: folder or archive (default: see gpuconv info)")
+    group.add_argument("--download", action="store_true", help="fetch CIFAR-10 if it is not there")
+    group.add_argument("--limit", type=number(int, 1), metavar="N",
+                       help="use only the first N images of each set")
+    group.add_argument("--image-size", type=number(int, 1), metavar="N",
+                       help="make images N x N pixels")
+    group.add_argument("--test-share", type=number(float, 0, 1), default=0.2, metavar="X",
+                       help="share of the images to test on, where no test set is given "
+                            "(default: %(default)s)")
+
+
+def run_argument(to: argparse.ArgumentParser) -> None:
+    """``RUN``, optional; ``chosen_run`` turns it into a path."""
+    to.add_argument("run", nargs="?", metavar="RUN",
+                    help="a run's folder, or a checkpoint file (default: the newest in ./runs)")
