@@ -1,4 +1,7 @@
-"""Models: names, shapes, counts, and equality with a twin made of PyTorch's layers."""
+"""Models: names, shapes, counts, descriptions, and equality with a twin of PyTorch's layers."""
+
+import inspect
+import json
 
 import numpy as np
 import pytest
@@ -106,3 +109,105 @@ def test_cuda_is_numpy(cp, rng, name):
     got = model.to("cuda").predict(cp.asarray(x))
     assert isinstance(got, cp.ndarray)
     close(host(got), want, terms=1 << 12)
+
+
+# -- other images ------------------------------------------------------------------------
+
+# image: what Linear sees, by hand: 3 pools, 1 pool, each rounding down
+LINEAR = {"cifar_convnet": {8: 128, 9: 128, 28: 9 * 128, 64: 64 * 128},
+          "simple_convnet": {2: 32, 3: 32, 28: 196 * 32, 64: 1024 * 32}}
+
+
+@pytest.mark.parametrize("name, image", [(n, i) for n, sizes in LINEAR.items() for i in sizes])
+def test_other_image_sizes(name, image):
+    model = models.MODELS[name](in_channels=2, classes=5, image=image)
+    assert list(model)[-1].weight.shape == (5, LINEAR[name][image])
+    assert model.predict(np.zeros((2, image, image, 2), "float32")).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name, arguments, error, message", [
+    ("cifar_convnet", dict(image=7), ValueError, "image is 7 pixels, wanted at least 8"),
+    ("simple_convnet", dict(image=1), ValueError, "image is 1 pixels, wanted at least 2"),
+    ("cifar_convnet", dict(image=0), ValueError, "cifar_convnet: image is 0, wanted at least 1"),
+    ("cifar_convnet", dict(image=32.0), TypeError, "cifar_convnet: image is 32.0, wanted an int"),
+    ("simple_convnet", dict(in_channels=0), ValueError, "simple_convnet: in_channels is 0"),
+    ("simple_convnet", dict(classes=0), ValueError, "out_features is 0"),
+])
+def test_refuses_sizes(name, arguments, error, message):
+    with pytest.raises(error, match=message):
+        models.MODELS[name](**arguments)
+
+
+# -- descriptions ------------------------------------------------------------------------
+
+NOTATION = "INPUT 12x8x1 | CONV3-4 RELU | FC 6"
+DESCRIBED = [  # what describe is asked, its answer, the input shape
+    (("cifar_convnet", {}), {"name": "cifar_convnet", "arguments": {
+        "in_channels": 3, "classes": 10, "image": 32}}, (32, 32, 3)),
+    ((" simple_convnet\n", dict(in_channels=1, classes=4, image=28)), {
+        "name": "simple_convnet", "arguments": {"in_channels": 1, "classes": 4, "image": 28}},
+     (28, 28, 1)),
+    (("simple_convnet", dict(image=(16, 16))), {"name": "simple_convnet", "arguments": {
+        "in_channels": 3, "classes": 10, "image": 16}}, (16, 16, 3)),
+    ((NOTATION, {}), {"notation": NOTATION}, (12, 8, 1)),
+    ((f"  {NOTATION} \n", dict(in_channels=1, classes=6, image=(12, 8))), {"notation": NOTATION},
+     (12, 8, 1)),
+    (("input4x4x2,fc3", dict(image=4)), {"notation": "input4x4x2,fc3"}, (4, 4, 2)),
+]
+
+
+@pytest.mark.parametrize("asked, want, shape", DESCRIBED)
+def test_a_description_is_json_and_builds_the_net(asked, want, shape):
+    text, data = asked
+    description = models.describe(text, **data)
+    assert description == want == json.loads(json.dumps(description))
+    assert models.input_shape(description) == shape
+    y = models.build(description).predict(np.zeros((2, *shape), "float32"))
+    assert y.shape[1:] == (data.get("classes") or y.shape[1],)
+
+
+def test_every_model_has_the_three_arguments_of_a_description():
+    for make in models.MODELS.values():
+        assert list(inspect.signature(make).parameters) == ["in_channels", "classes", "image"]
+
+
+@pytest.mark.parametrize("text, data, message", [
+    ("cifar_convnt", {}, "unknown model 'cifar_convnt': wanted cifar_convnet, simple_convnet"),
+    ("", {}, "unknown model ''"),
+    ("cifar_convnet", dict(image=(32, 16)), "square images, not for 32 pixels high and 16 wide"),
+    (NOTATION, dict(image=12), "images of 12x8x1, the data are 12x12x1\n.*\n    \\^{12}$"),
+    (NOTATION, dict(image=(8, 12)), "images of 12x8x1, the data are 8x12x1"),
+    (NOTATION, dict(in_channels=3), "images of 12x8x1, the data are 12x8x3"),
+    (NOTATION, dict(classes=10), "the net gives 6 numbers, the data have 10 classes\n.*\n"
+                                 " {34}\\^{4}$"),
+    ("INPUT 4x4x3 CONV3-10", dict(classes=10), "ends in an image of 4x4x10, the data have 10 cla"),
+    ("INPUT 4x4x3 CNOV3-10", {}, "cannot read 'CNOV3-10'"),
+    ("conv net", {}, "character 1: cannot read 'conv'"),
+])
+def test_describe_refuses(text, data, message):
+    with pytest.raises(ValueError, match=message):
+        models.describe(text, **data)
+
+
+@pytest.mark.parametrize("description, message", [
+    ({}, r"no description of a model: \{\}, wanted"),
+    (None, "no description of a model: None"),
+    ({"notation": 3}, "no description of a model"),
+    ({"notation": NOTATION, "name": "cifar_convnet"}, "no description of a model"),
+    ({"name": ["cifar_convnet"]}, "no description of a model"),
+    ({"name": "resnet"}, "unknown model 'resnet'"),
+    ({"name": "cifar_convnet", "arguments": {"depth": 3}}, "unexpected keyword argument 'depth'"),
+    ({"name": "cifar_convnet", "arguments": [3]}, r"cifar_convnet: arguments \[3\]"),
+    ({"name": "cifar_convnet", "arguments": {"image": "32"}}, "image is '32', wanted an int"),
+    ({"name": "cifar_convnet", "arguments": {"image": 4}}, "image is 4 pixels"),
+    ({"notation": "INPUT 4x4x3 FC"}, "wanted FC n"),
+])
+def test_build_refuses(description, message):
+    with pytest.raises(ValueError, match=message):
+        models.build(description)
+
+
+@pytest.mark.parametrize("arguments", [{"image": "32"}, {"in_channels": 0}, {"image": None}])
+def test_input_shape_refuses(arguments):
+    with pytest.raises(ValueError, match="model cifar_convnet: (image|in_channels) is"):
+        models.input_shape({"name": "cifar_convnet", "arguments": arguments})

@@ -11,6 +11,7 @@ from typing import Any
 from gpuconv.models import notation
 from gpuconv.models.convnet import cifar_convnet, simple_convnet
 from gpuconv.nn import Module
+from gpuconv.nn.layers import positive
 
 MODELS: dict[str, Callable[..., Module]] = {
     "cifar_convnet": cifar_convnet,
@@ -79,9 +80,10 @@ def build(description: Mapping[str, Any]) -> Module:
     text = _notation(description)
     if text is not None:
         return notation.parse(text).build()
-    name, arguments = description["name"], description.get("arguments", {})
+    name = description["name"]
+    arguments = _arguments(name, description.get("arguments"))
     try:
-        return MODELS[name](**_arguments(name, arguments))
+        return MODELS[name](**arguments)
     except TypeError as error:
         raise ValueError(f"model {name}: {error}") from None
 
@@ -99,8 +101,13 @@ def input_shape(description: Mapping[str, Any]) -> tuple[int, int, int]:
     if text is not None:
         H, W, C = notation.parse(text).input
         return H, W, C
-    a = _arguments(description["name"], description.get("arguments", {}))
-    return a["image"], a["image"], a["in_channels"]
+    name = description["name"]
+    a = _arguments(name, description.get("arguments"))
+    try:
+        image, C = positive(f"model {name}", image=a["image"], in_channels=a["in_channels"])
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    return image, image, C
 
 
 def _notation(description: Mapping[str, Any]) -> str | None:

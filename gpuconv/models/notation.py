@@ -41,17 +41,19 @@ MAX_LAYERS = 1000         # of a net, repeats counted
 MAX_NUMBERS = 2**31       # of one volume, and of all parameters: 8 GiB in float32
 
 GAP = re.compile(r"(?:\s|[|,]|->|→)*")
-REPEAT = re.compile(r"\]\s*(\*\s*([0-9]{1,9})?)?")
 INSIDE = r"(?:(?!->)[^\s|,\[\]*→])"  # of a word
+REPEAT = re.compile(rf"\]\s*(\*\s*(?:([0-9]{{1,9}})(?!{INSIDE}))?)?")
 WORD = re.compile(rf"([A-Za-z]+)({INSIDE}*)|{INSIDE}+|.", re.S)
+REST = re.compile(f"{INSIDE}*")
 NUMBER = re.compile(rf"\s+([0-9.]{INSIDE}*)")  # of "FC 10"
 
 INT = "([0-9]{1,9})"
 STEPS = f"(?:/{INT})?(?:p{INT})?"
 SPELLING = {  # name: (what stands behind it, how to say what is wanted)
-    "INPUT": (f"{INT}x{INT}x{INT}", "INPUT HxWxC: height, width and channels, as in INPUT 32x32x3"),
-    "CONV": (f"{INT}-{INT}{STEPS}", "CONVf-K: K filters of f x f pixels, as in CONV3-64; CONV3-64/2 "
-             "for stride 2, CONV3-64p0 for padding 0"),
+    "INPUT": (f"{INT}x{INT}x{INT}", "INPUT HxWxC: height, width and channels, as in "
+              "INPUT 32x32x3"),
+    "CONV": (f"{INT}-{INT}{STEPS}", "CONVf-K: K filters of f x f pixels, as in CONV3-64; "
+             "CONV3-64/2 for stride 2, CONV3-64p0 for padding 0"),
     "POOL": (INT + STEPS, "POOLf: windows of f x f pixels, as in POOL2; POOL3/2 for stride 2"),
     "AVGPOOL": (INT + STEPS, "AVGPOOLf: windows of f x f pixels, as in AVGPOOL2; AVGPOOL3/2 for "
                 "stride 2"),
@@ -127,8 +129,8 @@ def parse(text: str) -> Net:
     ([(16, 16, 32), (8192,), (10,)], 92074)
     >>> parse("INPUT 32x32x3 | CONV3x3 | FC 10")
     Traceback (most recent call last):
-    ValueError: model, character 17: cannot read CONV3x3: wanted CONVf-K: K filters of f x f \
-pixels, as in CONV3-64; CONV3-64/2 for stride 2, CONV3-64p0 for padding 0
+    ValueError: model, character 17: cannot read 'CONV3x3': wanted CONVf-K: K filters of f x \
+f pixels, as in CONV3-64; CONV3-64/2 for stride 2, CONV3-64p0 for padding 0
         INPUT 32x32x3 | CONV3x3 | FC 10
                         ^^^^^^^
     """
@@ -170,7 +172,9 @@ def _unrolled(text: str) -> list[Word]:
             if not opened:
                 raise _error(text, found.start(), found.start() + 1, "no [ is open")
             if found[1] and not times:
-                raise _error(text, found.start(1), _word_end(text, found.start(1) + 1),
+                rest = REST.match(text, found.start(1) + 1)
+                assert rest
+                raise _error(text, found.start(1), rest.end(),
                              "wanted a number of repeats, as in [CONV3-32 RELU]*2")
             start, group = opened.pop(), groups.pop()
             if not group:
@@ -200,18 +204,13 @@ def _word(text: str, start: int) -> Word:
         if apart and not numbers:
             numbers, end = apart[1], apart.end()
     else:
-        raise _error(text, start, end, f"cannot read {found[0]!r}: wanted one of {NAMES}")
+        wanted = "* behind ] only" if found[0] == "*" else f"one of {NAMES}"
+        raise _error(text, start, end, f"cannot read {found[0]!r}: wanted {wanted}")
     pattern, wanted = SPELLING.get(name, ("", f"{name} alone"))
     spelled = re.fullmatch(pattern, numbers, re.I)
     if not spelled:
-        raise _error(text, start, end, f"cannot read {text[start:end]}: wanted {wanted}")
+        raise _error(text, start, end, f"cannot read {text[start:end]!r}: wanted {wanted}")
     return Word(start, end, name, spelled.groups())
-
-
-def _word_end(text: str, start: int) -> int:
-    found = re.compile(rf"\s*{INSIDE}*").match(text, start)
-    assert found
-    return max(start, start + len(found[0].rstrip()))
 
 
 # -- from words to layers ----------------------------------------------------------------
@@ -247,13 +246,13 @@ def _window(net: Net, word: Word, volume: Volume) -> Planned:
     f, *filters = (int(size or 0) for size in sizes)
     H, W, C = volume
     conv = word.name == "CONV"
+    stride = int(step) if step else 1 if conv else f
+    if min(f, stride, *filters) < 1:
+        raise net.refusal(word, "sizes and strides are at least 1")
     if conv and pad is None and f % 2 == 0:
         raise net.refusal(word, f"no padding keeps the size under a filter of {f}x{f} pixels: "
                                 f"say which, as in {net.text[word.start : word.end]}p{f // 2}")
-    stride = int(step) if step else 1 if conv else f
     padding = int(pad) if pad else (f - 1) // 2 if conv and pad is None else 0
-    if min(f, stride, *filters) < 1:
-        raise net.refusal(word, "sizes and strides are at least 1")
     if not conv and 2 * padding > f:
         raise net.refusal(word, f"padding {padding} is more than half of the window, {f}")
     try:
