@@ -12,6 +12,7 @@ BYTE, INT = np.dtype("uint8"), np.dtype("int32")
 
 CASES = {  # file: its configurations
     "activation.cu": [{}],
+    "adam.cu": [{}],
     "augment.cu": [{}],
     "avg_pool.cu": [dict(SOLID, PB=1, PR=0, INCLUDE=1),
                     dict(SOLID, PB=0, PR=1, INCLUDE=0)],

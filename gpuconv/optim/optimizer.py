@@ -25,6 +25,7 @@ class Optimizer:
         groups: [{"params": [...], "lr": ...}, ...]; settings may be changed between steps.
         factor: a schedule's: every group's lr is multiplied by it.
         flats: [[Flat, ...] for each group].
+        counters: {name: int64 array on the CPU}: whole numbers that state_dict holds as well.
     """
 
     saved: ClassVar[tuple[str, ...]] = ()  # names of the state arrays that state_dict holds
@@ -42,6 +43,7 @@ class Optimizer:
             self.flats = pack(group["params"] for group in self.groups)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from None
+        self.counters: dict[str, np.ndarray] = {}
 
     @property
     def name(self) -> str:
@@ -107,7 +109,7 @@ class Optimizer:
         for flats in self.flats:
             for flat in flats:
                 flat.release()
-        self.flats, self.groups = [], []
+        self.flats, self.groups, self.counters = [], [], {}
 
     # -- state ----------------------------------------------------------------------------
 
@@ -129,14 +131,14 @@ class Optimizer:
                 if name != "params":
                     plain = value if isinstance(value, (bool, np.bool_)) else float(value)
                     state[f"group.{number}.{name}"] = np.array(plain)
-        return state
+        return state | self.counters
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy in what ``state_dict`` gave, in an optimiser of the same parameters and groups.
 
         Args:
-            state: arrays of either library by name; numbers will do for settings. State arrays that
-                are missing altogether become zeros: no step had needed them.
+            state: arrays of either library by name; numbers will do for settings. Where all state
+                arrays of a buffer are missing they become zeros: no step had needed them.
 
         Raises:
             ValueError: a name, shape or dtype does not fit; lists all of them, and has changed
@@ -144,12 +146,16 @@ class Optimizer:
         """
         settings = {f"group.{number}.{name}": (group, name) for number, group in
                     enumerate(self.groups) for name in group if name != "params"}
-        kept = [(flat, kind, [f"{kind}.{position}" for position, _ in flat.members])
-                for flats in self.flats for flat in flats for kind in self.saved]
-        kept = [(flat, kind, names if state.keys() & names else []) for flat, kind, names in kept]
+        kept = []
+        for flat in (flat for flats in self.flats for flat in flats):
+            names = {kind: [f"{kind}.{position}" for position, _ in flat.members]
+                     for kind in self.saved}
+            needed = any(name in state for listed in names.values() for name in listed)
+            kept += [(flat, kind, listed if needed else []) for kind, listed in names.items()]
         want: dict[str, Any] = {name: ((), None) for name in settings}
-        want |= {name: (p.shape, self.state_dtype(flat)) for flat, _, names in kept
-                 for name, (_, p) in zip(names, flat.members, strict=False)}
+        want |= {name: (a.shape, a.dtype) for name, a in self.counters.items()}
+        want |= {name: (p.shape, self.state_dtype(flat)) for flat, _, listed in kept
+                 for name, (_, p) in zip(listed, flat.members, strict=False)}
 
         found = {name: asarray(state[name]) for name in want if name in state}
         wrong = [f"missing {name}" for name in want if name not in state]
@@ -159,6 +165,8 @@ class Optimizer:
                   or want[name][1] not in (None, a.dtype)]
         wrong += [f"{name} is {a.dtype}, wanted a number" for name, a in found.items()
                   if name in settings and a.dtype.kind not in "biuf"]
+        wrong += [f"{name} counts to less than 0" for name, a in found.items()
+                  if name in self.counters and a.dtype.kind == "i" and (a < 0).any()]
         if wrong:
             raise ValueError(f"{self.name}: load_state_dict: " + "; ".join(wrong))
         loaded = [dict(group) for group in self.groups]
@@ -170,13 +178,15 @@ class Optimizer:
 
         for group, values in zip(self.groups, loaded, strict=True):
             group.update(values)
-        for flat, kind, names in kept:
+        for name, counter in self.counters.items():
+            counter[...] = asarray(found[name], "cpu")
+        for flat, kind, listed in kept:
             with array_device(flat.data):
                 if kind in flat.state:
                     flat.state[kind].fill(0)
-                elif names:
+                elif listed:
                     flat.new_state(kind, self.state_dtype(flat))
-                for name, view in zip(names, flat.views(flat.state[kind]) if names else (),
+                for name, view in zip(listed, flat.views(flat.state[kind]) if listed else (),
                                       strict=True):
                     view[...] = asarray(found[name], device_name(view))
 
