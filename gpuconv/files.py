@@ -1,8 +1,9 @@
-"""Files that are either whole or not there: atomic writes, verified downloads, named tensors.
+"""Files that are either whole or not there: atomic writes, named tensors.
 
 A file is written under a temporary name in its own folder, synced, renamed over the old one, and
 the folder synced: after a crash there is the old file or the new one, never a piece of it. Tensors
-are kept as safetensors, which cannot run code when read.
+are kept as safetensors, which cannot run code when read, and are read back from the disk before
+they replace the old file.
 """
 
 import contextlib
@@ -21,13 +22,21 @@ from gpuconv.backend import Array, float_dtype, to_cpu
 
 FORMAT = "gpuconv"
 VERSION = 1
-PATIENCE = 5     # seconds that a server may be silent
-BLOCK = 1 << 20  # bytes
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: str | os.PathLike, mode: str = "wb",
+                 check: Callable[[str], object] | None = None) -> Iterator[IO[Any]]:
     """An open file that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    Args:
+        path: the file; what stands there is replaced as a whole, or stays as it is.
+        mode: "wb" for bytes, "w" for text in UTF-8.
+        check: called with the name of the temporary file, written and synced, before it takes the
+            place of the old one; what it raises leaves the old one.
+
+    Raises:
+        OSError: the folder is missing or cannot be written to, or the disk is full.
 
     >>> import tempfile, os
     >>> target = os.path.join(tempfile.mkdtemp(), "note.txt")
@@ -36,20 +45,34 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
     >>> pathlib.Path(target).read_text()
     'whole'
     """
-    path = check_writable(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    path, temporary = check_writable(path), ""
     try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with open(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if check:
+            check(temporary)
         _keep_mode(path, temporary)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    except BaseException as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno and (
+                not temporary or error.filename in (None, temporary)):
+            raise _unwritten(path, error) from error  # its own text names no file, or a strange one
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
+
+
+def _unwritten(path: pathlib.Path, error: OSError) -> OSError:
+    """The system's error about ``path``, with the same number."""
+    stays = "the file of before stays" if path.exists() else "nothing is left of it"
+    said = type(error)(f"{path} could not be written: {error.strerror}; {stays}")
+    said.errno = error.errno
+    return said
 
 
 def check_writable(path: str | os.PathLike) -> pathlib.Path:
@@ -74,7 +97,8 @@ def _keep_mode(path: pathlib.Path, temporary: str) -> None:
         os.chmod(temporary, 0o666 & ~mask)
 
 
-def _sync_folder(folder: pathlib.Path) -> None:
+def sync_folder(folder: pathlib.Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     if os.name == "posix":  # Windows cannot open a folder, and needs no such call
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -89,54 +113,6 @@ def digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def download(url: str, path: str | os.PathLike, *, sha256: str, size: int,
-             progress: Callable[[int, int], object] | None = None) -> None:
-    """Fetch a file, and keep it only if it is the one that was expected.
-
-    Args:
-        url: http, https or file.
-        path: where to; its folder is made. What stands there is replaced only by a verified file.
-        sha256: expected hash, in hex.
-        size: expected length, bytes; nothing beyond it is read.
-        progress: called with (bytes so far, size) after each block.
-
-    Raises:
-        OSError: the server cannot be reached, refuses, or is silent for five seconds.
-        ValueError: what came has another length or another hash.
-    """
-    path, hashed, done = pathlib.Path(path), hashlib.sha256(), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        for block in _fetch(url, size):
-            file.write(block)
-            hashed.update(block)
-            done += len(block)
-            if progress:
-                progress(done, size)
-        if done != size:
-            amount = f"more than {size}" if done > size else f"only {done}"
-            raise ValueError(f"download: {url} gave {amount} bytes, wanted {size}")
-        if hashed.hexdigest() != sha256:
-            raise ValueError(f"download: {url} has SHA-256 {hashed.hexdigest()}, wanted {sha256}")
-
-
-def _fetch(url: str, size: int) -> Iterator[bytes]:
-    """Blocks of what a server sends: at most one byte more than size."""
-    import http.client  # slow to import, and seldom used
-    import urllib.request
-    try:
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-            announced = answer.headers.get("Content-Length")
-            if announced is not None and announced != str(size):
-                raise ValueError(f"download: {url} is {announced} bytes long, wanted {size}")
-            left = size + 1
-            while left and (block := answer.read(min(BLOCK, left))):
-                left -= len(block)
-                yield block
-    except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"download: {url}: {error}") from error
-
-
 def save(path: str | os.PathLike, state: Mapping[str, Array],
          metadata: Mapping[str, Any] | None = None) -> None:
     """Write named arrays as a safetensors file.
@@ -148,7 +124,9 @@ def save(path: str | os.PathLike, state: Mapping[str, Array],
 
     Raises:
         TypeError: a value is no array.
-        ValueError: safetensors has no such dtype, or what was written does not read back.
+        ValueError: safetensors has no such dtype, or what the disk holds is not what was written.
+        OSError: the folder cannot be written to, or the disk is full. Whatever is raised, the file
+            of before stays.
 
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + "/w.safetensors"
@@ -165,17 +143,32 @@ def save(path: str | os.PathLike, state: Mapping[str, Array],
         # safetensors 0.8.0 writes the memory of a strided array as if it were dense (issue 825).
         dense = np.ascontiguousarray(a, a.dtype.newbyteorder("=") if not a.dtype.isnative else None)
         arrays[name] = dense.reshape(a.shape)  # a number had become (1,)
-    described = {"format": FORMAT, "version": str(VERSION), "metadata": text,
-                 "crc32": _checksum(arrays, f"{VERSION}{text}")}
+    crc = _checksum(arrays, f"{VERSION}{text}")
+    described = {"format": FORMAT, "version": str(VERSION), "metadata": text, "crc32": crc}
     try:
         blob = safetensors.numpy.save(arrays, described)
-        for name, back in safetensors.deserialize(blob):
-            if back["data"] != arrays[name].tobytes():
-                raise ValueError(f"save: {name} does not read back as it was")
     except safetensors.SafetensorError as error:
         raise ValueError(f"save: {error}") from None
-    with atomic_write(path) as file:
+
+    def check(temporary: str) -> None:
+        _forget(temporary)
+        try:
+            back = _read(temporary)[2]
+        except ValueError as error:
+            raise ValueError(f"save: what {path} would be does not read back: {error}") from None
+        if back != crc:
+            raise ValueError(f"save: what {path} would be does not read back: it has CRC-32 "
+                             f"{back}, wanted {crc}")
+
+    with atomic_write(path, check=check) as file:
         file.write(blob)
+
+
+def _forget(path: str) -> None:
+    """Ask the system to drop its copy of a synced file, so that reading it asks the disk."""
+    if hasattr(os, "posix_fadvise"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -189,6 +182,11 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
         TypeError: it holds bfloat16, and the package ml_dtypes is missing.
         ValueError: it is damaged, truncated, or not a gpuconv file; nothing of it is returned.
     """
+    return _read(path)[:2]
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+    """(state, metadata, CRC-32) of a file that has the checksum which it says it has."""
     import safetensors
     with open(path, "rb"):
         pass  # where this fails, the system's error names the path; safe_open's does not
@@ -209,9 +207,10 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
         float_dtype("bfloat16")  # says what to install
         raise
     text = described.get("metadata", "")
-    if described.get("crc32") != _checksum(state, version + text):
+    crc = _checksum(state, version + text)
+    if described.get("crc32") != crc:
         raise ValueError(f"{path}: damaged: its content has not the checksum it was written with")
-    return state, json.loads(text)
+    return state, json.loads(text), crc
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], text: str) -> str:

@@ -130,6 +130,7 @@ def test_looks_in_data_and_in_the_cache(tmp_path, rng, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         cifar10()
     for part in (tmp_path / "data", tmp_path / "cache" / "gpuconv", "download=True",
+                 "gpuconv data cifar10 --download",
                  "cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "170,052,171 bytes", "c4a38c50a"):
         assert str(part) in str(caught.value)
     first, second = batches(rng), batches(rng)
@@ -150,7 +151,7 @@ def test_download(tmp_path, rng, monkeypatch, root):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
-    monkeypatch.setattr("gpuconv.files.download", download)
+    monkeypatch.setattr(module, "fetch", download)
     for _ in range(2):  # the second time it is there
         same(cifar10(root, download=True, verify=False), made)
     assert asked == [("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c4a38c50",

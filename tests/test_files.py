@@ -1,9 +1,14 @@
 """A file is whole or not there; saved arrays come back bit for bit, or not at all."""
 
+import contextlib
+import errno
 import os
+import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 
 import numpy as np
@@ -187,6 +192,157 @@ def test_saving_over_a_file_replaces_it_or_leaves_it(tmp_path):
     assert files.load(path)[0]["a"].tolist() == [1, 1]
     files.save(path, {"b": np.zeros(1)})
     assert list(files.load(path)[0]) == ["b"] and os.listdir(tmp_path) == ["f"]
+
+
+# -- when the disk fails -----------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits are POSIX's")
+@pytest.mark.parametrize("old", [True, False], ids=["old-file", "no-file"])
+def test_a_limit_on_file_sizes(tmp_path, old):
+    path = tmp_path / "weights"
+    if old:
+        files.save(path, {"w": np.arange(3.0)})
+    code = f"""
+import errno, resource, numpy as np
+from gpuconv import files
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    files.save({str(path)!r}, {{"w": np.zeros(100_000)}})
+except OSError as error:
+    assert error.errno == errno.EFBIG
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    stays = "the file of before stays" if old else "nothing is left of it"
+    assert done.stdout == f"{path} could not be written: File too large; {stays}\n"
+    assert os.listdir(tmp_path) == ["weights"] * old
+    if old:
+        same(files.load(path)[0]["w"], np.arange(3.0))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if not mount or subprocess.run([mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder],
+                                   capture_output=True).returncode:
+        pytest.skip("no permission to mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk(small_disk):
+    path = small_disk / "weights"
+    files.save(path, {"w": np.arange(3.0)})
+    for _ in range(2):
+        with pytest.raises(OSError, match="weights could not be written: No space left on device; "
+                                          "the file of before stays") as caught:
+            files.save(path, {"w": np.zeros(10_000)})
+        assert caught.value.errno == errno.ENOSPC and os.listdir(small_disk) == ["weights"]
+    (small_disk / "filler").write_bytes(bytes(57_000))
+    for i in range(20):  # down to the last page, then no room for a name
+        with contextlib.suppress(OSError):
+            (small_disk / f"filler{i}").write_bytes(bytes(4096))
+    before = sorted(os.listdir(small_disk))
+    with pytest.raises(OSError, match="No space left on device; the file of before stays"):
+        files.save(path, {"w": np.ones(3)})
+    assert sorted(os.listdir(small_disk)) == before
+    same(files.load(path)[0]["w"], np.arange(3.0))
+
+
+def test_no_room_for_a_name(tmp_path, monkeypatch):
+    def full(prefix, dir):
+        raise OSError(errno.ENOSPC, "No space left on device", f"{dir}/{prefix}x9t2")
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    with pytest.raises(OSError, match="/f could not be written: No space left on device; nothing"):
+        files.save(tmp_path / "f", {"w": np.ones(1)})
+
+
+def test_a_read_only_disk(small_disk):
+    path = small_disk / "weights"
+    files.save(path, {"w": np.arange(3.0)})
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(PermissionError, match="weights: the folder .* cannot be written to"):
+        files.save(path, {"w": np.ones(3)})
+    assert os.listdir(small_disk) == ["weights"]
+
+
+@pytest.mark.parametrize("where", [8, 60, -1], ids=["length", "header", "content"])
+@pytest.mark.parametrize("old", [True, False], ids=["old-file", "no-file"])
+def test_what_the_disk_garbles_replaces_nothing(tmp_path, monkeypatch, where, old):
+    path = tmp_path / "weights"
+    if old:
+        files.save(path, {"w": np.arange(3.0)})
+    sync = os.fsync
+
+    def garble(descriptor):
+        sync(descriptor)
+        at = where % os.fstat(descriptor).st_size
+        byte, = os.pread(descriptor, 1, at)
+        os.pwrite(descriptor, bytes([byte ^ 4]), at)
+
+    monkeypatch.setattr(os, "fsync", garble)
+    with pytest.raises(ValueError, match=f"save: what {path} would be does not read back: "):
+        files.save(path, {"w": np.ones(3)})
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["weights"] * old
+    if old:
+        same(files.load(path)[0]["w"], np.arange(3.0))
+
+
+def test_what_safetensors_garbles_replaces_nothing(tmp_path, monkeypatch):
+    """A whole file, with a checksum that holds, of another array: like its issue 825."""
+    honest = safetensors.numpy.save
+
+    def scramble(arrays, described):
+        wrong = {name: a[::-1].copy() for name, a in arrays.items()}
+        text = described["version"] + described["metadata"]
+        return honest(wrong, described | {"crc32": files._checksum(wrong, text)})
+
+    monkeypatch.setattr(safetensors.numpy, "save", scramble)
+    with pytest.raises(ValueError, match="does not read back: it has CRC-32 .{8}, wanted .{8}$"):
+        files.save(tmp_path / "f", {"w": np.arange(3.0)})
+    assert os.listdir(tmp_path) == []
+
+
+def test_it_is_on_the_disk_before_it_gets_its_name_and_so_is_the_name(tmp_path, monkeypatch):
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("no /proc to tell descriptors apart")
+    done, sync, replace = [], os.fsync, os.replace
+
+    def noted_sync(descriptor):
+        done.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        sync(descriptor)
+
+    def noted_replace(old, new):
+        done.append(("replace", os.path.basename(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    files.save(tmp_path / "f", {"w": np.ones(1)})
+    monkeypatch.undo()
+    (first, temporary), *rest = done
+    assert first == "fsync" and temporary.startswith(".f.")
+    assert rest == [("replace", "f"), ("fsync", tmp_path.name)]
+
+
+def test_a_check_sees_the_whole_file_and_can_refuse_it(tmp_path):
+    path, seen = tmp_path / "f", []
+    path.write_bytes(b"old")
+
+    def check(temporary):
+        seen.append((pathlib.Path(temporary).read_bytes(), path.read_bytes()))
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"), files.atomic_write(path, check=check) as file:
+        file.write(b"new")
+    assert seen == [(b"new", b"old")] and path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["f"]
 
 
 # -- refusals ----------------------------------------------------------------------------

@@ -25,6 +25,7 @@ import numpy as np
 
 from gpuconv import files, threads
 from gpuconv.data.dataset import Dataset
+from gpuconv.data.download import download as fetch
 from gpuconv.data.unpickle import Refused, Unpickler
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -91,15 +92,16 @@ def cifar10(root: str | os.PathLike | None = None, download: bool = False, *, ve
     found = _search(root)
     if found is None and download:
         target = places[-1] / BINARY.archive
-        files.download(URL + BINARY.archive, target, sha256=BINARY.archive_sha256,
-                       size=BINARY.archive_bytes, progress=progress)
+        fetch(URL + BINARY.archive, target, sha256=BINARY.archive_sha256,
+              size=BINARY.archive_bytes, progress=progress)
         found = BINARY, target
     if found is None:
         looked = " and ".join(str(place.absolute()) for place in places)
         raise FileNotFoundError(
             f"cifar10: found no {BINARY.archive}, {PYTHON.archive} or their files in {looked}. "
-            f"cifar10(download=True) fetches them; or get {URL}{BINARY.archive} "
-            f"({BINARY.archive_bytes:,} bytes, SHA-256 {BINARY.archive_sha256}) and pass its path")
+            "Either fetch it: gpuconv data cifar10 --download, or cifar10(download=True). Or by "
+            f"hand: get {URL}{BINARY.archive} ({BINARY.archive_bytes:,} bytes, SHA-256 "
+            f"{BINARY.archive_sha256}) and put it into one of these folders, or pass its path")
 
     version, place = found
     blobs = (_from_archive if place.is_file() else _from_folder)(version, place, verify)
