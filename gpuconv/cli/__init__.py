@@ -29,7 +29,15 @@ FAILURES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, Memor
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong usage is one line."""
+    """Wrong usage is one line. The end of --help is made when it is asked for."""
+
+    command: ModuleType | None = None  # whose options these are
+
+    def format_help(self) -> str:
+        """The text of --help."""
+        if self.command:
+            self.epilog = epilog(self.command.EXAMPLES, getattr(self.command, "NOTES", ""))
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Write it and exit with status 2."""
@@ -86,9 +94,9 @@ def parser() -> argparse.ArgumentParser:
         command: ModuleType = importlib.import_module(f"gpuconv.cli.{name}")
         says: str = command.SAYS
         one = made.add_parser(name, help=says[0].lower() + says[1:].rstrip("."), description=says,
-                              epilog=epilog(command.EXAMPLES, getattr(command, "NOTES", "")),
                               allow_abbrev=False,
                               formatter_class=argparse.RawDescriptionHelpFormatter)
+        one.command = command
         command.add_options(one)
         one.add_argument("--traceback", action="store_true",
                          help="when something fails, also show where")

@@ -3,9 +3,13 @@
 import argparse
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuconv import backend
+
+if TYPE_CHECKING:
+    from gpuconv.data import Source
+    from gpuconv.runs import Trained
 
 
 def number(kind: Callable[[str], Any], low: float, high: float = math.inf) -> Callable[[str], Any]:
@@ -70,12 +74,12 @@ def add_model(to: argparse.ArgumentParser) -> None:
                          "'INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10'")
 
 
-def add_data(to: argparse.ArgumentParser) -> None:
+def add_data(to: argparse.ArgumentParser, default: str = "cifar10 where it is found, else shapes, "
+             "drawn on the spot") -> None:
     """``--data`` and what belongs to it; ``data.Source.of`` understands the values."""
     group = to.add_argument_group("data")
     group.add_argument("--data", metavar="cifar10|shapes|DIR|FILE.npz",
-                       help="DIR has a folder of images per class; default: cifar10 where it is "
-                            "found, else shapes, drawn on the spot")
+                       help=f"DIR has a folder of images per class (default: {default})")
     group.add_argument("--data-dir", metavar="DIR",
                        help="where CIFAR-10 is: folder or archive (default: see gpuconv info)")
     group.add_argument("--download", action="store_true", help="fetch CIFAR-10 if it is not there")
@@ -88,7 +92,28 @@ def add_data(to: argparse.ArgumentParser) -> None:
                             "(default: %(default)s)")
 
 
-def run_argument(to: argparse.ArgumentParser) -> None:
-    """``RUN``, optional; ``chosen_run`` turns it into a path."""
-    to.add_argument("run", nargs="?", metavar="RUN",
-                    help="a run's folder, or a checkpoint file (default: the newest in ./runs)")
+def source(args: argparse.Namespace, image_size: int | None = None) -> "Source":
+    """What the options of ``add_data`` say; images of that size, unless they say another."""
+    from gpuconv.data import Source
+    return Source.of(args.data, data_dir=args.data_dir, limit=args.limit,
+                     image_size=args.image_size or image_size, test_share=args.test_share)
+
+
+def run_argument(to: argparse.ArgumentParser, required: bool = False) -> None:
+    """``RUN``; ``load_run`` turns it into a model."""
+    to.add_argument("run", nargs=None if required else "?", metavar="RUN",
+                    help="a run's folder, or a checkpoint file"
+                         + ("" if required else " (default: the newest in ./runs)"))
+
+
+def load_run(args: argparse.Namespace) -> tuple["Trained", str]:
+    """(the model of RUN, on ``--device``; a line about the device).
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is damaged.
+        RuntimeError: a GPU that is not there.
+    """
+    from gpuconv import runs
+    path = args.run or runs.newest().path
+    where, why_there = choose_device(args.device)
+    return runs.load(path, device=where), why_there
