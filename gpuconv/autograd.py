@@ -115,6 +115,29 @@ class Tensor:
         """Refuse: NumPy would make an array of objects."""
         raise TypeError("a Tensor is no array: take its .data, or .numpy() for one on the CPU")
 
+    def __dlpack__(self, **options: Any) -> Any:
+        """The memory, for another library to share: ``torch.from_dlpack(y.detach())``.
+
+        Raises:
+            BufferError: a gradient is wanted here, and would not see what the other library does;
+                or the array is one that DLPack, or those who read it, cannot take: says which.
+        """
+        if self.requires_grad:
+            raise BufferError("a Tensor with requires_grad is not handed over, since its gradient "
+                              "would be lost: pass its .detach()")
+        if min(self._data.strides, default=0) < 0:  # PyTorch 2.13 ends the process
+            raise BufferError(f"an array with negative strides {self._data.strides} is not handed "
+                              f"over: pass a copy of its .data")
+        if self.dtype.name == "bfloat16" and not is_gpu(self._data):
+            raise BufferError("NumPy cannot hand bfloat16 over: pass .data.view('uint16'), and "
+                              "view that as bfloat16 on the other side")
+        array: Any = self._data
+        return array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """(1, 0) on the CPU, (2, number) on a GPU."""
+        return self._data.__dlpack_device__()
+
     def __len__(self) -> int:
         """Length of the first axis."""
         return len(self._data)

@@ -41,6 +41,12 @@ class ndarray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. "
                         "Please use `.get()` to construct a NumPy array explicitly.")
 
+    def __dlpack__(self, *, stream=None, **options):
+        return self.host.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return 2, 0
+
     def get(self):
         return self.host.copy()
 
