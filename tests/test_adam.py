@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from optim_tools import SHAPES, draw, give, joined, parameters
 
 from check import DTYPES, close, host, make
 from gpuconv import files, kernels, threads
@@ -9,7 +10,6 @@ from gpuconv.autograd import Parameter
 from gpuconv.backend import accumulator, float_dtype
 from gpuconv.optim import SGD, Adam, AdamW
 
-SHAPES = [(3, 5), (), (70,), (4, 3, 3, 2)]
 KINDS = [
     pytest.param(Adam, {}, id="Adam"),
     pytest.param(Adam, dict(weight_decay=0.05), id="Adam-decay"),
@@ -18,29 +18,11 @@ KINDS = [
 ]
 
 
-def parameters(xp, rng, dtype="float32"):
-    return [Parameter(xp.asarray(make(rng.standard_normal(shape), dtype))) for shape in SHAPES]
-
-
-def draw(rng):
-    return [np.asarray(rng.standard_normal(shape)) for shape in SHAPES]
-
-
-def give(ps, gradients, xp=np):
-    for p, g in zip(ps, gradients, strict=True):
-        p.grad[...] = xp.asarray(np.asarray(g).astype(p.dtype))
-
-
 def run(ps, optimizer, gradients, xp=np):
     for some in gradients:
         give(ps, some, xp)
         optimizer.step()
     return [host(p.data).copy() for p in ps]
-
-
-def joined(arrays):
-    """One vector: rounding is judged by the largest of all parameters."""
-    return np.concatenate([host(a).ravel() for a in arrays])
 
 
 class Theirs:

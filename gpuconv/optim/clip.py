@@ -1,0 +1,132 @@
+"""Clipping: gradients that are too long together are shortened together.
+
+    norm   = sqrt(sum of g^2)        over all gradients of an optimiser
+    factor = min(1, max_norm / (norm + 1e-6))
+    g      = factor * g              0 stays 0, whatever the factor
+
+As in PyTorch an infinite norm makes finite gradients 0 and infinite ones NaN, and a norm of NaN
+makes all gradients NaN; gradients that are exactly 0 stay so, and with them the gaps of flat
+buffers. Squares are summed in float64, cut by shape alone and added in a fixed order. On a GPU
+nothing waits: norm and factor stay there.
+
+Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", ICML
+2013, section 3.2.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from gpuconv import kernels, threads
+from gpuconv.backend import Array, accumulator, array_device, cupy, device_name, is_gpu
+from gpuconv.optim.optimizer import Optimizer
+
+SMALL = 1e-6   # added to the norm
+BLOCKS = 1024  # GPU: of a sum, enough to fill any device
+
+
+def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Array:
+    """Scale all gradients in place, by one factor, so that their norm is at most max_norm.
+
+    Args:
+        optimizer: of the parameters; all groups count, frozen parameters do not and keep their
+            gradients.
+        max_norm: 0 or more. ``float("inf")`` only measures.
+
+    Returns:
+        The norm before, shape (), where the parameters are, in the accumulator dtype of the widest.
+        ``float()`` of it waits for a GPU.
+
+    Raises:
+        ValueError: max_norm is negative or NaN, or the parameters are on several devices.
+        RuntimeError: a ``grad`` was replaced by hand, or the parameters have been released.
+
+    >>> from gpuconv.autograd import Parameter
+    >>> from gpuconv.optim import SGD
+    >>> p = Parameter(np.zeros(2)); sgd = SGD([p], lr=0.1)
+    >>> p.grad[...] = 3, 4
+    >>> float(clip_grad_norm(sgd, 1.0)), p.grad.round(5)
+    (5.0, array([0.6, 0.8]))
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"clip_grad_norm: optimizer is {type(optimizer).__name__}, "
+                        "wanted an Optimizer")
+    if not max_norm >= 0:
+        raise ValueError(f"clip_grad_norm: max_norm is {max_norm}, wanted at least 0")
+    flats = [flat for group in optimizer.flats for flat in group]
+    if not flats:
+        raise RuntimeError("clip_grad_norm: the optimiser has released its parameters")
+    places = sorted({device_name(flat.grad) for flat in flats})
+    if len(places) > 1:
+        raise ValueError(f"clip_grad_norm: parameters are on {' and '.join(places)}, "
+                         "wanted one device")
+    parts = [flat.grad[part] for flat in flats for part in flat.active()]
+    dtype = np.result_type(*(accumulator(flat.grad.dtype) for flat in flats))
+    with array_device(flats[0].grad):
+        clip = clip_gpu if is_gpu(flats[0].grad) else clip_cpu
+        return clip(parts, float(max_norm), dtype)
+
+
+def clip_cpu(parts: list[np.ndarray], max_norm: float, dtype: np.dtype) -> np.ndarray:
+    """Clip gradients (n,) in place, chunk by chunk; the norm before, ()."""
+    with np.errstate(all="ignore"):
+        norm = math.sqrt(sum(_square(g) for g in parts))
+        share = max_norm / (norm + SMALL)
+        factor = 1.0 if share > 1 else share  # NaN stays
+        if factor != 1:
+            for g in parts:
+                _scale(g, factor)
+        return np.array(norm).astype(dtype)
+
+
+def _square(g: np.ndarray) -> float:
+    """Sum of the squares of g."""
+
+    def chunk(piece: slice) -> float:
+        wide = threads.scratch("clip", piece.stop - piece.start, np.float64)
+        wide[...] = g[piece]
+        with np.errstate(all="ignore"):
+            return float(np.dot(wide, wide))
+
+    return sum(threads.each(chunk, threads.chunks(g.size, 8)))
+
+
+def _scale(g: np.ndarray, factor: float) -> None:
+    wide = accumulator(g.dtype)
+
+    def chunk(piece: slice) -> None:
+        w = g[piece]
+        if g.dtype != wide:
+            w = threads.scratch("clip", w.size, wide)
+            w[...] = g[piece]
+        with np.errstate(all="ignore"):
+            if math.isnan(factor):
+                np.copyto(w, factor, where=w != 0)
+            else:
+                w *= factor
+        if g.dtype != wide:
+            g[piece] = w
+
+    threads.each(chunk, threads.chunks(g.size, wide.itemsize))
+
+
+def clip_gpu(parts: list[Array], max_norm: float, dtype: np.dtype) -> Array:
+    """The same, in kernels/clip.cu: two launches for each part, and one."""
+    cp = cupy()
+    packs = [g.size * g.dtype.itemsize // 16 for g in parts]  # of 16 bytes
+    slices = [max(1, min(BLOCKS, n // (8 * kernels.BLOCK))) for n in packs]
+    sums, factor = cp.empty(sum(slices), np.float64), cp.empty((), np.float64)
+    norm = cp.empty((), dtype)
+
+    def kernel(function: str, T: np.dtype) -> Callable[..., None]:
+        return kernels.kernel("clip.cu", function, T=T, BLOCK=kernels.BLOCK)
+
+    start = 0
+    for g, S in zip(parts, slices, strict=True):
+        kernel("clip_squares", g.dtype)(S * kernels.BLOCK, g, sums[start : start + S], g.size, S)
+        start += S
+    kernel("clip_norm", dtype)(kernels.BLOCK, sums, norm, factor, start, max_norm, SMALL)
+    for g, n in zip(parts, packs, strict=True):
+        kernel("clip_scale", g.dtype)(n, g, factor, g.size)
+    return norm
