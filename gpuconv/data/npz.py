@@ -1,0 +1,174 @@
+"""Arrays of images and labels in one .npz file become a training set and a test set.
+
+Known by the names of the arrays, with or without a test set:
+
+    images, labels              test_images, test_labels       and perhaps classes: their names
+    x_train, y_train            x_test, y_test                 as Keras' data sets have them
+    train_images, train_labels  test_images, test_labels       as MedMNIST has them
+
+Images are (N, H, W) or (N, H, W, C), uint8 or floats of 0..1; labels are integers or strings. An
+array of Python objects is a pickle, which could run code: it is refused unread.
+"""
+
+import os
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from gpuconv import threads
+from gpuconv.data.dataset import Dataset
+from gpuconv.data.images import resized
+from gpuconv.data.split import split
+
+NAMES = (("images", "labels", "test_images", "test_labels"),
+         ("x_train", "y_train", "x_test", "y_test"),
+         ("train_images", "train_labels", "test_images", "test_labels"))
+
+
+def npz(path: str | os.PathLike, image_size: int | tuple[int, int] | None = None,
+        test_share: float = 0.2, seed: int = 0, *,
+        limit: int | None = None) -> tuple[Dataset, Dataset]:
+    """The images of an .npz file.
+
+    Args:
+        path: the file.
+        image_size: height and width, or one number for both; default: as they are.
+        test_share: of each class, where there is no test set.
+        seed: of that choice, and of the order it leaves; 0 .. 2**32 - 1.
+        limit: only the first so many images of each set.
+
+    Returns:
+        (train, test): images (N, H, W, C) uint8. Without names in the file, the sorted labels name
+        the classes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds something else; says what.
+
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/digits.npz"
+    >>> np.savez(path, images=np.zeros((10, 8, 8)), labels=[7, 8] * 5)
+    >>> train, test = npz(path)
+    >>> train.images.shape, test.images.shape, train.classes
+    ((8, 8, 8, 1), (2, 8, 8, 1), ('7', '8'))
+    """
+    path = pathlib.Path(path)
+    arrays = _arrays(path)
+    for names in NAMES:
+        if names[0] in arrays and names[1] in arrays:
+            break
+    else:
+        raise ValueError(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}: wanted images "
+                         "and labels, or x_train and y_train")
+    given = [name in arrays for name in names[2:]]
+    if any(given) and not all(given):
+        raise ValueError(f"{path} holds only one of {names[2]} and {names[3]}")
+    parts = [(images, labels) for images, labels in (names[:2], names[2:]) if labels in arrays]
+    values = [_labels(path, label, arrays[label]) for _, label in parts]
+    classes, numbers = _classes(path, arrays.get("classes"), values)
+    images = [_images(path, image, arrays[image], len(of))
+              for (image, _), of in zip(parts, values, strict=True)]
+    if len(parts) == 1:
+        chosen = [part[:limit] for part in split(numbers[0], classes, test_share, seed)]
+        images, numbers = [images[0][i] for i in chosen], [numbers[0][i] for i in chosen]
+    elif images[0].shape[3] != images[1].shape[3] or (
+            not image_size and images[0].shape != (len(images[0]), *images[1].shape[1:])):
+        raise ValueError(f"{path}: {parts[0][0]} have shape {images[0].shape}, {parts[1][0]} "
+                         f"{images[1].shape}")
+    train, test = (
+        Dataset(resized(x[:limit], image_size) if image_size else x[:limit], y[:limit], classes,
+                f"{path.stem} {part}")
+        for x, y, part in zip(images, numbers, ("train", "test"), strict=True))
+    return train, test
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Those that have a name of ours; others are left unread, as empty arrays."""
+    wanted = {name for names in NAMES for name in names} | {"classes"}
+    with open(path, "rb") as file:  # where this fails, the system's error names the path
+        if file.read(4) not in (b"PK\3\4", b"PK\5\6"):
+            raise ValueError(f"{path}: no .npz file, or its beginning is damaged")
+    name = ""
+    try:
+        with np.load(path, allow_pickle=False) as members:
+            arrays = {}
+            for name in members.files:
+                arrays[name] = members[name] if name in wanted else np.empty(0)
+                if not isinstance(arrays[name], np.ndarray):
+                    raise ValueError("no array")
+        return arrays
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError,
+            NotImplementedError) as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(f"{path}: {name} is an array of Python objects, which could run code: "
+                             "wanted numbers or strings") from None
+        raise ValueError(f"{path}: {name or 'the file'} is damaged: {error}") from None
+
+
+def _labels(path: pathlib.Path, name: str, labels: np.ndarray) -> np.ndarray:
+    """(N,) integers or strings."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise ValueError(f"{path}: {name} have shape {labels.shape}, wanted (N,), the class of "
+                         "each image")
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8")
+    if labels.dtype.kind not in "iuU":
+        raise ValueError(f"{path}: {name} are {labels.dtype}, wanted integers or strings")
+    return labels
+
+
+def _classes(path: pathlib.Path, names: np.ndarray | None,
+             values: list[np.ndarray]) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    """(names of the classes, labels as int32 of each set)."""
+    known = np.unique(values[0])
+    if names is not None:
+        if names.ndim != 1 or len(set(names.tolist())) < len(names):
+            raise ValueError(f"{path}: classes of shape {names.shape}, wanted names, (K,), each "
+                             "once")
+        names = np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names.astype(str)
+        known = np.arange(len(names)) if values[0].dtype.kind in "iu" else names
+    if len(known) < 2:
+        raise ValueError(f"{path} holds {len(known)} classes, wanted at least two")
+    order, numbers = np.argsort(known, kind="stable"), []
+    for of in values:
+        if (of.dtype.kind == "U") != (known.dtype.kind == "U"):
+            raise ValueError(f"{path}: labels of two kinds, {known.dtype} and {of.dtype}")
+        place = np.minimum(np.searchsorted(known, of, sorter=order), len(known) - 1)
+        found = order[place].astype(np.int32)
+        strange = known[found] != of
+        if strange.any():
+            raise ValueError(f"{path}: label {of[strange][0]} is of no class: there are "
+                             f"{', '.join(map(str, known[:10]))}{' ...' * (len(known) > 10)}")
+        numbers.append(found)
+    return tuple(str(name) for name in (known if names is None else names)), numbers
+
+
+def _images(path: pathlib.Path, name: str, images: np.ndarray, count: int) -> np.ndarray:
+    """(N, H, W, C) uint8."""
+    if images.ndim == 3:
+        images = images[..., None]  # (N, H, W, 1)
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"{path}: {name} have shape {images.shape}, wanted (N, H, W) or "
+                         "(N, H, W, C)")
+    if images.shape[3] > 4 >= images.shape[1]:
+        raise ValueError(f"{path}: {name} have shape {images.shape}, which looks like channels "
+                         f"first; wanted (N, H, W, C): {name}.transpose(0, 2, 3, 1)")
+    if len(images) != count:
+        raise ValueError(f"{path}: {len(images)} {name}, {count} labels")
+    if images.dtype == np.uint8:
+        return images
+    low, high = images.min(), images.max()
+    if images.dtype.kind != "f" or not 0 <= low <= high <= 1:  # NaN as well
+        raise ValueError(f"{path}: {name} are {images.dtype} of {low}..{high}, wanted uint8 of "
+                         "0..255 or floats of 0..1")
+    out = np.empty(images.shape, np.uint8)
+
+    def work(piece: slice) -> None:
+        out[piece] = images[piece] * 255 + 0.5
+
+    threads.each(work, threads.chunks(count, images[0].nbytes))
+    return out

@@ -1,0 +1,149 @@
+"""Which data: what ``--data`` says, as a record that a run can keep and load again."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from gpuconv.data.cifar10 import cifar10, cifar10_path
+from gpuconv.data.dataset import Dataset
+from gpuconv.data.folder import folder
+from gpuconv.data.images import resized
+from gpuconv.data.npz import npz
+from gpuconv.data.shapes import shapes
+
+KINDS = ("auto", "cifar10", "shapes", "folder", "npz")
+WANTED = "wanted cifar10, shapes, a folder of images per class, or an .npz file"
+DRAWN = 10_000, 2_000  # shapes, unless there is a limit
+ARCHIVES = (".tar.gz", ".tgz", ".tar")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where images come from; ``dataclasses.asdict`` makes JSON of it.
+
+    Args:
+        kind: one of KINDS; auto is cifar10 where it is found, else shapes.
+        path: where it lies, absolute; None: cifar10's usual places, or nothing to read.
+        limit: only the first so many images of each set; None: all.
+        image_size: height and width in pixels; None: as they are, and 32 for a folder.
+        test_share: share of each class to be tested on, where there is no test set.
+        seed: of that choice.
+
+    Raises:
+        ValueError: a kind that is none, or a kind that needs a path without one.
+
+    >>> Source("shapes", limit=100).load()[0].images.shape
+    (100, 32, 32, 3)
+    """
+
+    kind: str = "auto"
+    path: str | None = None
+    limit: int | None = None
+    image_size: int | None = None
+    test_share: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no source."""
+        if self.kind not in KINDS:
+            raise ValueError(f"data of kind {self.kind!r}: wanted one of {', '.join(KINDS)}")
+        if self.kind in ("folder", "npz") and not self.path:
+            raise ValueError(f"data of kind {self.kind} needs a path")
+
+    @staticmethod
+    def of(text: str | os.PathLike | None = None, *, data_dir: str | os.PathLike | None = None,
+           **more: Any) -> "Source":
+        """What a person means by ``--data TEXT --data-dir DIR``.
+
+        Args:
+            text: cifar10, shapes, the path of a folder or an .npz file; None: whatever there is.
+            data_dir: where CIFAR-10 lies.
+            more: limit, image_size, test_share, seed: fields of Source.
+
+        Raises:
+            FileNotFoundError: text or data_dir is a path that leads nowhere.
+            ValueError: text is nothing of these, or the two contradict each other.
+        """
+        text = None if text is None else os.fspath(text)
+        if data_dir is not None:
+            if text not in (None, "cifar10"):
+                what = "shapes are drawn" if text == "shapes" else f"{text} is a place already"
+                raise ValueError(f"--data-dir {data_dir} is where CIFAR-10 is; {what}")
+            if not os.path.exists(data_dir):
+                raise FileNotFoundError(f"--data-dir {data_dir}: no such file or folder")
+            return Source("cifar10", _absolute(data_dir), **more)
+        if text is None or text in ("auto", "cifar10", "shapes"):
+            return Source(text or "auto", **more)
+        place = _absolute(text)
+        if not os.path.exists(place):
+            raise FileNotFoundError(f"data {text}: no such file or folder; {WANTED}")
+        if text.lower().endswith(".npz"):
+            return Source("npz", place, **more)
+        if os.path.isdir(place):
+            return Source("cifar10" if cifar10_path(place) else "folder", place, **more)
+        if text.lower().endswith(ARCHIVES):
+            return Source("cifar10", place, **more)
+        raise ValueError(f"data {text}: {WANTED}")
+
+    def settled(self, download: bool = False) -> "Source":
+        """The same without "auto", and with the place where cifar10 is found."""
+        if self.kind not in ("auto", "cifar10") or self.path:
+            return self
+        found = cifar10_path()
+        if found:
+            return dataclasses.replace(self, kind="cifar10", path=_absolute(found))
+        kind = "cifar10" if download or self.kind == "cifar10" else "shapes"
+        return dataclasses.replace(self, kind=kind)
+
+    def load(self, download: bool = False,
+             progress: Callable[[int, int, str], object] | None = None) -> tuple[Dataset, Dataset]:
+        """Read it.
+
+        Args:
+            download: fetch CIFAR-10 if it is not there; never anything else.
+            progress: called with (so far, in all, "bytes" of a download or "images" read).
+
+        Returns:
+            (train, test)
+
+        Raises:
+            OSError, ValueError: it is missing, damaged, or something else; says what and where.
+        """
+        def tell(unit: str) -> Callable[[int, int], object] | None:
+            return (lambda done, size: progress(done, size, unit)) if progress else None
+
+        me = self.settled(download)
+        if me.kind == "folder":
+            assert me.path is not None
+            return folder(me.path, me.image_size or 32, me.test_share, me.seed, limit=me.limit,
+                          progress=tell("images"))
+        if me.kind == "npz":
+            assert me.path is not None
+            return npz(me.path, me.image_size, me.test_share, me.seed, limit=me.limit)
+        if me.kind == "shapes":
+            both = shapes(*(min(me.limit or count, count) for count in DRAWN))
+        else:
+            both = cifar10(me.path, download, progress=tell("bytes"))
+        train, test = (part[:me.limit] for part in both)
+        if me.image_size:
+            train, test = (dataclasses.replace(part, images=resized(part.images, me.image_size))
+                           for part in (train, test))
+        return train, test
+
+    def says(self, train: Dataset, test: Dataset) -> str:
+        """A line about what ``load`` gave."""
+        H, W = train.images.shape[1:3]
+        images = f"{len(train):,} + {len(test):,} images"
+        if train.name.startswith("shapes") and self.kind in ("auto", "shapes"):
+            why = "; found no CIFAR-10 (--download fetches it)" if self.kind == "auto" else ""
+            return f"shapes, {images}, drawn{why}"
+        if self.kind in ("auto", "cifar10"):
+            return f"CIFAR-10, {images}, from {self.path or cifar10_path()}"
+        name = train.name.removesuffix(" train")
+        return f"{name}, {len(train.classes)} classes, {images} of {H}x{W}, from {self.path}"
+
+
+def _absolute(path: str | os.PathLike) -> str:
+    return str(pathlib.Path(path).expanduser().absolute())
