@@ -28,19 +28,39 @@ INT_ITEMS = 2**31     # the number of elements from which an int cannot count an
 MAX_BLOCKS = 2**16    # of one launch; kernels step through what is left, see grid_stride
 BLOCK = 256           # threads of a block, unless a kernel wants another number
 
+INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"(.+?)".*$', re.M)
+
 
 @functools.cache
-def source(name: str) -> str:
-    """Text of kernels/<name>, with #include "x.cuh" pasted in.
+def source(file: str | pathlib.Path) -> str:
+    """Text of a CUDA source, each #include "x.cuh" pasted in, once, where it first stands.
 
     Pasted, because CuPy's disk cache hashes the source text and the options but not the
     files an #include names: an edited header would otherwise run as the stale kernel.
+
+    Args:
+        file: name of a file in kernels/; or the absolute path of one of your own, whose headers
+            are looked for beside it, then in kernels/. Read once per process.
+
+    Raises:
+        FileNotFoundError: no such file or header; says where it was looked for.
     """
-    for folder in FOLDERS:
-        if (folder / "common.cuh").is_file():  # ours, not some other "kernels" on the way
-            text = (folder / name).read_text(encoding="utf-8")
-            return re.sub(r'^#include "(.+)"$', lambda m: source(m[1]), text, flags=re.M)
-    raise FileNotFoundError(f"no common.cuh in {' or '.join(map(str, FOLDERS))}")
+    ours = next((f for f in FOLDERS if (f / "common.cuh").is_file()), None)  # not any "kernels"
+    if ours is None:
+        raise FileNotFoundError(f"no common.cuh in {' or '.join(map(str, FOLDERS))}")
+    pasted: set[pathlib.Path] = set()
+
+    def text(what: str, *places: pathlib.Path) -> str:
+        path = next((p for p in places if p.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(f"no {what} {' or '.join(map(str, places))}")
+        if path in pasted:
+            return ""
+        pasted.add(path)
+        return INCLUDE.sub(lambda m: text(f"header of {path.name}", path.parent / m[1],
+                                          ours / m[1]), path.read_text(encoding="utf-8"))
+
+    return text("CUDA source (a file of your own needs its absolute path)", ours / file)
 
 
 def signatures(text: str) -> dict[str, list[tuple[str, str]]]:
@@ -79,15 +99,21 @@ def index(*arrays: Array | None) -> np.dtype:
 
 
 @functools.cache
-def kernel(file: str, function: str, *, T: Any, **constants: Any) -> Callable[..., None]:
+def kernel(file: str | pathlib.Path, function: str, *, T: Any,
+           **constants: Any) -> Callable[..., None]:
     """One compiled __global__ function: ``kernel(...)(threads, *arguments)`` launches it.
 
     Args:
-        file: in kernels/.
+        file: in kernels/, or the absolute path of a file of your own.
         function: name of an extern "C" __global__ in it.
         T: dtype of the stored elements. A, the dtype of the arithmetic, is T, but float32 for the
             16-bit floats: their sums need more bits than they have.
         constants: ints and dtypes. The source reads each as CFG_<name>.
+
+    Raises:
+        FileNotFoundError: there is no such file; says where it was looked for.
+        ValueError: there is no such function in it, or a parameter of it has a type that launch
+            cannot check; says what there is, or what is known.
 
     CuPy always compiles with -ftz=true: float32 numbers below 1e-38 count as zero on the GPU.
 
@@ -103,8 +129,16 @@ def kernel(file: str, function: str, *, T: Any, **constants: Any) -> Callable[..
     by_c_name = {c: float_dtype(name) if name == "bfloat16" else np.dtype(name)
                  for name, c in C_TYPES.items() if name != "bfloat16" or name == dtypes["T"].name}
     aliases = {alias: dtypes[key] for alias, key in re.findall(r"using (\w+) = CFG_(\w+);", text)}
-    parameters = [(name, (by_c_name | aliases)[kind.rstrip("*")], kind.endswith("*"))
-                  for kind, name in signatures(text)[function]]
+    known, functions = by_c_name | aliases, signatures(text)
+    if function not in functions:
+        raise ValueError(f'{file}: no extern "C" __global__ function {function!r} among '
+                         f"{', '.join(functions) or 'none'}")
+    for kind, name in functions[function]:
+        if kind.rstrip("*") not in known:
+            raise ValueError(f"{file}: {function}: {name} is declared {kind}, wanted one of "
+                             f"{', '.join(known)}, or a pointer to one")
+    parameters = [(name, known[kind.rstrip("*")], kind.endswith("*"))
+                  for kind, name in functions[function]]
     compiled: dict[int, Any] = {}  # device: function; a module belongs to one device
 
     def get(device: int) -> Any:

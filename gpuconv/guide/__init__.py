@@ -1,0 +1,4 @@
+"""Pages to read beside the reference.
+
+.. include:: own_op.md
+"""
