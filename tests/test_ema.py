@@ -212,7 +212,7 @@ def test_chunks_and_threads_do_not_show(monkeypatch):
     want = run()
     for workers in (1, 3):
         monkeypatch.setattr(threads, "count", lambda workers=workers: workers)
-        monkeypatch.setattr(threads, "chunks", lambda n, bytes: [
+        monkeypatch.setattr(threads, "chunks", lambda n, bytes, budget=None: [
             slice(i, min(n, i + 333)) for i in range(0, n, 333)])
         np.testing.assert_array_equal(run(), want)
 

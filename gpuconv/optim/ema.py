@@ -173,15 +173,15 @@ def update_cpu(pairs: list[tuple[np.ndarray, np.ndarray]], weight: float) -> Non
     work = [(average[piece], value[piece]) for average, value in pairs
             for piece in threads.chunks(average.size, 2 * average.dtype.itemsize)]
 
-    def move(one: slice) -> None:
-        for average, value in work[one]:
-            t = threads.scratch("ema", average.size, average.dtype)
-            with np.errstate(all="ignore"):
+    def move(some: slice) -> None:
+        with np.errstate(all="ignore"):
+            for average, value in work[some]:
+                t = threads.scratch("ema", average.size, average.dtype)
                 np.subtract(value, average, out=t, dtype=average.dtype)
                 t *= weight
                 average += t
 
-    threads.each(move, [slice(i, i + 1) for i in range(len(work))])
+    threads.each(move, threads.chunks(len(work), 1, budget=4))  # most are small
 
 
 def update_gpu(average: Array, value: Array, weight: float) -> None:
