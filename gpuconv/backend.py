@@ -283,3 +283,58 @@ def device_info() -> DeviceInfo:
     return DeviceInfo("ready", f"{name}, {memory / 2**30:.0f} GiB, compute capability "
                       f"{capability[:-1]}.{capability[-1]}, CuPy {version}",
                       name, capability, memory, driver, version)
+
+
+def free_memory(device: str = "cpu") -> int | None:
+    """Bytes that new arrays can have on a device.
+
+    CPU: what the system can give without swapping, within the limits of this process and of its
+    control group (a container, say). GPU: what the driver has, and the free blocks of CuPy's pool.
+    None where the system does not tell.
+
+    >>> free_memory() is None or free_memory() > 0
+    True
+    """
+    if device == "cpu":
+        return _free_on_cpu()
+    cp = cupy()
+    number = gpu_number(device)
+    with contextlib.nullcontext() if number is None else cp.cuda.Device(number):
+        return cp.cuda.runtime.memGetInfo()[0] + cp.get_default_memory_pool().free_bytes()
+
+
+def _free_on_cpu() -> int | None:
+    found = []
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        available = re.search(r"MemAvailable: +(\d+)", _read("/proc/meminfo"))
+        found.append(1024 * int(available[1]))  # type: ignore[index]
+        for _, controllers, path in re.findall(r"(\d+):(.*):(.*)", _read("/proc/self/cgroup")):
+            if controllers == "":
+                found += _free_in_groups(f"/sys/fs/cgroup{path}", "max", "current", "")
+            elif controllers == "memory":  # version 1
+                found += _free_in_groups(f"/sys/fs/cgroup/memory{path}", "limit_in_bytes",
+                                         "usage_in_bytes", "total_")
+    with contextlib.suppress(OSError, ImportError):  # what ulimit -v says
+        import resource
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            pages = int(_read("/proc/self/statm").split()[0])
+            found.append(limit - pages * resource.getpagesize())
+    return max(0, min(found)) if found else None
+
+
+def _free_in_groups(path: str, limit: str, usage: str, total: str) -> list[int]:
+    """What a control group, and each that it is part of, has left; cached files do not count."""
+    found = []
+    while path.startswith("/sys/fs/cgroup"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # "max" is no limit
+            cached = re.search(rf"^{total}inactive_file (\d+)", _read(f"{path}/memory.stat"), re.M)
+            found.append(int(_read(f"{path}/memory.{limit}")) - int(_read(f"{path}/memory.{usage}"))
+                         + int(cached[1]))  # type: ignore[index]
+        path = path.rpartition("/")[0]
+    return found
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()

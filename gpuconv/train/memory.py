@@ -1,0 +1,210 @@
+"""How much memory a training step needs, and the largest batch that fits.
+
+    peak = parameters + their gradients + what the optimiser keeps
+         + the batch of images + activations + workspace          at the worst moment of the step
+
+The step is followed with two and with four images, and scaled (see tape_memory.py): nothing large
+is ever allocated, so it can be asked when memory has just run out. What is not counted: the data
+set itself, the Python interpreter, and on a GPU what CUDA and cuBLAS take for themselves.
+"""
+
+import dataclasses
+import math
+import traceback
+
+from gpuconv import threads
+from gpuconv.backend import accumulator, cupy, free_memory
+from gpuconv.nn import Module
+from gpuconv.optim import Optimizer
+from gpuconv.optim.flat import ALIGN
+from gpuconv.train.tape_memory import Cut, Moment, trace
+
+Shape = tuple[int, int, int]  # (H, W, C)
+MOST = 1 << 24  # images of a batch; more are never proposed
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes that are alive at once, where a training step needs most."""
+
+    batch_size: int
+    parameters: int   # weights, and buffers
+    gradients: int    # of the parameters: where they stay, and new ones that wait to be added
+    optimizer: int    # momentum, say
+    data: int         # the batch: images and labels
+    activations: int  # what forward keeps for backward, and gradients on their way
+    workspace: int    # patches of convolutions and the like
+
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return (self.parameters + self.gradients + self.optimizer + self.data + self.activations
+                + self.workspace)
+
+
+def predict(model: Module, input_shape: Shape, batch_size: int,
+            optimizer_slots: int = 1) -> Memory:
+    """What a training step will need at its peak.
+
+    Args:
+        model: where it is to be trained, in its dtype. It is left as it was.
+        input_shape: (H, W, C) of an image.
+        batch_size: images of the step, at least 1.
+        optimizer_slots: numbers that the optimiser keeps per parameter: 0 for plain SGD, 1 with
+            momentum, 2 for Adam.
+
+    Raises:
+        ValueError: the model does not take such images, or batch_size < 1.
+        MemoryError: not even a few images fit.
+
+    >>> from gpuconv.models import simple_convnet
+    >>> human(predict(simple_convnet(), (32, 32, 3), batch_size=1).parameters)
+    '330.0 KiB'
+    """
+    if batch_size < 1:
+        raise ValueError(f"predict: batch_size {batch_size}, wanted at least 1")
+    return _Forecast(model, input_shape, optimizer_slots).at(batch_size)
+
+
+def largest_batch(model: Module, input_shape: Shape, free: int, optimizer_slots: int = 1) -> int:
+    """The largest batch whose step fits in ``free`` bytes, the model included; 0 if none does."""
+    return _Forecast(model, input_shape, optimizer_slots).largest(free)
+
+
+def explain(error: MemoryError, model: Module, input_shape: Shape, batch_size: int,
+            optimizer: Optimizer | None = None) -> MemoryError:
+    """A MemoryError that says in one sentence what was needed, what is free, and what would fit.
+
+    Args:
+        error: of a training step: Python's, NumPy's, or CuPy's OutOfMemoryError, which is one, too.
+            It lets go of what it held: the frames that failed kept their arrays alive.
+        model, input_shape, batch_size: of that step.
+        optimizer: of that step; what it keeps is counted.
+    """
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    asked = f"a training step with batches of {batch_size} does not fit into memory"
+    try:
+        if model.device != "cpu":
+            cupy().get_default_memory_pool().free_all_blocks()
+        forecast = _Forecast(model, input_shape, slots_of(optimizer))
+        need, free = forecast.at(batch_size), free_memory(model.device)
+        if free is None:
+            return MemoryError(f"{asked}: it needs {human(need.peak)}")
+        room = free + forecast.held(optimizer)
+        most = forecast.largest(room)
+    except MemoryError:
+        return MemoryError(f"{asked}, nor does one with batches of 2")
+    fits = (f"the largest batch that would fit is {most}" if most else
+            "not even a batch of 1 would fit")
+    return MemoryError(f"{asked}: it needs {human(need.peak)}, {human(room)} are free: {fits}")
+
+
+def slots_of(optimizer: Optimizer | None) -> int:
+    """Numbers that an optimiser keeps per parameter, once it has made a step."""
+    if optimizer is None:
+        return 0
+    moved = any(group.get("momentum", True) for group in optimizer.groups)
+    return len(optimizer.saved) if moved else 0
+
+
+def human(size: float) -> str:
+    """Bytes in a unit that people read.
+
+    >>> human(999), human(1 << 20), human(3.25 * 2**30)
+    ('999 bytes', '1.0 MiB', '3.2 GiB')
+    """
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+class _Forecast:
+    """The moments of a step as functions of the batch size."""
+
+    def __init__(self, model: Module, input_shape: Shape, slots: int):
+        self.gpu = model.device != "cpu"
+        try:
+            self.images = 2, 4
+            few, more = (trace(model, input_shape, n) for n in self.images)
+        except MemoryError:
+            self.images = 1, 2
+            few, more = (trace(model, input_shape, n) for n in self.images)
+        self.moments = list(zip(few, more, strict=True))
+        parameters = list(model.parameters())
+        self.weights = sum(_aligned(p.data.nbytes) for p in parameters)
+        self.state = slots * sum(_aligned(p.size * accumulator(p.dtype).itemsize)
+                                 for p in parameters)
+        self.buffers = sum(b.nbytes for b in model.buffers())
+        height, width, channels = input_shape
+        self.image = height * width * channels * model.dtype.itemsize + 4  # and its label
+
+    def at(self, n: int) -> Memory:
+        """The prediction for a batch of n."""
+        fixed = 0 if self.gpu else self.scratch(n)
+        lines = [(self.line(n, few.activations, more.activations),
+                  self.line(n, few.gradients, more.gradients),
+                  self.patches(n, more) if self.gpu else
+                  fixed + math.prod(self.piece(n, few.passing, more.passing)))
+                 for few, more in self.moments]
+        activations, waiting, workspace = max(lines, key=sum)
+        return Memory(n, self.weights + self.buffers, self.weights + waiting, self.state,
+                      n * self.image, activations, workspace)
+
+    def largest(self, free: int) -> int:
+        """The largest batch whose peak is at most free."""
+        low, high = 0, 1
+        while high < MOST and self.at(high).peak <= free:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.at(middle).peak <= free else (low, middle)
+        return low
+
+    def held(self, optimizer: Optimizer | None) -> int:
+        """Bytes of the peak that are allocated already."""
+        if optimizer is None:
+            return self.weights + self.buffers
+        state = sum(a.nbytes for flats in optimizer.flats for flat in flats
+                    for a in flat.state.values())
+        return 2 * self.weights + self.buffers + state
+
+    def line(self, n: int, few: float, more: float) -> int:
+        """At n, of what is linear in the number of images."""
+        a, b = self.images
+        return max(0, round(few + (more - few) * (n - a) / (b - a)))
+
+    def scratch(self, n: int) -> int:
+        """What all threads keep under all names: the first takes part in everything."""
+        most: dict[tuple[str, int], int] = {}  # name, thread: bytes
+        for few, more in self.moments:
+            for name, asked in more.scratch.items():
+                size, workers = self.piece(n, few.scratch.get(name, asked), asked)
+                for thread in range(workers):
+                    most[name, thread] = max(size, most.get((name, thread), 0))
+        return sum(most.values())
+
+    def piece(self, n: int, few: tuple[int, Cut], more: tuple[int, Cut]) -> tuple[int, int]:
+        """Bytes that one thread takes for a piece of the batch, and how many threads do."""
+        (less, before), (size, cut) = few, more
+        if cut.items == before.items:  # not a cut of the batch
+            return size, threads.count()
+        grown = cut.grown(n / self.images[1])
+        if cut.bytes > before.bytes:
+            size += round((size - less) * (grown.bytes - cut.bytes) / (cut.bytes - before.bytes))
+        else:
+            size = size * grown.bytes // cut.bytes
+        return max(0, size), min(threads.count(), grown.pieces)
+
+    def patches(self, n: int, more: Moment) -> int:
+        """On a GPU: the patches of a piece of the batch, and forward their product."""
+        def size(cut: Cut) -> int:
+            grown = cut.grown(n / self.images[1])
+            return grown.bytes + more.output * grown.longest // cut.items
+        return max(map(size, more.cuts), default=0)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
