@@ -23,7 +23,7 @@ from gpuconv.backend import accumulator, to_cpu
 from gpuconv.data import Dataset
 from gpuconv.nn import Module
 from gpuconv.train.feed import Numbers, batches, dataset
-from gpuconv.train.loop import mode
+from gpuconv.train.measure import mode
 
 
 class ClassResult(NamedTuple):
