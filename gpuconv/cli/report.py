@@ -2,9 +2,13 @@
 
 import argparse
 import pathlib
+from typing import TYPE_CHECKING
 
 from gpuconv.cli.options import add_device, choose_device, number, run_argument
 from gpuconv.cli.output import console, percent, say, show
+
+if TYPE_CHECKING:
+    from gpuconv.runs import RunFolder
 
 SAYS = "Write a run as one HTML file: curves, confusion matrix, mistakes, filters, settings."
 EXAMPLES = ("gpuconv report", "gpuconv report runs/NAME --output net.html")
@@ -47,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         say(out, note)
 
 
-def choose_run(text: str | None) -> tuple:
+def choose_run(text: str | None) -> tuple["RunFolder", pathlib.Path | None]:
     """(the run's folder; the checkpoint to look at, if it was named) of what RUN says.
 
     Raises:
