@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -21,11 +22,13 @@ from types import ModuleType
 from typing import NoReturn
 
 import gpuconv
+from gpuconv.cli.output import sentence
 
 COMMANDS = ("train", "evaluate", "predict", "summary", "report", "runs", "data", "info", "bench")
 EXAMPLES = ("gpuconv train", "gpuconv evaluate", "gpuconv predict runs/NAME picture.jpg",
             "gpuconv train --help")
-FAILURES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, MemoryError)
+FAILURES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, MemoryError,
+            ImportError)  # of an optional package: the message says how to get it
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,17 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def sentence(error: BaseException) -> str:
-    """What an error says; a text of several lines as it is: it may point at something.
-
-    >>> sentence(FileNotFoundError(2, "No such file or directory", "cat.png"))
-    'cat.png: no such file or directory'
-    """
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
-    return str(error) or type(error).__name__
-
-
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = Parser(prog="gpuconv", allow_abbrev=False, epilog=epilog(EXAMPLES),
@@ -93,8 +85,8 @@ def parser() -> argparse.ArgumentParser:
             continue
         command: ModuleType = importlib.import_module(f"gpuconv.cli.{name}")
         says: str = command.SAYS
-        one = made.add_parser(name, help=says[0].lower() + says[1:].rstrip("."), description=says,
-                              allow_abbrev=False,
+        one = made.add_parser(name, help=says[0].lower() + says[1:].rstrip("."),
+                              description=textwrap.fill(says, 80), allow_abbrev=False,
                               formatter_class=argparse.RawDescriptionHelpFormatter)
         one.command = command
         command.add_options(one)

@@ -2,8 +2,10 @@
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+
+GAP = 2  # between columns
 
 
 def console() -> Any:
@@ -33,7 +35,7 @@ def show(console: Any, rows: dict[str, str]) -> None:
 
 
 def table(console: Any, headings: Sequence[str], rows: Sequence[Sequence[Any] | None],
-          right: Collection[int] = ()) -> None:
+          right: Collection[int] = (), spare: Sequence[int] = ()) -> None:
     """Columns under headings: a table in a terminal, else aligned lines.
 
     Args:
@@ -41,27 +43,65 @@ def table(console: Any, headings: Sequence[str], rows: Sequence[Sequence[Any] | 
         rows: a cell per heading: text, or rich's Text where it has colours. None: a line between
             rows, in a terminal.
         right: numbers of the columns that are aligned at the right; their cells never break.
+        spare: numbers of the columns that a terminal without room for all can do without; the
+            first goes first.
     """
+    words = [[str(cell) for cell in row] for row in [headings, *rows] if row is not None]
     if not console.is_terminal:
-        words = [[str(cell) for cell in row] for row in [headings, *rows] if row is not None]
-        widths = [max(map(len, column)) for column in zip(*words, strict=True)]
-        for row in words:
-            say(console, "  ".join(word.rjust(w) if i in right else word.ljust(w) for i, (word, w)
-                                   in enumerate(zip(row, widths, strict=True))).rstrip())
+        _plain(console, words, right)
         return
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
-    made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
-    for i, heading in enumerate(headings):
-        made.add_column(Text(heading), justify="right" if i in right else "left",
-                        no_wrap=i in right, overflow="fold")
+    columns = {i: _widths([row[i] for row in words], i in right) for i in range(len(headings))}
+    for i in spare:
+        if _total(least for _, least in columns.values()) > console.width:
+            del columns[i]
+    widths = _squeezed(columns, console.width)
+    made = Table(box=SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False,
+                 collapse_padding=True)
+    for i in columns:
+        made.add_column(Text(headings[i]), justify="right" if i in right else "left",
+                        width=widths.get(i), overflow="fold")
     for cells in rows:
         if cells is None:
             made.add_section()
         else:
-            made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))
+            made.add_row(*(cells[i] if isinstance(cells[i], Text) else Text(str(cells[i]))
+                           for i in columns))
     console.print(made)
+
+
+def _plain(console: Any, rows: list[list[str]], right: Collection[int]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        say(console, (" " * GAP).join(
+            word.rjust(w) if i in right else word.ljust(w)
+            for i, (word, w) in enumerate(zip(row, widths, strict=True))).rstrip())
+
+
+def _widths(column: Sequence[str], whole: bool) -> tuple[int, int]:
+    """(of the column as it is, where only words stay whole; or all cells but the heading)."""
+    from rich.cells import cell_len
+    heading, *cells = column
+    parts = cells if whole else [word for cell in cells for word in cell.split()]
+    return (max(map(cell_len, column)),
+            max(map(cell_len, [*heading.split(), *parts]), default=0))
+
+
+def _total(widths: Iterable[int]) -> int:
+    return sum(w + GAP for w in widths) - GAP
+
+
+def _squeezed(columns: dict[int, tuple[int, int]], room: int) -> dict[int, int]:
+    """Widths with which the table fits, taken from those that have most to give; {}: none do."""
+    widths = {i: full for i, (full, _) in columns.items()}
+    while _total(widths.values()) > room:
+        i = max(widths, key=lambda i: widths[i] - columns[i][1])
+        if widths[i] == columns[i][1]:
+            return {}
+        widths[i] -= 1
+    return widths
 
 
 def write_json(console: Any, value: Any) -> None:
@@ -83,3 +123,14 @@ def percent(share: float | None, digits: int = 1) -> str:
     ('50.0%', '-')
     """
     return "-" if share is None else f"{share:.{digits}%}"
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says; a text of several lines as it is: it may point at something.
+
+    >>> sentence(FileNotFoundError(2, "No such file or directory", "cat.png"))
+    'cat.png: no such file or directory'
+    """
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error) or type(error).__name__

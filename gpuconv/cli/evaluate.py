@@ -1,0 +1,216 @@
+"""``gpuconv evaluate``: how well a trained model does, class by class."""
+
+import argparse
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from gpuconv.cli.options import add_data, add_device, load_run, number, run_argument, source
+from gpuconv.cli.output import console, percent, say, show, table, write_json
+
+if TYPE_CHECKING:
+    from gpuconv.data import Dataset
+    from gpuconv.runs import Trained
+    from gpuconv.train import Predictions
+
+SAYS = "Measure a trained model, class by class."
+EXAMPLES = ("gpuconv evaluate", "gpuconv evaluate runs/NAME --data my-pictures",
+            "gpuconv evaluate net.safetensors --data cifar10 --json")
+MOST = 20  # classes in a table; of more, those that fare worst
+# (share of the images of a class from which on, number in the palette of 256 colours)
+GREENS = (0.02, 22), (0.5, 28), (0.8, 34)
+REDS = (0.02, 52), (0.1, 88), (0.2, 124), (0.3, 160)
+
+
+def add_options(to: argparse.ArgumentParser) -> None:
+    """What ``gpuconv evaluate`` understands."""
+    run_argument(to)
+    to.add_argument("--batch-size", type=number(int, 1), default=256, metavar="N",
+                    help="images at a time (default: %(default)s)")
+    add_device(to)
+    to.add_argument("--json", action="store_true", help="write JSON, the whole matrix included")
+    add_data(to, default="what the run was trained on")
+    to.add_argument("--split", choices=("test", "train", "all"), default="test",
+                    help="which part of the data (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """``gpuconv evaluate``."""
+    from gpuconv import train
+    from gpuconv.cli.data import loading
+    out = console()
+    trained, where = load_run(args)
+    with contextlib.nullcontext() if args.json else loading(out) as progress:
+        data, says = choose_data(args, trained, progress)
+    found = train.predictions(trained.model, data, mean=trained.mean, std=trained.std,
+                              batch_size=args.batch_size)
+    images = len(found.labels)
+    if args.json:
+        write_json(out, {
+            "checkpoint": str(trained.path), "data": says, "images": images,
+            "accuracy": found.accuracy, "loss": found.loss,
+            "classes": [row._asdict() for row in found.per_class()],
+            "confusion": found.confusion.tolist()})
+        return
+    right = int(found.confusion.trace())
+    show(out, {"checkpoint": str(trained.path), "data": says, "device": where,
+               "accuracy": f"{found.accuracy:.2%}, {right:,} of {images:,} images",
+               "loss": f"{found.loss:.4f}"})
+    say(out, "")
+    show_classes(out, found)
+    say(out, "")
+    if fits(found, out.width if out.is_terminal else 10**6):
+        show_matrix(out, found)
+    else:
+        show_pairs(out, found)
+
+
+def choose_data(args: argparse.Namespace, trained: "Trained",
+                progress: Any = None) -> tuple["Dataset", str]:
+    """(images to measure it on, a line about them).
+
+    Raises:
+        ValueError: there are none, or they are not what the model knows.
+    """
+    import numpy as np
+
+    from gpuconv.data import Dataset
+    if args.data or args.data_dir:
+        chosen = source(args, trained.input_shape[0])
+        parts = chosen.load(args.download, progress)
+    elif trained.folder is None:
+        raise ValueError(f"{trained.path} is in no run folder, so it has no data of its own: "
+                         "say --data")
+    else:
+        chosen = trained.folder.config().source
+        train, test = chosen.load(args.download, progress)
+        parts = train[:args.limit], test[:args.limit]
+    data = parts[args.split == "test"]
+    if args.split == "all":
+        images, labels = (np.concatenate([getattr(part, field) for part in parts])
+                          for field in ("images", "labels"))
+        data = Dataset(images, labels, data.classes, data.name)
+    if data.images.shape[1:] != trained.input_shape:
+        raise ValueError(f"{data.name}: images are {data.images.shape[1:]}, the model takes "
+                         f"{trained.input_shape}")
+    which = {"train": "training images", "test": "test images", "all": "images"}[args.split]
+    return as_trained(data, trained.classes), f"{len(data):,} {which} of {chosen.says(*parts)}"
+
+
+def as_trained(data: "Dataset", classes: tuple[str, ...]) -> "Dataset":
+    """The data with the model's classes and their numbers: another folder may lack some.
+
+    Raises:
+        ValueError: there are images of a class that the model does not know.
+    """
+    import numpy as np
+
+    from gpuconv.data import Dataset
+    if data.classes == classes:
+        return data
+    here = [data.classes[k] for k in np.unique(data.labels)]
+    unknown = [name for name in here if name not in classes]
+    if unknown:
+        raise ValueError(f"{data.name} has images of {some(unknown)}; the model knows "
+                         f"{some(classes)}")
+    number = np.array([classes.index(name) if name in classes else -1 for name in data.classes])
+    return Dataset(data.images, number[data.labels].astype(np.int32), classes, data.name)
+
+
+def some(names: Any) -> str:
+    """A few names.
+
+    >>> some("abcdefg")
+    'a, b, c, d, e and 2 more'
+    """
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + rest
+
+
+def show_classes(out: Any, found: "Predictions") -> None:
+    """A row per class."""
+    rows = found.per_class()
+    if len(rows) > MOST:
+        rows = sorted((row for row in rows if row.images),
+                      key=lambda row: row.right / row.images)[:MOST]
+        say(out, f"the {len(rows)} of {len(found.classes)} classes with the lowest recall; --json "
+                 "has all")
+    table(out, ["class", "images", "right", "recall", "precision"],
+          [(row.name, f"{row.images:,}", f"{row.right:,}", percent(row.recall),
+            percent(row.precision)) for row in rows], right=range(1, 5))
+
+
+# -- what is taken for what ------------------------------------------------------------------
+
+
+def names(classes: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """(of rows, of columns): classes, and their first letters; numbers, where these do not differ.
+
+    >>> names(("automobile", "bird")), names(("red bus", "red car"))
+    ((['automobile', 'bird'], ['auto', 'bird']), (['1 red bus', '2 red car'], ['1', '2']))
+    """
+    short = [name[:4].strip() for name in classes]
+    if len(set(short)) == len(short) and all(short):
+        return list(classes), short
+    numbers = [str(k) for k in range(1, len(classes) + 1)]
+    return [f"{k} {name}" for k, name in zip(numbers, classes, strict=True)], numbers
+
+
+def cell_width(found: "Predictions") -> int:
+    """Columns of the terminal that a cell of the matrix takes."""
+    from rich.cells import cell_len
+    return 2 + max(map(cell_len, [str(found.confusion.max()), *names(found.classes)[1]]))
+
+
+def fits(found: "Predictions", columns: int) -> bool:
+    """Does the matrix fit a terminal of so many columns?"""
+    from rich.cells import cell_len
+    rows, K = names(found.classes)[0], len(found.classes)
+    return K <= MOST and max(map(cell_len, rows)) + 1 + cell_width(found) * K <= columns
+
+
+def show_matrix(out: Any, found: "Predictions") -> None:
+    """Counts, a row per class; in a terminal the more often, the brighter."""
+    rows, columns = names(found.classes)
+    counts = found.confusion.tolist()
+    say(out, "images of a class (row), by answer (column)")
+    if not out.is_terminal:
+        table(out, ["", *columns],
+              [[row, *(str(n or ".") for n in cells)] for row, cells in
+               zip(rows, counts, strict=True)], right=range(1, len(columns) + 1))
+        return
+    from rich.table import Table
+    from rich.text import Text
+    w, made = cell_width(found), Table.grid()
+    made.add_row("", *(Text(f"{name} ".rjust(w), "bold") for name in columns))
+    for k, (row, cells) in enumerate(zip(rows, counts, strict=True)):
+        total = max(1, sum(cells))
+        made.add_row(Text(f"{row} "), *(
+            Text(f"{n or '.'} ".rjust(w), shade(n / total, j == k)) for j, n in enumerate(cells)))
+    out.print(made)
+
+
+def shade(share: float, right: bool) -> str:
+    """Style of a cell that holds this share of its row.
+
+    >>> shade(0.9, right=True), shade(0.05, right=False), shade(0.01, right=False)
+    ('white on color(34)', 'white on color(52)', 'dim')
+    """
+    steps = GREENS if right else REDS
+    colour = max((step for step in steps if step[0] <= share), default=None)
+    return f"white on color({colour[1]})" if colour else "dim"
+
+
+def show_pairs(out: Any, found: "Predictions") -> None:
+    """The mistakes that are made most often."""
+    import numpy as np
+    wrong = found.confusion * (1 - np.eye(len(found.classes), dtype=int))
+    images = found.confusion.sum(axis=1)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST]
+    rows = [(found.classes[a], found.classes[b], f"{wrong[a, b]:,}",
+             percent(wrong[a, b] / images[a]))
+            for a, b in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[a, b]]
+    if not rows:
+        say(out, "no mistakes")
+        return
+    say(out, f"the {len(rows)} most frequent mistakes")
+    table(out, ["class", "answer", "images", "share"], rows, right=(2, 3))

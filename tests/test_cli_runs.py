@@ -1,0 +1,78 @@
+"""``gpuconv runs`` as its users meet it."""
+
+import json
+import shutil
+
+import pytest
+from cli_tools import fails, gpuconv, in_a_terminal, tiny_run
+
+from gpuconv import runs
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A folder with the tiny run, broken ones and things that are no runs."""
+    parent = tmp_path_factory.mktemp("many")
+    good = shutil.copytree(tiny_run(), parent / "good")
+    shutil.copytree(good, parent / "stopped")
+    text = (parent / "stopped" / "config.json").read_text()
+    (parent / "stopped" / "config.json").write_text(text.replace('"epochs": 1', '"epochs": 5'))
+    shutil.copytree(good, parent / "bad metrics")
+    (parent / "bad metrics" / "metrics.jsonl").write_text("{nonsense\n")
+    for name, content in [("empty", ""), ("list", "[]"), ("foreign", '{"lr": 1}'),
+                          ("null", '{"model": null, "source": null, "settings": null}')]:
+        (parent / name).mkdir()
+        (parent / name / "config.json").write_text(content)
+    (parent / "no run").mkdir()
+    (parent / "a file").write_text("hello")
+    return parent
+
+
+def test_json(many):
+    done = gpuconv("runs", many, "--json")
+    assert done.returncode == 0 and done.stderr == ""
+    rows = {row["run"]: row for row in json.loads(done.stdout)}
+    last = runs.RunFolder(tiny_run()).history().last
+    good = rows["good"]
+    assert good["status"] == "finished" and good["problem"] is None
+    assert (good["model"], good["data"], good["epochs"], good["epochs_asked"]) == (
+        "simple_convnet", "shapes", 1, 1)
+    assert good["best_test_accuracy"] == last.test.accuracy
+    assert good["images_per_second"] == last.images_per_second
+    stopped = rows["stopped"]
+    assert (stopped["status"], stopped["epochs"], stopped["epochs_asked"]) == (
+        "can be resumed", 1, 5)
+    for name in ("bad metrics", "empty", "list", "foreign", "null"):
+        assert rows[name]["status"] == "damaged" and rows[name]["problem"]
+    assert rows.keys() == {"good", "stopped", "bad metrics", "empty", "list", "foreign", "null"}
+
+
+def test_a_table_in_a_pipe(many):
+    done = gpuconv("runs", many)
+    assert done.returncode == 0 and done.stderr == "" and "\x1b" not in done.stdout
+    good, = (line for line in done.stdout.splitlines() if line.startswith("good "))
+    assert " simple_convnet  shapes " in good and " 1/1 " in good and good.endswith("finished")
+    assert "\nempty: " in done.stdout and "bad metrics: " in done.stdout
+
+
+def test_a_run_itself():
+    row, = json.loads(gpuconv("runs", tiny_run(), "--json").stdout)
+    assert row["run"] == "tiny" and row["path"] == str(tiny_run())
+
+
+def test_no_runs(tmp_path):
+    done = gpuconv("runs", folder=tmp_path)
+    assert done.returncode == 0 and "there are no runs in" in done.stdout
+    assert gpuconv("runs", tmp_path, "--json").stdout == "[]\n"
+
+
+def test_wrong_usage(tmp_path):
+    assert "there is no folder" in fails(1, "runs", tmp_path / "nowhere")
+    (tmp_path / "file").write_text("hello")
+    assert "there is no folder" in fails(1, "runs", tmp_path / "file")
+    assert "unrecognized arguments: more" in fails(2, "runs", tmp_path, "more")
+
+
+def test_in_a_terminal(many):
+    seen, status = in_a_terminal("runs", str(many), width=140)
+    assert status == 0 and "\x1b[" in seen and "can be resumed" in seen
