@@ -1,51 +1,124 @@
 """``gpuconv train`` as its users meet it."""
 
 import re
+import struct
 
+import numpy as np
 import pytest
-from cli_tools import SMALL, fails, gpuconv, in_a_terminal
+from cli_tools import ROOT, SMALL, fails, gpuconv, in_a_terminal
 from conftest import HAS_GPU
+from PIL import Image
 
 import gpuconv as gpc
+from gpuconv import runs
 
 ROW = re.compile(r"^ +\d+( +[\d.,]+%?){7}$", re.M)
 
 
 def test_train_in_a_pipe(tmp_path):
-    path = tmp_path / "net.safetensors"
-    done = gpuconv(*SMALL, "--epochs", 2, "--save", path)
+    done = gpuconv(*SMALL, "--epochs", 2, folder=tmp_path)
     assert done.returncode == 0 and done.stderr == ""
     assert "\x1b" not in done.stdout and "\r" not in done.stdout
     assert len(ROW.findall(done.stdout)) == 2
     assert "data    shapes, 40 + 40 images" in done.stdout
     assert "simple_convnet, 84,362 parameters, float32" in done.stdout
-    assert f"weights written to {path}" in done.stdout
 
-    state, metadata = gpc.load(path)
-    model = gpc.models.MODELS[metadata["model"]["name"]]()
-    model.load_state_dict(state)
+    folder, = runs.find(tmp_path / "runs")
+    assert f"gpuconv report runs/{folder.path.name}\n" in done.stdout
+    trained = runs.load(folder.checkpoints()[-1])
     _, test = gpc.data.shapes(40, 40)
-    found = gpc.train.evaluate(model, test, mean=metadata["mean"], std=metadata["std"])
-    assert found.accuracy == metadata["test_accuracy"]
+    found = gpc.train.evaluate(trained.model, test, mean=trained.mean, std=trained.std)
+    assert found.accuracy == trained.metadata["test_accuracy"]
     assert f"{found.accuracy:.2%} of 40 test images right" in done.stdout
 
 
-def test_the_same_seed_prints_the_same_numbers():
+def test_every_setting_reaches_the_run(tmp_path):
+    folder = tmp_path / "run"
+    done = gpuconv(*SMALL[:-4], "--epochs", 1, "--batch-size", 20, "--run", folder, "--recipe",
+                   "cifar10", "--optimizer", "adamw", "--lr", 0.002, "--momentum", 0.8, "--ema",
+                   0.9, "--weight-decay", 0.1, "--schedule", "cosine", "--crop", 2, "--patience", 3,
+                   "--label-smoothing", 0.1, "--clip-norm", 1.5, "--seed", 7, "--dtype", "float64")
+    assert done.returncode == 0, done.stderr
+    config = runs.RunFolder(folder).config()
+    assert config.settings == gpc.train.Settings(
+        epochs=1, batch_size=20, optimizer="adamw", lr=0.002, momentum=0.8, ema=0.9, crop=2,
+        weight_decay=0.1, schedule="cosine", patience=3, label_smoothing=0.1, clip_norm=1.5)
+    assert (config.seed, config.dtype, config.recipe) == (7, "float64", "cifar10")
+    assert config.command.startswith("gpuconv train --data shapes")
+
+
+def test_a_model_in_the_notation_of_the_notes(tmp_path):
+    done = gpuconv(*SMALL, "--epochs", 1, "--run", tmp_path / "run", "--model",
+                   "INPUT 32x32x3 | [CONV3-4 RELU]*2 POOL2 | FC 10")
+    assert done.returncode == 0 and "[CONV3-4 RELU]*2 POOL2 | FC 10, 10," in done.stdout
+    assert isinstance(runs.load(tmp_path / "run").model[0], gpc.nn.Conv2d)
+
+
+def test_a_model_that_cannot_be_read_is_pointed_at(tmp_path):
+    done = gpuconv(*SMALL, "--model", "INPUT 32x32x3 | CONV3 RELU | FC 10", folder=tmp_path)
+    first, text, carets = done.stderr.splitlines()
+    assert done.returncode == 1 and first.startswith("gpuconv: error: ")
+    assert text[carets.index("^"):carets.rindex("^") + 1] == "CONV3"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_photographs(tmp_path):
+    """Five minutes from cloning to a net of one's own: files of any size and kind."""
+    rng = np.random.default_rng(0)
+    for name, colour in (("lemons", (250, 230, 40)), ("plums", (90, 20, 110))):
+        (tmp_path / "fruit" / name).mkdir(parents=True)
+        for i in range(20):
+            size = rng.integers(30, 90, 2)
+            pixels = np.clip(rng.normal(colour, 30, (*size, 3)), 0, 255).astype("uint8")
+            Image.fromarray(pixels).save(tmp_path / "fruit" / name / f"{i}.{('jpg', 'png')[i % 2]}")
+    done = gpuconv("train", "--data", tmp_path / "fruit", "--epochs", 3, "--model",
+                   "INPUT 32x32x3 CONV3-4/4 RELU FC 2", "--device", "cpu", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 classes, 32 + 8 images of 32x32" in done.stdout
+    folder, = runs.find(tmp_path / "runs")
+    trained = runs.load(folder.path)
+    assert trained.classes == ("lemons", "plums") and folder.config().recipe == "folder"
+    assert trained.metadata["test_accuracy"] == 1
+
+
+def test_tensorboard_events(tmp_path):
+    events = pytest.importorskip("tensorboardX").proto.event_pb2
+    gpuconv(*SMALL, "--epochs", 2, "--tensorboard", "--run", tmp_path / "run")
+    file, = (tmp_path / "run" / "tensorboard").iterdir()
+    blob, found = file.read_bytes(), {}
+    while blob:  # TFRecord: length, its CRC, the event, its CRC
+        size, = struct.unpack("<Q", blob[:8])
+        event, blob = events.Event.FromString(blob[12:12 + size]), blob[16 + size:]
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    rows = runs.RunFolder(tmp_path / "run").history().rows
+    assert found["epoch/test_accuracy"] == [
+        (2 * row.epoch, pytest.approx(row.test.accuracy)) for row in rows]
+
+
+def test_without_tensorboard_one_line_says_how_to_get_it(tmp_path):
+    (tmp_path / "tensorboardX.py").write_text("raise ImportError")
+    line = fails(1, *SMALL, "--tensorboard", folder=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert "pip install 'gpuconv[tensorboard]'" in line
+
+
+def test_the_same_seed_prints_the_same_numbers(tmp_path):
     def numbers(seed):
-        row = ROW.search(gpuconv(*SMALL, "--epochs", 1, "--seed", seed).stdout)
+        row = ROW.search(gpuconv(*SMALL, "--epochs", 1, "--seed", seed, folder=tmp_path).stdout)
         return row[0].split()[:5]  # the others are of time
 
     assert numbers(1) == numbers(1) != numbers(2)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
-def test_other_dtypes(dtype):
-    done = gpuconv(*SMALL, "--epochs", 1, "--dtype", dtype, "--no-augment", "--momentum", 0)
+def test_other_dtypes(tmp_path, dtype):
+    done = gpuconv(*SMALL, "--epochs", 1, "--dtype", dtype, "--no-augment", "--momentum", 0,
+                   folder=tmp_path)
     assert done.returncode == 0 and f", {dtype}\n" in done.stdout
 
 
-def test_shapes_take_fewer_epochs_than_photographs():
-    assert "4 epochs of 40 images" in gpuconv(*SMALL).stdout
+def test_shapes_take_fewer_epochs_than_photographs(tmp_path):
+    assert "4 epochs of 40 images" in gpuconv(*SMALL, folder=tmp_path).stdout
 
 
 def test_takes_cifar10_where_it_is_found(tmp_path):
@@ -63,8 +136,8 @@ def test_without_cifar10_it_says_what_it_trains_on(tmp_path):
     assert "shapes, 20 + 20 images, drawn; found no CIFAR-10" in done.stdout
 
 
-def test_a_live_bar_in_a_terminal():
-    seen, status = in_a_terminal(*SMALL, "--epochs", "2")
+def test_a_live_bar_in_a_terminal(tmp_path):
+    seen, status = in_a_terminal(*SMALL, "--epochs", "2", "--run", str(tmp_path / "run"))
     assert status == 0
     assert "\x1b[" in seen and "epoch 2/2" in seen and "images/s" in seen
     assert "\x1b[?25h" in seen[seen.rindex("\x1b[?25l"):]  # the cursor is back
@@ -72,19 +145,18 @@ def test_a_live_bar_in_a_terminal():
     assert "test accuracy" in last and "of 40 test images right" in last
 
 
-def test_ctrl_c():
-    seen, status = in_a_terminal(*SMALL, "--epochs", "9999", interrupt_at=b"/9999")
+def test_ctrl_c(tmp_path):
+    seen, status = in_a_terminal(*SMALL, "--epochs", "9999", "--run", str(tmp_path / "run"),
+                                 interrupt_at=b"/9999")
     assert status == 130 and "Traceback" not in seen
-    assert seen.rstrip().splitlines()[-1].endswith("gpuconv: interrupted")
+    assert "gpuconv: to go on: gpuconv train --resume" in seen[-300:]
 
 
 # -- wrong usage, failures -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong, text", [
-    ("--model resnet", "invalid choice: 'resnet'"),
     ("--dtype int8", "invalid choice: 'int8'"),
-    ("--data mnist", "invalid choice: 'mnist'"),
     ("--lr -1", "argument --lr: -1 is out of range, wanted at least 0"),
     ("--lr fast", "argument --lr: 'fast' is not a number"),
     ("--lr nan", "argument --lr: nan is out of range"),
@@ -101,10 +173,27 @@ def test_wrong_usage(wrong, text):
     assert text in line and "--help)" in line
 
 
+@pytest.mark.parametrize("wrong, text", [
+    ("--model resnet", "unknown model 'resnet'"),
+    ("--data mnist", "data mnist: no such file or folder; wanted cifar10, shapes, a folder"),
+    ("--recipe soup", "--recipe soup: wanted one of cifar10, folder, shapes, simple"),
+    ("--optimizer lion", "optimizer 'lion', wanted one of sgd, adam, adamw"),
+    ("--ema 1", "ema 1.0, wanted at least 0 and less than 1"),
+])
+def test_what_does_not_exist(tmp_path, wrong, text):
+    assert text in fails(1, *SMALL, *wrong.split(), folder=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_missing_folder(tmp_path):
     missing = tmp_path / "nowhere"
     assert f"--data-dir {missing}: no such file" in fails(1, "train", "--data-dir", missing)
-    assert f"there is no folder {missing}" in fails(1, *SMALL, "--save", missing / "a.safetensors")
+
+
+def test_a_folder_in_use_is_not_written_to(tmp_path):
+    (tmp_path / "letter").write_text("dear")
+    assert "is not empty" in fails(1, *SMALL, "--run", tmp_path)
+    assert "file exists" in fails(1, *SMALL, "--run", ROOT / "README.md")
 
 
 def test_a_folder_without_cifar10(tmp_path):
@@ -118,19 +207,14 @@ def test_cuda_without_a_gpu():
     assert "driver" in line or "CuPy is not installed" in line or "device" in line
 
 
-def test_a_loss_that_explodes():
-    line = fails(1, *SMALL, "--lr", "1e30", "--epochs", 3)
+def test_a_loss_that_explodes(tmp_path):
+    line = fails(1, *SMALL, "--lr", "1e30", "--epochs", 3, folder=tmp_path)
     assert "a smaller one may help" in line
 
 
 def test_a_failure_shows_where_if_asked(tmp_path):
     done = gpuconv("train", "--traceback", "--data-dir", tmp_path)
     assert done.returncode == 1 and "Traceback" in done.stderr
-
-
-def test_it_asks_where_to_save_before_it_trains(tmp_path):
-    assert "is a folder" in fails(1, *SMALL, "--epochs", 10**6, "--save", tmp_path)
-    assert "no folder" in fails(1, *SMALL, "--epochs", 10**6, "--save", tmp_path / "a" / "b")
 
 
 def test_shapes_are_nowhere():

@@ -48,16 +48,24 @@ SIGNATURES = {
     "optim.SGD": "params, lr, momentum=0.0, nesterov=False, weight_decay=0.0",
     "optim.SGD.step": "self", "optim.SGD.zero_grad": "self", "optim.SGD.state_dict": "self",
     "optim.SGD.load_state_dict": "self, state",
+    "optim.Adam": "params, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0",
+    "optim.AdamW": "params, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01",
+    "optim.clip_grad_norm": "optimizer, max_norm",
+    "optim.EMA": "module, decay=0.999, warmup=True",
+    "train.Checkpoint": "folder, *, keep=2, minutes=5.0, model=None",
+    "train.EarlyStopping": "patience, min_delta=0.0",
+    "train.TensorBoard": "folder, every=20", "train.Records": "folder", "train.Interrupt": "",
     "train.fit": "model, train, *, test=None, epochs, batch_size, optimizer, schedule=None, "
-                 "augment=None, label_smoothing=0.0, seed=0, callbacks=()",
+                 "augment=None, label_smoothing=0.0, clip_norm=None, ema=None, seed=0, "
+                 "resume=None, callbacks=()",
     "train.evaluate": "model, data, *, batch_size=256, mean=None, std=None",
     "data.cifar10": "root=None, download=False, *, verify=True, progress=None",
     "data.shapes": "train=10000, test=2000, seed=0",
     "data.Loader": "dataset, batch_size, *, shuffle=True, augment=None, seed=0, dtype='float32', "
                    "drop_last=False, mean=None, std=None",
     "data.Augment": "flip=True, pad=4, padding_mode='zeros'",
-    "models.simple_convnet": "in_channels=3, classes=10",
-    "models.cifar_convnet": "in_channels=3, classes=10",
+    "models.simple_convnet": "in_channels=3, classes=10, image=32",
+    "models.cifar_convnet": "in_channels=3, classes=10, image=32",
 }
 
 

@@ -10,6 +10,7 @@ from gpuconv import nn, optim, random, train
 from gpuconv.data import Augment, Dataset, Loader
 from gpuconv.ops import softmax_cross_entropy
 from gpuconv.train import Callback, evaluate, fit
+from gpuconv.train.measure import Tally
 
 
 def tiny(n=24, seed=0, name="tiny"):
@@ -266,11 +267,69 @@ def test_a_callback_sees_how_it_goes(xp):
 
 
 def test_a_callback_may_end_the_run():
+    """After the epoch; or at once, and then the epoch has not been."""
     class Stop(Callback):
+        def __init__(self, step):
+            self.step, self.steps = step, 0
+
         def on_step(self, run):
+            self.steps += 1
+            run.stop = run.step == self.step and run.epoch == 2
+
+        def on_epoch_end(self, run):
             run.stop = run.epoch == 2
 
-    assert len(run(network(), epochs=5, callbacks=[Stop()]).rows) == 2
+    for step, rows, steps in ((None, 2, 6), (2, 1, 5)):
+        stop = Stop(step)
+        assert len(run(network(), epochs=5, callbacks=[stop]).rows) == rows
+        assert stop.steps == steps
+
+
+def test_losses_add_up_alike_whenever_they_are_read():
+    losses = np.random.default_rng(0).random(30, "float32").astype(object)
+    sums = []
+    for every in (1, 7, 30):
+        tally = Tally()
+        for n, loss in enumerate(losses, 1):
+            tally.add(np.zeros((3, 2), "float32"), np.float32(loss)[()] * np.ones((), "float32"),
+                      np.zeros(3, "int32"))
+            if n % every == 0:
+                tally.read()
+        tally.read()
+        sums.append(tally.numbers())
+    assert sums[0] == sums[1] == sums[2] and sums[0]["count"] == 90
+
+
+def test_clip_norm_limits_what_a_step_does():
+    def moved(clip_norm):
+        model = network()
+        before = weights(model)
+        run(model, tiny(8), epochs=1, optimizer=optim.SGD(model.parameters(), lr=1.0),
+            clip_norm=clip_norm)
+        after = weights(model)
+        names = [name for name, _ in model.named_parameters()]
+        return math.sqrt(sum(((after[n] - before[n]).astype(float) ** 2).sum() for n in names))
+
+    assert moved(None) == moved(1e6) > 0.2
+    assert 0.05 * 0.99 < moved(0.05) < 0.05 * 1.01
+
+
+def test_averages_are_tested_and_kept():
+    model, twin = network(), network()
+    tested = []
+
+    class Watch(Callback):
+        def on_epoch_end(self, run):
+            tested.append(run.history.last.test.loss)
+
+    ema = optim.EMA(model, 0.5)
+    run(model, test=tiny(9, seed=5), epochs=2, ema=ema, callbacks=[Watch()])
+    run(twin, epochs=2)
+    kept, own = weights(model), weights(twin)
+    assert not same(kept, own)  # the averages, not the weights of the last step
+    assert evaluate(model, tiny(9, seed=5), mean=tiny().mean, std=tiny().std,
+                    batch_size=8).loss == tested[-1]
+    assert all(np.array_equal(ema.averages[name], kept[name]) for name in kept)
 
 
 def test_the_end_is_told_even_after_an_error():
@@ -397,6 +456,8 @@ BYTES = np.zeros((4, 4, 4, 1), "uint8")
      dict(test=(np.zeros((3, 5, 4, 1), "uint8"), [0, 1, 2]))),
     (ValueError, "x has 3 channels, w wants 1",
      dict(data=Dataset(np.tile(tiny().images, 3), tiny().labels, tiny().classes, "rgb"))),
+    (ValueError, "clip_norm 0, wanted more than 0", dict(clip_norm=0)),
+    (TypeError, "fit: 0.9 is no EMA", dict(ema=0.9)),
     (TypeError, "callback 0 is .*, wanted a train.Callback", dict(callbacks=[print])),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_refuses(error, text, change):

@@ -3,155 +3,204 @@
 import argparse
 import dataclasses
 import pathlib
+import shlex
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from gpuconv import backend, models, random
-from gpuconv.cli.options import add_device, choose_device, number
+from gpuconv import backend, random
+from gpuconv.cli.options import (
+    TEST_SHARE,
+    add_data,
+    add_device,
+    add_model,
+    choose_device,
+    number,
+)
 from gpuconv.cli.output import say, show
 
 if TYPE_CHECKING:
     from gpuconv.data import Dataset
+    from gpuconv.runs import Config, RunFolder
+    from gpuconv.train import History
 
 SAYS = "Train a ConvNet and show how it does."
 EXAMPLES = (
     "gpuconv train",
-    "gpuconv train --data shapes --seed 1",
-    "gpuconv train --data-dir ~/cifar-10-batches-bin --device cuda --save net.safetensors")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a model is trained unless the command line says otherwise."""
-
-    epochs: int
-    batch_size: int
-    lr: float            # at the peak of one cycle
-    momentum: float      # Nesterov's
-    weight_decay: float
-
-
-SETTINGS = {
-    "cifar_convnet": Settings(epochs=6, batch_size=128, lr=0.05, momentum=0.9, weight_decay=5e-4),
-    "simple_convnet": Settings(epochs=6, batch_size=128, lr=0.02, momentum=0.9, weight_decay=5e-4),
+    "gpuconv train --data path/to/my-photos",
+    "gpuconv train --data-dir ~/cifar-10-batches-bin --device cuda --seed 1",
+    'gpuconv train --model "INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10"',
+    "gpuconv train --resume runs/20261121-093000-cifar10")
+CHANGES: dict[str, tuple[Callable[[str], Any], str]] = {  # of a recipe's settings: type, help
+    "epochs": (number(int, 1), "passes over the data"),
+    "batch_size": (number(int, 1), "images of a step"),
+    "optimizer": (str, "sgd, adam or adamw"),
+    "lr": (number(float, 0), "learning rate where the schedule is highest"),
+    "momentum": (number(float, 0, 1), "Nesterov's, of sgd; first beta of Adam"),
+    "weight_decay": (number(float, 0), "pull of the weights towards 0"),
+    "schedule": (str, "constant, step, cosine or one-cycle"),
+    "crop": (number(int, 0), "pixels that training images may move by"),
+    "label_smoothing": (number(float, 0, 1), "share of the target that all classes get"),
+    "clip_norm": (number(float, 0), "largest norm of all gradients"),
+    "ema": (number(float, 0, 1), "decay of the average of weights that is tested and kept"),
+    "patience": (number(int, 1), "epochs without a better test before the run ends"),
 }
-SHAPES_EPOCHS = 4  # of the 10,000 drawn images: they are easier than photographs
+MAY_CHANGE = ("resume", "minutes", "keep", "device")  # when a run goes on; and what is on or off
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
     """What ``gpuconv train`` understands."""
-    to.add_argument("--data", choices=("cifar10", "shapes"),
-                    help="default: cifar10 where it is found, else shapes, drawn on the spot")
-    to.add_argument("--data-dir", type=pathlib.Path, metavar="DIR",
-                    help="where CIFAR-10 is: folder or archive (default: see gpuconv info)")
-    to.add_argument("--download", action="store_true", help="fetch CIFAR-10 if it is not there")
-    to.add_argument("--limit", type=number(int, 1), metavar="N",
-                    help="use only the first N images of each set")
-    to.add_argument("--model", choices=sorted(models.MODELS), default="cifar_convnet",
-                    help="default: %(default)s")
-    to.add_argument("--epochs", type=number(int, 1), metavar="N", help="passes over the data")
-    to.add_argument("--batch-size", type=number(int, 1), metavar="N", help="images of a step")
-    to.add_argument("--lr", type=number(float, 0), metavar="X",
-                    help="learning rate at the peak of one cycle")
-    to.add_argument("--momentum", type=number(float, 0), metavar="X", help="Nesterov's; 0 for none")
-    to.add_argument("--weight-decay", type=number(float, 0), metavar="X")
-    to.add_argument("--no-augment", dest="augment", action="store_false",
-                    help="neither mirror nor crop training images")
+    to.add_argument("--recipe", metavar="NAME", help="what to start from (default: by the data)")
+    add_model(to)
+    add_data(to)
+    settings = to.add_argument_group("settings, instead of the recipe's")
+    for name, (kind, says) in CHANGES.items():
+        settings.add_argument(f"--{name.replace('_', '-')}", type=kind, help=says,
+                              metavar="NAME" if kind is str else "X")
+    settings.add_argument("--no-augment", dest="augment", action="store_false",
+                          help="neither mirror nor crop training images")
+    run = to.add_argument_group("the run")
     add_device(to)
-    to.add_argument("--dtype", choices=backend.FLOATS, default="float32",
-                    help="default: %(default)s")
-    to.add_argument("--seed", type=number(int, 0, random.LOW), default=0, metavar="N",
-                    help="the same seed gives the same bits (default: 0)")
-    to.add_argument("--save", type=pathlib.Path, metavar="FILE",
-                    help="write the weights here, as safetensors")
+    run.add_argument("--dtype", choices=backend.FLOATS, help="default: float32")
+    run.add_argument("--seed", type=number(int, 0, random.LOW), metavar="N",
+                     help="the same seed gives the same bits (default: 0)")
+    run.add_argument("--run", type=pathlib.Path, metavar="DIR",
+                     help="folder of the run (default: a new one in ./runs)")
+    run.add_argument("--resume", type=pathlib.Path, metavar="RUN",
+                     help="go on with a run that was stopped, to the same bits")
+    run.add_argument("--minutes", type=number(float, 0), default=5.0, metavar="X",
+                     help="at most so long between checkpoints (default: 5)")
+    run.add_argument("--keep", type=number(int, 1), default=2, metavar="N",
+                     help="checkpoints to keep besides the best (default: 2)")
+    run.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+    run.add_argument("--nvtx", action="store_true",
+                     help="mark each layer's forward pass for NVIDIA's profilers")
+    to.set_defaults(model=None)
 
 
-def defaults() -> str:
-    """The defaults that depend on the model, as a table."""
-    rows = [["model", *(f.name.replace("_", "-") for f in dataclasses.fields(Settings))]]
-    rows += [[name, *map(str, dataclasses.astuple(chosen))] for name, chosen in SETTINGS.items()]
+def recipes() -> str:
+    """The recipes and their settings, as a table."""
+    from gpuconv.recipes import RECIPES
+    names = ("epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay")
+    rows = [["recipe", *(name.replace("_", "-") for name in names), "says"]]
+    rows += [[name, *(str(getattr(recipe.settings, field)) for field in names), recipe.says]
+             for name, recipe in RECIPES.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-             for row in rows]
-    return "\n  ".join(["defaults:", *lines, f"on shapes: {SHAPES_EPOCHS} epochs"])
+    return "\n  ".join(["recipes:", *(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows)])
 
 
-NOTES = defaults()
+def __getattr__(name: str) -> Any:
+    """NOTES of --help: built when it is shown, because it needs the recipes."""
+    if name == "NOTES":
+        return recipes()
+    raise AttributeError(name)
 
 
 def run(args: argparse.Namespace) -> None:
     """``gpuconv train``."""
-    from gpuconv import data, files, optim, train
-    if args.save:
-        files.check_writable(args.save)
-    where, why_there = choose_device(args.device)
-    random.seed(args.seed)
-    model = models.MODELS[args.model]().to(where, args.dtype)
-    images, test, why_these = choose_data(args)
-    settings = choose_settings(args, images)
-
-    progress = train.Progress()
-    show(progress.console, {
-        "data": why_these,
-        "model": f"{args.model}, {sum(p.size for p in model.parameters()):,} parameters, "
-                 f"{args.dtype}",
-        "device": why_there,
-        "run": f"{settings.epochs} epochs of {len(images):,} images in batches of "
-               f"{settings.batch_size}, seed {args.seed}",
-        "update": f"SGD, one cycle up to lr {settings.lr:g}, momentum {settings.momentum:g}, "
-                  f"weight decay {settings.weight_decay:g}"
-                  + (", images mirrored and cropped" if args.augment else "")})
-    optimizer = optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum,
-                          nesterov=settings.momentum > 0, weight_decay=settings.weight_decay)
-    history = train.fit(model, images, test=test, epochs=settings.epochs,
-                        batch_size=settings.batch_size, optimizer=optimizer,
-                        schedule=optim.OneCycle(), augment=data.Augment() if args.augment else None,
-                        seed=args.seed, callbacks=[progress])
-
-    last = history.last
-    assert last.test is not None  # there always is a test set here
-    say(progress.console, f"{last.test.accuracy:.2%} of {last.test.count:,} test images right "
-        f"after {sum(row.seconds for row in history.rows):.1f} s")
-    if args.save:
-        files.save(args.save, model.state_dict(), {
-            "model": {"name": args.model, "arguments": {}}, "classes": images.classes,
-            "mean": images.mean.tolist(), "std": images.std.tolist(), "data": images.name,
-            "test_accuracy": last.test.accuracy, "seed": args.seed,
-            "settings": dataclasses.asdict(settings)})
-        say(progress.console, f"weights written to {args.save}")
+    from gpuconv import runs
+    from gpuconv.train import Progress
+    progress = Progress()
+    if args.resume:
+        folder = runs.RunFolder(args.resume)
+        config, device = resumed(args, folder)
+        sets = config.source.load()
+        says = config.source.says(*sets)
+    else:
+        config, sets, says, device = chosen(args)
+        folder = runs.RunFolder.create(config, args.run)
+    introduce(progress.console, config, sets, {"data": says, "device": device,
+                                               "folder": str(folder.path)})
+    try:
+        outcome = runs.train(config, folder, data=sets, resume=bool(args.resume), keep=args.keep,
+                             minutes=args.minutes, tensorboard=args.tensorboard, ranges=args.nvtx,
+                             callbacks=[progress])
+    except (KeyboardInterrupt, OSError):
+        resume_hint(folder)
+        raise
+    if outcome.signal is not None:
+        resume_hint(folder)
+        sys.exit(128 + outcome.signal)
+    finish(progress.console, folder, outcome.history)
 
 
-def choose_settings(args: argparse.Namespace, images: "Dataset") -> Settings:
-    """What the command line says; for the rest, what suits the model and the data."""
-    settings = SETTINGS[args.model]
-    if images.name.startswith("shapes"):
-        settings = dataclasses.replace(settings, epochs=SHAPES_EPOCHS)
-    return dataclasses.replace(settings, **{
-        field.name: given for field in dataclasses.fields(Settings)
-        if (given := getattr(args, field.name)) is not None})
+def chosen(args: argparse.Namespace) -> "tuple[Config, tuple[Dataset, Dataset], str, str]":
+    """(config, data, a line about them, a line about the device) of a new run."""
+    from gpuconv import models
+    from gpuconv.data import Source
+    from gpuconv.recipes import RECIPES, USUAL
+    from gpuconv.runs import Config
+    if args.recipe and args.recipe not in RECIPES:
+        raise ValueError(f"--recipe {args.recipe}: wanted one of {', '.join(RECIPES)}")
+    where, device = choose_device(args.device)
+    seed = args.seed or 0
+    asked = Source.of(args.data, data_dir=args.data_dir, limit=args.limit, seed=seed,
+                      image_size=args.image_size, test_share=args.test_share)
+    sets = asked.load(args.download)
+    source = asked.settled(args.download)
+    name = args.recipe or USUAL[source.kind]
+    recipe = RECIPES[name]
+    changes = {field: given for field in CHANGES if (given := getattr(args, field)) is not None}
+    if not args.augment:
+        changes |= {"flip": False, "crop": 0}
+    H, W, C = sets[0].images.shape[1:]
+    config = Config(
+        model=models.describe(args.model or recipe.model, in_channels=C,
+                              classes=len(sets[0].classes), image=H if H == W else (H, W)),
+        source=source, settings=recipe.settings.replace(**changes), recipe=name,
+        dtype=args.dtype or "float32", seed=seed, device=where,
+        command=shlex.join(["gpuconv", *sys.argv[1:]]))
+    return config, sets, asked.says(*sets), device
 
 
-def choose_data(args: argparse.Namespace) -> tuple["Dataset", "Dataset", str]:
-    """(train, test, a line about them)."""
-    from gpuconv import data
-    limit = args.limit
-    if args.data == "shapes" and args.data_dir:
-        raise ValueError(f"--data-dir {args.data_dir} is where CIFAR-10 is; shapes are drawn")
-    if args.data_dir and not args.data_dir.exists():
-        raise FileNotFoundError(f"--data-dir {args.data_dir}: no such file or folder")
-    if args.data == "shapes" or (args.data is None and not args.data_dir and not args.download
-                                 and not data.cifar10_path()):
-        why = "" if args.data else "; found no CIFAR-10 (--download fetches it)"
-        images, test = data.shapes(min(limit or 10_000, 10_000), min(limit or 2_000, 2_000))
-        return images, test, f"shapes, {len(images):,} + {len(test):,} images, drawn{why}"
-    images, test = (part[:limit] for part in data.cifar10(
-        args.data_dir, args.download, progress=show_download))
-    place = data.cifar10_path(args.data_dir)
-    return images, test, f"CIFAR-10, {len(images):,} + {len(test):,} images, from {place}"
+def resumed(args: argparse.Namespace, folder: "RunFolder") -> "tuple[Config, str]":
+    """(config, a line about the device) of a run that goes on."""
+    changed = [f"--{name.replace('_', '-')}" for name, value in vars(args).items()
+               if isinstance(value, (str, int, float, pathlib.Path)) and value is not True
+               and value is not False and name not in MAY_CHANGE and value != TEST_SHARE]
+    changed += ["--no-augment"] * (not args.augment) + ["--download"] * args.download
+    if changed:
+        raise ValueError(f"--resume goes on with what the run was told: {', '.join(changed)} "
+                         "cannot be changed")
+    config = folder.config()
+    where, device = choose_device(config.device if args.device == "auto" else args.device)
+    return dataclasses.replace(config, device=where), device
 
 
-def show_download(done: int, size: int) -> None:
-    """A line that counts, in a terminal."""
-    if sys.stderr.isatty():
-        end = "\n" if done == size else ""
-        print(f"\rCIFAR-10: {done >> 20} of {size >> 20} MiB", end=end, file=sys.stderr, flush=True)
+def introduce(console: Any, config: "Config", sets: "tuple[Dataset, Dataset]",
+              more: dict[str, str]) -> None:
+    """What is about to happen."""
+    from gpuconv import models
+    model, settings = config.model, config.settings
+    size = sum(p.size for p in models.build(model).parameters())
+    show(console, {
+        "data": more["data"],
+        "model": f"{model.get('name') or model['notation']}, {size:,} parameters, {config.dtype}",
+        "device": more["device"],
+        "run": f"{settings.epochs} epochs of {len(sets[0]):,} images in batches of "
+               f"{settings.batch_size}, seed {config.seed}",
+        "recipe": f"{config.recipe}: {settings}",
+        "folder": more["folder"]})
+
+
+def finish(console: Any, folder: "RunFolder", history: "History") -> None:
+    """How it went, and what can be done next."""
+    from gpuconv import report
+    last, best = history.last, history.best
+    assert last.test is not None and best.test is not None  # there always is a test set here
+    better = "" if best is last else f"; {best.test.accuracy:.2%} after epoch {best.epoch}"
+    say(console, f"{last.test.accuracy:.2%} of {last.test.count:,} test images right after "
+                 f"{sum(row.seconds for row in history.rows):.1f} s{better}")
+    curves = folder.plots / "curves.png"
+    say(console, f"curves    {curves if report.plot_curves(history, curves) else report.HINT}")
+    for what in ("evaluate", "report"):
+        say(console, f"{what:10}gpuconv {what} {shlex.quote(str(folder.path))}")
+
+
+def resume_hint(folder: "RunFolder") -> None:
+    """The command that goes on with a run, if there is something to go on from."""
+    if folder.checkpoints():
+        print(f"gpuconv: to go on: gpuconv train --resume {shlex.quote(str(folder.path))}",
+              file=sys.stderr)

@@ -1,8 +1,17 @@
 """Training and measuring; here are the public names."""
 
 from gpuconv.train.callback import Callback, Run
+from gpuconv.train.checkpoint import Checkpoint, checkpoints, newest, weights
 from gpuconv.train.history import Epoch, History, Metrics
-from gpuconv.train.loop import evaluate, fit
+from gpuconv.train.loop import fit
+from gpuconv.train.measure import evaluate
+from gpuconv.train.predictions import Predictions, predictions
 from gpuconv.train.progress import Progress
+from gpuconv.train.records import Records, read_records
+from gpuconv.train.settings import Settings
+from gpuconv.train.stopping import EarlyStopping, Interrupt
+from gpuconv.train.tensorboard import TensorBoard
 
-__all__ = ["Callback", "Epoch", "History", "Metrics", "Progress", "Run", "evaluate", "fit"]
+__all__ = ["Callback", "Checkpoint", "EarlyStopping", "Epoch", "History", "Interrupt", "Metrics",
+           "Predictions", "Progress", "Records", "Run", "Settings", "TensorBoard", "checkpoints",
+           "evaluate", "fit", "newest", "predictions", "read_records", "weights"]

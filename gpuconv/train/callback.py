@@ -1,11 +1,17 @@
-"""What can watch a run."""
+"""What can watch a run, and what it sees."""
 
 import dataclasses
+import math
+import pathlib
+import time
 from typing import Any
 
+from gpuconv.data import Dataset
 from gpuconv.nn import Module
-from gpuconv.optim import Optimizer
+from gpuconv.optim import EMA, Optimizer
+from gpuconv.train.feed import Floats
 from gpuconv.train.history import History
+from gpuconv.train.measure import Tally
 
 
 @dataclasses.dataclass
@@ -13,33 +19,70 @@ class Run:
     """The state of a run, as callbacks see it.
 
     ``loss`` and ``accuracy`` are means over the epoch so far. On a GPU they are read every
-    ``loop.READ`` steps, not at each: waiting for the GPU would cost more than the step.
+    ``loop.READ`` steps, not at each: waiting for the GPU would cost more than the step. ``read``
+    brings them up to date.
     """
 
     model: Module
     optimizer: Optimizer
+    data: Dataset | Floats   # the training set, where the model is
     epochs: int
-    steps: int             # of one epoch
-    history: History       # of the epochs that have ended
-    epoch: int = 0         # the current one: 1, 2, ... epochs
-    step: int = 0          # steps done in it: 0 .. steps
-    loss: float = float("nan")
-    accuracy: float = float("nan")
-    images_per_second: float = float("nan")
-    lr: float = float("nan")  # of the last step, first parameter group
-    stop: bool = False     # a callback may set it: the run ends after this epoch
+    steps: int               # of one epoch
+    arguments: dict[str, Any]  # of fit, in words: what must be the same for a run to go on
+    history: History = dataclasses.field(default_factory=History)  # of the epochs that have ended
+    ema: EMA | None = None
+    epoch: int = 0           # the current one: 1, 2, ... epochs
+    step: int = 0            # steps done in it: 0 .. steps
+    loss: float = math.nan
+    accuracy: float = math.nan
+    images_per_second: float = math.nan
+    lr: float = math.nan     # of the last step, first parameter group
+    stop: bool = False       # a callback may set it: the run ends after this step, or this epoch
+    checkpoint: pathlib.Path | None = None  # the newest that was written, or gone on from
+    tally: Tally = dataclasses.field(default_factory=Tally)  # of the current epoch
+    began: float = 0.0       # when the epoch did, time.perf_counter seconds
+
+    def begin(self) -> None:
+        """The next epoch, unless one has been left in the middle."""
+        if len(self.history.rows) == self.epoch:
+            self.epoch, self.step, self.tally = self.epoch + 1, 0, Tally()
+            self.began = time.perf_counter()
+
+    def read(self) -> None:
+        """Wait for the device, and bring loss, accuracy and speed up to date.
+
+        Raises:
+            FloatingPointError: a loss is not finite; says where, the learning rate, and which
+                checkpoint is the last good one.
+        """
+        first = self.step - len(self.tally.waiting) + 1
+        for step, loss in enumerate(self.tally.read(), first):
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"fit: the loss is {loss} in epoch {self.epoch}, step "
+                                         f"{step} of {self.steps}; {self.hint()}")
+        if self.tally.count:
+            metrics = self.tally.metrics()
+            self.loss, self.accuracy = metrics.loss, metrics.accuracy
+            self.images_per_second = metrics.count / (time.perf_counter() - self.began)
+
+    def hint(self) -> str:
+        """What to do when numbers are no longer finite."""
+        hint = ("are there such numbers among the images?" if math.isnan(self.lr) else
+                f"the learning rate was {self.lr:.3g}: a smaller one may help")
+        return hint + (f". The last good checkpoint is {self.checkpoint}" if self.checkpoint
+                       else "")
 
 
 class Callback:
     """Watches a run: override any of these. All are called in the order of ``callbacks``.
 
-    >>> class Patience(Callback):
+    >>> class Enough(Callback):
     ...     def on_epoch_end(self, run):
     ...         run.stop = run.history.last.test.accuracy > 0.9
     """
 
     def on_fit_start(self, run: Run) -> None:
-        """Before the first step."""
+        """Before the first step; of a run that goes on, too."""
 
     def on_step(self, run: Run) -> None:
         """After each step."""

@@ -1,13 +1,15 @@
 """What a model is fed with: batches of a Dataset, or of plain arrays."""
 
 import dataclasses
+import functools
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from gpuconv import random
-from gpuconv.backend import FLOATS, Array, array_device, asarray, get_array_module
+from gpuconv.backend import FLOATS, Array, array_device, asarray, get_array_module, to_cpu
 from gpuconv.data import Augment, Dataset, Loader
 from gpuconv.data.loader import SHUFFLE
 from gpuconv.nn import Module
@@ -31,6 +33,15 @@ class Floats:
         """The same on another device."""
         return Floats(asarray(self.images, device), asarray(self.labels, device))
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """CRC-32 of images and labels: equal sets have equal ones."""
+        crc = 0
+        for a in (self.images, self.labels):
+            flat = np.ascontiguousarray(to_cpu(a)).reshape(-1)
+            crc = zlib.crc32(flat.view(np.uint8).data, zlib.crc32(str(a.shape).encode(), crc))
+        return f"{crc:08x}"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FloatBatches:
@@ -45,16 +56,16 @@ class FloatBatches:
         """Batches of an epoch."""
         return -(-len(self.data) // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Array, Array]]:
-        """Yield (x, labels) of each batch."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
+        """Yield (x, labels) of each batch from number ``start`` on."""
         images, labels = self.data.images, self.data.labels
         xp, n = get_array_module(labels), len(labels)
         with array_device(labels):
             order = (random.permutation(n, (self.seed, SHUFFLE), epoch, xp) if self.shuffle
                      else xp.arange(n))
-        for start in range(0, n, self.batch_size):
+        for batch in range(start, len(self)):
             with array_device(labels):
-                index = order[start : start + self.batch_size]
+                index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
                 x, chosen = images[index], labels[index]
             yield x, chosen
 

@@ -1,7 +1,7 @@
 """What a run measured: numbers per epoch, and how they are written in a table."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -24,6 +24,30 @@ class Epoch:
     images_per_second: float  # of training alone, augmentation included
     seconds: float   # of training and test
     lr: float        # learning rate of the last step, first parameter group
+
+
+def flat(row: Epoch) -> dict[str, float | int | None]:
+    """A row as plain numbers by name, as JSON and CSV want them; None for what was not measured.
+
+    >>> row = Epoch(1, Metrics(1.5, 0.25, 100), None, 2048.0, 3.21, 0.05)
+    >>> flat(row)["accuracy"], flat(row)["test_accuracy"], unflat(flat(row)) == row
+    (0.25, None, True)
+    """
+    none = dict.fromkeys(field.name for field in dataclasses.fields(Metrics))
+    test = dataclasses.asdict(row.test) if row.test else none
+    return {"epoch": row.epoch, **dataclasses.asdict(row.train),
+            **{f"test_{name}": value for name, value in test.items()},
+            "images_per_second": row.images_per_second, "seconds": row.seconds, "lr": row.lr}
+
+
+def unflat(numbers: Mapping[str, Any]) -> Epoch:
+    """The row that ``flat`` was given."""
+    def metrics(prefix: str) -> Metrics:
+        return Metrics(*(numbers[prefix + field.name] for field in dataclasses.fields(Metrics)))
+
+    return Epoch(numbers["epoch"], metrics(""),
+                 None if numbers["test_count"] is None else metrics("test_"),
+                 numbers["images_per_second"], numbers["seconds"], numbers["lr"])
 
 
 def _test(field: str) -> Callable[[Epoch], Any]:
@@ -76,6 +100,17 @@ class History:
         if not self.rows:
             raise ValueError("History.last: no epoch has ended yet")
         return self.rows[-1]
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch of the highest test accuracy (training accuracy without a test set), the first
+        of equals.
+
+        Raises:
+            ValueError: none has ended yet.
+        """
+        _ = self.last
+        return max(self.rows, key=lambda row: (row.test or row.train).accuracy)
 
     def __str__(self) -> str:
         return "\n".join(line(words) for words in [HEADINGS, *map(cells, self.rows)])

@@ -1,37 +1,42 @@
-"""The training loop, and the measurement of a model.
+"""The training loop.
 
     step:  logits = model(x),  loss = cross-entropy(logits, labels),  backward,  lr,  update
 
-Everything random is a function of (seed, epoch, step), so a run gives the same bits twice. The
-data are moved to the model's device once, as bytes, and become floats batch by batch. On a GPU
-nothing in a step waits for it: losses stay there and are fetched, in one copy, every READ steps.
+Everything random is a function of (seed, epoch, step), so a run gives the same bits twice, and one
+that was cut off goes on to the same bits. The data are moved to the model's device once, as bytes,
+and become floats batch by batch. On a GPU nothing in a step waits for it: losses stay there and are
+fetched, in one copy, every READ steps.
 """
 
 import contextlib
-import math
+import dataclasses
 import operator
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gpuconv import random
-from gpuconv.autograd import no_grad
-from gpuconv.backend import Array, array_device, get_array_module, to_cpu
 from gpuconv.data import Augment, Dataset
 from gpuconv.nn import Module
 from gpuconv.ops import softmax_cross_entropy
-from gpuconv.ops.arithmetic import wide
-from gpuconv.optim import Constant, Optimizer
+from gpuconv.optim import EMA, Constant, Optimizer, clip_grad_norm
 from gpuconv.train.callback import Callback, Run, check_callbacks
-from gpuconv.train.feed import Data, Floats, Numbers, batches, dataset
-from gpuconv.train.history import Epoch, History, Metrics
+from gpuconv.train.checkpoint import resume_from
+from gpuconv.train.feed import Data, Floats, batches, dataset
+from gpuconv.train.history import Epoch, History
+from gpuconv.train.measure import measure, mode
+from gpuconv.train.memory import explain
 
 READ = 20  # steps between two looks at the loss on a GPU; on the CPU each is looked at
 
+Schedule = Callable[[int, int], float]
+
 
 def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, batch_size: int,
-        optimizer: Optimizer, schedule: Callable[[int, int], float] | None = None,
-        augment: Augment | None = None, label_smoothing: float = 0.0, seed: int = 0,
+        optimizer: Optimizer, schedule: Schedule | None = None, augment: Augment | None = None,
+        label_smoothing: float = 0.0, clip_norm: float | None = None, ema: EMA | None = None,
+        seed: int = 0, resume: str | os.PathLike | None = None,
         callbacks: Sequence[Callback] = ()) -> History:
     """Train a model to classify images.
 
@@ -49,17 +54,23 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         schedule: schedule(step, steps of the run) is a factor of the learning rate. Default: 1.
         augment: what happens to training images.
         label_smoothing: share of the target that is spread over all classes, 0 .. 1.
+        clip_norm: gradients are scaled down to this norm, taken over all of them, if it is more.
+        ema: averages of the model's weights: they are tested in place of the weights, and the model
+            carries them when all epochs are done.
         seed: of order, augmentation and dropout, 0 .. 2**32 - 1.
+        resume: a file that a ``Checkpoint`` wrote, or their folder: go on from there, to the bits
+            that the run would have come to. All other arguments must be those of that run.
         callbacks: what watches the run.
 
     Returns:
         What was measured, epoch by epoch.
 
     Raises:
-        ValueError: an argument makes no sense, images of train and test differ in shape, or a label
-            has no logit.
+        ValueError: an argument makes no sense, images of train and test differ in shape, a label
+            has no logit, or a checkpoint is damaged or of another run.
         TypeError: train or test is no data, or of the wrong dtype.
         FloatingPointError: the loss is no longer finite; says where, and the learning rate.
+        MemoryError: a step does not fit; says what it needs, and the batch size that would.
 
     >>> import numpy as np
     >>> from gpuconv import nn, optim
@@ -70,114 +81,75 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
     >>> history.last.train.accuracy
     1.0
     """
-    for thing, kind in ((model, Module), (optimizer, Optimizer), (augment, Augment | None)):
-        if not isinstance(thing, kind):
-            raise TypeError(f"fit: {thing!r} is no {getattr(kind, '__name__', 'Augment')}")
-    for name, number in (("epochs", epochs), ("batch_size", batch_size)):
-        if operator.index(number) < 1:
-            raise ValueError(f"fit: {name} {number}, wanted at least 1")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"fit: label_smoothing {label_smoothing}, wanted 0..1")
+    _check(model, optimizer, augment, ema, epochs=epochs, batch_size=batch_size,
+           label_smoothing=label_smoothing, clip_norm=clip_norm)
     random.check_seed(seed)
-    callbacks = check_callbacks(callbacks)
-    schedule = schedule or Constant()
-    mine = {id(p) for p in model.parameters()}
-    if not any(id(p) in mine for group in optimizer.groups for p in group["params"]):
-        raise ValueError("fit: optimizer holds no parameter of the model")
+    callbacks, schedule = check_callbacks(callbacks), schedule or Constant()
     data = dataset("fit: train", train, model)
     trial = None if test is None else dataset("fit: test", test, model)
     _check_alike(data, trial, augment)
 
     loader = batches(data, batch_size, dtype=model.dtype, shuffle=True, seed=seed, augment=augment)
     statistics = dict(mean=data.mean, std=data.std) if isinstance(data, Dataset) else {}
-    run = Run(model, optimizer, epochs, len(loader), History())
-    with mode(model, True), contextlib.ExitStack() as after, _watched(run, callbacks):
-        after.callback(model.reseed, None)  # dropout of other calls is not that of the last step
-        for epoch in range(1, epochs + 1):
-            run.epoch, began = epoch, time.perf_counter()
-            measured = _epoch(run, loader, schedule, label_smoothing, seed, callbacks)
+    run = Run(model, optimizer, data, epochs, len(loader), dict(
+        epochs=epochs, batch_size=batch_size, schedule=_words(schedule), augment=_words(augment),
+        label_smoothing=label_smoothing, clip_norm=clip_norm, seed=seed, dtype=model.dtype.name,
+        optimizer=_settings(optimizer), ema=ema and ema.decay), ema=ema)
+    if resume is not None:
+        resume_from(resume, run)
+    with contextlib.ExitStack() as during:
+        during.enter_context(_memory(run, batch_size))
+        during.enter_context(mode(model, True))
+        during.callback(model.reseed, None)  # dropout of later calls is not that of the last step
+        during.enter_context(_watched(run, callbacks))
+        while len(run.history.rows) < epochs and not run.stop:
+            run.begin()
+            _epoch(run, loader, schedule, label_smoothing, clip_norm, seed, callbacks)
+            if run.stop:  # in the middle of the epoch: it is no row of the history
+                break
             tested = None
             if trial is not None:
                 for callback in callbacks:
                     callback.on_test_start(run)
-                tested = _measure(model, trial, batch_size, **statistics)
-            run.history.rows.append(Epoch(run.epoch, measured, tested, run.images_per_second,
-                                          time.perf_counter() - began, run.lr))
+                with ema.applied() if ema else contextlib.nullcontext():
+                    tested = measure(model, trial, batch_size, **statistics)
+            run.history.rows.append(Epoch(run.epoch, run.tally.metrics(), tested,
+                                          run.images_per_second, time.perf_counter() - run.began,
+                                          run.lr))
             for callback in callbacks:
                 callback.on_epoch_end(run)
-            if run.stop:
-                break
+    if ema and len(run.history.rows) == run.epoch:
+        ema.copy_to_module()
     return run.history
 
 
-def evaluate(model: Module, data: Data, *, batch_size: int = 256, mean: Numbers | None = None,
-             std: Numbers | None = None) -> Metrics:
-    """Measure a model, as it is in use (``eval``), without gradients.
-
-    Args:
-        model: maps x (N, H, W, C) to logits (N, classes).
-        data: Dataset, or a pair (images, labels), as for ``fit``.
-        batch_size: images at a time; makes no difference to what is computed.
-        mean, std: (C,) that a Dataset is normalised to: those of the *training* set, as in ``fit``.
-            Default: the data's own.
-
-    Returns:
-        Mean loss, share of correct answers, and number of images.
-
-    Raises:
-        ValueError, TypeError: as for ``fit``.
-
-    >>> import numpy as np
-    >>> from gpuconv import nn
-    >>> x = np.float32([[[[0, 9]]], [[[9, 0]]], [[[9, 0]]]])
-    >>> evaluate(nn.Flatten().eval(), (x, [1, 0, 1])).accuracy
-    0.6666666666666666
-    """
-    if operator.index(batch_size) < 1:
-        raise ValueError(f"evaluate: batch_size {batch_size}, wanted at least 1")
-    return _measure(model, dataset("evaluate", data, model), batch_size, mean, std)
-
-
-@contextlib.contextmanager
-def mode(model: Module, training: bool) -> Iterator[None]:
-    """All of the model in training mode, or not; afterwards each module as it was before."""
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        model.train(training)
-        yield
-    finally:
-        for module, was in before:
-            module.training = was
-
-
-class Tally:
-    """Losses and correct answers of batches. ``add`` only queues; ``read`` waits for the device."""
-
-    def __init__(self) -> None:
-        self.loss, self.correct, self.count = 0.0, 0, 0
-        self.waiting: list[tuple[int, Array, Array]] = []  # images, mean loss (), correct ()
-
-    def add(self, logits: Array, loss: Array, labels: Array) -> None:
-        """Count one batch, without waiting."""
-        with array_device(logits):
-            correct = (wide(logits).argmax(axis=1) == labels).sum()
-        self.waiting.append((len(labels), loss, correct))
-
-    def read(self) -> list[float]:
-        """Fetch what is waiting, in one copy each; its losses."""
-        counts, losses, correct = zip(*self.waiting, strict=True)
-        self.waiting = []
-        xp = get_array_module(*losses)
-        with array_device(losses[0]):
-            losses, correct = (to_cpu(xp.stack(a)).tolist() for a in (losses, correct))
-        self.loss += sum(n * loss for n, loss in zip(counts, losses, strict=True))
-        self.correct += sum(correct)
-        self.count += sum(counts)
-        return losses
-
-    def metrics(self) -> Metrics:
-        """Means over what has been read."""
-        return Metrics(self.loss / self.count, self.correct / self.count, self.count)
+def _epoch(run: Run, loader: Any, schedule: Schedule, label_smoothing: float,
+           clip_norm: float | None, seed: int, callbacks: Sequence[Callback]) -> None:
+    """One pass over the training set, or the rest of it."""
+    model, optimizer = run.model, run.optimizer
+    done, total = (run.epoch - 1) * run.steps, run.epochs * run.steps
+    every = 1 if model.device == "cpu" else READ
+    for step, (x, labels) in enumerate(loader.epoch(run.epoch - 1, run.step), done + run.step):
+        model.reseed(seed, step)
+        logits = model(x)
+        loss = softmax_cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        run.step = step - done + 1
+        run.tally.add(logits.data, loss.data, labels)
+        if run.step % every == 0 or run.step == run.steps:
+            run.read()  # before a loss that is NaN can reach the weights
+        if clip_norm is not None:
+            clip_grad_norm(optimizer, clip_norm)
+        optimizer.factor = schedule(step, total)
+        optimizer.step()
+        if run.ema:
+            run.ema.update()
+        run.lr = float(optimizer.groups[0]["lr"] * optimizer.factor)
+        for callback in callbacks:
+            callback.on_step(run)
+        if run.stop:
+            break
 
 
 @contextlib.contextmanager
@@ -190,55 +162,45 @@ def _watched(run: Run, callbacks: Sequence[Callback]) -> Iterator[None]:
         yield
 
 
-def _epoch(run: Run, loader: Any, schedule: Callable[[int, int], float], label_smoothing: float,
-           seed: int, callbacks: Sequence[Callback]) -> Metrics:
-    """One pass over the training set."""
-    model, optimizer, tally = run.model, run.optimizer, Tally()
-    done, total = (run.epoch - 1) * run.steps, run.epochs * run.steps
-    every = 1 if model.device == "cpu" else READ
-    began = time.perf_counter()
-    for step, (x, labels) in enumerate(loader.epoch(run.epoch - 1), done):
-        model.reseed(seed, step)
-        logits = model(x)
-        loss = softmax_cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        run.step = step - done + 1
-        tally.add(logits.data, loss.data, labels)
-        if run.step % every == 0 or run.step == run.steps:
-            _read(run, tally, began)  # before a loss that is NaN can reach the weights
-        optimizer.factor = schedule(step, total)
-        optimizer.step()
-        run.lr = float(optimizer.groups[0]["lr"] * optimizer.factor)
-        for callback in callbacks:
-            callback.on_step(run)
-    return tally.metrics()
+@contextlib.contextmanager
+def _memory(run: Run, batch_size: int) -> Iterator[None]:
+    """Say of a MemoryError what was needed."""
+    try:
+        yield
+    except MemoryError as error:  # CuPy's own is one, too
+        raise explain(error, run.model, run.data.images.shape[1:], batch_size,
+                      run.optimizer) from None
 
 
-def _read(run: Run, tally: Tally, began: float) -> None:
-    first = run.step - len(tally.waiting) + 1
-    for step, loss in enumerate(tally.read(), first):
-        if not math.isfinite(loss):
-            hint = ("are there such numbers among the images?" if math.isnan(run.lr) else
-                    f"the learning rate was {run.lr:.3g}: a smaller one may help")
-            raise FloatingPointError(f"fit: the loss is {loss} in epoch {run.epoch}, step {step} "
-                                     f"of {run.steps}; {hint}")
-    metrics = tally.metrics()
-    run.loss, run.accuracy = metrics.loss, metrics.accuracy
-    run.images_per_second = tally.count / (time.perf_counter() - began)
+def _words(thing: Any) -> str:
+    """A schedule or an augmentation, in words that are the same in the next process."""
+    if thing is None or dataclasses.is_dataclass(thing):
+        return repr(thing)
+    return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
-def _measure(model: Module, data: Dataset | Floats, batch_size: int, mean: Numbers | None = None,
-             std: Numbers | None = None) -> Metrics:
-    """``evaluate``, of data that are where the model is."""
-    tally = Tally()
-    loader = batches(data, batch_size, dtype=model.dtype, shuffle=False, mean=mean, std=std)
-    with mode(model, False), no_grad():
-        for x, labels in loader.epoch(0):
-            logits = model(x)
-            tally.add(logits.data, softmax_cross_entropy(logits, labels).data, labels)
-    tally.read()
-    return tally.metrics()
+def _settings(optimizer: Optimizer) -> list[Any]:
+    """The optimiser and the settings of its groups, likewise."""
+    return [optimizer.name, *({name: value if isinstance(value, bool) else float(value)
+                               for name, value in group.items() if name != "params"}
+                              for group in optimizer.groups)]
+
+
+def _check(model: Any, optimizer: Any, augment: Any, ema: Any, **numbers: Any) -> None:
+    for thing, kind, none in ((model, Module, False), (optimizer, Optimizer, False),
+                              (augment, Augment, True), (ema, EMA, True)):
+        if not isinstance(thing, kind) and not (none and thing is None):
+            raise TypeError(f"fit: {thing!r} is no {kind.__name__}")
+    for name in ("epochs", "batch_size"):
+        if operator.index(numbers[name]) < 1:
+            raise ValueError(f"fit: {name} {numbers[name]}, wanted at least 1")
+    if not 0 <= numbers["label_smoothing"] <= 1:
+        raise ValueError(f"fit: label_smoothing {numbers['label_smoothing']}, wanted 0..1")
+    if numbers["clip_norm"] is not None and not numbers["clip_norm"] > 0:
+        raise ValueError(f"fit: clip_norm {numbers['clip_norm']}, wanted more than 0")
+    mine = {id(p) for p in model.parameters()}
+    if not any(id(p) in mine for group in optimizer.groups for p in group["params"]):
+        raise ValueError("fit: optimizer holds no parameter of the model")
 
 
 def _check_alike(train: Dataset | Floats, test: Dataset | Floats | None,

@@ -1,0 +1,11 @@
+"""``cifar_convnet`` on a few thousand images of one's own: smaller batches, more epochs."""
+
+from gpuconv.recipes.recipe import Recipe
+from gpuconv.train import Settings
+
+FOLDER = Recipe(
+    says="six 3x3 convolutions on a folder of images per class",
+    model="cifar_convnet",
+    settings=Settings(epochs=15, batch_size=32, lr=0.02, momentum=0.9, weight_decay=5e-4,
+                      schedule="one-cycle", flip=True, crop=4),
+    measured="")

@@ -1,0 +1,10 @@
+"""Runs: each has a folder, from which it can be resumed, loaded and looked at."""
+
+from gpuconv.runs.config import Config
+from gpuconv.runs.environment import environment
+from gpuconv.runs.folder import RunFolder, find, newest
+from gpuconv.runs.job import Outcome, train
+from gpuconv.runs.trained import Trained, load
+
+__all__ = ["Config", "Outcome", "RunFolder", "Trained", "environment", "find", "load", "newest",
+           "train"]

@@ -1,0 +1,48 @@
+"""What a run was told: everything that it takes to do it again."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from gpuconv import files
+from gpuconv.data import Source
+from gpuconv.train import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Model, data, settings and seed of a run."""
+
+    model: dict[str, Any]   # what models.build makes it from
+    source: Source          # of the data
+    settings: Settings
+    recipe: str = ""
+    dtype: str = "float32"
+    seed: int = 0
+    device: str = "cpu"     # where it ran
+    command: str = ""       # what was typed
+
+    def write(self, path: str | os.PathLike) -> None:
+        """As JSON."""
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        with files.atomic_write(path, "w") as file:
+            file.write(text)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> "Config":
+        """What ``write`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or of another kind; says why.
+        """
+        text = pathlib.Path(path).read_bytes()
+        try:
+            values = json.loads(text.decode("utf-8"))
+            return cls(**{**values, "source": Source(**values["source"]),
+                          "settings": Settings.of(values["settings"])})
+        except (ValueError, TypeError, KeyError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path}: not the settings of a run: {what}") from None

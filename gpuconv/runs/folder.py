@@ -1,0 +1,163 @@
+"""The folder of a run.
+
+    config.json         model, data, settings, seed, and the command that was typed
+    environment.json    versions and devices
+    metrics.csv, metrics.jsonl     a row per epoch
+    checkpoints/        the newest few, and the best
+    plots/              pictures
+    report.html         if ``gpuconv report`` was asked for one
+"""
+
+import datetime
+import json
+import os
+import pathlib
+from typing import Any
+
+from gpuconv import files
+from gpuconv.data import Dataset
+from gpuconv.runs.config import Config
+from gpuconv.runs.environment import environment
+from gpuconv.train import EarlyStopping, History, checkpoints, read_records
+from gpuconv.train.checkpoint import BEST
+
+PARENT = "runs"  # of all runs, in the folder where one works
+
+
+class RunFolder:
+    """What is in the folder of a run; everything is read when it is asked for.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        self.checkpoints_folder = self.path / "checkpoints"
+        self.plots = self.path / "plots"
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, config: Config, path: str | os.PathLike | None = None,
+               parent: str | os.PathLike = PARENT) -> "RunFolder":
+        """Make the folder of a new run, with its config and environment.
+
+        Args:
+            config: of the run.
+            path: the folder; it may exist, empty. Default: a new one under parent, named by date,
+                time and recipe.
+            parent: where new ones are made.
+
+        Raises:
+            FileExistsError: the folder is there, and not empty.
+            OSError: it cannot be made or written to.
+        """
+        folder = cls(_new(pathlib.Path(parent), config.recipe or "run") if path is None else path)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if any(folder.path.iterdir()):
+            raise FileExistsError(f"{folder.path} is not empty: a new run wants a folder of its "
+                                  f"own; to go on with one, resume it")
+        folder.plots.mkdir()
+        config.write(folder.path / "config.json")
+        with files.atomic_write(folder.path / "environment.json", "w") as file:
+            file.write(json.dumps(environment(), indent=2) + "\n")
+        return folder
+
+    def config(self) -> Config:
+        """What the run was told.
+
+        Raises:
+            FileNotFoundError: this is no folder of a run.
+            ValueError: config.json is damaged.
+        """
+        path = self.path / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.path} is no folder of a run: it has no config.json")
+        return Config.read(path)
+
+    def environment(self) -> dict[str, str]:
+        """What it ran on; empty if that was not kept.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self.path / "environment.json"
+        if not path.is_file():
+            return {}
+        try:
+            found: Any = json.loads(path.read_text(encoding="utf-8"))
+            return {str(name): str(value) for name, value in found.items()}
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: damaged: {error}") from None
+
+    def history(self) -> History:
+        """Its epochs so far.
+
+        Raises:
+            ValueError: metrics.jsonl is damaged.
+        """
+        return read_records(self.path)
+
+    def checkpoints(self) -> list[pathlib.Path]:
+        """Those to go on from, the newest last."""
+        return checkpoints(self.checkpoints_folder)
+
+    def best(self) -> pathlib.Path | None:
+        """The checkpoint of the best epoch, if one has ended."""
+        path = self.checkpoints_folder / BEST
+        return path if path.is_file() else None
+
+    def status(self) -> str:
+        """How far it came: "finished", "can be resumed" or "nothing saved".
+
+        Raises:
+            ValueError, OSError: it cannot be read.
+        """
+        settings, history = self.config().settings, self.history()
+        done = len(history.rows) >= settings.epochs
+        if settings.patience and history.rows and not done:
+            done = EarlyStopping(settings.patience).exhausted(history)
+        return "finished" if done else "can be resumed" if self.checkpoints() else "nothing saved"
+
+    def data(self) -> tuple[Dataset, Dataset]:
+        """(train, test): what it was trained and tested on.
+
+        Raises:
+            OSError, ValueError: they are no longer where they were.
+        """
+        return self.config().source.load()
+
+
+def find(parent: str | os.PathLike = PARENT) -> list[RunFolder]:
+    """The runs in a folder, the newest first; whatever has a config.json counts."""
+    there = pathlib.Path(parent)
+    found = [path.parent for path in there.glob("*/config.json")] if there.is_dir() else []
+    return [RunFolder(path) for path in sorted(found, key=_age, reverse=True)]
+
+
+def newest(parent: str | os.PathLike = PARENT) -> RunFolder:
+    """The newest run in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = find(parent)
+    if not found:
+        raise FileNotFoundError(f"there is no run in {pathlib.Path(parent).absolute()}: "
+                                "gpuconv train makes one")
+    return found[0]
+
+
+def _age(path: pathlib.Path) -> tuple[float, str]:
+    return (path / "config.json").stat().st_mtime, path.name
+
+
+def _new(parent: pathlib.Path, name: str) -> pathlib.Path:
+    """A path under parent that is not there yet."""
+    stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
+    number, path = 1, parent / stamp
+    while path.exists():
+        number, path = number + 1, parent / f"{stamp}-{number + 1}"
+    return path

@@ -1,0 +1,72 @@
+"""Doing a run: from its config to its last checkpoint."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+import gpuconv.train as training
+from gpuconv import files, models, nn, random
+from gpuconv.data import Dataset
+from gpuconv.runs.config import Config
+from gpuconv.runs.folder import RunFolder
+from gpuconv.train import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    History,
+    Interrupt,
+    Records,
+    TensorBoard,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    history: History
+    signal: int | None  # that stopped it before its end; it can be resumed
+
+
+def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | None = None,
+          resume: bool = False, minutes: float = 5.0, keep: int = 2, tensorboard: bool = False,
+          ranges: bool = False, callbacks: Sequence[Callback] = ()) -> Outcome:
+    """Train as the config says, and keep everything in the folder.
+
+    Ctrl-C and SIGTERM end it after the current step, saved.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        data: (train, test), if they have been loaded. Default: loads them.
+        resume: go on from the newest checkpoint?
+        minutes: at most so long between two checkpoints.
+        keep: checkpoints to keep besides the best.
+        tensorboard: also write TensorBoard events?
+        ranges: mark each layer's forward pass for NVIDIA's profilers?
+        callbacks: more of them, called last.
+
+    Raises:
+        What ``fit`` raises. KeyboardInterrupt: a second signal came before the first was obeyed.
+    """
+    files.remove_leftovers(folder.plots)
+    train_set, test_set = data or config.source.load()
+    random.seed(config.seed)
+    model = models.build(config.model).to(config.device, config.dtype)
+    interrupt, settings = Interrupt(), config.settings
+    watching: list[Callback] = [interrupt]
+    watching += [EarlyStopping(settings.patience)] if settings.patience else []
+    watching += [Checkpoint(folder.checkpoints_folder, keep=keep, minutes=minutes,
+                            model=config.model), Records(folder.path)]
+    watching += [TensorBoard(folder.path / "tensorboard")] if tensorboard else []
+    try:
+        with nn.nvtx_ranges(model) if ranges else contextlib.nullcontext():
+            history = training.fit(
+                model, train_set, test=test_set, seed=config.seed,
+                resume=folder.checkpoints_folder if resume else None,
+                callbacks=[*watching, *callbacks], **settings.fit_arguments(model))
+    except KeyboardInterrupt:
+        if interrupt.received is None or not interrupt.obeyed:
+            raise
+        history = folder.history()
+    return Outcome(history, interrupt.received)

@@ -1,0 +1,219 @@
+"""Checkpoints: a run as files, from which it goes on to the same bits.
+
+    step-00000391.safetensors     after that many steps; the newest few are kept
+    best.safetensors              the epoch of the highest test accuracy so far
+
+One file holds it all: the weights under their own names, as in use (``gpuconv.load`` reads them);
+"optimizer/..." what the optimiser keeps; with averaged weights "ema/...", and "raw/..." the weights
+that training goes on with. Its metadata name the model, the classes, mean and std, and the
+position: epoch, step, sums of the epoch so far, history. Order, augmentation, dropout and schedule
+need nothing: they are functions of seed and step.
+"""
+
+import os
+import pathlib
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gpuconv import files
+from gpuconv.backend import Array, accumulator, to_cpu
+from gpuconv.data import Dataset
+from gpuconv.train.callback import Callback, Run
+from gpuconv.train.history import flat, unflat
+from gpuconv.train.measure import Tally
+
+BEST = "best.safetensors"
+STEP = re.compile(r"step-(\d{8,})\.safetensors")
+
+
+class Checkpoint(Callback):
+    """Writes checkpoints: after each epoch, every few minutes, and when a callback stops the run.
+
+    Args:
+        folder: where to; it is made if it is not there. ``fit(resume=folder)`` goes on from there.
+        keep: how many of the newest to keep, at least 1; the best is kept besides.
+        minutes: at most so long between two, within an epoch.
+        model: what ``models.build`` makes the model from, or any JSON that tells its user how.
+
+    Raises:
+        ValueError: keep is less than 1, or minutes is not positive.
+        OSError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 2, minutes: float = 5.0,
+                 model: Any = None):
+        if keep < 1 or not minutes > 0:
+            raise ValueError(f"Checkpoint: keep {keep}, minutes {minutes}: wanted at least 1 and "
+                             "more than 0")
+        self.folder, self.keep, self.minutes = pathlib.Path(folder), keep, minutes
+        self.model = model
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.check_writable(self.folder / BEST)
+        self.saved_at, self.saved = 0.0, (-1, -1)  # seconds; (steps, epochs)
+
+    def on_fit_start(self, run: Run) -> None:
+        """The clock starts; a new run does not write among the files of another."""
+        if not run.epoch and (there := checkpoints(self.folder)):
+            raise ValueError(f"Checkpoint: {self.folder} holds those of another run "
+                             f"({there[-1].name}): go on with resume, or choose another folder")
+        files.remove_leftovers(self.folder)
+        self.saved_at, self.saved = time.monotonic(), (-1, -1)
+
+    def on_step(self, run: Run) -> None:
+        """Save if it is time to."""
+        if time.monotonic() - self.saved_at > 60 * self.minutes:
+            self.save(run)
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Save."""
+        self.save(run)
+
+    def on_fit_end(self, run: Run) -> None:
+        """Save where a callback stopped the run."""
+        if run.stop:
+            self.save(run)
+
+    def save(self, run: Run) -> pathlib.Path:
+        """Write a checkpoint of this moment, and remove the oldest ones.
+
+        At the end of the best epoch so far also the best one, first: so none is newer than its
+        best.
+
+        Raises:
+            FloatingPointError: the loss or a weight is not finite: this is nothing to keep.
+            OSError: it cannot be written; the older ones are still there.
+        """
+        steps = (run.epoch - 1) * run.steps + run.step
+        path = self.folder / f"step-{steps:08}.safetensors"
+        rows = run.history.rows
+        if (moment := (steps, len(rows))) != self.saved:
+            if len(rows) == run.epoch and run.history.best is rows[-1]:
+                self._write(run, self.folder / BEST)
+            self._write(run, path)
+            self.saved, run.checkpoint = moment, path
+            for old in checkpoints(self.folder)[:-self.keep]:
+                old.unlink(missing_ok=True)
+        self.saved_at = time.monotonic()
+        return path
+
+    def _write(self, run: Run, path: pathlib.Path) -> None:
+        state, metadata = capture(run)
+        try:
+            files.save(path, state, {"model": self.model, **metadata})
+        except OSError as error:
+            newest = f"; the newest that is whole is {run.checkpoint}" if run.checkpoint else ""
+            raise OSError(f"cannot write the checkpoint {path}: {error}{newest}") from error
+
+
+def capture(run: Run) -> tuple[dict[str, Array], dict[str, Any]]:
+    """(arrays by name, metadata) of a run, as a checkpoint holds them.
+
+    Raises:
+        FloatingPointError: the loss or a weight is not finite.
+    """
+    run.read()
+    raw = {name: to_cpu(array) for name, array in run.model.state_dict().items()}
+    for name, array in raw.items():
+        if not np.isfinite(array.astype(accumulator(array.dtype), copy=False)).all():
+            raise FloatingPointError(f"fit: {name} is no longer finite in epoch {run.epoch}, step "
+                                     f"{run.step} of {run.steps}; {run.hint()}")
+    state = dict(raw)
+    if run.ema:
+        state = {f"raw/{name}": array.copy() for name, array in raw.items()}
+        with run.ema.applied():
+            state |= {name: to_cpu(a).copy() for name, a in run.model.state_dict().items()}
+        state |= {f"ema/{name}": array for name, array in run.ema.state_dict().items()}
+    state |= {f"optimizer/{name}": a for name, a in run.optimizer.state_dict().items()}
+    rows = run.history.rows
+    metadata: dict[str, Any] = {
+        "epoch": run.epoch, "step": run.step, "steps": run.steps, "tally": run.tally.numbers(),
+        "seconds": time.perf_counter() - run.began, "lr": run.lr,
+        "history": [flat(row) for row in rows], "identity": identity(run),
+        "input_shape": list(run.data.images.shape[1:])}
+    if rows and rows[-1].test:
+        metadata["test_accuracy"] = rows[-1].test.accuracy
+    if isinstance(run.data, Dataset):
+        metadata |= {"classes": list(run.data.classes), "mean": run.data.mean.tolist(),
+                     "std": run.data.std.tolist(), "data": run.data.name}
+    return state, metadata
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What must be the same for a run to go on to the same bits."""
+    return {**run.arguments, "training set": run.data.fingerprint}
+
+
+def weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint's arrays, the model's, as in use."""
+    return {name: array for name, array in state.items() if "/" not in name}
+
+
+def resume_from(place: str | os.PathLike, run: Run) -> None:
+    """Put a run where a checkpoint was written.
+
+    Args:
+        place: a checkpoint, or a folder of them: the newest whole one.
+        run: made with the arguments of that run.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: damaged, foreign, or of another run. Nothing has changed.
+    """
+    place = pathlib.Path(place)
+    path = newest(place) if place.is_dir() else place
+    state, metadata = files.load(path)
+    if "identity" not in metadata:
+        raise ValueError(f"{path}: holds weights, but no run to go on with")
+    was, now = metadata["identity"], identity(run)
+    changed = [f"{name} was {was.get(name)}, is {now.get(name)}" for name in {**was, **now}
+               if was.get(name) != now.get(name)]
+    if changed:
+        raise ValueError(f"fit: {path} is of another run: {'; '.join(changed)}")
+
+    def part(prefix: str) -> dict[str, Any]:
+        return {name.removeprefix(prefix): a for name, a in state.items()
+                if name.startswith(prefix)}
+
+    run.model.load_state_dict(part("raw/") if run.ema else weights(state))
+    run.optimizer.load_state_dict(part("optimizer/"))
+    if run.ema:
+        run.ema.load_state_dict(part("ema/"))
+    run.history.rows[:] = map(unflat, metadata["history"])
+    run.epoch, run.step, run.lr = metadata["epoch"], metadata["step"], metadata["lr"]
+    run.tally = Tally(**metadata["tally"])
+    run.began = time.perf_counter() - metadata["seconds"]
+    run.checkpoint = path
+
+
+def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Those of a folder by step, the newest last; not the best."""
+    found = {int(match[1]): path for path in folder.glob("step-*")
+             if (match := STEP.fullmatch(path.name))}
+    return [found[step] for step in sorted(found)]
+
+
+def newest(folder: str | os.PathLike) -> pathlib.Path:
+    """The newest whole checkpoint of a folder; a damaged one is passed over, with a warning.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: none of those that are there is whole.
+    """
+    import warnings
+    there = checkpoints(pathlib.Path(folder))
+    if not there:
+        raise FileNotFoundError(f"{folder}: there is no checkpoint")
+    for path in reversed(there):
+        try:
+            files.load(path)
+        except ValueError as error:
+            problem = str(error)
+            continue
+        if path != there[-1]:
+            warnings.warn(f"{problem}; going on from {path.name}", stacklevel=2)
+        return path
+    raise ValueError(f"{folder}: no checkpoint is whole: {problem}")

@@ -1,0 +1,77 @@
+"""What a run measured, as files: metrics.csv for spreadsheets, metrics.jsonl for programs."""
+
+import csv
+import io
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+from gpuconv import files
+from gpuconv.train.callback import Callback, Run
+from gpuconv.train.history import History, flat, unflat
+
+CSV, JSONL = "metrics.csv", "metrics.jsonl"
+
+
+class Records(Callback):
+    """Writes both files after each epoch, as a whole: no gaps and no doubles after a resume.
+
+    Args:
+        folder: where to.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = pathlib.Path(folder)
+
+    def on_fit_start(self, run: Run) -> None:
+        """Epochs that a resumed run will do again are no longer told."""
+        files.remove_leftovers(self.folder)
+        self.write(run.history)
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Another row."""
+        self.write(run.history)
+
+    def write(self, history: History) -> None:
+        """Both files. A number that is not finite is null, or left out."""
+        rows = [{name: _plain(value) for name, value in flat(row).items()} for row in history.rows]
+        table = io.StringIO(newline="")
+        if rows:
+            writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        for name, text in ((CSV, table.getvalue()), (JSONL, lines)):
+            with files.atomic_write(self.folder / name, "w") as file:
+                file.write(text)
+
+
+def read_records(folder: str | os.PathLike) -> History:
+    """The history that was written there; an empty one where there is none.
+
+    Raises:
+        ValueError: the file is damaged; says which line.
+    """
+    path = pathlib.Path(folder) / JSONL
+    if not path.exists():
+        return History()
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(unflat(_whole(json.loads(line))))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: line {number} is no row of metrics: {error}") from None
+    return History(rows)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    """null was a number that is not finite, unless there was no test set."""
+    tested = row["test_count"] is not None
+    return {name: math.nan if value is None and (tested or not name.startswith("test_")) else value
+            for name, value in row.items()}

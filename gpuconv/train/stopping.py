@@ -1,0 +1,120 @@
+"""What ends a run before its last epoch: no more progress, or a signal."""
+
+import contextlib
+import signal
+import threading
+from typing import Any
+
+from gpuconv.train.callback import Callback, Run
+from gpuconv.train.history import History
+
+
+class EarlyStopping(Callback):
+    """Ends the run when test accuracy has not grown for some epochs.
+
+    Args:
+        patience: epochs without a new best, at least 1.
+        min_delta: how much higher a new best must be, 0 .. 1.
+
+    Raises:
+        ValueError: patience is less than 1, or min_delta negative.
+    """
+
+    def __init__(self, patience: int, min_delta: float = 0.0):
+        if patience < 1 or not min_delta >= 0:
+            raise ValueError(f"EarlyStopping: patience {patience}, min_delta {min_delta}: wanted "
+                             "at least 1 and at least 0")
+        self.patience, self.min_delta = patience, min_delta
+
+    def on_fit_start(self, run: Run) -> None:
+        """A run that had ended does not go on."""
+        self.on_epoch_end(run)
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Is it enough?"""
+        if self.exhausted(run.history):
+            run.stop = True
+
+    def exhausted(self, history: History) -> bool:
+        """Has the best not been bettered for ``patience`` epochs?
+
+        Raises:
+            ValueError: there are epochs without a test.
+        """
+        best, since = -1.0, 0
+        for row in history.rows:
+            if row.test is None:
+                raise ValueError("EarlyStopping: there is no test set to look at")
+            if row.test.accuracy > best + (self.min_delta if best >= 0 else 0):
+                best, since = row.test.accuracy, 0
+            else:
+                since += 1
+        return since >= self.patience
+
+
+class Interrupt(Callback):
+    """Ends the run after the current step on Ctrl-C or SIGTERM, so that it can be saved.
+
+    While the test set is measured it ends at once: nothing is lost there. A second signal raises
+    KeyboardInterrupt wherever the run is. Outside the main thread, where Python delivers no
+    signals, it does nothing.
+
+    Attributes:
+        received: the number of the signal that came, or None.
+        obeyed: has the run ended because of it?
+    """
+
+    signals = signal.SIGINT, signal.SIGTERM
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.obeyed = self.testing = False
+        self.before: dict[int, Any] = {}
+        self.run: Run | None = None
+
+    def on_fit_start(self, run: Run) -> None:
+        """Signals come here from now on."""
+        self.run, self.received = run, None
+        self.obeyed = self.testing = False
+        if threading.current_thread() is threading.main_thread():
+            for number in self.signals:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self._receive)
+
+    def on_step(self, run: Run) -> None:
+        """End here, if one has come."""
+        self._obey(run)
+
+    def on_test_start(self, run: Run) -> None:
+        """From here on nothing needs to be waited for."""
+        self.testing = True
+        if self.received is not None:
+            self._end()
+
+    def on_epoch_end(self, run: Run) -> None:
+        """End here, if one has come."""
+        self._obey(run)
+
+    def on_fit_end(self, run: Run) -> None:
+        """Signals go where they went before."""
+        for number, handler in self.before.items():
+            with contextlib.suppress(TypeError):  # a handler that was not Python's own
+                signal.signal(number, handler)
+        self.before, self.run = {}, None
+
+    def _obey(self, run: Run) -> None:
+        self.testing = False
+        if self.received is not None:
+            self.obeyed = run.stop = True
+
+    def _receive(self, number: int, frame: Any) -> None:
+        again, self.received = self.received is not None, number
+        if again:
+            raise KeyboardInterrupt
+        if self.testing:
+            self._end()
+
+    def _end(self) -> None:
+        if self.run:
+            self.obeyed = self.run.stop = True
+        raise KeyboardInterrupt

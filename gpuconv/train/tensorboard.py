@@ -1,0 +1,58 @@
+"""A run in TensorBoard."""
+
+import math
+import os
+from typing import Any
+
+from gpuconv.train.callback import Callback, Run
+from gpuconv.train.history import flat
+
+
+class TensorBoard(Callback):
+    """Writes TensorBoard events: the loss while it runs, everything else per epoch.
+
+    Args:
+        folder: where to; ``tensorboard --logdir`` reads it.
+        every: steps between two losses, at least 1.
+
+    Raises:
+        ImportError: tensorboardX is not installed; says how to get it.
+        ValueError: every is less than 1.
+    """
+
+    def __init__(self, folder: str | os.PathLike, every: int = 20):
+        try:
+            import tensorboardX
+        except ImportError:
+            raise ImportError("TensorBoard events need the package tensorboardX: "
+                              "pip install 'gpuconv[tensorboard]'") from None
+        if every < 1:
+            raise ValueError(f"TensorBoard: every {every}, wanted at least 1")
+        self.make, self.folder, self.every = tensorboardX.SummaryWriter, folder, every
+        self.writer: Any = None
+
+    def on_fit_start(self, run: Run) -> None:
+        """Open; what a resumed run will do again is struck out."""
+        done = max(0, run.epoch - 1) * run.steps + run.step
+        self.writer = self.make(str(self.folder), purge_step=done + 1 if done else None)
+
+    def on_step(self, run: Run) -> None:
+        """The loss so far, at times."""
+        if run.step % self.every == 0 and math.isfinite(run.loss):
+            self._add(run, {"step/loss": run.loss, "step/lr": run.lr})
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Every number of the row."""
+        numbers = flat(run.history.last)
+        self._add(run, {f"epoch/{name}": value for name, value in numbers.items()
+                        if name != "epoch" and value is not None})
+
+    def on_fit_end(self, run: Run) -> None:
+        """Close."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+    def _add(self, run: Run, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, (run.epoch - 1) * run.steps + run.step)

@@ -1,0 +1,166 @@
+"""A run's folder, and the model out of it."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+import gpuconv as gpc
+from gpuconv import data, models, runs, train
+from gpuconv.data import Source
+from gpuconv.runs import Config, RunFolder
+from gpuconv.train import Settings
+
+NET = "INPUT 32x32x3 CONV3-4/4 BN RELU FC 10"
+
+
+def config(**changes):
+    return Config(**dict(model={"notation": NET}, source=Source("shapes", limit=40), seed=2,
+                         settings=Settings(epochs=2, batch_size=10), recipe="test") | changes)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = RunFolder.create(config(), tmp_path_factory.mktemp("runs") / "one")
+    return folder, runs.train(config(), folder)
+
+
+def test_what_a_run_leaves(done):
+    folder, outcome = done
+    assert outcome.signal is None and len(outcome.history.rows) == 2
+    names = {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*")}
+    assert names == {"config.json", "environment.json", "metrics.csv", "metrics.jsonl", "plots",
+                     "checkpoints", "checkpoints/best.safetensors",
+                     "checkpoints/step-00000004.safetensors",
+                     "checkpoints/step-00000008.safetensors"}
+    assert folder.config() == config() and folder.status() == "finished"
+    assert folder.history().rows == outcome.history.rows
+    assert folder.environment()["NumPy"].startswith(np.__version__)
+
+
+def test_the_model_comes_back(done):
+    folder, outcome = done
+    trained = runs.load(folder.path)
+    assert trained.path == folder.best() and trained.folder.path == folder.path
+    assert trained.input_shape == (32, 32, 3) and not trained.model.training
+    _, test = folder.data()
+    assert trained.classes == test.classes
+    found = train.evaluate(trained.model, test, mean=trained.mean, std=trained.std)
+    assert found.accuracy == trained.metadata["test_accuracy"] == outcome.history.best.test.accuracy
+
+    probabilities = trained.probabilities(test.images[:7], batch_size=3)
+    x = ((test.images[:7] / 255 - trained.mean) / trained.std).astype("float32")
+    logits = trained.model.predict(x).astype(float)
+    want = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, want, rtol=1e-4)
+
+
+def test_any_checkpoint_will_do(done, tmp_path):
+    folder, _ = done
+    trained = runs.load(folder.checkpoints()[0])
+    assert trained.metadata["epoch"] == 1 and trained.folder.path == folder.path
+    alone = tmp_path / "net.safetensors"
+    alone.write_bytes(folder.best().read_bytes())
+    assert runs.load(alone).folder is None
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_other_dtypes_come_back(tmp_path, dtype):
+    folder = RunFolder.create(config(dtype=dtype), tmp_path / "run")
+    runs.train(config(dtype=dtype), folder)
+    assert runs.load(folder.path).model.dtype.name == dtype
+
+
+def test_a_grey_set_of_another_size(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "digits.npz", images=rng.integers(0, 256, (40, 12, 12), np.uint8),
+             labels=np.arange(40) % 4)
+    source = Source.of(tmp_path / "digits.npz")
+    made = config(source=source, model=models.describe("simple_convnet", in_channels=1, classes=4,
+                                                       image=12))
+    folder = RunFolder.create(made, tmp_path / "run")
+    runs.train(made, folder)
+    trained = runs.load(folder.path)
+    assert trained.input_shape == (12, 12, 1) and len(trained.classes) == 4
+
+
+def test_runs_are_found(tmp_path, done, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert runs.find() == []
+    with pytest.raises(FileNotFoundError, match="there is no run in .*gpuconv train makes one"):
+        runs.newest()
+    made = [RunFolder.create(config()) for _ in range(3)]
+    for age, folder in enumerate(made):
+        os.utime(folder.path / "config.json", (age, age))
+    (tmp_path / "runs" / "notes").mkdir()
+    assert [f.path for f in runs.find()] == [f.path for f in reversed(made)]
+    assert runs.newest().path == made[-1].path
+    assert made[0].path.name.endswith("-test") and made[0].status() == "nothing saved"
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        RunFolder.create(config(), tmp_path)
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_early_stopping_is_an_end(done, tmp_path):
+    folder, _ = done
+    early = config(settings=Settings(epochs=9, batch_size=10, patience=1))
+    new = RunFolder.create(early, tmp_path / "run")
+    rows = folder.history().rows
+    train.Records(new.path).write(train.History([rows[0], rows[0]]))
+    assert new.status() == "finished"
+
+
+@pytest.mark.parametrize("text, message", [
+    ("{", "not the settings of a run: Expecting"),
+    ('{"model": {}}', "not the settings of a run: no 'source'"),
+    ("[]", "not the settings of a run"),
+    ('{"model": {}, "source": {}, "settings": {"lr": -1}}', "lr -1, wanted at least 0"),
+    ('{"model": {}, "source": {}, "settings": {}, "colour": 1}', "colour"),
+])
+def test_a_damaged_config(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        RunFolder(tmp_path).config()
+
+
+def test_what_cannot_be_loaded(tmp_path, done):
+    folder, _ = done
+    with pytest.raises(FileNotFoundError, match="is no folder of a run: it has no config.json"):
+        runs.load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        runs.load(tmp_path / "gone.safetensors")
+    plain = tmp_path / "w.safetensors"
+    gpc.save(plain, {"w": np.ones(3)})
+    with pytest.raises(ValueError, match="there is no model, classes, mean, std, input_shape"):
+        runs.load(plain)
+    state, metadata = gpc.load(folder.best())
+    gpc.save(plain, state, metadata | {"model": {"name": "gone"}})
+    with pytest.raises(ValueError, match="unknown model 'gone'"):
+        runs.load(plain)
+    gpc.save(plain, dict(list(state.items())[1:]), metadata)
+    with pytest.raises(ValueError, match="missing"):
+        runs.load(plain)
+
+
+def test_images_that_do_not_fit(done):
+    trained = runs.load(done[0].path)
+    with pytest.raises(ValueError, match=r"images are \(1, 8, 8, 3\), the model takes \(N, 32, 32"):
+        trained.probabilities(np.zeros((1, 8, 8, 3), "uint8"))
+
+
+def test_damaged_metrics_are_named(done, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n")
+    with pytest.raises(ValueError, match="line 1 is no row of metrics"):
+        RunFolder(tmp_path).history()
+
+
+def test_the_sets_are_those_it_was_trained_on(done):
+    folder, _ = done
+    mine, theirs = folder.data(), data.shapes(40, 40)
+    assert [part.fingerprint for part in mine] == [part.fingerprint for part in theirs]
