@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from gpuconv.data import Source
     from gpuconv.runs import Trained
 
+TEST_SHARE = 0.2  # of the images, where a data set has no part to test on
+
 
 def number(kind: Callable[[str], Any], low: float, high: float = math.inf) -> Callable[[str], Any]:
     """What turns an option's text into a number of low .. high.
@@ -87,7 +89,7 @@ def add_data(to: argparse.ArgumentParser, default: str = "cifar10 where it is fo
                        help="use only the first N images of each set")
     group.add_argument("--image-size", type=number(int, 1), metavar="N",
                        help="make images N x N pixels")
-    group.add_argument("--test-share", type=number(float, 0, 1), default=0.2, metavar="X",
+    group.add_argument("--test-share", type=number(float, 0, 1), default=TEST_SHARE, metavar="X",
                        help="share of the images to test on, where no test set is given "
                             "(default: %(default)s)")
 
