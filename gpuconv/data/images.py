@@ -20,7 +20,7 @@ from gpuconv import threads
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
             ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
-GAP = 2             # what is reduced before it is resized keeps so many times the wanted pixels
+GAP = 2             # a JPEG is decoded at a size at least so many times the wanted one
 SWAP = range(5, 9)  # EXIF orientations that swap height and width
 
 
@@ -83,7 +83,7 @@ def resized(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
         for n in range(piece.start, piece.stop):
             for c in range(C):
                 plane = Image.fromarray(np.ascontiguousarray(images[n, :, :, c]))
-                out[n, :, :, c] = np.asarray(_fit(plane, (height, width)))
+                out[n, :, :, c] = np.asarray(_fit(plane, plane.size, (height, width)))
 
     threads.each(work, threads.chunks(N, H * W * C))
     return out
@@ -121,11 +121,12 @@ def _read(file: IO[bytes], name: str, size: tuple[int, int], channels: int) -> n
 
 def _decode(image: Any, size: tuple[int, int], channels: int) -> np.ndarray:
     longest = GAP * max(size)
-    image.draft("L" if channels == 1 else "RGB", (longest, longest))  # a JPEG; others: no effect
+    drafted = image.draft("L" if channels == 1 else "RGB", (longest, longest))  # None: no JPEG
     image.load()
     orientation = image.getexif().get(0x0112)  # after load, which turns TIFFs by itself
+    extent = drafted[1][2:] if drafted else image.size  # an eighth of 777 pixels: 97.1 of the 98
     image = _on_white(_eight_bits(image)).convert("L" if channels == 1 else "RGB")
-    image = _fit(image, size[::-1] if orientation in SWAP else size)
+    image = _fit(image, extent, size[::-1] if orientation in SWAP else size)
     turn = pillow().Transpose
     how = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
            6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90}.get(orientation)
@@ -155,10 +156,10 @@ def _on_white(image: Any) -> Any:
     return white
 
 
-def _fit(image: Any, size: tuple[int, int]) -> Any:
-    """The largest middle part of this shape, resized."""
-    (height, width), (W, H) = size, image.size
+def _fit(image: Any, extent: tuple[float, float], size: tuple[int, int]) -> Any:
+    """The largest middle part of this shape, of an image this wide and high, resized."""
+    (height, width), (W, H) = size, extent
     scale = min(W / width, H / height)
     left, top = max(0, W - scale * width) / 2, max(0, H - scale * height) / 2
     return image.resize((width, height), pillow().Resampling.BICUBIC,
-                        (left, top, W - left, H - top), GAP)
+                        (left, top, W - left, H - top))

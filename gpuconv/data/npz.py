@@ -12,7 +12,6 @@ array of Python objects is a pickle, which could run code: it is refused unread.
 
 import os
 import pathlib
-import zipfile
 import zlib
 
 import numpy as np
@@ -87,24 +86,28 @@ def npz(path: str | os.PathLike, image_size: int | tuple[int, int] | None = None
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Those that have a name of ours; others are left unread, as empty arrays."""
     wanted = {name for names in NAMES for name in names} | {"classes"}
+    import zipfile  # slow to import
+    name = ""
     with open(path, "rb") as file:  # where this fails, the system's error names the path
         if file.read(4) not in (b"PK\3\4", b"PK\5\6"):
             raise ValueError(f"{path}: no .npz file, or its beginning is damaged")
-    name = ""
-    try:
-        with np.load(path, allow_pickle=False) as members:
-            arrays = {}
-            for name in members.files:
-                arrays[name] = members[name] if name in wanted else np.empty(0)
-                if not isinstance(arrays[name], np.ndarray):
-                    raise ValueError("no array")
-        return arrays
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError,
-            NotImplementedError) as error:
-        if "allow_pickle" in str(error):
-            raise ValueError(f"{path}: {name} is an array of Python objects, which could run code: "
-                             "wanted numbers or strings") from None
-        raise ValueError(f"{path}: {name or 'the file'} is damaged: {error}") from None
+        file.seek(0)
+        try:
+            with np.load(file, allow_pickle=False) as members:
+                arrays = {}
+                for name in members.files:
+                    arrays[name] = members[name] if name in wanted else np.empty(0)
+                    if not isinstance(arrays[name], np.ndarray):
+                        raise ValueError("no array")
+            return arrays
+        except MemoryError as error:
+            raise MemoryError(f"{path}: {name}: {error}") from None
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError,
+                NotImplementedError) as error:
+            if "allow_pickle" in str(error):
+                raise ValueError(f"{path}: {name} is an array of Python objects, which could run "
+                                 "code: wanted numbers or strings") from None
+            raise ValueError(f"{path}: {name or 'the file'} is damaged: {error}") from None
 
 
 def _labels(path: pathlib.Path, name: str, labels: np.ndarray) -> np.ndarray:

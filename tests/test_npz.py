@@ -1,0 +1,249 @@
+"""npz: arrays of images and labels, under three sets of names; nothing in them is run."""
+
+import io
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gpuconv.data import Loader, npz
+
+KERAS = ("x_train", "y_train", "x_test", "y_test")
+OURS = ("images", "labels", "test_images", "test_labels")
+MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+@pytest.fixture
+def made(rng):
+    """(images, labels, test images, test labels)."""
+    return (rng.integers(0, 256, (30, 8, 8, 3), dtype=np.uint8), np.arange(30) % 3,
+            rng.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8), np.arange(9) % 3)
+
+
+def put(path, names, arrays, **more):
+    np.savez(path, **dict(zip(names, arrays, strict=False)), **more)
+    return path
+
+
+# -- what is read --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [OURS, KERAS, MEDMNIST], ids=["ours", "keras", "medmnist"])
+@pytest.mark.parametrize("packed", [np.savez, np.savez_compressed])
+def test_a_set_with_a_test_set(tmp_path, made, names, packed):
+    packed(tmp_path / "digits.npz", **dict(zip(names, made, strict=True)))
+    train, test = npz(tmp_path / "digits.npz")
+    for got, images, labels in ((train, *made[:2]), (test, *made[2:])):
+        np.testing.assert_array_equal(got.images, images)
+        np.testing.assert_array_equal(got.labels, labels)
+        assert got.labels.dtype == np.int32 and got.classes == ("0", "1", "2")
+    assert (train.name, test.name) == ("digits train", "digits test")
+
+
+def test_a_set_without_is_split_by_seed(tmp_path, made):
+    path = put(tmp_path / "x.npz", OURS, made[:2])
+    parts = [npz(path, seed=seed) for seed in (1, 1, 2)]
+    train, test = parts[0]
+    assert np.bincount(train.labels).tolist() == [8, 8, 8]
+    assert np.bincount(test.labels).tolist() == [2, 2, 2]
+    known = {image.tobytes(): label for image, label in zip(*made[:2], strict=True)}
+    for part in (train, test):
+        for image, label in zip(part.images, part.labels, strict=True):
+            assert known.pop(image.tobytes()) == label
+    assert not known
+    assert parts[1][0].fingerprint == train.fingerprint != parts[2][0].fingerprint
+    assert len(npz(path, test_share=0.5)[1]) == 15
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
+def test_floats_of_0_to_1(tmp_path, dtype):
+    levels = np.arange(256).reshape(4, 8, 8, 1)
+    path = put(tmp_path / "x.npz", OURS, [(levels / 255).astype(dtype), [0, 1, 0, 1]] * 2)
+    train, _ = npz(path)
+    np.testing.assert_array_equal(train.images, levels)
+
+
+def test_one_channel(tmp_path, made):
+    grey = made[0][..., 0]  # (N, H, W)
+    train, test = npz(put(tmp_path / "x.npz", KERAS, [grey, made[1]]))
+    assert train.images.shape == (24, 8, 8, 1) and train.mean.shape == (1,)
+    x, _ = next(Loader(train, 4).epoch(0))
+    assert x.shape == (4, 8, 8, 1)
+
+
+@pytest.mark.parametrize("labels, classes", [
+    (np.array(["owl", "cat", "dog"] * 10), ("cat", "dog", "owl")),
+    (np.array([b"owl", b"cat", b"dog"] * 10), ("cat", "dog", "owl")),
+    (np.array([9, -1, 4] * 10, "int8"), ("-1", "4", "9")),
+    (np.array([9, 0, 4] * 10, "uint64"), ("0", "4", "9")),
+    (np.array([[2], [0], [1]] * 10), ("0", "1", "2"))])
+def test_labels_name_the_classes(tmp_path, made, labels, classes):
+    path = put(tmp_path / "x.npz", OURS, [made[0], labels, made[0], labels])
+    train, test = npz(path)
+    assert train.classes == classes
+    assert train.labels.tolist() == test.labels.tolist() == [2, 0, 1] * 10
+
+
+@pytest.mark.parametrize("labels", [np.array([1, 0, 2] * 10), np.array(["b", "z", "a"] * 10)])
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_names_of_classes(tmp_path, made, labels, kind):
+    names = np.array(["z", "b", "a"]).astype(kind)
+    train, _ = npz(put(tmp_path / "x.npz", OURS, [made[0], labels] * 2, classes=names))
+    assert train.classes == ("z", "b", "a") and train.labels.tolist() == [1, 0, 2] * 10
+
+
+def test_a_class_may_have_no_image_where_classes_are_named(tmp_path, made):
+    names = ["a", "b", "c", "d"]
+    train, _ = npz(put(tmp_path / "x.npz", OURS, made, classes=names))
+    assert train.classes == tuple(names)
+
+
+def test_resized(tmp_path, made):
+    path = put(tmp_path / "x.npz", OURS, made)
+    train, test = npz(path, image_size=4)
+    assert train.images.shape == (30, 4, 4, 3) and test.images.shape == (9, 4, 4, 3)
+    want = Image.fromarray(made[0][7]).resize((4, 4), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(train.images[7], want)
+    assert npz(path, (4, 6))[0].images.shape == (30, 4, 6, 3)
+
+
+def test_limit(tmp_path, made):
+    path = put(tmp_path / "x.npz", OURS, made)
+    assert [len(part) for part in npz(path, limit=10)] == [10, 9]
+    path = put(tmp_path / "y.npz", OURS, made[:2])
+    whole, few = npz(path), npz(path, limit=4)
+    np.testing.assert_array_equal(few[0].images, whole[0].images[:4])
+    assert len(few[1]) == 4
+
+
+def test_other_arrays_are_left_unread(tmp_path, made):
+    train, _ = npz(put(tmp_path / "x.npz", OURS, made, notes=np.array([{}], object)))
+    assert len(train) == 30
+
+
+# -- refusals ------------------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("marker",)
+
+
+@pytest.mark.parametrize("names", [("images",), ("labels",), ("classes",), ("images", "labels")])
+def test_objects_are_refused_and_nothing_is_run(tmp_path, made, monkeypatch, names):
+    monkeypatch.chdir(tmp_path)
+    evil = np.array([Evil()] * 30, object)
+    arrays = dict(images=made[0], labels=made[1]) | dict.fromkeys(names, evil)
+    np.savez("x.npz", **arrays)
+    with pytest.raises(ValueError, match=r"x\.npz: \w+ is an array of Python objects, which could "
+                                         r"run code: wanted numbers or strings"):
+        npz("x.npz")
+    assert not os.path.exists("marker")
+
+
+@pytest.mark.parametrize("content", [
+    pytest.param(pickle.dumps(Evil()), id="pickle"), pytest.param(b"", id="empty"),
+    pytest.param(b"hello", id="text"), pytest.param(b"PK\3\4" + bytes(100), id="zip-header")])
+def test_what_is_no_npz(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.npz: (no \.npz file|the file is damaged)"):
+        npz("x.npz")
+    assert not os.path.exists("marker")
+
+
+def test_an_npy_file(tmp_path, made):
+    with open(tmp_path / "x.npz", "wb") as file:
+        np.save(file, made[0])
+    with pytest.raises(ValueError, match=r"no \.npz file"):
+        npz(tmp_path / "x.npz")
+
+
+def test_truncated_and_damaged(tmp_path, made, rng):
+    path = put(tmp_path / "x.npz", OURS, made)
+    content = path.read_bytes()
+    for n in range(0, len(content), 97):
+        path.write_bytes(content[:n])
+        with pytest.raises(ValueError, match=r"x\.npz"):
+            npz(path)
+    for at in rng.integers(0, len(content), 60):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        try:
+            npz(path)  # some bytes of a zip file say nothing about its content
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ") or str(error).startswith(f"{path} holds")
+
+
+def test_a_zip_of_something_else(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("images", "hello")
+        file.writestr("labels.npy", "hello")
+    with pytest.raises(ValueError, match=r"x\.npz: \w+ is damaged"):
+        npz(tmp_path / "x.npz")
+
+
+def test_a_header_that_promises_too_much(tmp_path, made):
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        head, dict(descr="|u1", fortran_order=False, shape=(1 << 20, 100, 100, 3)))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("images.npy", head.getvalue())
+        file.writestr("labels.npy", head.getvalue())
+    with pytest.raises((ValueError, MemoryError), match=r"x\.npz: images"):
+        npz(tmp_path / "x.npz")
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.npz"):
+        npz(tmp_path / "gone.npz")
+
+
+def twice(images, labels):
+    return dict(images=images, labels=labels, test_images=images, test_labels=labels)
+
+
+IMAGES, LABELS = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("arrays, message", [
+    (dict(x=IMAGES, y=LABELS), "holds x, y: wanted images and labels, or x_train and y_train"),
+    (dict(), "holds nothing: wanted images and labels"),
+    (dict(images=IMAGES, labels=LABELS, test_images=IMAGES),
+     "holds only one of test_images and test_labels"),
+    (twice(IMAGES.astype(int), LABELS), r"images are int64 of 0\.\.0, wanted uint8 of 0\.\.255 or"),
+    (twice(IMAGES.astype(bool), LABELS), r"images are bool of False\.\.False, wanted uint8"),
+    (twice(IMAGES + 255.0, LABELS), r"images are float64 of 255\.0\.\.255\.0, wanted uint8"),
+    (twice(IMAGES - 0.5, LABELS), r"float64 of -0\.5\.\.-0\.5"),
+    (twice(IMAGES + np.nan, LABELS), r"float64 of nan\.\.nan"),
+    (twice(IMAGES + 0j, LABELS), r"complex128 of"),
+    (twice(IMAGES[0, 0], LABELS), r"images have shape \(8, 3\), wanted \(N, H, W\) or"),
+    (twice(IMAGES.reshape(4, 192), LABELS), r"images have shape \(4, 192\), wanted"),
+    (twice(IMAGES.transpose(0, 3, 1, 2), LABELS),
+     r"images have shape \(4, 3, 8, 8\), which looks like channels first; wanted \(N, H, W, C\): "
+     r"images\.transpose\(0, 2, 3, 1\)"),
+    (twice(IMAGES[:0], LABELS[:0]), r"holds 0 classes"),
+    (twice(IMAGES[:3], LABELS), "3 images, 4 labels"),
+    (twice(IMAGES, LABELS + 0.5), "labels are float64, wanted integers or strings"),
+    (twice(IMAGES, np.eye(2)[LABELS]), r"labels have shape \(4, 2\), wanted \(N,\)"),
+    (twice(IMAGES, LABELS * 0), "holds 1 classes, wanted at least two"),
+    (twice(IMAGES, LABELS) | dict(test_labels=LABELS + 1),
+     "label 2 is of no class: there are 0, 1"),
+    (twice(IMAGES, LABELS) | dict(test_labels=np.array(["0", "1", "0", "1"])), "of two kinds"),
+    (twice(IMAGES, LABELS) | dict(classes=np.array(["cat"])), "holds 1 classes"),
+    (twice(IMAGES, LABELS + 1) | dict(classes=np.array(["cat", "dog"])), "label 2 is of no class"),
+    (twice(IMAGES, LABELS - 1) | dict(classes=np.array(["cat", "dog"])), "label -1 is of no class"),
+    (twice(IMAGES, LABELS) | dict(classes=np.array(["cat", "cat"])), "wanted names"),
+    (twice(IMAGES, LABELS) | dict(classes=np.array([["cat", "dog"]])), "wanted names"),
+    (twice(IMAGES, np.array(["a", "b"] * 2)) | dict(classes=np.array(["cat", "dog"])),
+     "label a is of no class: there are cat, dog"),
+    (twice(IMAGES, LABELS) | dict(test_images=IMAGES[:, :4]),
+     r"images have shape \(4, 8, 8, 3\), test_images \(4, 4, 8, 3\)"),
+    (dict(images=IMAGES[:3], labels=np.array([0, 0, 1])), "class 1 has a single image"),
+])
+def test_refusals(tmp_path, arrays, message):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        npz(tmp_path / "x.npz")
