@@ -22,6 +22,7 @@ from gpuconv.backend import Array, float_dtype, to_cpu
 
 FORMAT = "gpuconv"
 VERSION = 1
+UNFINISHED = ".unfinished"  # how the name of a temporary file ends
 
 
 @contextlib.contextmanager
@@ -47,7 +48,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb",
     """
     path, temporary = check_writable(path), ""
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
         with open(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
@@ -73,6 +74,12 @@ def _unwritten(path: pathlib.Path, error: OSError) -> OSError:
     said = type(error)(f"{path} could not be written: {error.strerror}; {stays}")
     said.errno = error.errno
     return said
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Remove what writes that a crash cut short have left in a folder where nobody else writes."""
+    for path in pathlib.Path(folder).glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def check_writable(path: str | os.PathLike) -> pathlib.Path:

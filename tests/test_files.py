@@ -127,6 +127,24 @@ def test_digest(tmp_path):
     assert files.digest(tmp_path / "abc", "md5") == "900150983cd24fb0d6963f7d28e17f72"
 
 
+def test_leftovers_of_a_crash_are_removed_and_nothing_else(tmp_path):
+    code = f"""
+import os
+from gpuconv import files
+with files.atomic_write({str(tmp_path / "weights")!r}) as file:
+    file.write(b"half")
+    file.flush()
+    os._exit(1)
+"""
+    others = [".hidden", ".vscode.settings", "weights", "x.unfinished"]
+    for name in others:
+        (tmp_path / name).touch()
+    subprocess.run([sys.executable, "-c", code])
+    assert len(os.listdir(tmp_path)) == len(others) + 1
+    files.remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == others
+
+
 # -- save and load -----------------------------------------------------------------------
 
 
@@ -254,8 +272,8 @@ def test_a_full_disk(small_disk):
 
 
 def test_no_room_for_a_name(tmp_path, monkeypatch):
-    def full(prefix, dir):
-        raise OSError(errno.ENOSPC, "No space left on device", f"{dir}/{prefix}x9t2")
+    def full(suffix, prefix, folder):
+        raise OSError(errno.ENOSPC, "No space left on device", f"{folder}/{prefix}x9t2{suffix}")
 
     monkeypatch.setattr(tempfile, "mkstemp", full)
     with pytest.raises(OSError, match="/f could not be written: No space left on device; nothing"):
