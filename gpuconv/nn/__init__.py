@@ -16,7 +16,9 @@ from gpuconv.nn.layers import (
 )
 from gpuconv.nn.module import Module
 from gpuconv.nn.pooling import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
+from gpuconv.nn.ranges import nvtx_ranges
+from gpuconv.nn.summary import Summary, summary
 
 __all__ = ["GELU", "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d",
            "GlobalMaxPool2d", "Identity", "Linear", "MaxPool2d", "Module", "ModuleList", "ReLU",
-           "Residual", "Sequential", "Sigmoid", "Tanh", "init"]
+           "Residual", "Sequential", "Sigmoid", "Summary", "Tanh", "init", "nvtx_ranges", "summary"]

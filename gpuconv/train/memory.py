@@ -15,6 +15,7 @@ import traceback
 from gpuconv import threads
 from gpuconv.backend import accumulator, cupy, free_memory
 from gpuconv.nn import Module
+from gpuconv.nn.summary import human
 from gpuconv.optim import Optimizer
 from gpuconv.optim.flat import ALIGN
 from gpuconv.train.tape_memory import Cut, Moment, trace
@@ -106,19 +107,6 @@ def slots_of(optimizer: Optimizer | None) -> int:
         return 0
     moved = any(group.get("momentum", True) for group in optimizer.groups)
     return len(optimizer.saved) if moved else 0
-
-
-def human(size: float) -> str:
-    """Bytes in a unit that people read.
-
-    >>> human(999), human(1 << 20), human(3.25 * 2**30)
-    ('999 bytes', '1.0 MiB', '3.2 GiB')
-    """
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 class _Forecast:

@@ -26,7 +26,7 @@ import numpy as np
 
 from gpuconv import threads
 from gpuconv.autograd import Op, Tensor
-from gpuconv.backend import Array, array_device, get_array_module, is_gpu, to_gpu
+from gpuconv.backend import Array, array_device, asarray, get_array_module, is_gpu
 from gpuconv.nn import Module
 from gpuconv.nn.observe import observed, untouched
 from gpuconv.ops import softmax_cross_entropy
@@ -83,7 +83,8 @@ def trace(model: Module, input_shape: tuple[int, int, int], images: int) -> list
     with untouched(model), _notes() as notes, _traced(), np.errstate(all="ignore"):
         model.train()
         model.reseed(0)
-        return _Step(model, notes).run(_images(model, input_shape, images))
+        x = asarray(np.zeros((images, *input_shape), model.dtype), model.device)
+        return _Step(model, notes).run(x)
 
 
 class _Step:
@@ -220,13 +221,6 @@ def _memory_of(array: Array) -> tuple[Any, int]:
     while (array := getattr(array, "base", None)) is not None:
         owner = array if isinstance(array, np.ndarray) else owner
     return id(owner), owner.nbytes
-
-
-def _images(model: Module, input_shape: tuple[int, int, int], n: int) -> Array:
-    x = np.zeros((n, *input_shape), model.dtype)
-    first = next((p.data for p in model.parameters()), x)
-    with array_device(first):
-        return to_gpu(x) if is_gpu(first) else x
 
 
 # -- what ops ask of threads ---------------------------------------------------------------

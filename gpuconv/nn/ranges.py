@@ -1,0 +1,38 @@
+"""Ranges for NVIDIA's profilers: which layer a kernel was launched by."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from gpuconv.backend import cupy
+from gpuconv.nn.module import Module
+from gpuconv.nn.observe import observed
+
+
+@contextlib.contextmanager
+def nvtx_ranges(model: Module) -> Iterator[None]:
+    """For as long as it is entered, each call of a layer is an NVTX range, named as in the summary.
+
+    Ranges nest as modules do, and show in Nsight Systems: ``nsys profile -t cuda,nvtx python ...``.
+    They cover forward; what backward launches lies outside.
+
+        with nn.nvtx_ranges(model):
+            model(x)
+
+    Args:
+        model: on a GPU.
+
+    Raises:
+        RuntimeError: there is no usable GPU; says what is missing.
+    """
+    nvtx = cupy().cuda.nvtx
+
+    def around(path: str, module: Module, forward: Any, *inputs: Any) -> Any:
+        nvtx.RangePush(f"{path} {type(module).__name__}".strip())
+        try:
+            return forward(*inputs)
+        finally:
+            nvtx.RangePop()
+
+    with observed(model, around):
+        yield
