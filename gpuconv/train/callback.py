@@ -31,6 +31,7 @@ class Run:
     arguments: dict[str, Any]  # of fit, in words: what must be the same for a run to go on
     history: History = dataclasses.field(default_factory=History)  # of the epochs that have ended
     ema: EMA | None = None
+    test: Dataset | Floats | None = None  # the test set, likewise
     epoch: int = 0           # the current one: 1, 2, ... epochs
     step: int = 0            # steps done in it: 0 .. steps
     loss: float = math.nan

@@ -144,7 +144,8 @@ def capture(run: Run) -> tuple[dict[str, Array], dict[str, Any]]:
 
 def identity(run: Run) -> dict[str, Any]:
     """What must be the same for a run to go on to the same bits."""
-    return {**run.arguments, "training set": run.data.fingerprint}
+    return {**run.arguments, "training set": run.data.fingerprint,
+            "test set": run.test and run.test.fingerprint}
 
 
 def weights(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
     run = Run(model, optimizer, data, epochs, len(loader), dict(
         epochs=epochs, batch_size=batch_size, schedule=_words(schedule), augment=_words(augment),
         label_smoothing=label_smoothing, clip_norm=clip_norm, seed=seed, dtype=model.dtype.name,
-        optimizer=_settings(optimizer), ema=ema and ema.decay), ema=ema)
+        optimizer=_settings(optimizer), ema=ema and ema.decay), ema=ema, test=trial)
     if resume is not None:
         resume_from(resume, run)
     with contextlib.ExitStack() as during:
