@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from gpuconv.backend import Array, float_dtype, to_cpu
+from gpuconv.backend import Array, float_dtype, is_gpu, to_cpu
 
 FORMAT = "gpuconv"
 VERSION = 1
@@ -144,7 +144,7 @@ def save(path: str | os.PathLike, state: Mapping[str, Array],
     import safetensors.numpy
     arrays, text = {}, json.dumps(metadata or {})
     for name, a in state.items():
-        if not hasattr(a, "dtype"):
+        if not (isinstance(a, np.ndarray | np.generic) or is_gpu(a)):
             raise TypeError(f"save: {name} is {type(a).__name__}, wanted an array")
         a = to_cpu(a)
         # safetensors 0.8.0 writes the memory of a strided array as if it were dense (issue 825).
