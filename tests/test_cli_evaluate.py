@@ -71,6 +71,7 @@ def test_wrong_usage(tmp_path):
     assert str(missing) in fails(1, "evaluate", missing)
     assert "there is no run in" in fails(1, "evaluate", folder=tmp_path)
     assert "out of range" in fails(2, "evaluate", tiny_run(), "--batch-size", 0)
+    assert "go with --data" in fails(1, "evaluate", tiny_run(), "--image-size", 8)
     lost = tmp_path / "lost.safetensors"
     gpc.save(lost, {"weight": np.zeros(3)})
     assert f"{lost}: holds named arrays" in fails(1, "evaluate", lost)

@@ -4,7 +4,15 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.cli.options import add_data, add_device, load_run, number, run_argument, source
+from gpuconv.cli.options import (
+    TEST_SHARE,
+    add_data,
+    add_device,
+    load_run,
+    number,
+    run_argument,
+    source,
+)
 from gpuconv.cli.output import console, percent, say, show, table, write_json
 
 if TYPE_CHECKING:
@@ -28,9 +36,9 @@ def add_options(to: argparse.ArgumentParser) -> None:
                     help="images at a time (default: %(default)s)")
     add_device(to)
     to.add_argument("--json", action="store_true", help="write JSON, the whole matrix included")
-    add_data(to, default="what the run was trained on")
-    to.add_argument("--split", choices=("test", "train", "all"), default="test",
-                    help="which part of the data (default: %(default)s)")
+    data = add_data(to, default="what the run was trained on")
+    data.add_argument("--split", choices=("test", "train", "all"), default="test",
+                      help="which part of the data (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -77,6 +85,9 @@ def choose_data(args: argparse.Namespace, trained: "Trained",
     if args.data or args.data_dir:
         chosen = source(args, trained.input_shape[0])
         parts = chosen.load(args.download, progress)
+    elif args.image_size or args.test_share != TEST_SHARE:
+        raise ValueError("--image-size and --test-share go with --data: without it the data are "
+                         "what the run was trained on")
     elif trained.folder is None:
         raise ValueError(f"{trained.path} is in no run folder, so it has no data of its own: "
                          "say --data")

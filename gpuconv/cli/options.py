@@ -77,8 +77,8 @@ def add_model(to: argparse.ArgumentParser) -> None:
 
 
 def add_data(to: argparse.ArgumentParser, default: str = "cifar10 where it is found, else shapes, "
-             "drawn on the spot") -> None:
-    """``--data`` and what belongs to it; ``data.Source.of`` understands the values."""
+             "drawn on the spot") -> Any:
+    """``--data`` and what belongs to it; ``source`` understands the values. Their group."""
     group = to.add_argument_group("data")
     group.add_argument("--data", metavar="cifar10|shapes|DIR|FILE.npz",
                        help=f"DIR has a folder of images per class (default: {default})")
@@ -92,6 +92,7 @@ def add_data(to: argparse.ArgumentParser, default: str = "cifar10 where it is fo
     group.add_argument("--test-share", type=number(float, 0, 1), default=TEST_SHARE, metavar="X",
                        help="share of the images to test on, where no test set is given "
                             "(default: %(default)s)")
+    return group
 
 
 def source(args: argparse.Namespace, image_size: int | None = None) -> "Source":

@@ -11,6 +11,7 @@ against the real CuPy. What CuPy itself does (streams, cuBLAS, real memory) is f
 """
 
 import types
+from time import perf_counter as _now
 
 import numpy as np
 
@@ -57,6 +58,15 @@ class ndarray:
     def __repr__(self):
         return f"gpu {self.host!r}"
 
+    @property
+    def data(self):
+        """Where the array lives: ``data.mem`` has the address and the bytes of the allocation."""
+        owner = self.host
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        return types.SimpleNamespace(mem=types.SimpleNamespace(ptr=owner.ctypes.data,
+                                                               size=owner.nbytes))
+
 
 class Device:
     """The one device: a context that changes nothing."""
@@ -71,17 +81,33 @@ class Device:
         pass
 
 
+class _Event:
+    """A moment; what the GPU was given before is done by then."""
+
+    def record(self):
+        self.moment = _now()
+
+
 # cupy.cuda: as much of it as gpuconv.backend asks when it looks for a GPU.
 cuda = types.SimpleNamespace(
     Device=Device,
+    Event=_Event,
+    get_elapsed_time=lambda a, b: 1e3 * (b.moment - a.moment),
+    nvtx=types.SimpleNamespace(RangePush=lambda message, id_color=-1: None, RangePop=lambda: None),
     runtime=types.SimpleNamespace(
         driverGetVersion=lambda: 13000,
+        memGetInfo=lambda: (6 << 30, 8 << 30),
         getDeviceCount=lambda: 1,
         getDeviceProperties=lambda number: {"name": b"stand-in that runs CUDA on the CPU",
                                             "totalGlobalMem": 8 << 30, "major": 0, "minor": 0}),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
     device=types.SimpleNamespace(get_cublas_handle=lambda: 0),
     get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None))
+
+
+def get_default_memory_pool():
+    """Has 1 GiB in free blocks, and keeps it."""
+    return types.SimpleNamespace(free_bytes=lambda: 1 << 30, free_all_blocks=lambda: None)
 
 
 class RawModule:

@@ -1,0 +1,250 @@
+"""``gpuconv bench``: how fast this machine trains, and how near each layer is to its peak.
+
+    peaks:  2 n^3 / seconds of an n x n matrix product;  bytes read and written / seconds of a copy
+    a layer cannot take less than  max(2 multiply-adds / peak product, bytes / peak copy)  seconds;
+    its share of the peak is that, over the seconds it takes
+
+Bytes of a layer: what goes in, what comes out and its parameters, each once. Peaks are the shortest
+of a few repetitions, all else is their median. On a GPU several steps are queued between two
+moments at which one waits for it, and the time of a layer is the device's own, between two events:
+that of a layer with little to do is the time of its launch.
+
+Source: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model", CACM
+52(4), 2009.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gpuconv import backend
+from gpuconv.cli.options import add_device, add_model, choose_device, number
+from gpuconv.cli.output import console, percent, say, show, table, write_json
+
+if TYPE_CHECKING:
+    from gpuconv.nn import Module
+    from gpuconv.nn.summary import Row
+
+SAYS = "Measure how fast this machine trains and evaluates a model."
+EXAMPLES = ("gpuconv bench", "gpuconv bench --device cuda --dtype float16 --batch-size 512",
+            'gpuconv bench --model "INPUT 64x64x3 | [CONV3-32 RELU]*2 POOL2 | FC 10" --json')
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
+COPIED = 256 << 20                  # bytes: more than any cache holds
+QUEUED = {"cpu": 1, "cuda": 10}     # repetitions between two looks at the clock
+SECONDS, LEAST = 0.7, 3             # of one measurement, and repetitions
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """How long the forward pass of a layer takes."""
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    seconds: float
+    flops: float    # per second
+    bytes: float    # per second
+    least: float    # seconds that its work takes at the peaks
+
+    @property
+    def share(self) -> float:
+        """Of the peak that bounds it, 0..1."""
+        return self.least / self.seconds
+
+
+def add_options(to: argparse.ArgumentParser) -> None:
+    """What ``gpuconv bench`` understands."""
+    add_model(to)
+    to.add_argument("--batch-size", type=number(int, 1), default=128, metavar="N",
+                    help="images of a step (default: %(default)s)")
+    to.add_argument("--dtype", choices=backend.FLOATS, default="float32",
+                    help="default: %(default)s")
+    add_device(to)
+    to.add_argument("--json", action="store_true", help="write JSON")
+
+
+class Bench:
+    """A model and a batch, on a device.
+
+    Args:
+        model: to measure.
+        shape: (N, H, W, C) of a batch.
+    """
+
+    def __init__(self, model: "Module", shape: tuple[int, ...]):
+        import numpy as np
+        self.model, self.shape = model, shape
+        self.kind = "cpu" if model.device == "cpu" else "cuda"
+        rng = np.random.default_rng(0)
+        images = rng.standard_normal(shape, "float32").astype(model.dtype)
+        self.x = backend.asarray(images, model.device)
+        classes = model.predict(self.x[:1]).shape[-1]
+        labels = rng.integers(0, classes, shape[0]).astype(np.int32)
+        self.labels = backend.asarray(labels, model.device)
+
+    def wait(self) -> None:
+        """Until the GPU has done what it was given."""
+        if self.kind == "cuda":
+            backend.cupy().cuda.get_current_stream().synchronize()
+
+    def times(self, f: Callable[[], Any]) -> list[float]:
+        """Seconds of f, repeated for a second."""
+        taken: list[float] = []
+        f()  # compiles kernels, fills caches
+        self.wait()
+        end = time.perf_counter() + SECONDS
+        while len(taken) < LEAST or time.perf_counter() < end:
+            began = time.perf_counter()
+            for _ in range(QUEUED[self.kind]):
+                f()
+            self.wait()
+            taken.append((time.perf_counter() - began) / QUEUED[self.kind])
+        return taken
+
+    def peaks(self) -> tuple[float, float]:
+        """(FLOP/s of a matrix product in the model's dtype, bytes/s of a copy)."""
+        import numpy as np
+
+        from gpuconv import ops, threads
+        xp, n, device = backend.get_array_module(self.x), SIDE[self.kind], self.model.device
+        a = backend.asarray(np.ones((n, n), self.model.dtype), device)
+        product = min(self.times(lambda: ops.matmul(a, a)))
+        here = backend.asarray(np.ones(COPIED, np.uint8), device)
+        there = xp.empty_like(here)
+        pieces = threads.chunks(COPIED, 1, COPIED // threads.count())
+
+        def copy() -> None:
+            if self.kind == "cuda":
+                there[...] = here
+            else:
+                threads.each(lambda piece: np.copyto(there[piece], here[piece]), pieces)
+
+        return 2 * n**3 / product, 2 * COPIED / min(self.times(copy))
+
+    def training(self) -> float:
+        """Seconds of a step: forward, loss, backward, update."""
+        from gpuconv import ops, optim
+        optimizer = optim.SGD(self.model.train().parameters(), lr=1e-6, momentum=0.9)
+
+        def step() -> None:
+            loss = ops.softmax_cross_entropy(self.model(self.x), self.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return statistics.median(self.times(step))
+
+    def evaluation(self) -> float:
+        """Seconds of a forward pass, as in use."""
+        N = self.shape[0]
+        return statistics.median(self.times(lambda: self.model.predict(self.x, N)))
+
+    def layers(self, product: float, copy: float) -> list[Layer]:
+        """The forward pass layer by layer, in their order; peaks as ``peaks`` gives them."""
+        from gpuconv.autograd import no_grad
+        from gpuconv.nn.observe import observed
+        from gpuconv.nn.summary import summary
+        spans: dict[str, list[tuple[Any, Any]]] = {
+            path: [] for path, module in self.model.named_modules()
+            if not next(module.named_children(), None)}
+
+        def around(path: str, module: "Module", forward: Callable[..., Any], *inputs: Any) -> Any:
+            if path not in spans:
+                return forward(*inputs)
+            began = self.mark()
+            y = forward(*inputs)
+            spans[path].append((began, self.mark()))
+            return y
+
+        def forward() -> None:
+            with no_grad(), observed(self.model, around):
+                self.model(self.x)
+
+        self.model.eval()
+        runs = 1 + len(self.times(forward)) * QUEUED[self.kind]
+        calls: dict[str, list[Row]] = {}
+        for row in summary(self.model, self.shape[1:]).rows:
+            calls.setdefault(row.path, []).append(row)
+        found = []
+        for path in (path for path in calls if path in spans):
+            taken = [self.between(*span) for span in spans[path]]
+            each = len(taken) // runs  # calls in a pass, of which the first is left out
+            seconds = [sum(taken[i:i + each]) for i in range(each, len(taken), each)]
+            found.append(self.layer(calls[path], statistics.median(seconds), product, copy))
+        return found
+
+    def layer(self, calls: "list[Row]", seconds: float, product: float, copy: float) -> Layer:
+        """What a layer does in its calls, over the seconds that they take together."""
+        import numpy as np
+        N, size = self.shape[0], self.model.dtype.itemsize
+        flops, moved = 0.0, 0.0
+        for row in calls:
+            flops += 2 * N * row.multiply_adds
+            if row.activation_bytes:  # none: it hands on its input's memory
+                moved += size * (N * (np.prod(row.input) + np.prod(row.output)) + row.parameters)
+        last = calls[-1]
+        return Layer(last.path, last.kind, (N, *last.output), seconds, flops / seconds,
+                     moved / seconds, max(flops / product, moved / copy))
+
+    def mark(self) -> Any:
+        """A moment: of the clock, or in the GPU's queue."""
+        if self.kind == "cpu":
+            return time.perf_counter()
+        event = backend.cupy().cuda.Event()
+        event.record()
+        return event
+
+    def between(self, began: Any, ended: Any) -> float:
+        """Seconds between two moments, after ``wait``."""
+        if self.kind == "cpu":
+            return ended - began
+        return backend.cupy().cuda.get_elapsed_time(began, ended) / 1e3
+
+
+def run(args: argparse.Namespace) -> None:
+    """``gpuconv bench``."""
+    from gpuconv import models, threads
+    where, why_there = choose_device(args.device)
+    description = models.describe(args.model)
+    model = models.build(description).to(where, args.dtype)
+    bench = Bench(model, (args.batch_size, *models.input_shape(description)))
+    with backend.array_device(bench.x):
+        product, copy = bench.peaks()
+        step, forward = bench.training(), bench.evaluation()
+        layers = bench.layers(product, copy)
+    out, N = console(), args.batch_size
+    name = description.get("name") or description["notation"]
+    if args.json:
+        write_json(out, {
+            "device": why_there, "threads": threads.count(), "model": name, "dtype": args.dtype,
+            "batch_size": N, "peak_flops": product, "peak_bytes": copy,
+            "training_images_per_second": N / step, "evaluation_images_per_second": N / forward,
+            "layers": [{**dataclasses.asdict(layer), "share": layer.share} for layer in layers]})
+        return
+    size = sum(p.size for p in model.parameters())
+    show(out, {"device": why_there, "model": f"{name}, {size:,} parameters, {args.dtype}",
+               "peaks": f"{product / 1e9:,.0f} GFLOP/s, product of two {SIDE[bench.kind]} x "
+                        f"{SIDE[bench.kind]} matrices; {copy / 1e9:,.1f} GB/s, copy",
+               "training": f"{N / step:,.0f} images/s, {1e3 * step:,.1f} ms for a step of {N}",
+               "evaluation": f"{N / forward:,.0f} images/s, {1e3 * forward:,.1f} ms for {N}"})
+    say(out, "")
+    show_layers(out, layers, product, copy)
+
+
+def show_layers(out: Any, layers: list[Layer], product: float, copy: float) -> None:
+    """A row per layer, with the rate that bounds it."""
+    total, rows = sum(layer.seconds for layer in layers), []
+    for layer in layers:
+        bound = layer.flops / product > layer.bytes / copy
+        rate = (f"{layer.flops / 1e9:,.0f} GFLOP/s" if bound else
+                f"{layer.bytes / 1e9:,.1f} GB/s" if layer.least else "-")
+        rows.append([layer.name, layer.kind, " x ".join(map(str, layer.output[1:])),
+                     f"{1e3 * layer.seconds:.2f}", percent(layer.seconds / total, 0), rate,
+                     percent(layer.share if layer.least else None, 0)])
+    table(out, ["layer", "kind", "output", "ms", "of time", "rate", "of peak"], rows,
+          right=(3, 4, 5, 6))
+    if any(layer.share > 1 for layer in layers):
+        say(out, "more than 100% of the copy's peak: the data stayed in a cache")

@@ -1,0 +1,103 @@
+"""``gpuconv bench`` as its users meet it; how long things take is nobody's to assert."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from cli_tools import fails, gpuconv
+from conftest import HAS_GPU
+from rich.console import Console
+
+import gpuconv as gpc
+from gpuconv import cli, nn
+from gpuconv.cli import bench
+
+SMALL = ["bench", "--model", "INPUT 8x8x3 | CONV3-4 RELU POOL2 | FC 5", "--batch-size", 4,
+         "--device", "cpu"]
+KINDS = ["Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few repetitions of small work."""
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    monkeypatch.setattr(bench, "SIDE", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr(bench, "COPIED", 1 << 12)
+    monkeypatch.setattr(bench, "QUEUED", {"cpu": 1, "cuda": 2})
+
+
+def test_json():
+    done = gpuconv(*SMALL, "--json")
+    assert done.returncode == 0 and done.stderr == ""
+    told = json.loads(done.stdout)
+    assert told["batch_size"] == 4 and told["dtype"] == "float32"
+    assert told["threads"] == gpc.threads.count()
+    for name in ("peak_flops", "peak_bytes", "training_images_per_second",
+                 "evaluation_images_per_second"):
+        assert told[name] > 0
+    assert [layer["kind"] for layer in told["layers"]] == KINDS
+    conv = told["layers"][0]
+    assert conv["output"] == [4, 8, 8, 4]
+    # 2 multiply-adds' operations; bytes of x, y, w and b
+    assert conv["flops"] * conv["seconds"] == pytest.approx(2 * 4 * 8 * 8 * 4 * 27)
+    assert conv["bytes"] * conv["seconds"] == pytest.approx(
+        4 * (4 * 8 * 8 * 3 + 4 * 8 * 8 * 4 + 4 * 27 + 4))
+    assert conv["share"] == pytest.approx(max(conv["flops"] / told["peak_flops"],
+                                              conv["bytes"] / told["peak_bytes"]))
+
+
+def table(*arguments, capsys):
+    """(what stands above the table, its rows)"""
+    assert cli.main([*map(str, SMALL), *arguments]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    above, below = told.out.split("of peak\n")
+    return above, [row.split() for row in below.splitlines()[:5]]
+
+
+@pytest.mark.parametrize("dtype", gpc.backend.FLOATS)
+def test_a_table(dtype, quick, capsys):
+    above, rows = table("--dtype", dtype, capsys=capsys)
+    assert f" parameters, {dtype}\n" in above and "of two 64 x 64 matrices" in above
+    assert [row[:2] for row in rows] == [[str(i), kind] for i, kind in enumerate(KINDS)]
+    assert rows[3][-2:] == ["-", "-"]  # Flatten only looks at its input in another way
+
+
+def test_on_a_gpu(quick, cp, capsys):
+    above, rows = table("--device", "cuda", capsys=capsys)
+    assert re.search("^device +cuda, ", above) and [row[1] for row in rows] == KINDS
+
+
+def test_a_layer_that_is_used_twice_counts_twice(quick, xp):
+    class Twice(nn.Module):
+        def __init__(self):
+            self.norm, self.flatten = nn.Linear(6, 6), nn.Flatten()
+
+        def forward(self, x):
+            return self.norm(self.norm(self.flatten(x)))
+
+    model = Twice().to("cpu" if xp is np else "cuda")
+    found = bench.Bench(model, (2, 1, 2, 3)).layers(1.0, 1.0)
+    assert [(layer.kind, layer.output) for layer in found] == [
+        ("Flatten", (2, 6)), ("Linear", (2, 6))]
+    linear = found[1]
+    assert linear.flops * linear.seconds == pytest.approx(2 * 2 * 2 * 36)
+    assert linear.bytes * linear.seconds == pytest.approx(2 * 4 * (12 + 12 + 36 + 6))
+
+
+def test_wrong_usage():
+    assert "invalid choice: 'int8'" in fails(2, "bench", "--dtype", "int8")
+    assert "out of range" in fails(2, "bench", "--batch-size", 0)
+    done = gpuconv("bench", "--model", "INPUT 8x8x3 | CONF3-4")
+    assert done.returncode == 1 and "CONF3-4" in done.stderr and "Traceback" not in done.stderr
+    if not HAS_GPU:
+        fails(1, "bench", "--device", "cuda")
+
+
+def test_in_a_terminal(quick, capsys):
+    model = gpc.models.build(gpc.models.describe("simple_convnet"))
+    out = Console(width=80, force_terminal=True)
+    bench.show_layers(out, bench.Bench(model, (2, 32, 32, 3)).layers(1e15, 1e15), 1e15, 1e15)
+    lines = capsys.readouterr().out.splitlines()
+    assert "\x1b[" in lines[0] and len(lines) == 7 and "Linear" in lines[-1]
