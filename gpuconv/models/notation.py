@@ -10,7 +10,8 @@
     GLOBALPOOL            largest value of each channel: one vector
     GLOBALAVGPOOL         mean of each channel: one vector
     FC n                  a Linear to n numbers; flattens the volume before it
-    RELU GELU TANH SIGMOID    activations
+    RELU  GELU            activations
+    TANH  SIGMOID
     BN                    batch normalisation, per channel
     DROPOUT0.5            zeroes each number with probability 0.5, in training
     [ ... ]*N             what is inside, N times; brackets nest
