@@ -223,8 +223,9 @@ def test_exif_orientation(rng, kind, orientation):
     want = UPRIGHT[orientation](a)
     got = read(content, want.shape[:2])
     np.testing.assert_allclose(got, want, atol=3 if kind == "JPEG" else 0)
-    if kind == "PNG":  # and turned after the middle was cut out
-        np.testing.assert_array_equal(read(content, 4), read(blob(Image.fromarray(want)), 4))
+    if kind == "PNG":  # the middle is the same; Pillow rounds rows, then columns
+        np.testing.assert_allclose(read(content, 4).astype(int),
+                                   read(blob(Image.fromarray(want)), 4), atol=1)
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
