@@ -40,6 +40,8 @@ class Tensor:
     Args:
         data: array of numpy or cupy.
         requires_grad: should ``backward`` leave a gradient here?
+
+    Other libraries share its memory through DLPack: ``torch.from_dlpack(y.detach())``.
     """
 
     __slots__ = ("__weakref__", "_data", "creator", "grad", "requires_grad")
