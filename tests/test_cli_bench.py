@@ -33,18 +33,18 @@ def test_json():
     told = json.loads(done.stdout)
     assert told["batch_size"] == 4 and told["dtype"] == "float32"
     assert told["threads"] == gpc.threads.count()
-    for name in ("peak_flops", "peak_bytes", "training_images_per_second",
-                 "evaluation_images_per_second"):
-        assert told[name] > 0
+    product, copy = told["peak_flops_per_second"], told["peak_bytes_per_second"]
+    for value in (product, copy, told["training_images_per_second"],
+                  told["evaluation_images_per_second"]):
+        assert value > 0
     assert [layer["kind"] for layer in told["layers"]] == KINDS
     conv = told["layers"][0]
     assert conv["output"] == [4, 8, 8, 4]
-    # 2 multiply-adds' operations; bytes of x, y, w and b
-    assert conv["flops"] * conv["seconds"] == pytest.approx(2 * 4 * 8 * 8 * 4 * 27)
-    assert conv["bytes"] * conv["seconds"] == pytest.approx(
-        4 * (4 * 8 * 8 * 3 + 4 * 8 * 8 * 4 + 4 * 27 + 4))
-    assert conv["share"] == pytest.approx(max(conv["flops"] / told["peak_flops"],
-                                              conv["bytes"] / told["peak_bytes"]))
+    # two operations per multiply-add; x, y, w and b, four bytes each number
+    assert conv["flops"] == 2 * 4 * 8 * 8 * 4 * 27
+    assert conv["bytes"] == 4 * (4 * 8 * 8 * 3 + 4 * 8 * 8 * 4 + 4 * 27 + 4)
+    assert conv["share"] == pytest.approx(
+        max(conv["flops"] / product, conv["bytes"] / copy) / conv["seconds"])
 
 
 def table(*arguments, capsys):
@@ -78,12 +78,12 @@ def test_a_layer_that_is_used_twice_counts_twice(quick, xp):
             return self.norm(self.norm(self.flatten(x)))
 
     model = Twice().to("cpu" if xp is np else "cuda")
-    found = bench.Bench(model, (2, 1, 2, 3)).layers(1.0, 1.0)
+    found = bench.Bench(model, (2, 1, 2, 3)).layers()
     assert [(layer.kind, layer.output) for layer in found] == [
         ("Flatten", (2, 6)), ("Linear", (2, 6))]
     linear = found[1]
-    assert linear.flops * linear.seconds == pytest.approx(2 * 2 * 2 * 36)
-    assert linear.bytes * linear.seconds == pytest.approx(2 * 4 * (12 + 12 + 36 + 6))
+    assert linear.flops == 2 * 2 * 2 * 36
+    assert linear.bytes == 2 * 4 * (12 + 12 + 36 + 6)
 
 
 def test_wrong_usage():
@@ -98,6 +98,22 @@ def test_wrong_usage():
 def test_in_a_terminal(quick, capsys):
     model = gpc.models.build(gpc.models.describe("simple_convnet"))
     out = Console(width=80, force_terminal=True)
-    bench.show_layers(out, bench.Bench(model, (2, 32, 32, 3)).layers(1e15, 1e15), 1e15, 1e15)
+    layers = bench.Bench(model, (2, 32, 32, 3)).layers()
+    bench.show_layers(out, layers, bench.Peaks(1e15, 1e15))
     lines = capsys.readouterr().out.splitlines()
     assert "\x1b[" in lines[0] and len(lines) == 7 and "Linear" in lines[-1]
+
+
+def test_what_bounds_a_layer():
+    layer = bench.Layer("0", "Conv2d", (1, 2), seconds=2.0, flops=6e9, bytes=8e9)
+    assert layer.rate(bench.Peaks(1e10, 1e9)) == "4.0 GB/s"
+    assert layer.share(bench.Peaks(1e10, 1e10)) == 0.4
+    assert layer.rate(bench.Peaks(5e9, 1e10)) == "3 GFLOP/s"
+    assert layer.share(bench.Peaks(5e9, 1e10)) == 0.6
+
+
+def test_more_than_the_peak_is_explained(capsys):
+    layer = bench.Layer("0", "ReLU", (1, 2), seconds=1.0, flops=0, bytes=2e9)
+    bench.show_layers(Console(), [layer], bench.Peaks(1e10, 1e9))
+    told = capsys.readouterr().out
+    assert "2.0 GB/s     200%\nmore than 100%: the data stayed in a cache" in told

@@ -5,9 +5,9 @@
     its share of the peak is that, over the seconds it takes
 
 Bytes of a layer: what goes in, what comes out and its parameters, each once. Peaks are the shortest
-of a few repetitions, all else is their median. On a GPU several steps are queued between two
-moments at which one waits for it, and the time of a layer is the device's own, between two events:
-that of a layer with little to do is the time of its launch.
+of some repetitions, before and after all else, of which the median counts. On a GPU several steps
+are queued between two moments at which one waits for it, and the time of a layer is the device's
+own, between two events: that of a layer with little to do is the time of its launch.
 
 Source: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model", CACM
 52(4), 2009.
@@ -15,10 +15,12 @@ Source: Williams, Waterman, Patterson, "Roofline: an insightful visual performan
 
 import argparse
 import dataclasses
+import math
+import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuconv import backend
 from gpuconv.cli.options import add_device, add_model, choose_device, number
@@ -34,25 +36,37 @@ EXAMPLES = ("gpuconv bench", "gpuconv bench --device cuda --dtype float16 --batc
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
 COPIED = 256 << 20                  # bytes: more than any cache holds
 QUEUED = {"cpu": 1, "cuda": 10}     # repetitions between two looks at the clock
-SECONDS, LEAST = 0.7, 3             # of one measurement, and repetitions
+SECONDS, LEAST = 0.6, 3             # of one measurement, and repetitions
+BUSY = 0.5                          # load from which on others take a noticeable part
+
+
+class Peaks(NamedTuple):
+    """What the machine can do at most, per second."""
+
+    flops: float  # operations of a matrix product in the model's dtype
+    bytes: float  # read and written by a copy
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """How long the forward pass of a layer takes."""
+    """The forward pass of a layer."""
 
     name: str
     kind: str
     output: tuple[int, ...]
     seconds: float
-    flops: float    # per second
-    bytes: float    # per second
-    least: float    # seconds that its work takes at the peaks
+    flops: float    # operations
+    bytes: float    # read and written
 
-    @property
-    def share(self) -> float:
-        """Of the peak that bounds it, 0..1."""
-        return self.least / self.seconds
+    def share(self, peaks: Peaks) -> float:
+        """Of the peak that bounds it, 0..1; 0 of a layer that has nothing to do."""
+        return max(self.flops / peaks.flops, self.bytes / peaks.bytes) / self.seconds
+
+    def rate(self, peaks: Peaks) -> str:
+        """What bounds it, per second."""
+        if self.flops / peaks.flops > self.bytes / peaks.bytes:
+            return f"{self.flops / self.seconds / 1e9:,.0f} GFLOP/s"
+        return f"{self.bytes / self.seconds / 1e9:,.1f} GB/s"
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
@@ -104,8 +118,8 @@ class Bench:
             taken.append((time.perf_counter() - began) / QUEUED[self.kind])
         return taken
 
-    def peaks(self) -> tuple[float, float]:
-        """(FLOP/s of a matrix product in the model's dtype, bytes/s of a copy)."""
+    def peaks(self) -> Peaks:
+        """Of the device, for the model's dtype."""
         import numpy as np
 
         from gpuconv import ops, threads
@@ -122,7 +136,7 @@ class Bench:
             else:
                 threads.each(lambda piece: np.copyto(there[piece], here[piece]), pieces)
 
-        return 2 * n**3 / product, 2 * COPIED / min(self.times(copy))
+        return Peaks(2 * n**3 / product, 2 * COPIED / min(self.times(copy)))
 
     def training(self) -> float:
         """Seconds of a step: forward, loss, backward, update."""
@@ -142,8 +156,8 @@ class Bench:
         N = self.shape[0]
         return statistics.median(self.times(lambda: self.model.predict(self.x, N)))
 
-    def layers(self, product: float, copy: float) -> list[Layer]:
-        """The forward pass layer by layer, in their order; peaks as ``peaks`` gives them."""
+    def layers(self) -> list[Layer]:
+        """The forward pass layer by layer, in their order."""
         from gpuconv.autograd import no_grad
         from gpuconv.nn.observe import observed
         from gpuconv.nn.summary import summary
@@ -173,21 +187,17 @@ class Bench:
             taken = [self.between(*span) for span in spans[path]]
             each = len(taken) // runs  # calls in a pass, of which the first is left out
             seconds = [sum(taken[i:i + each]) for i in range(each, len(taken), each)]
-            found.append(self.layer(calls[path], statistics.median(seconds), product, copy))
+            found.append(self.layer(calls[path], statistics.median(seconds)))
         return found
 
-    def layer(self, calls: "list[Row]", seconds: float, product: float, copy: float) -> Layer:
-        """What a layer does in its calls, over the seconds that they take together."""
-        import numpy as np
+    def layer(self, calls: "list[Row]", seconds: float) -> Layer:
+        """What a layer does in its calls, and the seconds that they take together."""
         N, size = self.shape[0], self.model.dtype.itemsize
-        flops, moved = 0.0, 0.0
-        for row in calls:
-            flops += 2 * N * row.multiply_adds
-            if row.activation_bytes:  # none: it hands on its input's memory
-                moved += size * (N * (np.prod(row.input) + np.prod(row.output)) + row.parameters)
+        flops = sum(2 * N * row.multiply_adds for row in calls)
+        moved = sum(size * (N * (math.prod(row.input) + math.prod(row.output)) + row.parameters)
+                    for row in calls if row.activation_bytes)  # none: it hands on its input
         last = calls[-1]
-        return Layer(last.path, last.kind, (N, *last.output), seconds, flops / seconds,
-                     moved / seconds, max(flops / product, moved / copy))
+        return Layer(last.path, last.kind, (N, *last.output), seconds, flops, moved)
 
     def mark(self) -> Any:
         """A moment: of the clock, or in the GPU's queue."""
@@ -211,40 +221,45 @@ def run(args: argparse.Namespace) -> None:
     description = models.describe(args.model)
     model = models.build(description).to(where, args.dtype)
     bench = Bench(model, (args.batch_size, *models.input_shape(description)))
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # before we add to it
     with backend.array_device(bench.x):
-        product, copy = bench.peaks()
-        step, forward = bench.training(), bench.evaluation()
-        layers = bench.layers(product, copy)
+        before = bench.peaks()
+        step, forward, layers = bench.training(), bench.evaluation(), bench.layers()
+        peaks = Peaks(*map(max, zip(before, bench.peaks(), strict=True)))
     out, N = console(), args.batch_size
     name = description.get("name") or description["notation"]
     if args.json:
         write_json(out, {
-            "device": why_there, "threads": threads.count(), "model": name, "dtype": args.dtype,
-            "batch_size": N, "peak_flops": product, "peak_bytes": copy,
-            "training_images_per_second": N / step, "evaluation_images_per_second": N / forward,
-            "layers": [{**dataclasses.asdict(layer), "share": layer.share} for layer in layers]})
+            "device": why_there, "threads": threads.count(), "load_before": load, "model": name,
+            "dtype": args.dtype, "batch_size": N, "peak_flops_per_second": peaks.flops,
+            "peak_bytes_per_second": peaks.bytes, "training_images_per_second": N / step,
+            "evaluation_images_per_second": N / forward,
+            "layers": [{**dataclasses.asdict(layer), "share": layer.share(peaks)}
+                       for layer in layers]})
         return
     size = sum(p.size for p in model.parameters())
+    side = SIDE[bench.kind]
     show(out, {"device": why_there, "model": f"{name}, {size:,} parameters, {args.dtype}",
-               "peaks": f"{product / 1e9:,.0f} GFLOP/s, product of two {SIDE[bench.kind]} x "
-                        f"{SIDE[bench.kind]} matrices; {copy / 1e9:,.1f} GB/s, copy",
+               "peaks": f"{peaks.flops / 1e9:,.0f} GFLOP/s, product of two {side} x {side} "
+                        f"matrices; {peaks.bytes / 1e9:,.1f} GB/s, copy",
                "training": f"{N / step:,.0f} images/s, {1e3 * step:,.1f} ms for a step of {N}",
                "evaluation": f"{N / forward:,.0f} images/s, {1e3 * forward:,.1f} ms for {N}"})
     say(out, "")
-    show_layers(out, layers, product, copy)
+    show_layers(out, layers, peaks)
+    if load > BUSY:
+        say(out, f"other programs are at work here (load {load:.1f}): this machine can do more")
 
 
-def show_layers(out: Any, layers: list[Layer], product: float, copy: float) -> None:
+def show_layers(out: Any, layers: list[Layer], peaks: Peaks) -> None:
     """A row per layer, with the rate that bounds it."""
     total, rows = sum(layer.seconds for layer in layers), []
     for layer in layers:
-        bound = layer.flops / product > layer.bytes / copy
-        rate = (f"{layer.flops / 1e9:,.0f} GFLOP/s" if bound else
-                f"{layer.bytes / 1e9:,.1f} GB/s" if layer.least else "-")
+        share = layer.share(peaks)
         rows.append([layer.name, layer.kind, " x ".join(map(str, layer.output[1:])),
-                     f"{1e3 * layer.seconds:.2f}", percent(layer.seconds / total, 0), rate,
-                     percent(layer.share if layer.least else None, 0)])
+                     f"{1e3 * layer.seconds:.2f}", percent(layer.seconds / total, 0),
+                     *([layer.rate(peaks), percent(share, 0)] if share else "--")])
     table(out, ["layer", "kind", "output", "ms", "of time", "rate", "of peak"], rows,
           right=(3, 4, 5, 6))
-    if any(layer.share > 1 for layer in layers):
-        say(out, "more than 100% of the copy's peak: the data stayed in a cache")
+    if any(layer.share(peaks) > 1 for layer in layers):
+        say(out, "more than 100%: the data stayed in a cache, or others worked while the peak was "
+                 "measured")
