@@ -252,3 +252,11 @@ def test_an_unreadable_image_is_named(tmp_path):
     (tmp_path / "cat" / "00.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(ValueError, match=r"cat/00\.png.*1 of the 9 images"):
         folder(tmp_path, 8)
+
+
+def test_more_than_fits(tmp_path, monkeypatch):
+    pets(tmp_path)
+    monkeypatch.setattr("gpuconv.backend.free_memory", lambda: 5000)
+    with pytest.raises(MemoryError, match="30 images of 8x8x3 take 5,760 bytes, and 5,000 are fre"):
+        folder(tmp_path, 8)
+    assert len(folder(tmp_path, 7)[0]) == 24

@@ -169,7 +169,7 @@ def _offered(answer: Any) -> tuple[int, int | None]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"the server was silent for {PATIENCE} seconds"
-    return str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _lock(file: IO[bytes], part: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gpuconv import threads
+from gpuconv import backend, threads
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.images import SUFFIXES, pillow, read_image
 from gpuconv.data.split import mixed_up, split
@@ -49,6 +49,7 @@ def folder(path: str | os.PathLike, image_size: int | tuple[int, int] = 32,
         FileNotFoundError, NotADirectoryError: there is no such folder.
         ValueError: fewer than two classes, a class without images or with too few, or images that
             cannot be read: names the first and says how many.
+        MemoryError: all of them do not fit.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
@@ -132,6 +133,10 @@ def _read(path: pathlib.Path, files: Sequence[File], size: int | tuple[int, int]
     """(N, H, W, C) uint8."""
     pillow()  # not there: said before any thread starts
     height, width = size if isinstance(size, tuple) else (size, size)
+    need, free = len(files) * height * width * channels, backend.free_memory()
+    if free is not None and need > free:
+        raise MemoryError(f"{path}: {len(files):,} images of {height}x{width}x{channels} take "
+                          f"{need:,} bytes, and {free:,} are free: take smaller or fewer images")
     images = np.empty((len(files), height, width, channels), np.uint8)
     wrong: list[tuple[int, Exception]] = []
 
