@@ -14,14 +14,13 @@ from gpuconv import cli, nn
 from gpuconv.cli import bench
 
 SMALL = ["bench", "--model", "INPUT 8x8x3 | CONV3-4 RELU POOL2 | FC 5", "--batch-size", 4,
-         "--device", "cpu"]
+         "--device", "cpu", "--seconds", 0.01]
 KINDS = ["Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear"]
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Few repetitions of small work."""
-    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    """Small work."""
     monkeypatch.setattr(bench, "SIDE", {"cpu": 64, "cuda": 64})
     monkeypatch.setattr(bench, "COPIED", 1 << 12)
     monkeypatch.setattr(bench, "QUEUED", {"cpu": 1, "cuda": 2})
@@ -78,7 +77,7 @@ def test_a_layer_that_is_used_twice_counts_twice(quick, xp):
             return self.norm(self.norm(self.flatten(x)))
 
     model = Twice().to("cpu" if xp is np else "cuda")
-    found = bench.Bench(model, (2, 1, 2, 3)).layers()
+    found = bench.Bench(model, (2, 1, 2, 3), 0.0).layers()
     assert [(layer.kind, layer.output) for layer in found] == [
         ("Flatten", (2, 6)), ("Linear", (2, 6))]
     linear = found[1]
@@ -98,7 +97,7 @@ def test_wrong_usage():
 def test_in_a_terminal(quick, capsys):
     model = gpc.models.build(gpc.models.describe("simple_convnet"))
     out = Console(width=80, force_terminal=True)
-    layers = bench.Bench(model, (2, 32, 32, 3)).layers()
+    layers = bench.Bench(model, (2, 32, 32, 3), 0.0).layers()
     bench.show_layers(out, layers, bench.Peaks(1e15, 1e15))
     lines = capsys.readouterr().out.splitlines()
     assert "\x1b[" in lines[0] and len(lines) == 7 and "Linear" in lines[-1]

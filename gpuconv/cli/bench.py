@@ -36,7 +36,7 @@ EXAMPLES = ("gpuconv bench", "gpuconv bench --device cuda --dtype float16 --batc
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
 COPIED = 256 << 20                  # bytes: more than any cache holds
 QUEUED = {"cpu": 1, "cuda": 10}     # repetitions between two looks at the clock
-SECONDS, LEAST = 0.6, 3             # of one measurement, and repetitions
+LEAST = 3                           # repetitions of a measurement
 BUSY = 0.5                          # load from which on others take a noticeable part
 
 
@@ -77,6 +77,8 @@ def add_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("--dtype", choices=backend.FLOATS, default="float32",
                     help="default: %(default)s")
     add_device(to)
+    to.add_argument("--seconds", type=number(float, 0), default=0.6, metavar="X",
+                    help="of each of the seven measurements, at least (default: %(default)s)")
     to.add_argument("--json", action="store_true", help="write JSON")
 
 
@@ -86,11 +88,12 @@ class Bench:
     Args:
         model: to measure.
         shape: (N, H, W, C) of a batch.
+        seconds: of each measurement.
     """
 
-    def __init__(self, model: "Module", shape: tuple[int, ...]):
+    def __init__(self, model: "Module", shape: tuple[int, ...], seconds: float):
         import numpy as np
-        self.model, self.shape = model, shape
+        self.model, self.shape, self.seconds = model, shape, seconds
         self.kind = "cpu" if model.device == "cpu" else "cuda"
         rng = np.random.default_rng(0)
         images = rng.standard_normal(shape, "float32").astype(model.dtype)
@@ -105,11 +108,11 @@ class Bench:
             backend.cupy().cuda.get_current_stream().synchronize()
 
     def times(self, f: Callable[[], Any]) -> list[float]:
-        """Seconds of f, repeated for a second."""
+        """Seconds of f, again and again."""
         taken: list[float] = []
         f()  # compiles kernels, fills caches
         self.wait()
-        end = time.perf_counter() + SECONDS
+        end = time.perf_counter() + self.seconds
         while len(taken) < LEAST or time.perf_counter() < end:
             began = time.perf_counter()
             for _ in range(QUEUED[self.kind]):
@@ -220,7 +223,7 @@ def run(args: argparse.Namespace) -> None:
     where, why_there = choose_device(args.device)
     description = models.describe(args.model)
     model = models.build(description).to(where, args.dtype)
-    bench = Bench(model, (args.batch_size, *models.input_shape(description)))
+    bench = Bench(model, (args.batch_size, *models.input_shape(description)), args.seconds)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # before we add to it
     with backend.array_device(bench.x):
         before = bench.peaks()
