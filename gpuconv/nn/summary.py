@@ -94,8 +94,9 @@ class Summary:
         from rich.table import Table
         from rich.text import Text
         wide = (width or shutil.get_terminal_size().columns) >= WIDE
-        made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True,
-                     caption=Text(self.totals), caption_justify="left", caption_style="none")
+        made = Table(box=SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False,
+                     collapse_padding=True, caption=Text(self.totals), caption_justify="left",
+                     caption_style="none")
         for heading, right in _WIDE if wide else _NARROW:
             made.add_column(Text(heading), justify="right" if right else "left",
                             vertical="top", overflow="fold", no_wrap=right)
