@@ -113,10 +113,10 @@ def get_default_memory_pool():
 class RawModule:
     """CUDA source, compiled for the CPU."""
 
-    checked = True  # look at each memory access? About ten times slower
+    mode = "checked"  # see hostcuda.Mode
 
     def __init__(self, *, code, options=()):
-        self.module = HostModule(code, options, self.checked)
+        self.module = HostModule(code, options, self.mode)
 
     def get_function(self, name):
         return RawKernel(self.module.get_function(name))

@@ -3,7 +3,7 @@
 // The threads of a block are fibers on one CPU thread. A fiber runs until it reaches a barrier or a
 // warp intrinsic; the scheduler resumes it when all who should have arrived have. A kernel without
 // them never switches: a plain loop over its threads. Shared memory is filled with NaN before each
-// block. With -DHC_RACE, hc_race.cpp looks at every access.
+// block. With -DHC_WATCH, a watcher looks at every access.
 #include <algorithm>
 #include <csetjmp>
 #include <csignal>
@@ -34,18 +34,18 @@ extern char __start_hc_shared[] __attribute__((weak));  // the linker says where
 extern char __stop_hc_shared[] __attribute__((weak));   // static shared memory lies, if any
 }
 
-// ---- hooks of the access checker
+// ---- hooks of the watcher, see hostcuda.Mode
 
 struct HcRt {
     uint64_t block;
     uint32_t epoch, wepoch[32];
     int active;
 };
-#ifdef HC_RACE
+#ifdef HC_WATCH
 extern "C" HcRt hc_rt;
-extern "C" void hc_race_range(void*, size_t, int);
-extern "C" void hc_race_allow(void*, size_t);
-extern "C" void hc_race_block();
+extern "C" void hc_watch_range(void*, size_t, int);
+extern "C" void hc_watch_allow(void*, size_t);
+extern "C" void hc_watch_block();
 #define HC_RT(x) x
 #else
 #define HC_RT(x)
@@ -184,7 +184,7 @@ int get_fiber() {
     f.stk = static_cast<char*>(
         mmap(nullptr, STACK + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     mprotect(f.stk, 4096, PROT_NONE);
-    HC_RT(hc_race_allow(f.stk + 4096, STACK));
+    HC_RT(hc_watch_allow(f.stk + 4096, STACK));
     make(&f.c, f.stk + 4096, STACK, fiber_main);
     fibers.push_back(f);
     return int(fibers.size()) - 1;
@@ -296,8 +296,8 @@ void on_segv(int s, siginfo_t* si, void*) {
     signal(s, SIG_DFL);
     raise(s);
 }
-#ifdef HC_RACE
-extern "C" void hc_race_fail(const char* m, const void* at, unsigned t, uint64_t b) {
+#ifdef HC_WATCH
+extern "C" void hc_watch_fail(const char* m, const void* at, unsigned t, uint64_t b) {
     static char w[160];
     snprintf(w, sizeof w, "%s (other: thread %u of block %llu)", m, t, (unsigned long long)b);
     hc_rt.active = 0;
@@ -341,11 +341,11 @@ int launch(dim3 g, dim3 b, size_t shm) {
     th.resize(nthreads);
     order.resize(nthreads);
     fibers.reserve(1025);
-#ifdef HC_RACE
+#ifdef HC_WATCH
     if (__start_hc_shared)
-        hc_race_range(__start_hc_shared, __stop_hc_shared - __start_hc_shared, 1);
-    if (shm) hc_race_range(hc_dynamic_shared, shm, 1);
-    for (auto& fb : fibers) hc_race_allow(fb.stk + 4096, STACK);
+        hc_watch_range(__start_hc_shared, __stop_hc_shared - __start_hc_shared, 1);
+    if (shm) hc_watch_range(hc_dynamic_shared, shm, 1);
+    for (auto& fb : fibers) hc_watch_allow(fb.stk + 4096, STACK);
     hc_rt.active = 0;
 #endif
     static char alt[64 << 10];
@@ -370,7 +370,7 @@ int launch(dim3 g, dim3 b, size_t shm) {
             blockIdx = {unsigned(n % g.x), unsigned(n / g.x % g.y), unsigned(n / g.x / g.y)};
             HC_RT(hc_rt.block = n);
             HC_RT(hc_rt.epoch = 0);
-            HC_RT(hc_race_block());
+            HC_RT(hc_watch_block());
             run_block();
         }
     } else
