@@ -10,8 +10,8 @@ import pytest
 
 import gpuconv as gpc
 
-SLOW = "cupy scipy rich matplotlib safetensors threadpoolctl platformdirs ml_dtypes torch " \
-       "urllib.request http.client tarfile concurrent.futures".split()
+SLOW = "cupy scipy rich matplotlib PIL zipfile safetensors threadpoolctl platformdirs ml_dtypes " \
+       "torch urllib.request http.client tarfile concurrent.futures".split()
 
 # name: its parameters; one that has a default has it here
 SIGNATURES = {
@@ -64,6 +64,18 @@ SIGNATURES = {
     "data.Loader": "dataset, batch_size, *, shuffle=True, augment=None, seed=0, dtype='float32', "
                    "drop_last=False, mean=None, std=None",
     "data.Augment": "flip=True, pad=4, padding_mode='zeros'",
+    "Tensor.__dlpack__": "self, **options", "Tensor.__dlpack_device__": "self",
+    "models.build": "description", "models.input_shape": "description",
+    "models.describe": "text, *, in_channels=None, classes=None, image=None",
+    "data.read_image": "file, size, channels=3",
+    "data.folder": "path, image_size=32, test_share=0.2, seed=0, *, channels=3, limit=None, "
+                   "progress=None",
+    "data.npz": "path, image_size=None, test_share=0.2, seed=0, *, limit=None",
+    "data.Source.of": "text=None, *, data_dir=None, **more",
+    "data.Source.load": "self, download=False, progress=None",
+    "nn.summary": "model, input_shape=(32, 32, 3)",
+    "train.predictions": "model, data, *, mean=None, std=None, batch_size=256",
+    "nn.nvtx_ranges": "model",
     "models.simple_convnet": "in_channels=3, classes=10, image=32",
     "models.cifar_convnet": "in_channels=3, classes=10, image=32",
 }

@@ -101,18 +101,21 @@ def __getattr__(name: str) -> Any:
 def run(args: argparse.Namespace) -> None:
     """``gpuconv train``."""
     from gpuconv import runs
+    from gpuconv.cli.data import loading
     from gpuconv.train import Progress
     progress = Progress()
+    console = progress.console
     if args.resume:
         folder = runs.RunFolder(args.resume)
         config, device = resumed(args, folder)
-        sets = config.source.load()
+        with loading(console) as told:
+            sets = config.source.load(progress=told)
         says = config.source.says(*sets)
     else:
-        config, sets, says, device = chosen(args)
+        config, sets, says, device = chosen(args, console)
         folder = runs.RunFolder.create(config, args.run)
-    introduce(progress.console, config, sets, {"data": says, "device": device,
-                                               "folder": str(folder.path)})
+    introduce(console, config, sets,
+              {"data": says, "device": device, "folder": str(folder.path)})
     try:
         outcome = runs.train(config, folder, data=sets, resume=bool(args.resume), keep=args.keep,
                              minutes=args.minutes, tensorboard=args.tensorboard, ranges=args.nvtx,
@@ -123,12 +126,14 @@ def run(args: argparse.Namespace) -> None:
     if outcome.signal is not None:
         resume_hint(folder)
         sys.exit(128 + outcome.signal)
-    finish(progress.console, folder, outcome.history)
+    finish(console, folder, outcome.history)
 
 
-def chosen(args: argparse.Namespace) -> "tuple[Config, tuple[Dataset, Dataset], str, str]":
+def chosen(args: argparse.Namespace,
+           console: Any) -> "tuple[Config, tuple[Dataset, Dataset], str, str]":
     """(config, data, a line about them, a line about the device) of a new run."""
     from gpuconv import models
+    from gpuconv.cli.data import loading
     from gpuconv.data import Source
     from gpuconv.recipes import RECIPES, USUAL
     from gpuconv.runs import Config
@@ -138,7 +143,8 @@ def chosen(args: argparse.Namespace) -> "tuple[Config, tuple[Dataset, Dataset], 
     seed = args.seed or 0
     asked = Source.of(args.data, data_dir=args.data_dir, limit=args.limit, seed=seed,
                       image_size=args.image_size, test_share=args.test_share)
-    sets = asked.load(args.download)
+    with loading(console) as progress:
+        sets = asked.load(args.download, progress)
     source = asked.settled(args.download)
     name = args.recipe or USUAL[source.kind]
     recipe = RECIPES[name]

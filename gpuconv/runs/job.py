@@ -47,7 +47,8 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
         callbacks: more of them, called last.
 
     Raises:
-        What ``fit`` raises. KeyboardInterrupt: a second signal came before the first was obeyed.
+        KeyboardInterrupt: a second signal came before the first was obeyed.
+        OSError, ValueError, FloatingPointError, MemoryError: as ``fit`` does.
     """
     files.remove_leftovers(folder.plots)
     train_set, test_set = data or config.source.load()
