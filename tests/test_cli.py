@@ -12,8 +12,7 @@ import gpuconv as gpc
 from gpuconv import cli
 
 SLOW = "rich scipy PIL matplotlib safetensors concurrent.futures gpuconv.data gpuconv.train"
-THERE = sorted(path.stem for path in (ROOT / "gpuconv" / "cli").glob("*.py")
-               if path.stem in cli.COMMANDS)
+SHARED = {"__init__", "options", "output"}  # files of the package that are no commands
 
 
 # -- help, version -------------------------------------------------------------------------
@@ -22,13 +21,17 @@ THERE = sorted(path.stem for path in (ROOT / "gpuconv" / "cli").glob("*.py")
 def test_help_shows_each_command_with_a_line_and_examples():
     done = gpuconv("--help")
     assert done.returncode == 0 and done.stderr == ""
-    shown = re.findall(r"^    (\w+) +[a-z]\w* .*[^.]$", done.stdout, re.M)
-    assert shown == [name for name in cli.COMMANDS if name in THERE]
+    assert tuple(re.findall(r"^    (\w+) +[a-z]\w* .*[^.]$", done.stdout, re.M)) == cli.COMMANDS
     for example in re.findall(r"^  gpuconv (\w+)", done.stdout.split("examples:\n")[1], re.M):
         assert example in cli.COMMANDS
 
 
-@pytest.mark.parametrize("command", THERE)
+def test_every_command_has_a_file_and_every_file_is_a_command():
+    files = {path.stem for path in (ROOT / "gpuconv" / "cli").glob("*.py")}
+    assert files - SHARED == set(cli.COMMANDS) and len(set(cli.COMMANDS)) == len(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_of_a_command_has_an_example_of_it(command, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
@@ -39,7 +42,7 @@ def test_help_of_a_command_has_an_example_of_it(command, capsys):
 
 def test_examples_of_all_commands_can_be_parsed():
     import shlex
-    for command in THERE:
+    for command in cli.COMMANDS:
         for example in sys.modules[f"gpuconv.cli.{command}"].EXAMPLES:
             name, *arguments = shlex.split(example.split("  #")[0])
             assert name == "gpuconv" and arguments[0] == command

@@ -11,7 +11,6 @@ takes time to import is imported by ``run``, so that ``gpuconv --help`` is quick
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
 import textwrap
@@ -81,8 +80,6 @@ def parser() -> argparse.ArgumentParser:
     made = top.add_subparsers(title="commands", metavar="command", required=True,
                               parser_class=Parser)
     for name in COMMANDS:
-        if not importlib.util.find_spec(f"gpuconv.cli.{name}"):
-            continue
         command: ModuleType = importlib.import_module(f"gpuconv.cli.{name}")
         says: str = command.SAYS
         one = made.add_parser(name, help=says[0].lower() + says[1:].rstrip("."),
