@@ -118,7 +118,12 @@ def test_other_dtypes(tmp_path, dtype):
 
 
 def test_shapes_take_fewer_epochs_than_photographs(tmp_path):
-    assert "4 epochs of 40 images" in gpuconv(*SMALL, folder=tmp_path).stdout
+    done = gpuconv("train", "--data", "shapes", "--limit", 40, "--device", "cpu", folder=tmp_path)
+    assert "4 epochs of 40 images" in done.stdout and "recipe  shapes:" in done.stdout
+
+
+def test_a_model_has_its_own_recipe(tmp_path):
+    assert "recipe  simple: sgd, one-cycle, lr 0.02" in gpuconv(*SMALL, folder=tmp_path).stdout
 
 
 def test_takes_cifar10_where_it_is_found(tmp_path):

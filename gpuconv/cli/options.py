@@ -43,7 +43,7 @@ def device(text: str) -> str:
     return text
 
 
-def add_device(to: argparse.ArgumentParser) -> None:
+def add_device(to: argparse._ActionsContainer) -> None:
     """``--device``."""
     to.add_argument("--device", type=device, default="auto", metavar="auto|cpu|cuda|cuda:N",
                     help="default: auto, a GPU if there is one")

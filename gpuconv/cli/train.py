@@ -60,7 +60,7 @@ def add_options(to: argparse.ArgumentParser) -> None:
     settings.add_argument("--no-augment", dest="augment", action="store_false",
                           help="neither mirror nor crop training images")
     run = to.add_argument_group("the run")
-    add_device(to)
+    add_device(run)
     run.add_argument("--dtype", choices=backend.FLOATS, help="default: float32")
     run.add_argument("--seed", type=number(int, 0, random.LOW), metavar="N",
                      help="the same seed gives the same bits (default: 0)")
@@ -81,7 +81,7 @@ def add_options(to: argparse.ArgumentParser) -> None:
 def recipes() -> str:
     """The recipes and their settings, as a table."""
     from gpuconv.recipes import RECIPES
-    names = ("epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay")
+    names = ("epochs", "batch_size", "optimizer", "lr")
     rows = [["recipe", *(name.replace("_", "-") for name in names), "says"]]
     rows += [[name, *(str(getattr(recipe.settings, field)) for field in names), recipe.says]
              for name, recipe in RECIPES.items()]
@@ -135,7 +135,7 @@ def chosen(args: argparse.Namespace,
     from gpuconv import models
     from gpuconv.cli.data import loading
     from gpuconv.data import Source
-    from gpuconv.recipes import RECIPES, USUAL
+    from gpuconv.recipes import RECIPES, usual
     from gpuconv.runs import Config
     if args.recipe and args.recipe not in RECIPES:
         raise ValueError(f"--recipe {args.recipe}: wanted one of {', '.join(RECIPES)}")
@@ -146,7 +146,7 @@ def chosen(args: argparse.Namespace,
     with loading(console) as progress:
         sets = asked.load(args.download, progress)
     source = asked.settled(args.download)
-    name = args.recipe or USUAL[source.kind]
+    name = args.recipe or usual(source.kind, args.model)
     recipe = RECIPES[name]
     changes = {field: given for field in CHANGES if (given := getattr(args, field)) is not None}
     if not args.augment:

@@ -13,6 +13,18 @@ from gpuconv.recipes.simple import SIMPLE
 RECIPES: dict[str, Recipe] = {"cifar10": CIFAR10, "folder": FOLDER, "shapes": SHAPES,
                               "simple": SIMPLE}
 USUAL = {"cifar10": "cifar10", "shapes": "shapes", "folder": "folder", "npz": "folder"}
-# the recipe for data of that kind, unless one is named
 
-__all__ = ["RECIPES", "USUAL", "Recipe"]
+
+def usual(kind: str, model: str | None = None) -> str:
+    """The name of the recipe for data of that kind (of ``data.Source``), and that model.
+
+    >>> usual("shapes"), usual("shapes", "simple_convnet")
+    ('shapes', 'simple')
+    """
+    name = USUAL[kind]
+    if model in (None, RECIPES[name].model):
+        return name
+    return next((other for other, recipe in RECIPES.items() if recipe.model == model), name)
+
+
+__all__ = ["RECIPES", "USUAL", "Recipe", "usual"]
