@@ -180,7 +180,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_what_cannot_be_resumed(whole, tmp_path):
     assert "is no folder of a run" in fails(1, "train", "--resume", tmp_path)
-    assert "cannot be changed" in fails(1, "train", "--resume", whole[0], "--lr", 0.1)
+    line = fails(1, "train", "--resume", whole[0], "--lr", 0.2, "--no-augment", "--keep", 3)
+    assert line.endswith("was told: --lr, --augment cannot be changed")
     empty = tmp_path / "run"
     (empty / "checkpoints").mkdir(parents=True)
     shutil.copy(whole[0] / "config.json", empty)

@@ -9,14 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gpuconv import backend, random
-from gpuconv.cli.options import (
-    TEST_SHARE,
-    add_data,
-    add_device,
-    add_model,
-    choose_device,
-    number,
-)
+from gpuconv.cli.options import add_data, add_device, add_model, choose_device, number
 from gpuconv.cli.output import say, show
 
 if TYPE_CHECKING:
@@ -45,7 +38,7 @@ CHANGES: dict[str, tuple[Callable[[str], Any], str]] = {  # of a recipe's settin
     "ema": (number(float, 0, 1), "decay of the average of weights that is tested and kept"),
     "patience": (number(int, 1), "epochs without a better test before the run ends"),
 }
-MAY_CHANGE = ("resume", "minutes", "keep", "device")  # when a run goes on; and what is on or off
+MAY_CHANGE = ("resume", "device", "minutes", "keep", "tensorboard", "nvtx")  # when a run goes on
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
@@ -163,10 +156,11 @@ def chosen(args: argparse.Namespace,
 
 def resumed(args: argparse.Namespace, folder: "RunFolder") -> "tuple[Config, str]":
     """(config, a line about the device) of a run that goes on."""
-    changed = [f"--{name.replace('_', '-')}" for name, value in vars(args).items()
-               if isinstance(value, (str, int, float, pathlib.Path)) and value is not True
-               and value is not False and name not in MAY_CHANGE and value != TEST_SHARE]
-    changed += ["--no-augment"] * (not args.augment) + ["--download"] * args.download
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    usual = vars(parser.parse_args([]))
+    changed = [f"--{name.replace('_', '-')}" for name, value in usual.items()
+               if name not in MAY_CHANGE and getattr(args, name) != value]
     if changed:
         raise ValueError(f"--resume goes on with what the run was told: {', '.join(changed)} "
                          "cannot be changed")
