@@ -1,4 +1,6 @@
-"""Compile-time constants that every kernel file can be compiled with, as its op would.
+"""Compile-time constants that every kernel file can be compiled with, at the least.
+
+What is compiled besides comes from the launches themselves: tests/launches.py.
 
 T, A and I come by themselves, in all combinations. test_kernels demands that each file in kernels/
 stands here with exactly the constants that its source reads.

@@ -1,0 +1,223 @@
+"""The real compiler, which needs no GPU: every source, every architecture, and what it takes."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import nvrtc
+import pytest
+from nvrtc_cases import CASES
+
+from check import DTYPES
+from gpuconv import backend, kernels
+
+WHY_NOT = nvrtc.missing()
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=str(WHY_NOT))
+
+KNOWN = """
+extern "C" __global__ void plain(float* x) { x[threadIdx.x] *= 2; }
+
+extern "C" __global__ void __launch_bounds__(128) bounded(float* x)
+{
+    __shared__ float s[300];
+    s[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    x[threadIdx.x] = s[299 - threadIdx.x];
+}
+
+__device__ __noinline__ float callee(float* x, int i)
+{
+    float a[40];
+    for (int k = 0; k < 40; ++k) a[k] = x[k];
+    return a[i];
+}
+
+extern "C" __global__ void indexed(float* x, int i) { x[0] = callee(x, i); }
+
+extern "C" __global__ void __launch_bounds__(1024) spilling(float* x)
+{
+    float a[120];
+#pragma unroll
+    for (int k = 0; k < 120; ++k) a[k] = x[k * 1024 + threadIdx.x];
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < 120; ++k) x[(119 - k) * 1024 + threadIdx.x] = a[k] * x[5 * k];
+}
+"""
+
+
+def job(file, arch, T="float32", index="int32", case=0):
+    """The compilation of a file in kernels/ for one of its CASES."""
+    dtype = backend.float_dtype(T)
+    return nvrtc.Job(file, kernels.defines(
+        **CASES[file][case], T=dtype, A=backend.accumulator(dtype), I=np.dtype(index)), arch)
+
+
+@pytest.fixture
+def cold(tmp_path, monkeypatch):
+    """A cache that is empty, and a function that makes a job of a text."""
+    monkeypatch.setattr(nvrtc, "CACHE", tmp_path / "cache")
+
+    def job_of(text, arch=80, *options):
+        file = tmp_path / "known.cu"
+        file.write_text(text)
+        kernels.source.cache_clear()
+        return nvrtc.Job(str(file), options, arch)
+
+    yield job_of
+    kernels.source.cache_clear()
+
+
+# -- every source ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", nvrtc.FILES)
+def test_a_source_compiles_in_every_dtype(file):
+    """And for every architecture, and whatever is launched: in test_launches."""
+    several = [job(file, nvrtc.archs(file)[-1], T, ("int32", "int64")[i % 2], i % len(CASES[file]))
+               for i, T in enumerate(DTYPES)]
+    for its, found in nvrtc.needs_of(several).items():
+        assert set(found) - {""} == set(kernels.signatures(kernels.source(file))), its
+        assert not found[""], f"{its} warns: {found['']}"
+        assert not unexcused(its, found)
+
+
+def unexcused(job, found):
+    """What uses the stack without a line in the header of its file."""
+    return [f"{job}: {name} takes {n} and '// Stack    {name}: why' is not in the header"
+            for name, n in found.items()
+            if name and (n.stack or n.stores or n.loads) and name not in nvrtc.excused(job.file)]
+
+
+@pytest.mark.parametrize("file", nvrtc.FILES)
+def test_a_header_excuses_kernels_that_exist(file):
+    assert set(nvrtc.excused(file)) <= set(kernels.signatures(kernels.source(file)))
+
+
+def test_the_table_has_a_row_for_each_kernel():
+    several = [job("ema.cu", arch) for arch in (75, 90)] + [job("dropout.cu", 90)]
+    lines = list(nvrtc.table(nvrtc.needs_of(several)))
+    assert [line.split()[0] for line in lines[2:]] == ["dropout", "ema_update"]
+    assert re.fullmatch(r"dropout +1( +-){4} +\d+( +-){2} +0 +0 +0", lines[2])
+    each = list(nvrtc.table(nvrtc.needs_of(several), each=True))
+    assert each[2].endswith("T=float A=float I=int")
+
+
+# -- the reader --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", nvrtc.ARCHS)
+def test_reads_what_is_known(cold, arch):
+    found = nvrtc.needs(cold(KNOWN, arch))
+    assert set(found) == {"plain", "bounded", "indexed", "spilling", ""}
+    plain, bounded, indexed, spilling = map(found.get, ("plain", "bounded", "indexed", "spilling"))
+    assert (plain.shared, plain.stack, plain.stores, plain.threads) == (0, 0, 0, 1024)
+    assert (bounded.shared, bounded.threads) == (1200, 128)
+    assert (indexed.stack, indexed.stores) == (160, 0)
+    assert spilling.registers <= 64 and spilling.stack >= spilling.stores > 0 < spilling.loads
+    assert len(unexcused(cold(KNOWN, arch), found)) == 2
+
+
+@pytest.mark.parametrize("arch", nvrtc.ARCHS)
+def test_the_log_of_ptxas_says_the_same(arch):
+    """The cubin is read by us, the log is written by NVIDIA."""
+    cubin, log = nvrtc.build(job("softmax_cross_entropy.cu", arch))
+    said = {name: tuple(map(int, (stack, registers, shared or 0)))
+            for name, stack, registers, shared in re.findall(
+                r"Function properties for (\w+)\s[^\n]*?(\d+) bytes stack frame[^\n]*\n"
+                r"[^\n]*Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?", log)}
+    assert said == {name: (n.stack, n.registers, n.shared)
+                    for name, n in nvrtc.read_cubin(cubin).items()}
+
+
+def test_spills_of_a_function_that_is_called_count():
+    log = """ptxas info    : Compiling entry function 'f' for 'sm_80'
+ptxas info    : Function properties for f
+    8 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
+ptxas info    : Function properties for _Z1gv
+    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads"""
+    assert nvrtc.spills(log, "f") == {"stores": 16, "loads": 24}
+    with pytest.raises(RuntimeError, match="ptxas does not speak of g"):
+        nvrtc.spills(log, "g")
+
+
+def test_a_warning_is_seen(cold):
+    text = 'extern "C" __global__ void f(int* x) { int unused = 1; x[0] = 0; }'
+    warned, = nvrtc.needs(cold(text))[""]
+    assert 'variable "unused" was declared but never referenced' in warned
+
+
+def test_too_much_static_shared_memory_is_refused(cold):
+    text = """extern "C" __global__ void f(int* x, int i)
+              { __shared__ int s[12289]; s[threadIdx.x] = i; __syncthreads(); x[0] = s[i]; }"""
+    with pytest.raises(RuntimeError, match="too much shared data.*0xc004.* 0xc000 max"):
+        nvrtc.needs(cold(text))
+
+
+def test_an_error_names_the_file_the_device_and_the_constants(cold):
+    with pytest.raises(RuntimeError, match=r'known.cu for sm_80 with -DCFG_R=3: (.|\n)*"y"'):
+        nvrtc.needs(cold('extern "C" __global__ void f(int* x) { x[0] = y; }', 80, "-DCFG_R=3"))
+
+
+# -- what is kept ------------------------------------------------------------------------
+
+
+def test_compiles_once_until_something_changes(cold, monkeypatch):
+    text = 'extern "C" __global__ void f(int* x) { x[0] = 1; }'
+    built, build = [], nvrtc.build
+    monkeypatch.setattr(nvrtc, "build", lambda job: built.append(job) or build(job))
+    first = nvrtc.needs(cold(text))
+    assert nvrtc.needs(cold(text)) == first and len(built) == 1
+    for changed, *options in ((text + "\n", 80), (text, 90), (text, 80, "-DCFG_R=3")):
+        nvrtc.needs(cold(changed, *options))
+    assert len(built) == 4
+    monkeypatch.setattr(nvrtc, "fingerprint", lambda: "another compiler")
+    nvrtc.needs(cold(text))
+    assert len(built) == 5
+
+
+def test_many_are_compiled_in_processes(cold, monkeypatch):
+    monkeypatch.setattr(nvrtc, "FEW", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(nvrtc.CACHE.parent))  # for the processes
+    monkeypatch.setattr(nvrtc, "CACHE", nvrtc.CACHE.parent / "gpuconv-nvrtc")
+    several = [job("ema.cu", arch) for arch in (75, 90)]
+    monkeypatch.setattr(nvrtc, "build", None)  # here; not in another process
+    assert [set(found) for found in nvrtc.needs_of(several).values()] == [{"ema_update", ""}] * 2
+
+
+# -- headers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line, want", [
+    ("// Launch   any", nvrtc.ARCHS),
+    ("// Archs    sm_80 and newer: cp.async", nvrtc.ARCHS[1:]),
+    ("// Archs    sm_90, sm_120: none of it is true", (90, 120)),
+])
+def test_a_header_says_which_architectures(tmp_path, line, want):
+    file = tmp_path / "op.cu"
+    file.write_text(f'// Title\n{line}\n\n#include "common.cuh"\n// Archs sm_75\n')
+    assert nvrtc.archs(file) == want
+
+
+def test_a_header_of_no_known_architecture_is_refused(tmp_path):
+    file = tmp_path / "op.cu"
+    file.write_text("// Archs    sm_60: old\n")
+    with pytest.raises(ValueError, match=r"op.cu: no architecture of \(75, .*'// Archs    sm_60'"):
+        nvrtc.archs(file)
+
+
+def test_a_header_excuses_a_stack_with_a_reason(tmp_path):
+    file = tmp_path / "op.cu"
+    file.write_text("// Stack    f: 16 bytes, because\n// Stack    g\n#include <x>\n"
+                    "// Stack    h: 1\n")
+    assert nvrtc.excused(file) == {"f": "16 bytes, because"}
+
+
+def test_the_command_prints_a_table():
+    root = str(kernels.HERE.parent)
+    done = subprocess.run([sys.executable, nvrtc.__file__, "--each", "ema.cu"], text=True,
+                          capture_output=True, env=os.environ | {"PYTHONPATH": root}, check=True)
+    rows = done.stdout.splitlines()[2:]
+    assert len(rows) == len(DTYPES) and all(row.startswith("ema_update ") for row in rows)
