@@ -16,12 +16,14 @@ from gpuconv import threads
 from gpuconv.backend import accumulator, cupy, free_memory
 from gpuconv.nn import Module
 from gpuconv.nn.summary import human
+from gpuconv.ops.conv import SUMS
 from gpuconv.optim import Optimizer
 from gpuconv.optim.flat import ALIGN
 from gpuconv.train.tape_memory import Cut, Moment, trace
 
 Shape = tuple[int, int, int]  # (H, W, C)
 MOST = 1 << 24  # images of a batch; more are never proposed
+ROOM = 0.9      # share of free memory to plan with: allocators leave gaps, threads come and go
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +70,8 @@ def predict(model: Module, input_shape: Shape, batch_size: int,
 
 
 def largest_batch(model: Module, input_shape: Shape, free: int, optimizer_slots: int = 1) -> int:
-    """The largest batch whose step fits in ``free`` bytes, the model included; 0 if none does."""
-    return _Forecast(model, input_shape, optimizer_slots).largest(free)
+    """The largest batch whose step fits in ROOM of ``free`` bytes, the model included; or 0."""
+    return _Forecast(model, input_shape, optimizer_slots).largest(int(ROOM * free))
 
 
 def explain(error: MemoryError, model: Module, input_shape: Shape, batch_size: int,
@@ -93,9 +95,15 @@ def explain(error: MemoryError, model: Module, input_shape: Shape, batch_size: i
         if free is None:
             return MemoryError(f"{asked}: it needs {human(need.peak)}")
         room = free + forecast.held(optimizer)
-        most = forecast.largest(room)
+        most = forecast.largest(int(ROOM * room))
     except MemoryError:
         return MemoryError(f"{asked}, nor does one with batches of 2")
+    except Exception:  # nothing may hide what happened
+        return MemoryError(f"{asked}: {error}")
+    if need.peak <= ROOM * room:
+        return MemoryError(f"out of memory ({error}), although a training step with batches of "
+                           f"{batch_size} needs {human(need.peak)} and {human(room)} are free: "
+                           "something else takes memory meanwhile")
     fits = (f"the largest batch that would fit is {most}" if most else
             "not even a batch of 1 would fit")
     return MemoryError(f"{asked}: it needs {human(need.peak)}, {human(room)} are free: {fits}")
@@ -116,6 +124,7 @@ class _Forecast:
         self.gpu = model.device != "cpu"
         try:
             self.images = 2, 4
+            trace(model, input_shape, 2)  # what is allocated once, and for ever
             few, more = (trace(model, input_shape, n) for n in self.images)
         except MemoryError:
             self.images = 1, 2
@@ -135,7 +144,8 @@ class _Forecast:
         lines = [(self.line(n, few.activations, more.activations),
                   self.line(n, few.gradients, more.gradients),
                   self.patches(n, more) if self.gpu else
-                  fixed + math.prod(self.piece(n, few.passing, more.passing)))
+                  fixed + math.prod(self.piece(n, few.passing, more.passing))
+                  + more.part * min(n, SUMS))
                  for few, more in self.moments]
         activations, waiting, workspace = max(lines, key=sum)
         return Memory(n, self.weights + self.buffers, self.weights + waiting, self.state,

@@ -1,23 +1,23 @@
 """What lives in memory during a training step, followed on the tape with a handful of images.
 
-A step runs for real, forward and backward, with a few images. Its *moments* are the calls of layers
-on the way forward and the ops on the way back; at each one all arrays that are alive are known:
+A step runs for real, forward and backward, with a few images. After each op, on the way forward and
+on the way back, all arrays that are alive are known: those that ops gave or saved, and gradients on
+their way, each followed by a weak reference from the op that made it until nobody holds it any
+more. Arrays that share memory count once.
 
-    the tape        what every op has saved and not yet freed
-    in flight       inputs and outputs of a layer; gradients handed from op to op
-    parameters'     gradients, which wait until the walk is over
-
-Arrays that share memory count once. Two runs with different numbers of images give a straight line
-for each moment, and the lines give any batch size. Workspaces are no straight lines: what an op
-needs for a piece of the batch stops growing where ``threads.chunks`` begins to cut. So that is
-noted, too: into which pieces each op would cut the batch, what it asks ``threads.scratch`` for, and
-on the CPU, by ``tracemalloc``, what else it allocates and frees again.
+Two runs with different numbers of images give a straight line for each op, and the lines give any
+batch size. Workspaces are no straight lines: what an op needs for a piece of the batch stops
+growing where ``threads.chunks`` begins to cut. So that is noted, too: into which pieces each op
+would cut the batch, what it asks ``threads.scratch`` for, and on the CPU, by ``tracemalloc``, what
+else it allocates and frees again.
 """
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import tracemalloc
+import weakref
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from gpuconv import threads
 from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import Array, array_device, asarray, get_array_module, is_gpu
 from gpuconv.nn import Module
-from gpuconv.nn.observe import observed, untouched
+from gpuconv.nn.observe import untouched
 from gpuconv.ops import softmax_cross_entropy
 
 
@@ -62,14 +62,15 @@ class Cut(NamedTuple):
 
 @dataclasses.dataclass
 class Moment:
-    """A point in time during a step; all in bytes."""
+    """After an op, forward or backward; all in bytes."""
 
-    activations: int  # saved for backward, or in flight
+    activations: int  # saved for backward, or on their way
     gradients: int    # of parameters, waiting
-    output: int       # of the layer, forward
+    output: int       # of the op, forward
     cuts: list[Cut]
     scratch: dict[str, tuple[int, Cut]]  # name: most bytes, and what was cut then
     passing: tuple[int, Cut]  # what else was allocated and is free again
+    part: int         # what the work on one piece gave: a sum of its own, say
 
 
 def trace(model: Module, input_shape: tuple[int, int, int], images: int) -> list[Moment]:
@@ -80,129 +81,152 @@ def trace(model: Module, input_shape: tuple[int, int, int], images: int) -> list
         input_shape: (H, W, C).
         images: N of the step.
     """
-    with untouched(model), _notes() as notes, _traced(), np.errstate(all="ignore"):
+    x = asarray(np.zeros((images, *input_shape), model.dtype), model.device)
+    step = _Step(model, x)
+    with untouched(model), _traced(), step.noting(), np.errstate(all="ignore"):
         model.train()
         model.reseed(0)
-        x = asarray(np.zeros((images, *input_shape), model.dtype), model.device)
-        return _Step(model, notes).run(x)
+        step.run(model, x)
+    return step.moments
 
 
 class _Step:
     """One step, and who is alive in it."""
 
-    def __init__(self, model: Module, notes: "_Notes"):
-        self.model, self.notes = model, notes
+    def __init__(self, model: Module, x: Array):
+        own = [x, *(p.data for p in model.parameters()), *model.buffers()]
+        self.alive = _Alive({_memory_of(a)[0] for a in own})
         self.moments: list[Moment] = []
-        self.seen: set[Op] = set()
-        own = [*(p.data for p in model.parameters()), *model.buffers(),
-               *(p.grad for p in model.parameters() if p.grad is not None)]
-        self.ignored = {_memory_of(a)[0] for a in own}
+        self.last = Cut(1, 1, 1)
+        self.cuts: list[Cut] = []
+        self.scratch: dict[str, tuple[int, Cut]] = {}
+        self.parts: list[int] = []
 
-    def run(self, x: Array) -> list[Moment]:
-        self.ignored.add(_memory_of(x)[0])
-        self.alive, self.waiting = _Alive(self.ignored), _Alive(self.ignored)
-        with observed(self.model, self.around):
-            y = self.model(x)
-        if not isinstance(y, Tensor):
-            raise TypeError(f"the model gave {type(y).__name__}, wanted a Tensor")
-        self.alive.add([y.data])
+    def run(self, model: Module, x: Array) -> None:
+        """Forward, loss, backward."""
+        logits = model(x)
+        y = logits
         with array_device(x):
             if y.ndim == 2:
-                labels = get_array_module(x).zeros(len(x), np.int32)
-                y = softmax_cross_entropy(y, labels)
+                y = softmax_cross_entropy(y, get_array_module(x).zeros(len(x), np.int32))
             gy = get_array_module(x).zeros(y.shape, y.dtype)
-        self.alive.add([y.data, gy])
-        self.grow(y)
-        self.note()
-        if y.requires_grad:
-            self.back(y, gy)
-        return self.moments
+        self.alive.follow([gy])
+        if y.creator is not None:
+            self.back(y.creator, gy)
 
-    def note(self, output: int = 0) -> None:
-        self.moments.append(Moment(self.alive.bytes, self.waiting.bytes, output,
-                                   *self.notes.take()))
-
-    # -- forward -------------------------------------------------------------------------
-
-    def around(self, path: str, module: Module, forward: Any, *inputs: Any) -> Any:
-        self.notes.begin()
-        y = forward(*inputs)
-        self.notes.end()
-        held = [t.data for t in (*inputs, y) if isinstance(t, Tensor)]
-        if isinstance(y, Tensor):
-            self.grow(y)
-        self.alive.add(held)
-        self.note(y.data.nbytes if isinstance(y, Tensor) else 0)
-        self.alive.drop(held)
-        return y
-
-    def grow(self, y: Tensor) -> None:
-        """Take in the part of the tape that has been written since."""
-        new = [y.creator]
-        while new:
-            op = new.pop()
-            if isinstance(op, Op) and op not in self.seen:
-                self.seen.add(op)
-                self.alive.add(_saved(op))
-                new.extend(op.parents)
-
-    # -- backward: as Tensor.backward walks ----------------------------------------------
-
-    def back(self, y: Tensor, gy: Array) -> None:
-        pending: dict[Any, Array] = {y.creator: gy}
-        queue = [(-y.creator.serial, y.creator)] if y.creator else []
+    def back(self, last: Op, gy: Array) -> None:
+        """As Tensor.backward walks, but what would go to the leaves waits for ever."""
+        pending: dict[Any, Array] = {last: gy}
+        queue = [(-last.serial, last)]
         while queue:
             _, op = heappop(queue)
-            g, saved = pending.pop(op), _saved(op)
-            self.notes.begin()
-            returned = op.backward(g)
-            self.notes.end()
-            given = [(p, r) for p, r in zip(op.parents, returned, strict=True) if p is not None]
-            results = [r for p, r in given if isinstance(p, Op)]
-            self.alive.add(results)
-            self.waiting.add(r for p, r in given if not isinstance(p, Op))
+            tracemalloc.reset_peak()
+            gy = pending.pop(op)
+            results = op.backward(gy)
+            for parent, g in zip(op.parents, results, strict=True):
+                if parent is not None:
+                    self.alive.follow([g], isinstance(parent, Op))
             self.note()
-            for parent, r in given:
-                kind = self.alive if isinstance(parent, Op) else self.waiting
-                if parent not in pending:
-                    if isinstance(parent, Op):
-                        heappush(queue, (-parent.serial, parent))
-                    pending[parent] = r
-                    kind.add([r])
+            del gy
+            for parent, g in zip(op.parents, results, strict=True):
+                if parent is None:
                     continue
-                total = pending[parent] + r
-                kind.add([total])
-                self.note()
-                kind.drop([pending[parent]])
-                pending[parent] = total
-            self.alive.drop([*results, *saved, g])
-            self.waiting.drop(r for p, r in given if not isinstance(p, Op))
+                if parent in pending:
+                    pending[parent] = pending[parent] + g
+                    self.alive.follow([pending[parent]], isinstance(parent, Op))
+                    continue
+                pending[parent] = g
+                if isinstance(parent, Op):
+                    heappush(queue, (-parent.serial, parent))
             op.free()
+
+    def note(self, output: int = 0) -> None:
+        """A moment, here and now."""
+        now, peak = tracemalloc.get_traced_memory()
+        passing = max(0, peak - now - sum(self.parts))
+        self.moments.append(Moment(self.alive.bytes[True], self.alive.bytes[False], output,
+                                   self.cuts, self.scratch, (passing, self.last),
+                                   max(self.parts, default=0)))
+        self.cuts, self.scratch, self.parts = [], {}, []
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note what ops give, and what they ask of ``threads``; it is answered by one thread."""
+        call, chunks, each = Op.__call__, threads.chunks, threads.each
+        scratch, count = threads.scratch, threads.count
+        here = threading.get_ident()
+
+        def noting_call(op: Op, *inputs: Any) -> Any:
+            if threading.get_ident() != here:
+                return call(op, *inputs)
+            tracemalloc.reset_peak()
+            y = call(op, *inputs)
+            given = y.data if isinstance(y, Tensor) else y
+            self.alive.follow([given, *_saved(op)])
+            self.note(given.nbytes)
+            return y
+
+        def noting_chunks(items: int, item_bytes: int, budget: int = threads.CACHE) -> list[slice]:
+            if items:
+                self.last = Cut(items, item_bytes, budget)
+                self.cuts.append(self.last)
+            return chunks(items, item_bytes, budget)
+
+        def noting_scratch(name: str, size: int, dtype: Any) -> Any:
+            array = scratch(name, size, dtype)
+            if array.nbytes > self.scratch.get(name, (0, None))[0]:
+                self.scratch[name] = array.nbytes, self.last
+            return array
+
+        def noting_each(f: Any, pieces: Any) -> list[Any]:
+            results = each(f, pieces)
+            parts = [sum(a.nbytes for a in (r if isinstance(r, tuple) else (r,))
+                         if isinstance(a, np.ndarray) and a.base is None) for r in results]
+            self.parts = max(self.parts, parts, key=sum)
+            return results
+
+        with _one_at_a_time:
+            try:
+                Op.__call__ = noting_call  # type: ignore[method-assign, assignment]
+                threads.chunks, threads.each = noting_chunks, noting_each
+                threads.scratch, threads.count = noting_scratch, lambda: 1
+                yield
+            finally:
+                Op.__call__ = call  # type: ignore[method-assign]
+                threads.chunks, threads.each = chunks, each
+                threads.scratch, threads.count = scratch, count
+
+
+_one_at_a_time = threading.Lock()
 
 
 class _Alive:
-    """Bytes of the memory that a collection of arrays lives in."""
+    """Bytes of the memory that arrays live in, from when they are followed until they are gone."""
 
     def __init__(self, ignored: set[Any]):
         self.ignored = ignored
-        self.owners: dict[Any, list[int]] = {}  # where: bytes, arrays there
-        self.bytes = 0
+        self.bytes = {True: 0, False: 0}  # on their way or saved; waiting gradients of parameters
+        self.owners: dict[Any, list[Any]] = {}  # where: bytes, which of the two, arrays there
+        self.followed: dict[int, weakref.ref] = {}
 
-    def add(self, arrays: Iterable[Array]) -> None:
-        for where, size in map(_memory_of, arrays):
-            if where not in self.ignored:
-                entry = self.owners.setdefault(where, [size, 0])
-                self.bytes += size if not entry[1] else 0
-                entry[1] += 1
+    def follow(self, arrays: Iterable[Array], kind: bool = True) -> None:
+        for a in arrays:
+            where, size = _memory_of(a)
+            if where in self.ignored or id(a) in self.followed:
+                continue
+            self.followed[id(a)] = weakref.ref(a, functools.partial(self.gone, id(a), where))
+            owner = self.owners.setdefault(where, [size, kind, 0])
+            if not owner[2]:
+                self.bytes[owner[1]] += size
+            owner[2] += 1
 
-    def drop(self, arrays: Iterable[Array]) -> None:
-        for where, size in map(_memory_of, arrays):
-            if where not in self.ignored:
-                entry = self.owners[where]
-                entry[1] -= 1
-                if not entry[1]:
-                    self.bytes -= size
-                    del self.owners[where]
+    def gone(self, array: int, where: Any, _: Any) -> None:
+        del self.followed[array]
+        size, kind, _ = self.owners[where]
+        self.owners[where][2] -= 1
+        if not self.owners[where][2]:
+            self.bytes[kind] -= size
+            del self.owners[where]
 
 
 def _saved(op: Op) -> list[Array]:
@@ -221,63 +245,6 @@ def _memory_of(array: Array) -> tuple[Any, int]:
     while (array := getattr(array, "base", None)) is not None:
         owner = array if isinstance(array, np.ndarray) else owner
     return id(owner), owner.nbytes
-
-
-# -- what ops ask of threads ---------------------------------------------------------------
-
-
-class _Notes:
-    """The calls of ``chunks`` and ``scratch`` since the last ``take``."""
-
-    def __init__(self) -> None:
-        self.last = Cut(1, 1, 1)
-        self.cuts: list[Cut] = []
-        self.scratch: dict[str, tuple[int, Cut]] = {}
-        self.passing = 0, self.last
-
-    def take(self) -> tuple[list[Cut], dict[str, tuple[int, Cut]], tuple[int, Cut]]:
-        """The last three fields of a Moment."""
-        taken = self.cuts, self.scratch, self.passing
-        self.cuts, self.scratch, self.passing = [], {}, (0, self.last)
-        return taken
-
-    def begin(self) -> None:
-        """An op, or a layer, is about to run."""
-        tracemalloc.reset_peak()
-
-    def end(self) -> None:
-        """It is done."""
-        now, peak = tracemalloc.get_traced_memory()
-        self.passing = peak - now, self.last
-
-
-_one_at_a_time = threading.Lock()
-
-
-@contextlib.contextmanager
-def _notes() -> Iterator[_Notes]:
-    """Write down what is asked of ``threads``; it is answered as ever, by one thread."""
-    notes = _Notes()
-    chunks, scratch, count = threads.chunks, threads.scratch, threads.count
-
-    def noting_chunks(items: int, item_bytes: int, budget: int = threads.CACHE) -> list[slice]:
-        if items:
-            notes.last = Cut(items, item_bytes, budget)
-            notes.cuts.append(notes.last)
-        return chunks(items, item_bytes, budget)
-
-    def noting_scratch(name: str, size: int, dtype: Any) -> Any:
-        array = scratch(name, size, dtype)
-        if array.nbytes > notes.scratch.get(name, (0, None))[0]:
-            notes.scratch[name] = array.nbytes, notes.last
-        return array
-
-    with _one_at_a_time:
-        threads.chunks, threads.scratch, threads.count = noting_chunks, noting_scratch, lambda: 1
-        try:
-            yield notes
-        finally:
-            threads.chunks, threads.scratch, threads.count = chunks, scratch, count
 
 
 @contextlib.contextmanager
