@@ -3,9 +3,10 @@
     peak = parameters + their gradients + what the optimiser keeps
          + the batch of images + activations + workspace          at the worst moment of the step
 
-The step is followed with two and with four images, and scaled (see tape_memory.py): nothing large
-is ever allocated, so it can be asked when memory has just run out. What is not counted: the data
-set itself, the Python interpreter, and on a GPU what CUDA and cuBLAS take for themselves.
+The step is followed with two and with four images (large ones: one and two), and scaled, see
+tape_memory.py: nothing large is ever allocated, so it can be asked when memory has just run out.
+What is not counted: the data set itself, the Python interpreter, and on a GPU what CUDA and cuBLAS
+take for themselves.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from gpuconv.train.tape_memory import Cut, Moment, trace
 
 Shape = tuple[int, int, int]  # (H, W, C)
 MOST = 1 << 24  # images of a batch; more are never proposed
+SMALL = 3 << 14  # numbers of an image; a step with four larger ones would take seconds
 ROOM = 0.9      # share of free memory to plan with: allocators leave gaps, threads come and go
 
 
@@ -122,13 +124,12 @@ class _Forecast:
 
     def __init__(self, model: Module, input_shape: Shape, slots: int):
         self.gpu = model.device != "cpu"
+        self.images = (2, 4) if math.prod(input_shape) <= SMALL else (1, 2)
         try:
-            self.images = 2, 4
-            trace(model, input_shape, 2)  # what is allocated once, and for ever
-            few, more = (trace(model, input_shape, n) for n in self.images)
-        except MemoryError:
-            self.images = 1, 2
-            few, more = (trace(model, input_shape, n) for n in self.images)
+            few, more = self.traces(model, input_shape)
+        except (MemoryError, ValueError):  # of one image, or less: BatchNorm wants two values
+            self.images = (1, 2) if self.images == (2, 4) else (2, 4)
+            few, more = self.traces(model, input_shape)
         self.moments = list(zip(few, more, strict=True))
         parameters = list(model.parameters())
         self.weights = sum(_aligned(p.data.nbytes) for p in parameters)
@@ -137,6 +138,11 @@ class _Forecast:
         self.buffers = sum(b.nbytes for b in model.buffers())
         height, width, channels = input_shape
         self.image = height * width * channels * model.dtype.itemsize + 4  # and its label
+
+    def traces(self, model: Module, input_shape: Shape) -> list[list[Moment]]:
+        """Of both numbers of images; before, what is allocated once and for ever is."""
+        trace(model, input_shape, self.images[0])
+        return [trace(model, input_shape, n) for n in self.images]
 
     def at(self, n: int) -> Memory:
         """The prediction for a batch of n."""
