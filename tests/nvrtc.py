@@ -139,8 +139,9 @@ def fingerprint():
 
 
 def kept(job):
-    """Where the answer is kept."""
-    key = repr((kernels.source(job.file), job.options, job.arch, OPTIONS, fingerprint())).encode()
+    """Where the answer is kept; what stands behind // in the source does not change it."""
+    text = re.sub(r"\s*//[^\n]*", "", kernels.source(job.file))
+    key = repr((text, job.options, job.arch, OPTIONS, fingerprint())).encode()
     return CACHE / f"{hashlib.sha256(key).hexdigest()[:24]}.json"
 
 
