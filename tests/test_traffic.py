@@ -1,0 +1,240 @@
+"""Traffic mode: kernels whose requests can be counted by hand, every kernel's header, the table.
+
+What is counted is said in hostcuda/traffic.py.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuconv import backend
+from hostcuda import compiler, fake_cupy
+from hostcuda.traffic import run
+
+pytestmark = pytest.mark.skipif(not compiler(), reason="no g++")
+HEAD = """
+#define T CFG_T
+extern "C" __global__ void f(const T* x, T* y, const int* index, int a, int b) {
+    const int t = blockIdx.x * blockDim.x + threadIdx.x, lane = threadIdx.x % 32;
+    BODY
+}
+"""
+TILE = """
+    __shared__ float tile[32][CFG_WIDE];
+    const int u = threadIdx.x % 32, v = threadIdx.x / 32;
+    tile[v][u] = x[v * 32 + u];
+    __syncthreads();
+    y[v * 32 + u] = tile[u][v];
+"""
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch):
+    """Also on a machine with a GPU: what is counted is counted on the CPU."""
+    monkeypatch.setattr(backend, "_cupy", fake_cupy)
+
+
+def launch(body, a=0, b=0, T="float", grid=1, block=32, index=None, n=4096, **constants):
+    """Run a kernel with this body on n elements of x and of y."""
+    dtype = {"char": "i1", "short": "i2", "float": "f4", "double": "f8", "float4": "c16"}[T]
+    x, y = np.zeros(n, dtype), np.zeros(n, dtype)
+    index = np.arange(n, dtype=np.int32) if index is None else np.array(index, np.int32)
+    constants = [f"-DCFG_{k}={v}" for k, v in constants.items()]
+    return run(HEAD.replace("BODY", body), "f", grid, block, x, y, index, np.int32(a), np.int32(b),
+               options=(f"-DCFG_T={T}", *constants))
+
+
+def only(launched, array, kind):
+    """The one access of this kind to this array, in sectors per request and so on."""
+    access, = launched.of(array, kind)
+    return access
+
+
+# -- coalescing ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("T, stride, start, sectors", [
+    pytest.param("float", 1, 0, 4, id="coalesced"),
+    pytest.param("float", 2, 0, 8, id="stride 2"),
+    pytest.param("float", 32, 0, 32, id="stride 32"),
+    pytest.param("float", 1, 1, 5, id="misaligned"),
+    pytest.param("float", 0, 7, 1, id="broadcast"),
+    pytest.param("float", -1, 127, 4, id="backwards"),
+    pytest.param("char", 1, 0, 1, id="bytes"),
+    pytest.param("short", 1, 0, 2, id="halves"),
+    pytest.param("double", 1, 0, 8, id="doubles"),
+    pytest.param("float4", 1, 0, 16, id="vectors"),
+    pytest.param("float4", 2, 0, 32, id="vectors, stride 2"),
+])
+def test_sectors_of_a_strided_read(T, stride, start, sectors):
+    got = launch("y[t] = x[t * a + b];", stride, start, T, block=128)
+    read, write = only(got, "x", "read"), only(got, "y", "write")
+    assert (read.requests, read.lanes, read.sectors) == (4, 128, 4 * sectors)
+    assert write.sectors == write.least  # a copy writes neighbours to neighbours
+    assert read.bytes == 128 * read.size and read.text == "y[t] = x[t * a + b];"
+    assert read.distinct == (read.bytes if stride else 4 * read.size)
+
+
+def test_a_vector_is_one_request_even_if_its_parts_are_used_one_by_one():
+    got = launch("float4 v = x[t]; v.x += v.w; y[t] = v;", T="float4")
+    assert [(a.size, a.requests) for a in got.accesses] == [(16, 1), (16, 1)]
+
+
+def test_a_struct_that_is_not_aligned_is_read_number_by_number():
+    pair = "struct %s P { float u, v; }; ((P*)y)[t] = ((const P*)x)[t];"
+    plain, aligned = launch(pair % ""), launch(pair % "alignas(8)")
+    assert [(a.size, a.requests, a.sectors) for a in plain.accesses] == [(4, 2, 16)] * 2
+    assert [(a.size, a.requests, a.sectors) for a in aligned.accesses] == [(8, 1, 8)] * 2
+
+
+def test_a_gather_costs_the_sectors_that_it_touches():
+    index = np.arange(32) // 2 * 100  # pairs, each in a sector of its own
+    got = launch("y[t] = x[index[t]];", index=index)
+    read = only(got, "x", "read")
+    assert (read.requests, read.distinct, read.sectors, read.least) == (1, 64, 16, 2)
+
+
+def test_a_view_counts_where_it_lies():
+    whole = np.zeros(64, np.int8)
+    text = 'extern "C" __global__ void f(char* x) { x[threadIdx.x] = 1; }'
+    for start, sectors in [(0, 1), (1, 2)]:
+        got = run(text, "f", 1, 32, whole[start:])
+        assert only(got, "x", "write").sectors == sectors
+
+
+def test_what_a_perfect_cache_would_read():
+    got = launch("y[t] = x[t % 32] + x[t % 64];", grid=2, block=64)
+    x, reads = got.arrays["x"], got.of("x")
+    assert (x.read.bytes, x.read.sectors, x.read.block_sectors) == (256, 8, 16)
+    assert sum(a.sectors for a in reads) == 2 * 4 * 4 and x.written.bytes == 0
+    assert got.arrays["y"].written.bytes == 512
+
+
+def test_accesses_beyond_the_launch_are_not_counted():
+    got = launch("int mine[4]; for (int i = 0; i < 4; ++i) mine[i] = x[i]; y[t] = mine[t % 4];")
+    assert {a.array for a in got.accesses} == {"x", "y"}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(["char", "short", "float", "double", "float4"]),
+       st.lists(st.integers(0, 500), min_size=64, max_size=64))
+def test_a_random_gather_counted_by_numpy(T, index):
+    got = launch("y[t] = x[index[t]];", T=T, block=64, index=index)
+    read, size = only(got, "x", "read"), only(got, "x", "read").size
+    warps = np.array(index).reshape(2, 32)
+    touched = [{i * size + k for i in warp for k in range(size)} for warp in warps.tolist()]
+    assert read.sectors == sum(len({b // 32 for b in some}) for some in touched)
+    assert read.distinct == sum(map(len, touched))
+    assert read.least == sum(-(-len(some) // 32) for some in touched)
+    assert got.arrays["x"].read.bytes == len(set.union(*touched))
+    assert got.arrays["x"].read.sectors == len({b // 32 for b in set.union(*touched)})
+
+
+# -- who goes with whom --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body, requests, lanes", [
+    pytest.param("if (lane < 8) y[t] = x[t];", 1, 8, id="some lanes"),
+    pytest.param("if (lane < 8) y[t] = x[t]; y[t] += x[t];", 2, 40, id="and all of them after"),
+    pytest.param("for (int r = 0; r < 2; ++r) { if ((lane + r) % 2) continue; y[t] += x[t + r]; }",
+                 2, 32, id="each turn other lanes"),
+    pytest.param("for (int r = 0; r < lane; ++r) y[t] += x[t + r];", 31, 31 * 16, id="a triangle"),
+    pytest.param("T s = 0; for (int r = 0; r < 4; ++r) { for (int i = 0; i < (lane * r) % 5; ++i) "
+                 "s += x[t + i]; } y[t] = s;", 12, None, id="inner loops of different length"),
+    pytest.param("for (int r = lane; r < 40; r += 32) y[t] += x[r];", 2, 40, id="a last turn"),
+    pytest.param("if (lane % 2) return; y[t] = x[t];", 1, 16, id="early return"),
+    pytest.param("T s = 0; for (int r = 0; r < 9; ++r) { if (r > lane) break; s += x[t + r]; } "
+                 "y[t] = s;", 9, 32 * 9 - 36, id="break"),
+])
+def test_lanes_wait_for_each_other(body, requests, lanes):
+    reads = launch(body).of("x", "read")
+    assert sum(a.requests for a in reads) == requests
+    assert lanes in (None, sum(a.lanes for a in reads))
+
+
+def test_barriers_and_shuffles_do_not_part_a_warp():
+    got = launch("""T v = x[t];
+        for (int i = 16; i; i /= 2) { v += __shfl_xor_sync(~0u, v, i); __syncthreads(); }
+        y[t] = v;""", block=128)
+    assert [(a.requests, a.lanes) for a in got.accesses] == [(4, 128), (4, 128)]
+
+
+@pytest.mark.parametrize("call", ["atomicAdd(&y[%s], 1.f)", "atomicExch(&y[%s], 1.f)"])
+def test_an_atomic_is_one_request(call):
+    got = launch(call % "lane / 8" + ";", block=64)
+    atomic, = got.accesses
+    assert (atomic.kind, atomic.requests, atomic.lanes, atomic.sectors) == ("atomic", 2, 64, 2)
+    assert got.arrays["y"].read.bytes == got.arrays["y"].written.bytes == 16
+
+
+def test_counts_do_not_depend_on_the_order_of_the_threads(monkeypatch):
+    body = "for (int r = 0; r < lane % 7; ++r) y[t] += x[(t + r * 5) % 64];"
+    from hostcuda.hostcuda import HostKernel
+    first, call = launch(body, grid=3, block=96), HostKernel.__call__
+    for seed in (0, 1):
+        monkeypatch.setattr(HostKernel, "__call__", lambda *a, **k: call(*a, **k, seed=seed))  # noqa: B023
+        assert launch(body, grid=3, block=96) == first
+
+
+# -- shared memory -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wide, passes", [(32, 32), (33, 1), (34, 2)])
+def test_a_transposing_tile_wants_padding(wide, passes):
+    got = launch(TILE, block=1024, n=1024, WIDE=wide)
+    read, write = only(got, "shared", "read"), only(got, "shared", "write")
+    assert (read.requests, read.passes, read.groups) == (32, 32 * passes, 32)
+    assert write.passes == 32
+    assert only(got, "y", "write").sectors == 32 * 4
+
+
+def test_a_transpose_without_a_tile_writes_a_sector_per_lane():
+    got = launch("y[t % 32 * 32 + t / 32] = x[t];", block=1024, n=1024)
+    write = only(got, "y", "write")
+    assert (write.requests, write.sectors, write.least) == (32, 32 * 32, 32 * 4)
+    assert got.arrays["y"].written.sectors == 128
+
+
+@pytest.mark.parametrize("T, at, groups, passes", [
+    pytest.param("float", "lane", 1, 1, id="neighbours"),
+    pytest.param("float", "lane * 2", 1, 2, id="stride 2"),
+    pytest.param("float", "lane * 3", 1, 1, id="stride 3"),
+    pytest.param("float", "lane * 32", 1, 32, id="stride 32"),
+    pytest.param("float", "5", 1, 1, id="broadcast"),
+    pytest.param("float", "lane / 8 * 32", 1, 4, id="four words of one bank"),
+    pytest.param("double", "lane", 2, 2, id="doubles"),
+    pytest.param("double", "lane * 2", 2, 4, id="doubles, stride 2"),
+    pytest.param("float4", "lane", 4, 4, id="vectors"),
+    pytest.param("float4", "lane * 2", 4, 8, id="vectors, stride 2"),
+    pytest.param("char", "lane", 1, 1, id="bytes"),
+    pytest.param("char", "lane * 128", 1, 32, id="bytes of one bank"),
+])
+def test_passes_through_the_banks(T, at, groups, passes):
+    tile = "alignas(16) __shared__ T tile[CFG_N];"
+    got = launch(tile + f"tile[threadIdx.x] = x[t]; __syncthreads(); y[t] = tile[{at}];", T=T,
+                 N=4096 if T == "char" else 1024)
+    read = only(got, "shared", "read")
+    assert (read.requests, read.groups, read.passes) == (1, groups, passes)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(["float", "double", "float4"]),
+       st.lists(st.integers(0, 255), min_size=32, max_size=32))
+def test_random_reads_of_shared_memory_counted_by_numpy(T, index):
+    got = launch("alignas(16) __shared__ T tile[256]; __syncthreads(); y[t] = tile[index[t]];",
+                 T=T, index=index)
+    read = only(got, "shared", "read")
+    per = read.size // 4  # words of a lane
+    words = np.array(index)[:, None] * per + np.arange(per)
+    passes = [max(np.bincount(np.unique(group) % 32)) for group in words.reshape(per, -1)]
+    assert read.passes == sum(passes)
+
+
+def test_dynamic_shared_memory_is_seen():
+    text = """extern "C" __global__ void f(float* y) {
+        GC_DYN_SHARED(float, tile);
+        tile[threadIdx.x * 2] = 1; __syncthreads();
+        y[threadIdx.x] = tile[threadIdx.x * 2]; }"""
+    got = run(text, "f", 1, 32, np.zeros(32, np.float32), shared_mem=256)
+    assert [a.passes for a in got.of("shared")] == [2, 2]

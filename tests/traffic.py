@@ -1,0 +1,228 @@
+"""What the kernels ask of memory, as a table; no GPU needed.
+
+    python tests/traffic.py                                             every kernel
+    python tests/traffic.py max_pool --shape 8x32x32x64 --kernel-size 2
+    python tests/traffic.py softmax_cross_entropy --shape 256x10 --lines
+
+The kernels run on the CPU, compiled by g++, through the op's own GPU branch; hostcuda/traffic.py
+says what is counted and what is not.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import gpuconv as gpc
+from gpuconv import backend, ops, optim
+from hostcuda import fake_cupy
+from hostcuda.traffic import Access, Launch, recording
+
+SECTOR = 32  # bytes
+LEGEND = """
+touched   different bytes of the array; asked: how often, what lanes of a warp share counted once
+request   one instruction of one warp; lanes: of its 32, how many took part
+sectors   of 32 bytes, per request; least: as many as its bytes need. Equal: coalesced
+passes    through the banks of shared memory, per request; least: without conflicts
+memory    moves at least this (a perfect cache) and at most that (none): bounds, no counters"""
+
+
+class Case(NamedTuple):
+    """How to run the kernels of one file."""
+
+    shape: str           # by default
+    run: Callable        # (make, options): make(*shape) is an array of random numbers
+    takes: str = ""      # which options it takes, beside --shape and --dtype
+
+
+def both_ways(f: Callable, *arrays: Any) -> None:
+    """f(*arrays), and its gradients."""
+    y, pull = gpc.vjp(f, *arrays)
+    pull(fake_cupy.ones_like(y))
+
+
+def pool(function: Callable) -> Callable:
+    return lambda make, o: both_ways(
+        lambda x: function(x, o.kernel_size, o.stride, o.padding), make(*o.shape))
+
+
+def activation(make: Callable, o: Any) -> None:
+    for f in (ops.relu, ops.gelu, ops.sigmoid, ops.tanh):
+        both_ways(f, make(*o.shape))
+
+
+def im2col(make: Callable, o: Any) -> None:
+    both_ways(lambda x: ops.im2col(x, o.kernel_size, o.stride or 1, o.padding, o.dilation),
+              make(*o.shape))
+
+
+def bias_relu(make: Callable, o: Any) -> None:
+    both_ways(ops.bias_relu, make(*o.shape), make(o.shape[-1]))
+
+
+def batch_norm(make: Callable, o: Any) -> None:
+    C, wide = o.shape[-1], backend.accumulator(o.dtype)
+    x, gamma, beta = make(*o.shape), make(C), make(C)
+    mean, var = fake_cupy.zeros(C, wide), fake_cupy.ones(C, wide)
+    for training in (True, False):
+        f = functools.partial(ops.batch_norm, running_mean=mean, running_var=var,
+                              training=training)
+        both_ways(f, x, gamma, beta)
+
+
+def softmax_cross_entropy(make: Callable, o: Any) -> None:
+    logits = make(*o.shape)
+    labels = fake_cupy.arange(o.shape[0]) % o.shape[1]
+    both_ways(lambda z: ops.softmax_cross_entropy(z, labels), logits)
+
+
+def augment(make: Callable, o: Any) -> None:
+    N, *_, C = o.shape
+    images = fake_cupy.asarray(np.random.default_rng(0).integers(0, 256, o.shape, np.uint8))
+    gpc.data.augment_batch(images, fake_cupy.arange(N, dtype=np.int32), mean=[0.5] * C,
+                           std=[0.25] * C, dtype=o.dtype, key=(0, 0), epoch=0,
+                           augment=gpc.data.Augment(pad=4))
+
+
+def optimiser(*kinds: Callable, step: Callable = optim.Optimizer.step) -> Callable:
+    """Runs one step of each kind, on one Parameter of the given shape."""
+    def run(make, o):
+        for kind in kinds:
+            p = gpc.Parameter(make(*o.shape))
+            its = kind([p])
+            p.grad[...] = make(*o.shape)
+            step(its)
+    return run
+
+
+def ema(make: Callable, o: Any) -> None:
+    layer = gpc.nn.Linear(o.shape[1], o.shape[0], bias=False)
+    layer.to("cuda:0").to(o.dtype)
+    optim.EMA(layer).update()
+
+
+CASES = {
+    "activation": Case("8x32x32x64", activation),
+    "adam": Case("64x1024", optimiser(optim.Adam)),
+    "augment": Case("32x32x32x3", augment),
+    "avg_pool": Case("8x32x32x64", pool(ops.avg_pool2d), "kernel_size stride padding"),
+    "batch_norm": Case("8x32x32x64", batch_norm),
+    "bias_relu": Case("8x32x32x64", bias_relu),
+    "clip": Case("64x1024", optimiser(
+        functools.partial(optim.SGD, lr=0.1), step=lambda its: optim.clip_grad_norm(its, 1.0))),
+    "dropout": Case("8x32x32x64", lambda make, o: both_ways(
+        lambda x: ops.dropout(x), make(*o.shape))),
+    "ema": Case("64x1024", ema),
+    "im2col": Case("2x32x32x64", im2col, "kernel_size stride padding dilation"),
+    "max_pool": Case("8x32x32x64", pool(ops.max_pool2d), "kernel_size stride padding"),
+    "sgd": Case("64x1024", optimiser(
+        functools.partial(optim.SGD, lr=0.1),
+        functools.partial(optim.SGD, lr=0.1, momentum=0.9))),
+    "softmax_cross_entropy": Case("128x1000", softmax_cross_entropy),
+}
+DEFAULTS = dict(dtype="float32", kernel_size=2, stride=None, padding=0, dilation=1)
+
+
+def record(op: str, shape: tuple[int, ...], **options: Any) -> list[Launch]:
+    """Run an op's kernels on arrays of this shape; what they asked of memory."""
+    o = argparse.Namespace(**DEFAULTS | options | dict(shape=shape))
+    o.dtype = backend.float_dtype(o.dtype)
+    rng = np.random.default_rng(0)
+
+    def make(*shape):
+        return fake_cupy.asarray(rng.standard_normal(shape).astype(o.dtype))
+
+    with recording() as launches:
+        CASES[op].run(make, o)
+    return launches
+
+
+# -- the table -----------------------------------------------------------------------------
+
+
+def size(n: float) -> str:
+    """Bytes, in two or three digits.
+
+    >>> size(96), size(2560), size(2 << 20)
+    ('96 B', '2.50 KB', '2.00 MB')
+    """
+    scale = sum(n >= 1000 * 1024**i for i in range(3))
+    n /= 1024**scale
+    digits = 0 if n >= 100 or not scale else 1 if n >= 10 else 2
+    return f"{n:.{digits}f} {('B', 'KB', 'MB', 'GB')[scale]}"
+
+
+def row(launch: Launch, array: str, some: list[Access]) -> str:
+    """One line of the table: accesses to one array, added up."""
+    requests, lanes, distinct, sectors, least, passes, groups = (
+        sum(getattr(a, field) for a in some) for field in (
+            "requests", "lanes", "distinct", "sectors", "least", "passes", "groups"))
+    kind, = {a.kind for a in some}
+    start = f"  {array:<14.14} {kind:<6}"
+    counts = f"{requests:>10,} {lanes / requests:>5.1f}"
+    if array not in launch.arrays:
+        return (f"{start} {'':>9} {'':>8} {counts} {passes / requests:>8.2f} "
+                f"{groups / requests:>6.2f}  passes")
+    its = launch.arrays[array]
+    touched = its.written if kind == "write" else its.read
+    low, high = size(SECTOR * touched.sectors), size(SECTOR * sectors)
+    return (f"{start} {size(touched.bytes):>9} {distinct / touched.bytes:>6.4g} x {counts} "
+            f"{sectors / requests:>8.2f} {least / requests:>6.2f}  "
+            f"{low if low == high else f'{low} .. {high}'}")
+
+
+def table(launches: Iterable[Launch], lines: bool = False) -> str:
+    """All launches: a line per array and kind of access, or per access in the source."""
+    head = (f"  {'':<14} {'':<6} {'touched':>9} {'asked':>8} {'requests':>10} {'lanes':>5} "
+            f"{'sectors':>8} {'least':>6}  memory")
+    parts = []
+    for launch in launches:
+        text = [f"{launch.kernel}   grid {launch.grid}, block {launch.block}", head]
+        for array in [*launch.arrays, "shared"]:
+            for kind in ("read", "write", "atomic"):
+                some = launch.of(array, kind)
+                if lines:
+                    for a in some:
+                        text += [row(launch, array, [a]), f"      {a.text[:90]}"]
+                elif some:
+                    text.append(row(launch, array, some))
+        parts.append("\n".join(text))
+    return "\n\n".join(dict.fromkeys(parts))  # what was launched twice, once
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description="What the kernels ask of memory, counted on the CPU.", epilog=LEGEND,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("op", nargs="?", choices=sorted(CASES), metavar="op",
+                        help=", ".join(sorted(CASES)) + "; all of them if none is named")
+    parser.add_argument("--shape", type=lambda s: tuple(map(int, s.split("x"))),
+                        help="of the input, such as 8x32x32x64")
+    parser.add_argument("--dtype", choices=backend.FLOATS)
+    for name in ("kernel-size", "stride", "padding", "dilation"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--lines", action="store_true", help="every access with its line of source")
+    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    lines, op, shape = given.pop("lines"), given.pop("op", None), given.pop("shape", None)
+    if shape and not op:
+        parser.error("--shape is for one op: name it")
+    for name in [op] if op else CASES:
+        case = CASES[name]
+        unknown = set(given) - {"dtype", *case.takes.split()}
+        if op and unknown:
+            parser.error(f"{op} takes no --{' --'.join(sorted(unknown))}".replace("_", "-"))
+        sizes = shape or tuple(map(int, case.shape.split("x")))
+        options = {k: v for k, v in given.items() if k not in unknown}
+        print(f"\n-- {name}: {'x'.join(map(str, sizes))}",
+              *(f"{k.replace('_', ' ')} {v}" for k, v in (DEFAULTS | options).items()
+                if v is not None and k in ("dtype", *case.takes.split())), sep=", ")
+        print(table(record(name, sizes, **options), lines))
+    print(LEGEND)
+
+
+if __name__ == "__main__":
+    backend._cupy = fake_cupy
+    main()
