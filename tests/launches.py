@@ -62,7 +62,7 @@ class Launch:
     opt_in: int = 0              # bytes that it asked to be allowed; 0: did not ask
 
     def __str__(self):
-        return f"{self.function} of {self.file}, {' '.join(self.options)}"
+        return " ".join([self.function, "of", pathlib.Path(self.file).name, *self.options])
 
 
 def problems(launch, needs, arch):
@@ -276,12 +276,12 @@ def drive_training(cp, dtype):
                  lambda ps: optim.SGD(ps, 0.1, momentum=0.9, nesterov=True),
                  lambda ps: optim.Adam(ps), lambda ps: optim.AdamW(ps)):
         drive_steps(nn.Linear(4, 4), make, rows, labels, dtype)
-    pixels, index = cp.zeros((10, 32, 32, 3), np.uint8), cp.zeros(4, np.int32)
+    pixels, index = cp.zeros((10, 8, 8, 3), np.uint8), cp.zeros(4, np.int32)
     for build in (models.simple_convnet, models.cifar_convnet):
         for how in (None, Augment(), Augment(padding_mode="reflect")):
             x = augment_batch(pixels, index, mean=(0.5,) * 3, std=(0.2,) * 3, dtype=dtype.name,
                               augment=how)
-        drive_steps(build(), lambda ps: optim.SGD(ps, 0.1, momentum=0.9), x,
+        drive_steps(build(image=8), lambda ps: optim.SGD(ps, 0.1, momentum=0.9), x,
                     cp.zeros(4, np.int64), dtype)
 
 

@@ -30,7 +30,7 @@ ARCHS = 75, 80, 86, 89, 90, 100, 120  # that a source is for, unless its header 
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache",
                      "gpuconv-nvrtc")
 OPTIONS = "-ftz=true", "--device-as-default-execution-space"  # CuPy's own, see its compiler.py
-FOLDER = kernels.HERE.parent / "kernels"
+FOLDER = pathlib.Path(__file__).parents[1] / "kernels"
 FILES = sorted(path.name for path in FOLDER.glob("*.cu"))
 FEW = 8                               # compilations that are not worth starting processes
 
@@ -56,7 +56,7 @@ class Job:
     arch: int
 
     def __str__(self):
-        return f"{pathlib.Path(self.file).name} for sm_{self.arch} with {' '.join(self.options)}"
+        return " ".join([pathlib.Path(self.file).name, "for", f"sm_{self.arch}", *self.options])
 
 
 # -- what the header of a source says ----------------------------------------------------
@@ -248,6 +248,17 @@ def records(cubin, section):
         length = number if form == 4 else 0
         yield attribute, cubin[at:at + length] if form == 4 else number
         at += length
+
+
+def complaints(found):
+    """Sentences on what {job: needs} shows: warnings, and a stack that no header excuses."""
+    for job, kernel_needs in found.items():
+        for line in kernel_needs[""]:
+            yield f"{job}: {line}"
+        for name, n in kernel_needs.items():
+            if name and (n.stack or n.stores or n.loads) and name not in excused(job.file):
+                yield (f"{job}: {name} has {n.stack} bytes of stack, {n.stores} of them spilled, "
+                       f"and the header has no line '// Stack    {name}: why'")
 
 
 # -- the table ---------------------------------------------------------------------------

@@ -80,15 +80,7 @@ def test_a_source_compiles_in_every_dtype(file):
                for i, T in enumerate(DTYPES)]
     for its, found in nvrtc.needs_of(several).items():
         assert set(found) - {""} == set(kernels.signatures(kernels.source(file))), its
-        assert not found[""], f"{its} warns: {found['']}"
-        assert not unexcused(its, found)
-
-
-def unexcused(job, found):
-    """What uses the stack without a line in the header of its file."""
-    return [f"{job}: {name} takes {n} and '// Stack    {name}: why' is not in the header"
-            for name, n in found.items()
-            if name and (n.stack or n.stores or n.loads) and name not in nvrtc.excused(job.file)]
+        assert not list(nvrtc.complaints({its: found}))
 
 
 @pytest.mark.parametrize("file", nvrtc.FILES)
@@ -117,7 +109,6 @@ def test_reads_what_is_known(cold, arch):
     assert (bounded.shared, bounded.threads) == (1200, 128)
     assert (indexed.stack, indexed.stores) == (160, 0)
     assert spilling.registers <= 64 and spilling.stack >= spilling.stores > 0 < spilling.loads
-    assert len(unexcused(cold(KNOWN, arch), found)) == 2
 
 
 @pytest.mark.parametrize("arch", nvrtc.ARCHS)
@@ -143,9 +134,21 @@ ptxas info    : Function properties for _Z1gv
         nvrtc.spills(log, "g")
 
 
+def test_a_stack_or_a_spill_fails_unless_the_header_says_why(cold):
+    def said(text):
+        return list(nvrtc.complaints(nvrtc.needs_of([cold(text)])))
+
+    (indexed, spilling) = sorted(said(KNOWN))
+    assert "known.cu for sm_80: indexed has 160 bytes of stack, 0 of them spilled" in indexed
+    assert re.search(r": spilling has \d+ bytes of stack, [1-9]\d* of them spilled, and the "
+                     "header has no line '// Stack    spilling: why'$", spilling)
+    why = "// Stack    indexed: an array, indexed at run time"
+    assert said(f'// Title\n{why}\n#include "common.cuh"\n{KNOWN}') == [spilling]
+
+
 def test_a_warning_is_seen(cold):
     text = 'extern "C" __global__ void f(int* x) { int unused = 1; x[0] = 0; }'
-    warned, = nvrtc.needs(cold(text))[""]
+    warned, = nvrtc.complaints(nvrtc.needs_of([cold(text)]))
     assert 'variable "unused" was declared but never referenced' in warned
 
 
@@ -157,7 +160,7 @@ def test_too_much_static_shared_memory_is_refused(cold):
 
 
 def test_an_error_names_the_file_the_device_and_the_constants(cold):
-    with pytest.raises(RuntimeError, match=r'known.cu for sm_80 with -DCFG_R=3: (.|\n)*"y"'):
+    with pytest.raises(RuntimeError, match=r'known.cu for sm_80 -DCFG_R=3: (.|\n)*"y"'):
         nvrtc.needs(cold('extern "C" __global__ void f(int* x) { x[0] = y; }', 80, "-DCFG_R=3"))
 
 
