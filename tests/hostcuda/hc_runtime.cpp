@@ -30,6 +30,8 @@ extern "C" {
 alignas(128) unsigned char hc_dynamic_shared[MAX_SHARED];
 unsigned hc_thread;
 int hc_atomic;
+unsigned hc_copies[1024];  // cp.async in flight, by thread: for hc_mma.cpp
+void hc_mma_begin();
 extern char __start_hc_shared[] __attribute__((weak));  // the linker says where the kernels'
 extern char __stop_hc_shared[] __attribute__((weak));   // static shared memory lies, if any
 }
@@ -102,7 +104,7 @@ struct Fiber {
 struct Thread {
     State st;
     int fib;
-    const void* where;
+    const void* where;  // it waits: the barrier, or the name of the warp function
 };
 Ctx sched;
 std::vector<Fiber> fibers;
@@ -137,8 +139,9 @@ void set_tid(unsigned t) {
 }
 void fail(const char* m, const void* at = nullptr) {
     if (!failed)
-        snprintf(err, sizeof err, "%s: block (%u,%u,%u) thread (%u,%u,%u) at %p", m, blockIdx.x,
-                 blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, at);
+        snprintf(err, sizeof err, at ? "%s: block (%u,%u,%u) thread (%u,%u,%u) at %p"
+                                     : "%s: block (%u,%u,%u) thread (%u,%u,%u)",
+                 m, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, at);
     failed = true;
 }
 
@@ -154,6 +157,7 @@ void fiber_main() {  // takes unstarted threads until none is left
             HC_RT(hc_rt.active = 1);
             body(body_arg);
             HC_RT(hc_rt.active = 0);
+            if (hc_copies[cur]) fail("thread ends with a cp.async in flight: wait for it");
             th[cur].st = DONE;
         }
         hc_swap(&fibers[cur_fib].c, &sched);
@@ -244,14 +248,17 @@ void run_block() {
         }
         if (nd == nthreads) break;
         if (nw) {  // release each warp whose live lanes all wait at a warp op
-            bool any = false;
+            bool any = false, mixed_kinds = false;
             for (unsigned w = 0; w < nthreads; w += 32) {
                 unsigned e = std::min(w + 32, nthreads), c = 0, live = 0;
+                const void* kind = nullptr;
                 for (unsigned t = w; t < e; t++) {
-                    c += th[t].st == WARP;
                     live += th[t].st != DONE;
+                    if (th[t].st != WARP) continue;
+                    if (c++ && kind != th[t].where) mixed_kinds = true;
+                    kind = th[t].where;
                 }
-                if (c && c == live) {
+                if (c && c == live && !mixed_kinds) {
                     any = true;
                     HC_RT(hc_rt.wepoch[w >> 5]++);
                     for (unsigned i = w; i < e; i++) {
@@ -262,7 +269,8 @@ void run_block() {
                 }
             }
             if (!any) {
-                fail("warp intrinsic not reached by all live lanes of the warp", at);
+                fail(mixed_kinds ? "lanes of a warp stand at different warp functions"
+                                 : "warp intrinsic not reached by all live lanes of the warp", at);
                 break;
             }
             continue;
@@ -296,29 +304,16 @@ void on_segv(int s, siginfo_t* si, void*) {
     signal(s, SIG_DFL);
     raise(s);
 }
-#ifdef HC_WATCH
-extern "C" void hc_watch_fail(const char* m, const void* at, unsigned t, uint64_t b) {
-    static char w[160];
-    snprintf(w, sizeof w, "%s (other: thread %u of block %llu)", m, t, (unsigned long long)b);
-    hc_rt.active = 0;
-    fail(w, at);
-    siglongjmp(jb, 1);
-}
+
+// ---- numbers below 1e-38 are zero, as CuPy compiles for float (not for double)
+
+bool flush;
+void set_flush(bool on) {
+#ifdef __x86_64__
+    constexpr unsigned RESULTS = 1 << 15, OPERANDS = 1 << 6;
+    const unsigned others = __builtin_ia32_stmxcsr() & ~(RESULTS | OPERANDS);
+    __builtin_ia32_ldmxcsr(others | (on ? RESULTS | OPERANDS : 0));
 #endif
-struct Misaligned {
-    const char* file;
-    uint32_t line, column;
-    struct {
-        uint16_t kind, info;
-        char name[1];
-    }* type;
-};
-void on_misaligned(const Misaligned* d, void* at) {
-    char m[200];
-    snprintf(m, sizeof m, "misaligned access to %s in line %u", d->type->name, d->line);
-    HC_RT(hc_rt.active = 0);
-    fail(m, at);
-    siglongjmp(jb, 1);
 }
 
 // ---- one launch
@@ -330,6 +325,7 @@ int launch(dim3 g, dim3 b, size_t shm) {
     failed = false;
     err[0] = 0;
     hc_atomic = 0;
+    hc_mma_begin();
     dyn_bytes = shm;
     if (!nthreads || nthreads > 1024 || b.z > 64 || !g.x || !g.y || !g.z || g.x > 2147483647u ||
         g.y > 65535 || g.z > 65535 || shm > MAX_SHARED) {
@@ -365,6 +361,7 @@ int launch(dim3 g, dim3 b, size_t shm) {
     shuffle(blocks.data(), blocks.size());
     if (!sigsetjmp(jb, 1)) {
         guard = 1;
+        set_flush(flush);
         for (uint64_t i = 0; i < blocks.size() && !failed; i++) {
             const uint64_t n = blocks[i];
             blockIdx = {unsigned(n % g.x), unsigned(n / g.x % g.y), unsigned(n / g.x / g.y)};
@@ -375,6 +372,7 @@ int launch(dim3 g, dim3 b, size_t shm) {
         }
     } else
         restart_fibers();
+    set_flush(false);
     guard = 0;
     sigaction(SIGSEGV, &o1, nullptr);
     sigaction(SIGBUS, &o2, nullptr);
@@ -391,21 +389,47 @@ int launch(dim3 g, dim3 b, size_t shm) {
 extern "C" {
 
 void __syncthreads() { suspend(BAR, HERE); }
-void __syncwarp(unsigned) { suspend(WARP, HERE); }
+void __syncwarp(unsigned) { suspend(WARP, "__syncwarp"); }
+
+// Wait until all live lanes of the warp stand at a function of this name (one string literal).
+void hc_warp(const char* function) { suspend(WARP, function); }
 
 // bits of that lane of this warp, if ok; else the caller's own.
 uint64_t hc_shuffle(uint64_t bits, unsigned lane, bool ok) {
     const unsigned me = cur, phase = shfl_phase[me] ^= 1;
     shfl_slot[phase][me] = bits;
-    suspend(WARP, HERE);
+    suspend(WARP, "shuffle");
     const unsigned from = (me & ~31u) + (lane & 31u);
     return ok && from < nthreads ? shfl_slot[phase][from] : bits;
 }
 
+// Report a fault of the running thread, and end the launch.
+void hc_fail(const char* what, const void* at) {
+    HC_RT(hc_rt.active = 0);
+    fail(what, at);
+    siglongjmp(jb, 1);
+}
+// The same, which another thread has part in.
+void hc_watch_fail(const char* m, const void* at, unsigned t, uint64_t b) {
+    static char w[160];
+    snprintf(w, sizeof w, "%s (other: thread %u of block %llu)", m, t, (unsigned long long)b);
+    hc_fail(w, at);
+}
+
+// Is this the block's shared memory?
+bool hc_is_shared(const void* p, size_t n) {
+    auto inside = [&](const void* begin, const void* end) {
+        return p >= begin && (const char*)p + n <= end;
+    };
+    return inside(hc_dynamic_shared, hc_dynamic_shared + dyn_bytes) ||
+           inside(__start_hc_shared, __stop_hc_shared);
+}
+
 int hc_run(void (*kernel)(void**), void** arguments, const unsigned* n, size_t shared_bytes,
-           unsigned long long order_seed, char* error) {
+           bool flush_denormals, unsigned long long order_seed, char* error) {
     body = kernel;
     body_arg = arguments;
+    flush = flush_denormals;
     seed = order_seed;
     const int bad = launch({n[0], n[1], n[2]}, {n[3], n[4], n[5]}, shared_bytes);
     if (bad) memcpy(error, err, sizeof err);
@@ -415,10 +439,5 @@ int hc_run(void (*kernel)(void**), void** arguments, const unsigned* n, size_t s
 // Bytes of static shared memory of all kernels of this library.
 __attribute__((visibility("default"))) size_t hc_static_shared() {
     return __start_hc_shared ? __stop_hc_shared - __start_hc_shared : 0;
-}
-
-// What -fsanitize=alignment calls.
-__attribute__((used)) void __ubsan_handle_type_mismatch_v1(Misaligned* access, void* at) {
-    on_misaligned(access, at);
 }
 }

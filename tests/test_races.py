@@ -1,0 +1,174 @@
+"""Every kernel, every access watched, in every order; and faults put into the kernels themselves.
+
+The stand-in's kernels run "checked" wherever tests use them. Here each runs with its threads and
+blocks in four orders, over memory that held other things, and in one block that takes all turns:
+the bits must be the same, and nothing may be reported.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from kernel_cases import CASES, run
+
+from check import close
+from gpuconv import backend, kernels
+from hostcuda import compiler, fake_cupy
+from hostcuda.hostcuda import HostKernel, has_fma
+
+pytestmark = [pytest.mark.skipif(not compiler(), reason="no g++"),
+              pytest.mark.skipif(backend._cupy is not fake_cupy, reason="checks of the stand-in")]
+FILES = sorted((kernels.HERE.parent / "kernels").glob("*.cu"))
+TERMS = 1500  # at most, of any sum in the cases
+
+
+@pytest.fixture
+def changed(monkeypatch):
+    """changed(seed, fill, max_blocks, mode, edits): how kernels run from here on."""
+    real, source = fake_cupy.empty, kernels.source
+
+    def change(seed=2, fill=0xFF, max_blocks=kernels.MAX_BLOCKS, mode="checked", edits=()):
+        def empty(*args, **options):
+            a = real(*args, **options)
+            a.host.reshape(-1).view(np.uint8)[...] = fill
+            return a
+
+        def edited(file):
+            text = source(file)
+            for old, new in edits:
+                if old in text:
+                    assert text.count(old) == 1, old
+                    text = text.replace(old, new)
+            return text
+
+        monkeypatch.setattr(fake_cupy, "empty", empty)
+        monkeypatch.setattr(HostKernel, "seed", seed)
+        monkeypatch.setattr(kernels, "MAX_BLOCKS", max_blocks)
+        monkeypatch.setattr(kernels, "source", edited)
+        if mode != fake_cupy.RawModule.mode or edits:
+            monkeypatch.setattr(fake_cupy.RawModule, "mode", mode)
+            kernels.kernel.cache_clear()
+
+    yield change
+    if kernels.source is not source:
+        kernels.kernel.cache_clear()
+
+
+def check_orders(case, changed, **options):
+    """The same bits in all orders and over all memory, close to NumPy's."""
+    results = []
+    for seed, fill, max_blocks in [(0, 0xFF, 2**16), (1, 0x3F, 2**16), (2, 0xBF, 2**16),
+                                   (3, 0x00, 1), (1, 0x7F, 1)]:
+        changed(seed, fill, max_blocks, **options)
+        options.pop("edits", None)  # once: what is compiled stays
+        results.append(run(case, fake_cupy))
+    for a, b in zip(run(case, np), results[0], strict=True):
+        close(b, a, terms=TERMS)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_bits_in_every_order_and_over_any_memory(changed, case):
+    check_orders(case, changed)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_16_bit_floats_in_every_order(changed, case):
+    changed(seed=0)
+    rising = run(case, fake_cupy, "float16")
+    changed(seed=1, fill=0x3C, max_blocks=1)
+    for a, b in zip(rising, run(case, fake_cupy, "float16"), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_the_cases_launch_every_kernel(monkeypatch):
+    launched, call = set(), HostKernel.__call__
+    monkeypatch.setattr(HostKernel, "__call__",
+                        lambda self, *a, **k: launched.add(self.name) or call(self, *a, **k))
+    for case in CASES:
+        run(case, fake_cupy)
+    assert launched == {name for f in FILES for name in kernels.signatures(kernels.source(f.name))}
+
+
+@pytest.mark.skipif(not has_fma(), reason="this CPU has no fused multiply-add")
+@pytest.mark.parametrize("case", CASES)
+def test_fused_multiply_add_as_on_the_device_changes_no_result(changed, case):
+    changed(mode="fma")
+    for a, b in zip(run(case, np), run(case, fake_cupy), strict=True):
+        close(b, a, terms=TERMS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_fma(), reason="this CPU has no fused multiply-add")
+def test_all_tests_of_kernels_pass_with_fused_multiply_add():
+    """The ordinary tests once more, in another process: kernels that round less often, and whose
+    arrays end where their memory ends."""
+    here = pathlib.Path(__file__).parent
+    tests = [here / f"test_{f.stem}.py" for f in FILES]
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "hostcuda.fma", *tests,
+                           here / "test_conv.py"], cwd=here.parent, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(here)})
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+# -- faults in real kernels ---------------------------------------------------------------
+
+ATOMIC_SUM = """    if (threadIdx.x >= WIDE) atomicAdd(&sums[0][threadIdx.x % WIDE], mine);
+    __syncthreads();
+    const A all = sums[0][threadIdx.x % WIDE];
+    __syncthreads();
+    return all;
+    A sum = 0;"""
+FAULTS = {  # what is wrong: a case, the text, what it becomes, the report (None: other bits)
+    "no barrier before a tree": (
+        "batch_norm", "shared[t] = v;\n    __syncthreads();\n", "shared[t] = v;\n",
+        "race|uninitialised"),
+    "no barrier within a tree": (
+        "batch_norm", "shared[t + half]);\n        __syncthreads();", "shared[t + half]);", "race"),
+    "no barrier before the next turn": (
+        "batch_norm", "(lanes - 1)];\n    __syncthreads();", "(lanes - 1)];", "race"),
+    "no barrier before the next tile": (
+        "bias_relu", "__syncthreads();  // the next tile may", "// the next tile may", "race"),
+    "a barrier that not all threads reach": (
+        "bias_relu", "[threadIdx.x % WIDE] = mine;\n",
+        "[threadIdx.x % WIDE] = mine;\n    if (threadIdx.x < WIDE)\n    ", "__syncthreads"),
+    "a shuffle that not all lanes reach": (
+        "cross_entropy", "apart /= 2) v =", "apart /= 2) if (threadIdx.x % 32) v =",
+        "not reached by all live lanes"),
+    "a lost update": (
+        "bias_relu", "if (row == 0 && c < C) gb[c]", "if (c < C) gb[c]", "write-write race"),
+    "reads one row too far down": (
+        "max_pool2d", "ceil_div(H - top, DH)", "ceil_div(H - top + 1, DH)", "out-of-bounds read"),
+    "goes one too far": (
+        "sgd", "grid_stride<long long>(n)) average", "grid_stride<long long>(n + 1)) average",
+        "out-of-bounds"),
+    "shared memory that nobody wrote": (
+        "cross_entropy of many classes", "if (threadIdx.x % 32 == 0) shared",
+        "if (threadIdx.x == 0) shared", "read of uninitialised shared memory"),
+    "past a shared array": (
+        "bias_relu", "i < HIGH; ++i) sum", "i <= HIGH; ++i) sum",
+        r"index 8 out of bounds for '.*\[8\]"),
+    "a pack from any address": (
+        "relu", "is_aligned(a) && is_aligned(y) ?", "true ?", "misaligned access to"),
+    "an index that overflows": (
+        "bias_relu", "const I n = M * C;", "const I n = M * C * 1000000 / 1000000;",
+        r"overflow: 5550 \* 1000000 does not fit 'int'"),
+    "an output left unwritten": (
+        "max_pool2d", "        gx[t] = (T)sum;", "        if (sum != 0) gx[t] = (T)sum;", None),
+    "a sum in the order of arrival": (
+        "bias_relu", "    A sum = 0;\n    if (threadIdx.x < WIDE)",
+        ATOMIC_SUM + "\n    if (threadIdx.x < WIDE)", None),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_a_kernel_is_seen(changed, fault):
+    case, old, new, report = FAULTS[fault]
+    assert any(old in kernels.source(f.name) for f in FILES), "the kernel reads differently now"
+    with pytest.raises(RuntimeError if report else AssertionError, match=report):
+        check_orders(case, changed, edits=[(old, new)])
