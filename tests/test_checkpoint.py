@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from test_train import network, place, same, sgd, tiny, weights
 import gpuconv as gpc
 from gpuconv import files, nn, optim, random, train
 from gpuconv.data import Augment
-from gpuconv.train import Callback, Checkpoint, EarlyStopping, Records, fit, read_records
+from gpuconv.train import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    Interrupt,
+    Records,
+    fit,
+    read_records,
+)
 
 EPOCHS, STEPS = 3, 3
 
@@ -66,6 +75,50 @@ def test_a_run_goes_on_to_the_same_bits(tmp_path, cut, kind, ema):
         for clock in ("seconds", "history"):
             mine[1].pop(clock), theirs[1].pop(clock)
         assert mine[1] == theirs[1]
+
+
+@pytest.mark.parametrize("moment", range(1, 9))
+def test_a_signal_while_averages_are_tested_costs_no_bit(tmp_path, monkeypatch, moment):
+    """Ctrl-C as weights and averages change places, twice per test, in the middle of that."""
+    whole, history = job(tmp_path / "whole", ema=0.9)
+    calls, write = [], optim.ema._write
+
+    def interrupted(arrays, values):
+        names = list(arrays)
+        write({name: arrays[name] for name in names[:2]}, values)
+        calls.append(names)
+        if len(calls) == moment:
+            signal.raise_signal(signal.SIGINT)
+        write({name: arrays[name] for name in names[2:]}, values)
+
+    monkeypatch.setattr(optim.ema, "_write", interrupted)
+    job(tmp_path / "cut", ema=0.9, callbacks=[interrupt := Interrupt()])
+    monkeypatch.undo()
+    assert interrupt.received == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again, finished = job(tmp_path / "cut", ema=0.9, resume=True)
+    assert same(weights(again), weights(whole)) and told(finished) == told(history)
+
+
+def test_a_signal_in_the_test_ends_it_after_a_batch(tmp_path):
+    class Signal(Callback):
+        def on_test_start(self, run):
+            signal.raise_signal(signal.SIGTERM)
+
+    _, begun = job(tmp_path, callbacks=[Interrupt(), Signal()])
+    assert not begun.rows and [path.name for path in train.checkpoints(tmp_path)] == [
+        "step-00000003.safetensors"]
+    _, finished = job(tmp_path, resume=True)
+    assert all(np.isfinite([row.images_per_second, row.seconds]).all() for row in finished.rows)
+
+
+def test_a_signal_before_the_first_step_leaves_nothing(tmp_path):
+    class Signal(Callback):
+        def on_fit_start(self, run):
+            signal.raise_signal(signal.SIGINT)
+
+    _, begun = job(tmp_path, callbacks=[Interrupt(), Signal()])
+    assert not begun.rows and not train.checkpoints(tmp_path)
 
 
 def test_on_the_gpu_too(cp, tmp_path):
@@ -206,7 +259,7 @@ def test_a_damaged_file_that_was_named_is_refused(tmp_path, how):
     path, = train.checkpoints(tmp_path)
     damage(path, how)
     with pytest.raises(ValueError, match="step-00000002.safetensors: damaged"):
-        job(tmp_path, resume=True, callbacks=[]) if False else resume(path)
+        resume(path)
     with pytest.raises(ValueError, match="no checkpoint is whole: .*step-00000002"):
         job(tmp_path, resume=True)
 

@@ -409,6 +409,16 @@ def test_a_loss_that_is_not_finite_ends_the_run(xp):
     assert lines[-1] == "end"
 
 
+def test_a_test_loss_that_is_nan_ends_it_too():
+    """The last step may spoil weights that no step looks at any more."""
+    model = network()
+    with pytest.raises(FloatingPointError, match="the test loss is nan after epoch 1; the learning "
+                                                 "rate was 1e.30: a smaller one may help"), \
+            np.errstate(all="ignore"):
+        fit(model, tiny(), test=tiny(9), epochs=1, batch_size=len(tiny()),
+            optimizer=sgd(model, lr=1e30))
+
+
 def test_the_step_of_a_nan_is_named(xp):
     data = tiny()
     x = make((data.images / 255), "float32")

@@ -33,7 +33,7 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
           ranges: bool = False, callbacks: Sequence[Callback] = ()) -> Outcome:
     """Train as the config says, and keep everything in the folder.
 
-    Ctrl-C and SIGTERM end it after the current step, saved.
+    Ctrl-C and SIGTERM end it after the current step, or batch of the test, saved.
 
     Args:
         config: of the run.
@@ -47,7 +47,7 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
         callbacks: more of them, called last.
 
     Raises:
-        KeyboardInterrupt: a second signal came before the first was obeyed.
+        KeyboardInterrupt: a second signal came before the run had ended.
         OSError, ValueError, FloatingPointError, MemoryError: as ``fit`` does.
     """
     files.remove_leftovers(folder.plots)
@@ -60,14 +60,9 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
     watching += [Checkpoint(folder.checkpoints_folder, keep=keep, minutes=minutes,
                             model=config.model), Records(folder.path)]
     watching += [TensorBoard(folder.path / "tensorboard")] if tensorboard else []
-    try:
-        with nn.nvtx_ranges(model) if ranges else contextlib.nullcontext():
-            history = training.fit(
-                model, train_set, test=test_set, seed=config.seed,
-                resume=folder.checkpoints_folder if resume else None,
-                callbacks=[*watching, *callbacks], **settings.fit_arguments(model))
-    except KeyboardInterrupt:
-        if interrupt.received is None or not interrupt.obeyed:
-            raise
-        history = folder.history()
+    with nn.nvtx_ranges(model) if ranges else contextlib.nullcontext():
+        history = training.fit(
+            model, train_set, test=test_set, seed=config.seed,
+            resume=folder.checkpoints_folder if resume else None,
+            callbacks=[*watching, *callbacks], **settings.fit_arguments(model))
     return Outcome(history, interrupt.received)

@@ -74,7 +74,7 @@ class Checkpoint(Callback):
 
     def on_fit_end(self, run: Run) -> None:
         """Save where a callback stopped the run."""
-        if run.stop:
+        if run.stop and run.epoch:  # else there was no step yet
             self.save(run)
 
     def save(self, run: Run) -> pathlib.Path:
@@ -187,6 +187,7 @@ def resume_from(place: str | os.PathLike, run: Run) -> None:
     run.epoch, run.step, run.lr = metadata["epoch"], metadata["step"], metadata["lr"]
     run.tally = Tally(**metadata["tally"])
     run.began = time.perf_counter() - metadata["seconds"]
+    run.read()  # loss and speed so far: there may be no step left in this epoch
     run.checkpoint = path
 
 

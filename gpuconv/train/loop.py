@@ -10,6 +10,7 @@ fetched, in one copy, every READ steps.
 
 import contextlib
 import dataclasses
+import math
 import operator
 import os
 import time
@@ -69,7 +70,7 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         ValueError: an argument makes no sense, images of train and test differ in shape, a label
             has no logit, or a checkpoint is damaged or of another run.
         TypeError: train or test is no data, or of the wrong dtype.
-        FloatingPointError: the loss is no longer finite; says where, and the learning rate.
+        FloatingPointError: a loss is no longer finite; says where, and the learning rate.
         MemoryError: a step does not fit; says what it needs, and the batch size that would.
 
     >>> import numpy as np
@@ -112,7 +113,13 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
                 for callback in callbacks:
                     callback.on_test_start(run)
                 with ema.applied() if ema else contextlib.nullcontext():
-                    tested = measure(model, trial, batch_size, **statistics)
+                    tested = measure(model, trial, batch_size, **statistics,
+                                     stopped=lambda: run.stop)
+                if tested is None:  # it will be measured when the run goes on
+                    break
+                if not math.isfinite(tested.loss):
+                    raise FloatingPointError(f"fit: the test loss is {tested.loss} after epoch "
+                                             f"{run.epoch}; {run.hint()}")
             run.history.rows.append(Epoch(run.epoch, run.tally.metrics(), tested,
                                           run.images_per_second, time.perf_counter() - run.began,
                                           run.lr))

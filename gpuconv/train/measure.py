@@ -2,7 +2,7 @@
 
 import contextlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gpuconv.autograd import no_grad
@@ -40,16 +40,21 @@ def evaluate(model: Module, data: Data, *, batch_size: int = 256, mean: Numbers 
     """
     if operator.index(batch_size) < 1:
         raise ValueError(f"evaluate: batch_size {batch_size}, wanted at least 1")
-    return measure(model, dataset("evaluate", data, model), batch_size, mean, std)
+    measured = measure(model, dataset("evaluate", data, model), batch_size, mean, std)
+    assert measured is not None  # nobody stops it
+    return measured
 
 
 def measure(model: Module, data: Dataset | Floats, batch_size: int, mean: Numbers | None = None,
-            std: Numbers | None = None) -> Metrics:
-    """``evaluate``, of data that are where the model is."""
+            std: Numbers | None = None,
+            stopped: Callable[[], bool] = lambda: False) -> Metrics | None:
+    """``evaluate``, of data that are where the model is; None if it was stopped before its end."""
     tally = Tally()
     loader = batches(data, batch_size, dtype=model.dtype, shuffle=False, mean=mean, std=std)
     with mode(model, False), no_grad():
         for x, labels in loader.epoch(0):
+            if stopped():
+                return None
             logits = model(x)
             tally.add(logits.data, softmax_cross_entropy(logits, labels).data, labels)
     tally.read()

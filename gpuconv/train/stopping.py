@@ -55,45 +55,28 @@ class EarlyStopping(Callback):
 class Interrupt(Callback):
     """Ends the run after the current step on Ctrl-C or SIGTERM, so that it can be saved.
 
-    While the test set is measured it ends at once: nothing is lost there. A second signal raises
-    KeyboardInterrupt wherever the run is. Outside the main thread, where Python delivers no
-    signals, it does nothing.
+    While the test set is measured it ends after the current batch: the test is done again when the
+    run goes on. A second signal raises KeyboardInterrupt wherever the run is. Outside the main
+    thread, where Python delivers no signals, it does nothing.
 
     Attributes:
         received: the number of the signal that came, or None.
-        obeyed: has the run ended because of it?
     """
 
     signals = signal.SIGINT, signal.SIGTERM
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.obeyed = self.testing = False
         self.before: dict[int, Any] = {}
         self.run: Run | None = None
 
     def on_fit_start(self, run: Run) -> None:
         """Signals come here from now on."""
         self.run, self.received = run, None
-        self.obeyed = self.testing = False
         if threading.current_thread() is threading.main_thread():
             for number in self.signals:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self.before[number] = signal.signal(number, self._receive)
-
-    def on_step(self, run: Run) -> None:
-        """End here, if one has come."""
-        self._obey(run)
-
-    def on_test_start(self, run: Run) -> None:
-        """From here on nothing needs to be waited for."""
-        self.testing = True
-        if self.received is not None:
-            self._end()
-
-    def on_epoch_end(self, run: Run) -> None:
-        """End here, if one has come."""
-        self._obey(run)
 
     def on_fit_end(self, run: Run) -> None:
         """Signals go where they went before."""
@@ -102,19 +85,9 @@ class Interrupt(Callback):
                 signal.signal(number, handler)
         self.before, self.run = {}, None
 
-    def _obey(self, run: Run) -> None:
-        self.testing = False
-        if self.received is not None:
-            self.obeyed = run.stop = True
-
     def _receive(self, number: int, frame: Any) -> None:
         again, self.received = self.received is not None, number
         if again:
             raise KeyboardInterrupt
-        if self.testing:
-            self._end()
-
-    def _end(self) -> None:
-        if self.run:
-            self.obeyed = self.run.stop = True
-        raise KeyboardInterrupt
+        if self.run:  # nothing is raised: weights may just be half written
+            self.run.stop = True
