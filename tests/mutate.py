@@ -1,0 +1,449 @@
+"""Do the tests see a fault in a kernel? Change the kernels a token at a time, and run their tests.
+
+    python tests/mutate.py                     all kernels: half an hour on two cores
+    python tests/mutate.py max_pool.cu         some of them
+    python tests/mutate.py --report FILE.md    run nothing, write what is known as a table
+
+A mutant is a source with one token changed (mutants.py). Of the tests of its op, those that need no
+more than three configurations of the kernel (CASES) run on it, each mutant in a process of its own,
+until a test fails: then the mutant is killed. So it is by a crash, by what the CPU stand-in
+reports, and when a test takes two seconds of CPU and ten times more than without a mutant. A
+survivor whose machine code is that of the original is counted apart: there is nothing to see. Each
+other one is listed, with the reason that mutants.toml gives.
+
+What is found is kept in a journal, so that a run goes on where it was cut off. A kernel that has
+changed is asked anew; a survivor also if its tests have. --fresh asks all anew.
+"""
+
+import argparse
+import collections
+import datetime
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import re
+import resource
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path[:0] = [str(ROOT), str(HERE)]
+
+from mutants import Mutant, mutants  # noqa: E402
+
+from gpuconv import kernels  # noqa: E402
+from hostcuda import hostcuda  # noqa: E402
+
+SEED = 0
+JOURNAL = hostcuda.CACHE.with_name("gpuconv-mutants.jsonl")
+REASONS = HERE / "mutants.toml"
+PATIENCE = 2.0  # seconds of CPU for a test, beside ten times what it takes without a mutant
+WAIT = 120.0    # seconds on the clock for a mutant, should it sleep for ever
+
+# The test files of a source, and up to three configurations: a test runs if it asks for no other.
+# Each is named by some of its constants: T (float if not given) and I (int), and the window's.
+CASES = {
+    "activation.cu": ("activation", ["", "T=__half", "I=long long"]),
+    "adam.cu": ("adam", ["", "T=__nv_bfloat16", "I=long long"]),
+    "augment.cu": ("augment", ["", "T=__half", "I=long long"]),
+    "avg_pool.cu": ("avg_pool", ["R=2 S=3", "R=3 PT=0 PL=1", "T=__half R=3 INCLUDE=0"]),
+    "batch_norm.cu": ("batch_norm", ["", "T=__half", "T=double"]),
+    "bias_relu.cu": ("bias_relu", ["", "T=__half", "I=long long"]),
+    "clip.cu": ("clip", ["", "T=__half", "T=double"]),
+    "common.cuh": ("max_pool ema", ["max_pool.cu SAVE=1 R=2 S=3", "ema.cu",
+                                    "max_pool.cu SAVE=1 R=3 SH=2 PT=1 PL=1"]),
+    "dropout.cu": ("dropout", ["", "T=__half", "T=double"]),
+    "ema.cu": ("ema", ["", "T=__half", "T=double"]),
+    "im2col.cu": ("im2col conv", ["R=2 S=3 SH=3", "DH=2 SW=1", "R=3 S=2"]),
+    "max_pool.cu": ("max_pool", ["SAVE=1 R=2 S=3", "T=__half SAVE=1 DH=2",
+                                 "SAVE=1 R=3 SH=2 PT=1 PL=1"]),
+    "pack.cuh": ("activation", ["activation.cu", "activation.cu T=__half",
+                                "activation.cu T=double"]),
+    "philox.cuh": ("dropout augment", ["dropout.cu", "augment.cu"]),
+    "reduce.cuh": ("batch_norm softmax_cross_entropy", [
+        "batch_norm.cu", "softmax_cross_entropy.cu WARPS=1", "softmax_cross_entropy.cu WARPS=8"]),
+    "sgd.cu": ("sgd", ["MOMENTUM=0", "MOMENTUM=1 NESTEROV=0", "T=__half NESTEROV=1"]),
+    "softmax_cross_entropy.cu": ("softmax_cross_entropy", ["WARPS=1", "WARPS=8",
+                                                           "T=__half WARPS=1"]),
+}
+
+SURVIVED, KILLED, INVALID, SAME = "survived", "killed", "did not compile", "same code"
+STATUSES = [SURVIVED, KILLED, INVALID, SAME]
+Configuration = tuple[str, frozenset[str]]  # kernel file, {"T=float", "R=3", ...}
+
+
+class Test(NamedTuple):
+    """One pytest item, and what it takes on the kernels as they are."""
+
+    item: pytest.Item
+    seconds: float                # of CPU
+    needs: frozenset[Configuration]
+
+
+# -- a process of one's own ------------------------------------------------------------------
+
+
+class Fork:
+    """work(say) in a copy of this process, without a terminal; its return value is the status.
+
+    ``said`` is what it wrote. ``status`` is -1 where a signal ended it, or our patience did.
+    """
+
+    def __init__(self, work: Callable[[Callable[[str], None]], int], seconds: float):
+        self.started, self.seconds, self.said, self.cpu = time.monotonic(), seconds, b"", 0.0
+        self.pipe, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(writing)
+            return
+        status = 70
+        try:
+            os.setsid()
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in range(3):
+                os.dup2(null, stream)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            status = work(lambda text: _write(writing, text.encode()))
+        except BaseException:
+            _write(writing, traceback.format_exc().encode())
+        finally:
+            os._exit(status)
+
+    def ended(self) -> bool:
+        """Whether it has; waits a moment for news."""
+        if select.select([self.pipe], [], [], 0.02)[0]:
+            news = os.read(self.pipe, 1 << 16)
+            self.said += news
+            if news:
+                return False
+        pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        if not pid:
+            if time.monotonic() < self.started + self.seconds:
+                return False
+            os.killpg(self.pid, signal.SIGKILL)
+            pid, status, usage = os.wait4(self.pid, 0)
+        os.close(self.pipe)
+        self.cpu = usage.ru_utime + usage.ru_stime
+        self.status = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
+        return True
+
+
+def _write(pipe: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(pipe, data):]
+
+
+# -- tests, and what they need ---------------------------------------------------------------
+
+
+def failure(item: pytest.Item, then: pytest.Item | None) -> str:
+    """Run one test; what went wrong in it, or "" """
+    reports = runtestprotocol(item, log=False, nextitem=then)
+    return "\n".join(r.longreprtext or "failed" for r in reports if r.failed)
+
+
+def following(items: list) -> Iterator[tuple[Any, Any]]:
+    """Each with the next; pytest tears down what that one does not share."""
+    return zip(items, [*items[1:], None], strict=True)
+
+
+def measured(items: list[pytest.Item]) -> list[Test]:
+    """The tests that launch kernels, as they run on the unchanged ones."""
+    plain, asked = kernels.kernel, set()
+
+    @functools.wraps(plain)
+    def kernel(file, function, **constants):
+        T = kernels.float_dtype(constants["T"])
+        typed = constants | {"T": T, "A": kernels.accumulator(T)}
+        words = (word.removeprefix("-DCFG_") for word in kernels.defines(**typed))
+        asked.add((str(file), frozenset(words)))
+        return plain(file, function, **constants)
+
+    def work(say):
+        kernels.kernel = kernel
+        for number, (item, then) in enumerate(following(items)):
+            asked.clear()
+            start = time.process_time()
+            if wrong := failure(item, then):
+                say(f"{wrong}\n{item.nodeid} fails without any mutant")
+                return 1
+            needs = [[file, sorted(words)] for file, words in asked]
+            say(json.dumps([number, time.process_time() - start, needs]) + "\n")
+        return 0
+
+    fork = Fork(work, 1200)
+    while not fork.ended():
+        pass
+    if fork.status:
+        raise SystemExit(fork.said.decode())
+    found = map(json.loads, fork.said.decode().splitlines())
+    return [Test(items[number], seconds, frozenset((f, frozenset(w)) for f, w in needs))
+            for number, seconds, needs in found if needs]
+
+
+def chosen(source: str, tests: list[Test]) -> list[Test]:
+    """Those that need no configurations but the source's three; quick ones first."""
+    known = {c for t in tests for c in t.needs}
+    ours = set()
+    for named in CASES[source][1]:
+        file = re.match(r"(\w+\.cu)?", named)[0] or source
+        wanted = {"T": "float", "I": "int"} | dict(re.findall(r"(\w+)=(long long|\S+)", named))
+        match = []
+        for kernel, words in known:
+            constants = dict(word.split("=") for word in words)
+            if kernel == file and all(constants.get(k, v) == v for k, v in wanted.items()):
+                match.append((kernel, words))
+        if len(match) != 1:
+            listed = "\n".join(" ".join(sorted(c[1])) for c in match or known if c[0] == file)
+            raise SystemExit(f"{source}: {named!r} is {len(match)} configurations, wanted one:"
+                             f"\n{listed}")
+        ours.add(match[0])
+    return sorted((t for t in tests if t.needs <= ours), key=lambda t: (len(t.needs), t.seconds))
+
+
+# -- one mutant ------------------------------------------------------------------------------
+
+
+def trial(source: str, text: str, tests: list[Test], folder: pathlib.Path, say) -> int:
+    """Status of the changed text of a source, found in this process, which it spoils."""
+    originals = {c: kernels.source(c[0]) for t in tests for c in t.needs}
+    changed = folder / "kernels"
+    shutil.copytree(kernels.HERE.parent / "kernels", changed)
+    (changed / source).write_text(text)
+    for compiled in hostcuda.CACHE.glob("*.o"):  # the run-time system, the same for all kernels
+        (folder / compiled.name).symlink_to(compiled)
+    hostcuda.CACHE, kernels.FOLDERS = folder, (changed,)
+    kernels.source.cache_clear()
+    kernels.kernel.cache_clear()
+    compile = hostcuda.cxx
+
+    def cxx(*arguments):
+        try:
+            return compile(*arguments)
+        except RuntimeError as error:
+            say(str(error))
+            os._exit(STATUSES.index(INVALID))
+
+    hostcuda.cxx = cxx
+    for test, then in following(tests):
+        signal.setitimer(signal.ITIMER_PROF, PATIENCE + 10 * test.seconds)
+        say(test.item.nodeid + "\n")
+        if wrong := failure(test.item, then and then.item):
+            say(wrong)
+            return STATUSES.index(KILLED)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    same = all(assembly(was, words) == assembly(kernels.source(file), words)
+               for (file, words), was in originals.items())
+    return STATUSES.index(SAME if same else SURVIVED)
+
+
+def assembly(text: str, words: frozenset[str]) -> str:
+    """Of the code alone: no checks, no line numbers."""
+    command = [hostcuda.compiler(), "-std=c++17", "-O2", "-ffp-contract=off", "-w",
+               f"-I{hostcuda.HERE}", "-include", str(hostcuda.HERE / "hostcuda.h"),
+               *(f"-DCFG_{word}" for word in words), "-x", "c++", "-S", "-o", "-", "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+# -- all mutants -----------------------------------------------------------------------------
+
+
+def digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+class Journal:
+    """What is known of each mutant: one line of JSON in a file, the last one counts."""
+
+    def __init__(self, path: pathlib.Path, fresh: bool):
+        self.path, self.known = path, {}
+        if fresh:
+            path.unlink(missing_ok=True)
+        if path.exists():
+            for line in path.read_text().splitlines():
+                entry = json.loads(line)
+                self.known[entry["key"]] = entry
+
+    def key(self, source: str, text: str, m: Mutant) -> str:
+        return digest(source.encode(), text.encode(), f"{m.start} {m.old} {m.new}".encode())
+
+    def get(self, source: str, text: str, m: Mutant, tests: str | None = None) -> dict | None:
+        """The entry; of a survivor of other tests, None."""
+        entry = self.known.get(self.key(source, text, m))
+        if entry and tests and entry["status"] == SURVIVED and entry["tests"] != tests:
+            return None
+        return entry
+
+    def add(self, source: str, text: str, m: Mutant, **found: Any) -> None:
+        entry = {"key": self.key(source, text, m), "source": source, "shown": m.shown} | found
+        self.known[entry["key"]] = entry
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def fingerprint(source: str) -> str:
+    """Of the tests of a source, and of the configurations they may use."""
+    files = [HERE / f"test_{name}.py" for name in CASES[source][0].split()]
+    return digest(repr(CASES[source]).encode(), *(f.read_bytes() for f in files))
+
+
+class Runner:
+    """A pytest plugin: instead of running the tests once, run some of them for each mutant."""
+
+    def __init__(self, sources: list[str], jobs: int, journal: Journal):
+        self.sources, self.jobs, self.journal = sources, jobs, journal
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        for source in self.sources:
+            text = (ROOT / "kernels" / source).read_text()
+            tests = fingerprint(source)
+            asked = [m for m in mutants(text, SEED)
+                     if not self.journal.get(source, text, m, tests)]
+            if not asked:
+                continue
+            names = {f"test_{name}.py" for name in CASES[source][0].split()}
+            items = [i for i in session.items if i.path.name in names and "[cpu" not in i.name
+                     and {"cp", "xp", "device"} & set(i.fixturenames)]
+            selected = chosen(source, measured(items))
+            start = time.monotonic()
+            found = self.run(source, text, asked, selected, tests)
+            print(f"{source}: {len(asked)} mutants, {len(selected)} tests, "
+                  + ", ".join(f"{found[s]} {s}" for s in STATUSES if found[s])
+                  + f", {time.monotonic() - start:.0f} s", flush=True)
+        return True
+
+    def run(self, source: str, text: str, asked: list[Mutant], tests: list[Test],
+            tested: str) -> collections.Counter:
+        found: collections.Counter = collections.Counter()
+        killers: collections.Counter = collections.Counter()
+        names = {t.item.nodeid for t in tests}
+        waiting, running = collections.deque([None, *asked]), {}
+        with tempfile.TemporaryDirectory(prefix="gpuconv-mutants-") as scratch:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    m = waiting.popleft()
+                    folder = pathlib.Path(tempfile.mkdtemp(dir=scratch))
+                    order = sorted(tests, key=lambda t: -killers[t.item.nodeid])
+                    work = functools.partial(trial, source, m.of(text) if m else text, order,
+                                             folder)
+                    running[Fork(work, WAIT)] = m, folder
+                for fork in [f for f in running if f.ended()]:
+                    m, folder = running.pop(fork)
+                    shutil.rmtree(folder)
+                    said = fork.said.decode(errors="replace")
+                    if fork.status > len(STATUSES) or not m and STATUSES[fork.status] != SAME:
+                        raise SystemExit(f"{source}: {m and m.shown}: {fork.status}\n{said}")
+                    if not m:
+                        continue
+                    status = STATUSES[fork.status] if fork.status >= 0 else KILLED
+                    found[status] += 1
+                    ran = [n for n in said.splitlines() if n in names]
+                    killers.update(ran[-1:] if status == KILLED else [])
+                    self.journal.add(source, text, m, status=status, tests=tested,
+                                     seconds=round(fork.cpu, 2), last=said[-300:])
+        return found
+
+
+# -- the table -------------------------------------------------------------------------------
+
+
+def report(journal: Journal, sources: list[str]) -> tuple[str, float, int]:
+    """Markdown; the share of killed mutants; and how many survivors nobody has explained."""
+    reasons = tomllib.loads(REASONS.read_text()) if REASONS.exists() else {}
+    rows, listed, unexplained = [], [], 0
+    total: collections.Counter = collections.Counter()
+    seconds = 0.0
+    for source in sources:
+        text, count = (ROOT / "kernels" / source).read_text(), collections.Counter()
+        survivors = []
+        for m in mutants(text, SEED):
+            entry = journal.get(source, text, m)
+            if not entry:
+                count["not run"] += 1
+                continue
+            count[entry["status"]] += 1
+            seconds += entry["seconds"]
+            if entry["status"] == SURVIVED:
+                reason = reasons.get(source, {}).get(m.shown, "")
+                unexplained += not reason
+                survivors.append(f"* {m.line}: `{m.shown}` {reason or '(no reason known)'}")
+        total += count
+        rows.append((source, count))
+        if survivors:
+            listed += ["", f"### {source}", "", *survivors]
+    names = [KILLED, SURVIVED, SAME, INVALID] + ["not run"] * bool(total["not run"])
+
+    def row(name: str, count: collections.Counter) -> str:
+        numbers = [sum(count.values()), *(count[n] for n in names)]
+        return f"| {name} | {' | '.join(map(str, numbers))} | {share(count):.1%} |"
+
+    lines = [
+        f"# Mutation run, {datetime.date.today()}", "",
+        "`python tests/mutate.py`: each kernel with one token changed, under the tests of its op;",
+        f"at most three configurations a kernel, seed {SEED}. Machine: "
+        f"{platform.machine()}, {os.cpu_count()} cores, no GPU (the CUDA runs on the CPU). "
+        f"CPU time in all: {seconds / 60:.0f} minutes.", "",
+        "*Killed* is of all mutants that compile, *same code* included: those differ in the source",
+        "alone, the compiler makes the same instructions of both.", "",
+        f"| source | mutants | {' | '.join(names)} | share killed |",
+        "|---|" + "--:|" * (len(names) + 2),
+        *(row(*r) for r in rows), row("**all**", total), "",
+        "## Survivors", "", "Line of the source, the change in it as `{was => became}`, and why no "
+        "test fails.", *listed]
+    return "\n".join(lines) + "\n", share(total), unexplained
+
+
+def share(count: collections.Counter) -> float:
+    return count[KILLED] / max(1, count[KILLED] + count[SURVIVED] + count[SAME])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("source", nargs="*", help=f"of {', '.join(CASES)}; default: all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
+    parser.add_argument("--fresh", action="store_true", help="ask all anew")
+    parser.add_argument("--journal", type=pathlib.Path, default=JOURNAL)
+    parser.add_argument("--report", type=pathlib.Path, metavar="FILE", help="write it, run nothing")
+    options = parser.parse_args()
+    unknown = set(options.source) - set(CASES)
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: not among {', '.join(CASES)}")
+    sources = options.source or list(CASES)
+    journal = Journal(options.journal, options.fresh)
+    path = options.report
+    if not path:
+        files = sorted({str(HERE / f"test_{name}.py") for s in sources
+                        for name in CASES[s][0].split()})
+        pytest.main(["-q", "-s", "--no-header", "-p", "no:cacheprovider", "--rootdir", str(ROOT),
+                     *files], plugins=[Runner(sources, options.jobs, journal)])
+        if not options.source:
+            path = ROOT / "bench" / "results" / f"mutations-{datetime.date.today()}.md"
+    text, killed, unexplained = report(journal, sources)
+    if path:
+        path.write_text(text)
+    else:
+        print(text)
+    print(f"{killed:.1%} killed, {unexplained} survivors without a reason")
+    return 0 if killed >= 0.9 and not unexplained else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
