@@ -10,7 +10,7 @@ from gpuconv import models, optim
 SETTINGS = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=5e-4)
 
 
-@harness.one_layout
+@harness.one_layout_float32
 @pytest.mark.parametrize("kind", ["Adam", "AdamW"])
 @pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
 def test_adam(benchmark, library, kind, fused, rng):

@@ -1,7 +1,7 @@
 """Augmentation: a batch of bytes, cropped, mirrored, normalised."""
 
 import numpy as np
-from harness import Work, measure, one_layout
+from harness import Work, measure, one_layout_float32
 
 from gpuconv.data import Augment, augment_batch
 from gpuconv.data.augment import moves
@@ -10,7 +10,7 @@ N, B, PAD = 10_000, 128, 4
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
-@one_layout
+@one_layout_float32
 def test_augment(benchmark, library, rng):
     images = rng.integers(0, 256, (N, 32, 32, 3), dtype=np.uint8)
     index = rng.permutation(N)[:B].astype(np.int32)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from harness import Work, all_libraries, measure
 
+from gpuconv import Tensor, backend
 from gpuconv.ops import batch_norm
 
 N = 128
@@ -18,16 +19,32 @@ def test_batch_norm(benchmark, library, layer, mode, rng):
     (H, C), (training, gradient_of) = LAYERS[layer], MODES[mode]
     x, gy = rng.standard_normal((2, N, H, H, C), "float32")
     ones, zeros = np.ones(C, "float32"), np.zeros(C, "float32")
-    mean, var = library.array(zeros.copy()), library.array(ones.copy())
+    here = statistics(library, zeros), statistics(library, ones)
+    cpu = zeros.copy(), ones.copy()  # of the result to compare with
     passes = {"training": 3, "gradients": 5, "in use": 2}[mode]  # over x and gy, at least
     work = Work(
         f"batch_norm {layer} {mode}", dict(x=x, gamma=ones, beta=zeros, gy=gy),
-        ours=lambda x, gamma, beta: batch_norm(x, gamma, beta, mean, var, training=training),
-        torch=lambda x, gamma, beta: torch_norm(x, gamma, beta, mean, var, training),
+        ours=lambda x, gamma, beta: batch_norm(
+            x, gamma, beta, *(here if backend.is_gpu(array(x)) else cpu),
+            training=training),
+        torch=lambda x, gamma, beta: torch_norm(x, gamma, beta, *here, training),
         gradient_of=gradient_of, traffic=passes * x.nbytes, images=N, terms=N * H * H)
     measure(benchmark, work, library)
 
 
+def array(x):
+    return x.data if isinstance(x, Tensor) else x
+
+
+def statistics(library, a):
+    """In float32, whatever the precision."""
+    if library.torch:
+        import torch
+        return torch.tensor(a, device=library.device)
+    return backend.asarray(a.copy(), library.device)
+
+
 def torch_norm(x, gamma, beta, mean, var, training):
     import torch
-    return torch.nn.functional.batch_norm(x, mean, var, gamma, beta, training=training)
+    return torch.nn.functional.batch_norm(
+        x, mean, var, gamma.float(), beta.float(), training=training)

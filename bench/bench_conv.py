@@ -1,7 +1,8 @@
 """The convolutions of cifar_convnet: value, input gradient, weight gradient."""
 
+import cudnn_conv
 import pytest
-from harness import Work, all_libraries, measure
+from harness import Work, libraries, measure
 
 from gpuconv.ops import conv2d
 
@@ -13,7 +14,7 @@ LAYERS = {  # image side, channels, filters; 3x3, padding 1
 }
 
 
-@all_libraries
+@libraries(tf32=True, cudnn=True)
 @pytest.mark.parametrize("gradient", ["", "x", "w"], ids=["forward", "gx", "gw"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_conv(benchmark, library, layer, gradient, rng):
@@ -24,7 +25,8 @@ def test_conv(benchmark, library, layer, gradient, rng):
         f"{layer} {'g' + gradient if gradient else 'forward'}", dict(x=x, w=w, gy=gy),
         ours=lambda x, w: conv2d(x, w, padding=1), torch=torch_conv, gradient_of=tuple(gradient),
         flops=2 * gy.size * 9 * C, traffic=x.nbytes + w.nbytes + gy.nbytes, images=N,
-        terms={"": 9 * C, "x": 9 * K, "w": N * H * H}[gradient])
+        terms={"": 9 * C, "x": 9 * K, "w": N * H * H}[gradient],
+        cudnn=lambda x, w, gy: cudnn_conv.prepare(x, w, gy, gradient))
     measure(benchmark, work, library)
 
 

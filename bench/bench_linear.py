@@ -1,14 +1,14 @@
 """The Linear of cifar_convnet, and a large one: value and gradients."""
 
 import pytest
-from harness import Work, measure, one_layout
+from harness import Work, libraries, measure
 
 from gpuconv.ops import linear
 
 SIZES = {"128x2048-10": (128, 2048, 10), "1024x2048-1024": (1024, 2048, 1024)}
 
 
-@one_layout
+@libraries(channels_last=False, tf32=True)
 @pytest.mark.parametrize("gradient", ["", "xw"], ids=["forward", "gx-gw"])
 @pytest.mark.parametrize("size", SIZES)
 def test_linear(benchmark, library, size, gradient, rng):

@@ -10,7 +10,7 @@ from gpuconv import models, optim
 SETTINGS = dict(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-@harness.one_layout
+@harness.one_layout_float32
 @pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
 def test_sgd(benchmark, library, fused, rng):
     if fused and not library.torch:

@@ -1,9 +1,10 @@
 """Turn what ``pytest bench --benchmark-json=bench.json`` wrote into a table.
 
 ``python bench/report.py bench.json`` shows it in a terminal, and as Markdown in a pipe. "vs torch"
-is PyTorch's time over this one's, on the same device, for the same work in the same run, PyTorch
-in the faster of its layouts (marked *): above 1 gpuconv is faster. "roof" is the share of what the
-machine could do at most, by its measured peaks; what stays in a cache may exceed it.
+is PyTorch's time over this one's, on the same device, in the same precision, for the same work in
+the same run, PyTorch in the faster of its layouts (marked *): above 1 gpuconv is faster. "roof" is
+the share of what the machine could do at most, by its measured peaks for that precision; what stays
+in a cache may exceed it.
 """
 
 import argparse
@@ -14,15 +15,28 @@ HEADINGS = ["work", "library", "ms", "images/s", "GB/s", "GFLOP/s", "roof", "vs 
 
 
 def rows(benchmarks):
-    """One list of cells per measurement; best[work, device] is PyTorch's shortest time."""
-    measured = [b["extra_info"] for b in benchmarks if "ms" in b["extra_info"]]
+    """One list of cells per measurement."""
+    return cells_of([b["extra_info"] for b in benchmarks if "ms" in b["extra_info"]])
+
+
+def kind(m):
+    """What is compared with each other."""
+    return m["work"], m["device"], m.get("precision", "float32")
+
+
+def peers(measured):
+    """{kind: PyTorch's shortest time}"""
     best = {}
     for m in measured:
         if m["library"].startswith("torch"):
-            key = m["work"], m["device"]
-            best[key] = min(m["ms"], best.get(key, m["ms"]))
+            best[kind(m)] = min(m["ms"], best.get(kind(m), m["ms"]))
+    return best
+
+
+def cells_of(measured):
+    best = peers(measured)
     for m in measured:
-        peer = best.get((m["work"], m["device"]))
+        peer = best.get(kind(m))
         star = "*" if m["library"].startswith("torch") and m["ms"] == peer else ""
         yield [m["work"], m["library"] + star, written(m["ms"], ",.3f"),
                written(m["images_per_second"], ",.0f"), written(m["gb_per_second"], ".1f"),
@@ -34,10 +48,12 @@ def written(value, form):
     return "-" if value is None else format(value, form)
 
 
-def markdown(table):
-    print(f"| {' | '.join(HEADINGS)} |\n|---|---|" + "---:|" * (len(HEADINGS) - 2))
+def markdown(table, headings=HEADINGS, left=2):
+    """The lines of a table; the first columns are words."""
+    yield f"| {' | '.join(headings)} |"
+    yield "|" + "---|" * left + "---:|" * (len(headings) - left)
     for cells in table:
-        print(f"| {' | '.join(cells)} |")
+        yield f"| {' | '.join(cells)} |"
 
 
 def rich_table(table):
@@ -66,8 +82,10 @@ def main():
     print(f"CPU: {machine['cpu'].get('brand_raw', machine['machine'])}, {machine['threads']} "
           f"threads, load {machine['load']:.1f} before; GPU: {machine['gpu']}; "
           f"{run['datetime'][:10]}\n")
-    show = markdown if args.markdown or not sys.stdout.isatty() else rich_table
-    show(table)
+    if args.markdown or not sys.stdout.isatty():
+        print(*markdown(table), sep="\n")
+    else:
+        rich_table(table)
 
 
 if __name__ == "__main__":

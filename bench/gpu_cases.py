@@ -1,0 +1,190 @@
+"""A short run of every kernel: what is held to the same bits, captured, and watched by sanitizers.
+
+``python bench/gpu_cases.py`` runs each case once, on small arrays that all live in allocations of
+their own, so that compute-sanitizer sees the end of each. tests/test_gpu_day.py demands that the
+cases together launch every kernel of every source.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+if __name__ == "__main__":  # in a checkout, from anywhere
+    sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
+
+from gpuconv import Parameter, Tensor, backend, nn, ops, optim
+from gpuconv.data import Augment, augment_batch
+
+Arrays = list[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One piece of work on the GPU. ``run()`` starts from the same arrays each time."""
+
+    name: str
+    run: Callable[[], Arrays]  # every array that it computes
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Of the arrays: (N, H, W, C), K filters, classes."""
+
+    N: int
+    H: int
+    W: int
+    C: int
+    K: int
+    classes: int
+
+
+TINY = Size(3, 7, 5, 3, 4, 40)             # more classes than a warp has threads
+LARGE = Size(64, 32, 32, 32, 64, 1000)
+
+
+def cases(size: Size, dtype: str) -> Iterator[Case]:
+    """All cases, in one dtype."""
+    yield from _ops(size, backend.float_dtype(dtype))
+    yield from _updates(size, dtype)
+    yield _augment(size, dtype)
+
+
+# -- ops: value, then all gradients ----------------------------------------------------------
+
+
+def _ops(size: Size, dtype: np.dtype) -> Iterator[Case]:
+    N, H, W, C, K = size.N, size.H, size.W, size.C, size.K
+    rng = np.random.default_rng(0)
+
+    def gpu(*shape: int) -> Any:
+        return backend.to_gpu(rng.standard_normal(shape, "float32").astype(dtype))
+
+    def case(name: str, f: Callable[..., Any], *arrays: Any) -> Case:
+        gradients: dict[tuple[int, ...], Any] = {}
+
+        def run() -> Arrays:
+            tensors = [Tensor(a, requires_grad=True) for a in arrays]
+            y = f(*tensors)
+            if y.shape not in gradients:
+                gradients[y.shape] = backend.to_gpu(
+                    np.random.default_rng(1).standard_normal(y.shape).astype(y.dtype))
+            y.backward(gradients[y.shape])
+            return [y.data, *(t.grad for t in tensors)]
+
+        return Case(name, run)
+
+    x, vector = gpu(N, H, W, C), gpu(C)
+    for name in ("relu", "gelu", "sigmoid", "tanh"):
+        yield case(name, getattr(ops, name), x)
+    yield case("bias_relu", ops.bias_relu, x, vector)
+    yield case("arithmetic, broadcast", lambda a, b: a * b + a / (b * b + 1) - b, x, vector)
+    yield case("sum and mean", lambda a: ops.sum(a, axis=(1, 2)) + ops.mean(a, axis=(1, 2)), x)
+    yield case("max", lambda a: ops.max(a, axis=(1, 2)), x)
+    yield case("max_pool 2x2", lambda a: ops.max_pool2d(a, 2), x)
+    yield case("max_pool 3x3 stride 2", lambda a: ops.max_pool2d(a, 3, 2, 1), x)
+    yield case("avg_pool 3x3 stride 2", lambda a: ops.avg_pool2d(a, 3, 2, 1), x)
+    yield case("global_avg_pool", ops.global_avg_pool2d, x)
+    yield case("global_max_pool", ops.global_max_pool2d, x)
+    yield case("pad reflect", lambda a: ops.pad2d(a, 2, "reflect"), x)
+    yield case("dropout", lambda a: ops.dropout(a, 0.5, key=(1, 2), step=3), x)
+    for training in (True, False):
+        yield case(f"batch_norm {'training' if training else 'in use'}",
+                   lambda a, g, b, training=training: ops.batch_norm(
+                       a, g, b, *_statistics(C, dtype), training=training),
+                   x, vector, gpu(C))
+    yield case("im2col", lambda a: ops.im2col(a, 3, padding=1), x)
+    yield case("col2im", lambda a: ops.col2im(a, x.shape, 3, padding=1), gpu(N, H, W, 9 * C))
+    yield case("conv 3x3", lambda a, w, b: ops.conv2d(a, w, b, padding=1),
+               x, gpu(K, 3, 3, C), gpu(K))
+    yield case("conv 5x5 stride 2", lambda a, w: ops.conv2d(a, w, stride=2, padding=2),
+               x, gpu(K, 5, 5, C))
+    yield case("conv 3x3 per channel", lambda a, w: ops.conv2d(a, w, padding=1, groups=C),
+               x, gpu(C, 3, 3, 1))
+    yield case("linear", ops.linear, gpu(N, C * W), gpu(K, C * W), gpu(K))
+    yield case("matmul", ops.matmul, gpu(N, K, C), gpu(N, C, W))
+    yield case("log_softmax", ops.log_softmax, gpu(N, size.classes))
+    for classes in (5, size.classes):  # a warp a row, a block a row
+        labels = backend.to_gpu(rng.integers(0, classes, N * H).astype(np.int32))
+        yield case(f"softmax_cross_entropy of {classes}",
+                   lambda a, labels=labels: ops.softmax_cross_entropy(
+                       a, labels, label_smoothing=0.1), gpu(N * H, classes))
+
+
+def _statistics(C: int, dtype: np.dtype) -> tuple[Any, Any]:
+    wide = backend.accumulator(dtype)
+    return backend.to_gpu(np.zeros(C, wide)), backend.to_gpu(np.ones(C, wide))
+
+
+# -- what has no gradient --------------------------------------------------------------------
+
+
+def _updates(size: Size, dtype: str) -> Iterator[Case]:
+    """Each optimiser, with clipping and averages, three steps."""
+    rng = np.random.default_rng(2)
+    shapes = (size.C,), (size.K, 3, 3, size.C), (size.classes, size.K)
+    start = [rng.standard_normal(shape, "float32") for shape in shapes]
+    slopes = [backend.to_gpu(rng.standard_normal(shape, "float32").astype(
+        backend.float_dtype(dtype))) for shape in shapes]
+
+    class Weights(nn.Module):
+        def __init__(self):
+            for name, a in zip("abc", start, strict=True):
+                setattr(self, name, Parameter(a))
+
+    def case(name: str, make: Callable[..., optim.Optimizer]) -> Case:
+        def run() -> Arrays:
+            model = Weights().to("cuda", dtype)
+            optimizer, ema = make(model.parameters()), optim.EMA(model, 0.5)
+            norms = []
+            for _ in range(3):
+                for p, g in zip(model.parameters(), slopes, strict=True):
+                    p.grad[...] = g
+                norms.append(optim.clip_grad_norm(optimizer, 1.0))
+                optimizer.step()
+                ema.update()
+            return [*(p.data for p in model.parameters()), *ema.averages.values(), *norms]
+
+        return Case(name, run)
+
+    yield case("sgd", lambda p: optim.SGD(p, lr=0.1))
+    yield case("sgd momentum", lambda p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01))
+    yield case("sgd nesterov", lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True))
+    yield case("adam", lambda p: optim.Adam(p, lr=0.1, weight_decay=0.01))
+    yield case("adamw", lambda p: optim.AdamW(p, lr=0.1))
+
+
+def _augment(size: Size, dtype: str) -> Case:
+    rng = np.random.default_rng(3)
+    images = backend.to_gpu(rng.integers(0, 256, (size.N, size.H, size.W, size.C), np.uint8))
+    index = backend.to_gpu(rng.permutation(size.N).astype(np.int32))
+    half = np.full(size.C, 0.5)
+
+    def run() -> Arrays:
+        return [augment_batch(images, index, mean=half, std=half, dtype=dtype, key=(4, 5), epoch=6,
+                              augment=Augment(pad=2, padding_mode=mode))
+                for mode in ("zeros", "reflect")]
+
+    return Case("augment", run)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run every kernel once, on small arrays.")
+    parser.add_argument("--stand-in", action="store_true", help="on the CPU, as the tests do")
+    if parser.parse_args().stand_in:
+        import gpu_stand_in
+        gpu_stand_in.install()
+    cp = backend.cupy()
+    if hasattr(cp.cuda, "set_allocator"):
+        cp.cuda.set_allocator(None)  # no pool: the next array is not behind the end of this one
+    done = [[a.get() for a in case.run()] for dtype in ("float32", "float16")
+            for case in cases(TINY, dtype)]
+    print(f"{len(done)} cases", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The tests' stand-in for CuPy under the GPU day's own code, to try that code without a GPU.
+
+Sizes shrink until each stage takes seconds. The figures mean nothing.
+"""
+
+import pathlib
+import sys
+import types
+
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1] / "tests")]
+
+
+def install() -> None:
+    """Put it where gpuconv looks for cupy, with the few names that only benchmarks use."""
+    from gpuconv import backend
+    from hostcuda import fake_cupy as cp
+
+    def synchronize(event):
+        event.moment  # noqa: B018  # it has been recorded
+
+    def copyto(target, source):
+        target[...] = source
+
+    cp.copyto = copyto
+    cp.cuda.Event.synchronize = getattr(cp.cuda.Event, "synchronize", synchronize)
+    numbers = types.SimpleNamespace(COMPUTE_TYPE_DEFAULT=1, COMPUTE_TYPE_TF32=7)
+    cp._core = types.SimpleNamespace(get_compute_type=lambda dtype: 0, _routines_linalg=numbers,
+                                     set_compute_type=lambda dtype, number: None)
+    backend._cupy = cp
+
+
+def shrink(stages=None) -> None:
+    """Small arrays and few rounds; stages: the module gpu_stages, under whatever name."""
+    import roofline
+    roofline.SIDE, roofline.COPIED, roofline.ROUNDS = (
+        dict(cpu=64, cuda=64), dict(cpu=1 << 12, cuda=1 << 12), 1)
+    if stages:
+        from gpu_cases import TINY
+        stages.SIZE, stages.DTYPES, stages.TRAIN, stages.STEPS = TINY, ("float32",), (16, 8, 8), 2
+        stages.NET = "INPUT 32x32x3 CONV3-2/4 BN RELU DROPOUT0.2 FC 10"
+        stages.FIT = dict(train=20, test=10, epochs=1, model=stages.NET)
+    harness = sys.modules.get("harness")
+    if harness:
+        harness.ROUNDS, harness.WARMUP, harness.FLUSH = 1, 0, 1 << 10
