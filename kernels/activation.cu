@@ -9,8 +9,10 @@
 //
 // Launch   1-d, one thread per 16 bytes of y, any grid, any block, no shared memory. Arrays that do
 //          not start at a multiple of 16 bytes, and the last few elements, go one by one.
-// Traffic  forward   reads x, writes y.
-//          backward  reads gy and y (gelu: x), writes gx.
+// Traffic  forward        reads x n, writes y n.
+//          backward       reads gy n, y n, writes gx n.
+//          gelu_backward  reads gy n, x n, writes gx n.
+//          Coalesced.
 // Order    every element on its own: deterministic.
 
 #include "common.cuh"

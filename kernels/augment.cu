@@ -9,9 +9,10 @@
 //
 // Launch   1-d, one thread per element of y, any grid, any block, no shared memory.
 //          Neighbouring threads hold neighbouring channels, then columns: writes are coalesced.
-// Traffic  reads H*W*C bytes per image (at most), writes as many elements of y; the table
-//          (1 KB per channel) stays in L1. Each thread draws its image's words again: ten rounds of
-//          integers cost less than storing them.
+// Traffic  forward  reads images <= B*H*W*C (rows begin anywhere: sectors <= 2), index B (asks
+//          <= B*H*W*C/16), table <= 256*C (a gather from L1, 1 KB per channel: asks <= B*H*W*C;
+//          sectors <= 8), writes y B*H*W*C. Coalesced, but for those two. Each thread draws its
+//          image's words again: ten rounds of integers cost less than storing them.
 // Order    every element is written once; nothing is added up.
 
 #include "common.cuh"

@@ -5,10 +5,12 @@
 //   D[p,q]      = pixels of the window inside x or, with INCLUDE, inside x and its padding
 //
 // Launch   1-d, one thread per element of the output array, any grid, any block, no shared memory.
-//          Neighbouring threads hold neighbouring channels: every access is coalesced.
-// Traffic  forward   reads x once (overlaps hit L1/L2), writes y.
-//          backward  reads gy once (overlaps hit L1/L2), writes every gx exactly once: no memset
-//                    before it.
+//          Neighbouring threads hold neighbouring channels.
+// Traffic  forward   reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C), writes y
+//                    N*P*Q*C.
+//          backward  reads gy N*P*Q*C (likewise: asks <= N*P*Q*R*S*C), writes gx N*H*W*C, every one
+//                    once: no memset before it.
+//          Coalesced where C fills whole sectors, else at most 3 times the sectors.
 // Order    both sum in a fixed order, without atomics: runs are bit-identical.
 //
 // Source: CS231n, Convolutional Networks, Pooling Layer (General pooling).

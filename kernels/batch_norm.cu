@@ -11,9 +11,22 @@
 //          t % lanes, so that a warp reads neighbouring addresses and no element costs a division.
 //          The finalising kernels: a block per tile, threads t / lanes share out the S slices.
 //          Shared memory: 12 bytes a thread (24 for double).
-// Traffic  training  reads x twice (moments, normalise), writes y; backward reads x and gy twice,
-//                    writes gx. The second reading comes from L2 as far as that reaches.
-//          inference reads x once, writes y; backward of x alone reads gy, writes gx.
+// Traffic  moments     reads x rows*C, writes mean/m2 S*C.
+//          statistics  reads slice_mean/slice_m2 S*C, running_mean/running_var C, writes
+//                      mean/inv_std/running_mean/running_var C.
+//          inv_std     reads var C, writes inv_std C.
+//          forward     reads x rows*C, gamma/beta/mean/inv_std C (asks S*C*BLOCK/32), writes y
+//                      rows*C.
+//          backward_sums    reads gy/x rows*C, mean C (asks S*C*BLOCK/32), writes
+//                           sum_gy/sum_gyx S*C.
+//          backward_totals  reads slice_gy/slice_gyx S*C, inv_std C, writes sum_gy/sum_gyxhat C,
+//                           ggamma/gbeta C.
+//          backward    reads gy rows*C, x rows*C if x, gamma C (asks S*C*BLOCK/32), inv_std C (asks
+//                      <= S*C*BLOCK/16), mean/sum_gy/sum_gyxhat C if x (asks S*C*BLOCK/32), writes
+//                      gx rows*C.
+//          So training reads x twice, and its backward x and gy twice: the second time from L2, as
+//          far as that reaches. Coalesced where C fills whole sectors, else at most 1.5 times the
+//          sectors. No bank conflicts.
 // Order    each slice's sums in a fixed order, then the slices' in a fixed order; no atomics. The
 //          slices are cut by shape alone: the same bits from run to run.
 // Source   Ioffe and Szegedy, ICML 2015; merging of moments: Chan, Golub, LeVeque, 1979.
@@ -40,7 +53,7 @@ struct MergeMoments {
     }
 };
 
-struct Sums {
+struct alignas(2 * sizeof(A)) Sums {   // one access, not two at every other word
     A gy, gyx;                         // sum of gy, of gy * (x - mean)
 };
 

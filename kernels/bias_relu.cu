@@ -9,8 +9,12 @@
 //          backward  blocks of 256: 8 rows by 32 columns at a time; one block per run and tile of 32
 //                    columns, 1 KB (double: 2 KB) of shared memory.
 //          sum       the same blocks, one per tile of 32 columns.
-// Traffic  forward   reads x, writes y; b stays in L1.
-//          backward  reads gy and y, writes gx, and partial: 1 row in 64 at most.
+// Traffic  forward   reads x M*C, b C (stays in L1: asks <= M*C), writes y M*C.
+//          backward  reads y M*C, gy <= M*C (only where y > 0: sectors <= 2), writes gx M*C,
+//                    partial runs*C: 1 row in 64 at most.
+//          sum       reads partial runs*C, writes gb C.
+//          Coalesced where C fills whole sectors, else at most 1.5 times the sectors. No bank
+//          conflicts.
 // Order    a thread adds its rows in rising order, a block its 8 threads of a column in order, the
 //          sum its runs likewise. The runs follow from (M, C) alone: deterministic.
 

@@ -8,7 +8,10 @@
 //          norm     one such block.      Shared memory of both: 8 bytes a thread.
 //          scale    one thread per 16 bytes, any grid, any block; writes nothing if factor is 1.
 //          g starts at a multiple of 16 bytes and n is a multiple of V: flat buffers see to both.
-// Traffic  squares reads g; scale reads g and writes it, or reads 8 bytes.
+// Traffic  squares  reads g n, writes sums S.
+//          norm     reads sums S, writes norm 1, factor 1.
+//          scale    reads factor 1 (asks <= n/64), g <= n, writes g <= n: none if factor is 1.
+//          Coalesced. No bank conflicts.
 // Order    each slice's squares in a fixed order, then the slices' in a fixed order, in double; no
 //          atomics. The slices are cut by size alone: the same bits from run to run.
 // Source   Pascanu, Mikolov, Bengio, ICML 2013, section 3.2.

@@ -5,8 +5,8 @@
 // threshold = ceil(p * 2^32), scale = 1 / (1 - p).
 //
 // Launch   1-d, one thread per 4 elements, any grid, any block: one Philox gives four words.
-// Traffic  reads x once, writes y once, 4 elements in one access where the arrays are aligned to
-//          4 elements. The mask is drawn, never read or written.
+// Traffic  dropout  reads x n, writes y n, 4 elements in one access where the arrays are aligned to
+//          4 elements. Coalesced. The mask is drawn, never read or written.
 // Order    elementwise: no order to keep.
 // Source   Srivastava et al., JMLR 15, 2014.
 

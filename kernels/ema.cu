@@ -3,7 +3,8 @@
 //   average[i] = average[i] + weight * (x[i] - average[i])
 //
 // Launch   1-d, one thread per element, any grid, any block, no shared memory.
-// Traffic  reads x and average, writes average: 12 bytes per float32 parameter, 10 per float16.
+// Traffic  update  reads average/x n, writes average n. Coalesced. 12 bytes per float32 parameter,
+//          10 per float16.
 // Order    no sums across threads, no atomics: runs are bit-identical.
 
 #include "common.cuh"

@@ -6,9 +6,11 @@
 //                     with p*SH = h + PT - r*DH and q*SW = w + PL - s*DW, where such p, q exist
 //
 // Launch   1-d, one thread per element of the output array, any grid, any block, no shared memory.
-//          Neighbouring threads hold neighbouring channels: every access is coalesced.
-// Traffic  im2col    writes col once (R*S times the size of x), reads x once: overlaps hit L1/L2.
-//          col2im    reads col once, writes every x exactly once: no memset before it.
+//          Neighbouring threads hold neighbouring channels.
+// Traffic  im2col    reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C), writes col
+//                    N*P*Q*R*S*C.
+//          col2im    reads col <= N*P*Q*R*S*C, writes x N*H*W*C, every one once: no memset.
+//          Coalesced where C fills whole sectors, else at most 4.5 times the sectors (col2im, RGB).
 // Order    col2im gathers in a fixed order, without atomics: runs are bit-identical.
 //
 // Source: Chellapilla, Puri, Simard, "High performance convolutional neural networks for document

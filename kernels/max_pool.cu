@@ -4,11 +4,12 @@
 //   gx[n,h,w,c] = sum_{p,q} gy[n,p,q,c] * [argmax[n,p,q,c] points at (h,w)]
 //
 // Launch   1-d, one thread per element of the output array, any grid, any block, no shared memory.
-//          Neighbouring threads hold neighbouring channels: every access is coalesced.
-// Traffic  forward   reads x once (overlaps hit L1/L2), writes y and, with SAVE, argmax:
-//                    1 byte per output, 4 for windows over 256 pixels.
-//          backward  reads gy and argmax once (overlaps hit L1/L2), writes every gx exactly once:
-//                    no memset before it.
+//          Neighbouring threads hold neighbouring channels.
+// Traffic  forward   reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C), writes y
+//                    N*P*Q*C, argmax N*P*Q*C: 1 byte each, 4 for windows over 256 pixels.
+//          backward  reads argmax N*P*Q*C (overlaps: asks <= N*P*Q*R*S*C), gy N*P*Q*C (only where
+//                    its pixel won: sectors <= 4), writes gx N*H*W*C, every one once: no memset.
+//          Coalesced where C fills whole sectors, else at most 3 times the sectors.
 // Order    backward gathers in a fixed order, without atomics: runs are bit-identical.
 //
 // Source: CS231n, Convolutional Networks, Pooling Layer.

@@ -4,10 +4,11 @@
 //   m[i] = momentum * m[i] + d[i]                                  (MOMENTUM)
 //   p[i] = p[i] - lr * d[i]   or  lr * m[i]  (MOMENTUM)  or  lr * (d[i] + momentum * m[i])  (NESTEROV)
 //
-// Launch   1-d, one thread per 16 bytes of p, any grid, any block, no shared memory. p, g and m
-//          start at multiples of 16 bytes, and n is a multiple of V: flat buffers see to both.
-// Traffic  reads p and g, writes p; with MOMENTUM reads and writes m, which is wider than 16-bit p:
-//          20 bytes per float32 parameter (12 without momentum), 14 per float16.
+// Launch   1-d, one thread per 16 bytes of m, or of p without momentum, any grid, any block, no
+//          shared memory. p, g and m start at multiples of 16 bytes, and n is a multiple of V: flat
+//          buffers see to both.
+// Traffic  step  reads p/g n, m n if MOMENTUM, writes p n, m n if MOMENTUM. Coalesced. m is wider
+//          than 16-bit p: 20 bytes per float32 parameter (12 without momentum), 14 per float16.
 // Order    no sums across threads, no atomics: runs are bit-identical.
 //
 // Source   Sutskever, Martens, Dahl, Hinton, ICML 2013, section 2.
@@ -19,11 +20,11 @@ using A = CFG_A;                               // arithmetic, and m: float, or d
 using I = CFG_I;                               // flat index: int, or long long for huge arrays
 constexpr bool MOMENTUM = CFG_MOMENTUM;        // is there an m? If not, it is null
 constexpr bool NESTEROV = CFG_NESTEROV;        // look ahead along m?
-constexpr int V = 16 / sizeof(T);              // elements of p that make 16 bytes
+constexpr int V = 16 / (MOMENTUM ? sizeof(A) : sizeof(T));   // elements of the widest: 16 bytes
 static_assert(MOMENTUM || !NESTEROV, "Nesterov's momentum is a momentum");
 
 template <class E>
-struct alignas(16) Vector {
+struct alignas(V * sizeof(E)) Vector {
     E v[V];
 };
 

@@ -8,8 +8,13 @@
 //                    for long rows. Neighbouring threads hold neighbouring classes.
 //          sum       one block.      backward  one thread per logit.
 //          Shared memory: one value a warp, in sum one a thread.
-// Traffic  forward reads z from memory once, then twice more from cache (rows of up to some ten
-//          thousand classes), and writes gz where it is wanted. Backward reads gz, writes gx.
+// Traffic  forward   reads logits N*K (twice more from cache, rows of up to some ten thousand
+//                    classes: asks <= 3*N*K+N*WARPS+N), labels N (asks N*WARPS), writes loss N,
+//                    gz N*K.
+//          sum       reads loss N, writes y 1.
+//          backward  reads gz N*K, gy N if each, gy 1 if not each (asks <= N*K/16), writes gx N*K.
+//          Coalesced where K fills whole sectors, else at most 1.5 times the sectors. No bank
+//          conflicts.
 // Order    lanes stride over the row, warps and threads merge as fixed trees; no float atomics.
 //          Only the report of a bad label is a race: any of several may be the one reported.
 

@@ -1,14 +1,18 @@
 """Traffic mode: kernels whose requests can be counted by hand, every kernel's header, the table.
 
-What is counted is said in hostcuda/traffic.py.
+What is counted is said in hostcuda/traffic.py, how headers say it in traffic_lines.py.
 """
+
+import re
 
 import numpy as np
 import pytest
+import traffic
+import traffic_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuconv import backend
+from gpuconv import backend, kernels
 from hostcuda import compiler, fake_cupy
 from hostcuda.traffic import run
 
@@ -106,7 +110,7 @@ def test_a_view_counts_where_it_lies():
 def test_what_a_perfect_cache_would_read():
     got = launch("y[t] = x[t % 32] + x[t % 64];", grid=2, block=64)
     x, reads = got.arrays["x"], got.of("x")
-    assert (x.read.bytes, x.read.sectors, x.read.block_sectors) == (256, 8, 16)
+    assert (x.read.bytes, x.read.sectors) == (256, 8)
     assert sum(a.sectors for a in reads) == 2 * 4 * 4 and x.written.bytes == 0
     assert got.arrays["y"].written.bytes == 512
 
@@ -158,6 +162,12 @@ def test_barriers_and_shuffles_do_not_part_a_warp():
         for (int i = 16; i; i /= 2) { v += __shfl_xor_sync(~0u, v, i); __syncthreads(); }
         y[t] = v;""", block=128)
     assert [(a.requests, a.lanes) for a in got.accesses] == [(4, 128), (4, 128)]
+
+
+def test_an_access_right_behind_a_barrier_is_one_request():
+    got = launch("""T v = x[t]; __syncthreads(); v += x[t + 1]; y[t] = v;
+        for (int i = 0; i < 3; ++i) y[t] += i;""", block=64)
+    assert {a.lanes / a.requests for a in got.accesses} == {32}
 
 
 @pytest.mark.parametrize("call", ["atomicAdd(&y[%s], 1.f)", "atomicExch(&y[%s], 1.f)"])
@@ -238,3 +248,130 @@ def test_dynamic_shared_memory_is_seen():
         y[threadIdx.x] = tile[threadIdx.x * 2]; }"""
     got = run(text, "f", 1, 32, np.zeros(32, np.float32), shared_mem=256)
     assert [a.passes for a in got.of("shared")] == [2, 2]
+
+
+# -- the headers ---------------------------------------------------------------------------
+
+HALF = dict(dtype="float16")
+SHAPES = {  # op: shapes and options that its header must hold for
+    "activation": [("2x8x8x16", {}), ("5x7x3", {})],
+    "adam": [("64x32", {}), ("64x32", HALF)],
+    "augment": [("4x16x16x3", {}), ("4x9x7x1", HALF)],
+    "avg_pool": [("2x8x8x32", {}), ("2x9x9x32", dict(kernel_size=3, stride=2, padding=1)),
+                 ("2x9x7x3", {}), ("2x8x8x16", HALF)],
+    "batch_norm": [("4x16x16x64", {}), ("2x9x9x10", {}), ("4x8x8x48", HALF)],
+    "bias_relu": [("4x8x8x64", {}), ("2x5x5x10", {}), ("4x8x8x48", HALF)],
+    "clip": [("64x64", {}), ("64x64", HALF)],
+    "dropout": [("2x8x8x16", {}), ("2x8x8x16", HALF)],
+    "ema": [("64x32", {}), ("64x32", HALF)],
+    "im2col": [("2x8x8x32", {}), ("2x8x8x32", dict(kernel_size=3, padding=1, stride=2)),
+               ("2x9x7x3", dict(kernel_size=3, padding=1)), ("2x6x6x16", HALF)],
+    "max_pool": [("2x8x8x32", {}), ("2x9x9x32", dict(kernel_size=3, stride=2, padding=1)),
+                 ("2x9x7x3", {}), ("2x8x8x32", HALF)],
+    "sgd": [("64x32", {}), ("64x32", HALF)],
+    "softmax_cross_entropy": [("64x16", {}), ("64x10", {}), ("4x2000", {})],
+}
+
+
+def test_every_kernel_has_its_shapes():
+    files = {path.stem for path in (kernels.HERE.parent / "kernels").glob("*.cu")}
+    assert files == set(SHAPES) == set(traffic.CASES)
+
+
+@pytest.mark.parametrize("op", SHAPES)
+def test_a_header_says_what_is_counted(op):
+    lines, reached, seen, wrong = traffic_lines.read(f"{op}.cu"), {}, set(), []
+    for shape, options in SHAPES[op]:
+        for launch in traffic.record(op, tuple(map(int, shape.split("x"))), **options):
+            seen.add(launch.kernel)
+            wrong += [f"{shape} {options}: {w}" for w in traffic_lines.hold(launch, lines, reached)]
+    assert not wrong, "\n".join(wrong)
+    assert seen == set(lines.items)
+    slack = {key: share for key, share in reached.items()
+             if share < (0.25 if key[2] == "asks" else 0.5)}
+    assert not slack, f"at most, says the header, but the shapes stay below it: {slack}"
+
+
+HEADER = """
+// Title.
+//
+// Launch   of a sort.
+// Traffic  f  reads x %s, index <= n, writes y n. %s.
+// Order    none.
+
+extern "C" __global__ void f(const float* x, float* y, const int* index, int n) {
+    __shared__ float tile[64];
+    const int t = threadIdx.x;
+    tile[t * STRIDE] = x[t];
+    __syncthreads();
+    y[t * STRIDE %% n] = tile[t * STRIDE];
+}
+"""
+
+
+@pytest.mark.parametrize("x, words, stride, wrong", [
+    pytest.param("n", "Coalesced", 1, "", id="right"),
+    pytest.param("n/2", "Coalesced", 1, "f reads x: counted 32, the header says 16", id="touched"),
+    pytest.param("n (asks 2*n)", "Coalesced", 1, "f reads x, asks: counted 32, .* 64", id="asks"),
+    pytest.param("n", "Coalesced. 2 passes", 2, "f writes y: counted 16, .* 32", id="writes less"),
+    pytest.param("n, y n", "Coalesced", 1, "f reads y: counted 0", id="reads no y"),
+    pytest.param("<= n", "Coalesced", 2, "2.00 times the passes .* tile", id="bank conflicts"),
+])
+def test_a_wrong_header_is_found(x, words, stride, wrong):
+    text = (HEADER % (x, words)).replace("STRIDE", str(stride))
+    got = run(text, "f", 1, 32, *(np.zeros(32, "f4") for _ in range(3)), np.int32(32))
+    found = traffic_lines.hold(got, traffic_lines.read("f.cu", text), {})
+    assert re.search(wrong, "; ".join(found)) if wrong else found == []
+
+
+def test_an_array_that_the_header_forgets_is_found():
+    text = (HEADER % ("n", "Coalesced")).replace("STRIDE", "1")
+    got = run(text, "f", 1, 32, *(np.zeros(32, "f4") for _ in range(3)), np.int32(32))
+    lines = traffic_lines.read("f.cu", text.replace(", writes y n", ""))
+    assert "f writes y, which the header does not say" in "; ".join(
+        traffic_lines.hold(got, lines, {}))
+
+
+@pytest.mark.parametrize("name, words", [("f", "Fast"), ("g", "Coalesced")])
+def test_a_header_that_says_too_little_is_refused(name, words):
+    text = HEADER.replace("f  reads", f"{name}  reads") % ("n", words)
+    with pytest.raises(ValueError, match="f.cu: Traffic says nothing about (f|coalescing)"):
+        traffic_lines.read("f.cu", text)
+
+
+# -- the command ---------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_table(capsys):
+    traffic.main("max_pool --shape 2x8x8x32 --kernel-size 2".split())
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    row = next(line for line in out.splitlines() if line.startswith("  x "))
+    assert row.split() == "x read 16.0 KB 1 x 128 32.0 4.00 4.00 16.0 KB".split()
+    assert "max_pool_backward   grid 16, block 256" in out
+
+
+def test_lines_shows_the_source(capsys):
+    traffic.main("sgd --shape 8x8 --lines".split())
+    assert "const Vector<T> gs = reinterpret_cast" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("--shape 8x8", "--shape is for one op: name it"),
+    ("sgd --kernel-size 2", "sgd takes no --kernel-size"),
+    ("pool", "invalid choice: 'pool'"),
+])
+def test_the_command_refuses(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        traffic.main(arguments.split())
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_prints_every_kernel(capsys):
+    traffic.main([])
+    out = capsys.readouterr().out
+    files = (kernels.HERE.parent / "kernels").glob("*.cu")
+    names = {name for path in files for name in kernels.signatures(kernels.source(path.name))}
+    assert names == {line.split()[0] for line in out.splitlines() if "   grid " in line}
+    assert max(map(len, out.splitlines())) <= 100

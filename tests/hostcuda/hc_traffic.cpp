@@ -1,17 +1,17 @@
 // hc_traffic.cpp - what the warps of a kernel ask of memory: a watcher, see hostcuda.Mode.
 //
 // The kernel is compiled with -fsanitize=thread, which calls __tsan_read<n> or __tsan_write<n> at
-// each access, and -fsanitize-coverage=trace-pc, which calls __sanitizer_cov_trace_pc at the start of
-// each basic block. So every thread leaves a trace of where it was and what it touched. From the
-// traces of its 32 lanes a warp is put together as if they had run in lock-step: of all lanes, those
-// at the lowest address in the code go first. Lanes that skip a branch wait behind it for the
-// others, lanes that leave a loop wait at its end. The accesses of the lanes that go together are one
-// request.
+// each access, and -fsanitize-coverage=trace-pc, which calls __sanitizer_cov_trace_pc at the start
+// of each basic block. So every thread leaves a trace of where it was and what it touched. From the
+// traces of its 32 lanes a warp is put together as if they had run in lock-step: of all lanes, the
+// ones at the lowest address in the code go first. Lanes that skip a branch wait behind it for the
+// others, lanes that leave a loop wait at its end. The accesses of the lanes that go together are
+// one request.
 //
 //   global memory   a request costs as many sectors of 32 bytes as it touches
-//   shared memory   32 banks of 4 bytes. Lanes go in groups of 32, of 16 for accesses of 8 bytes, of
-//                   8 for 16 bytes; a group takes as many passes as its busiest bank has different
-//                   words, so one word for many lanes (a broadcast) is free
+//   shared memory   32 banks of 4 bytes. Lanes go in groups of 32, of 16 for accesses of 8 bytes,
+//                   of 8 for 16 bytes; a group takes as many passes as its busiest bank has
+//                   different words, so one word for many lanes (a broadcast) is free
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -46,10 +46,7 @@ struct Event {
 
 struct Unique {                   // what a perfect cache would move
     uint64_t bytes = 0, sectors = 0;
-    uint64_t block_sectors = 0;   // if it forgot all at the end of each block
-    std::vector<uint8_t> seen;    // bytes
-    std::vector<uint8_t> sector_seen;
-    std::vector<uint64_t> block;  // that touched the sector last, counted from 1
+    std::vector<bool> seen, sector_seen;
 };
 
 struct Range {
@@ -67,23 +64,20 @@ std::vector<Range> ranges;                                          // the array
 std::map<std::tuple<const void*, uint16_t, Kind, uint8_t>, Row> rows;
 std::vector<Event> trace[THREADS];
 uintptr_t old_value[THREADS];     // that an atomic of this thread has just read
-std::vector<std::pair<uintptr_t, uintptr_t>> blocks;
-uint64_t block;                   // whose traces these are, and how many barriers it had passed
-uint32_t epoch;
+std::vector<std::pair<uintptr_t, uintptr_t>> allocations;
+uint32_t epoch;                   // barriers before these traces
 
 using Interval = std::pair<uint64_t, uint64_t>;
 
 void mark(Unique& u, Interval bytes, uint64_t start) {
     for (uint64_t i = bytes.first; i < bytes.second; ++i) {
         u.bytes += !u.seen[i - start];
-        u.seen[i - start] = 1;
+        u.seen[i - start] = true;
     }
     for (uint64_t s = bytes.first / SECTOR; s <= (bytes.second - 1) / SECTOR; ++s) {
         const uint64_t i = s - start / SECTOR;
         u.sectors += !u.sector_seen[i];
-        u.sector_seen[i] = 1;
-        u.block_sectors += u.block[i] != block + 1;
-        u.block[i] = block + 1;
+        u.sector_seen[i] = true;
     }
 }
 
@@ -186,6 +180,14 @@ void run_warps() {
     for (auto& t : trace) t.clear();
 }
 
+void note(Event e) {
+    if (hc_rt.epoch != epoch) {   // the whole block has passed a barrier
+        run_warps();
+        epoch = hc_rt.epoch;
+    }
+    trace[hc_thread].push_back(e);
+}
+
 // size bytes; at a struct that is no vector (`whole` false) in pieces, as large as may be aligned.
 void access(void* p, size_t size, bool write, const void* pc, bool whole = true) {
     if (!hc_rt.active) return;
@@ -193,7 +195,6 @@ void access(void* p, size_t size, bool write, const void* pc, bool whole = true)
     for (size_t i = 0; i < ranges.size(); ++i) {
         const Range& r = ranges[i];
         if (at < r.begin || at >= r.end) continue;
-        auto& t = trace[hc_thread];
         if (hc_atomic && write && old_value[hc_thread] == at) return;  // second half of an atomic
         old_value[hc_thread] = hc_atomic ? at : 0;
         const Kind kind = hc_atomic ? ATOMIC : write ? WRITE : READ;
@@ -203,7 +204,7 @@ void access(void* p, size_t size, bool write, const void* pc, bool whole = true)
             while (piece > 1 && (size % piece || at % piece)) piece /= 2;
         }
         for (size_t done = 0; done < size; done += piece)
-            t.push_back({pc, at - r.shift + done, kind, (uint8_t)piece, (uint16_t)i});
+            note({pc, at - r.shift + done, kind, (uint8_t)piece, (uint16_t)i});
         return;
     }
 }
@@ -214,8 +215,8 @@ void access(void* p, size_t size, bool write, const void* pc, bool whole = true)
 #define PC __builtin_return_address(0)
 extern "C" {
 // Before a launch: memory that counts as if it began at a multiple of ALIGNED, as CuPy's blocks do.
-EXPORT void hc_traffic_block(void* p, size_t n) {
-    blocks.push_back({(uintptr_t)p, (uintptr_t)p + n});
+EXPORT void hc_traffic_allocation(void* p, size_t n) {
+    allocations.push_back({(uintptr_t)p, (uintptr_t)p + n});
 }
 EXPORT void hc_watch_begin() {
     ranges.clear();
@@ -224,25 +225,22 @@ EXPORT void hc_watch_begin() {
 }
 EXPORT void hc_watch_range(void* p, size_t n, int shared) {
     Range r{(uintptr_t)p, (uintptr_t)p + n, 0, shared != 0, {}, {}};
-    for (auto [begin, end] : blocks)
+    for (auto [begin, end] : allocations)
         if (begin <= r.begin && r.begin < end) r.shift = begin % ALIGNED;
     if (!shared)
         for (Unique* u : {&r.read, &r.written}) {
-            const size_t sectors = n / SECTOR + 2;
             u->seen.resize(n);
-            u->sector_seen.resize(sectors);
-            u->block.resize(sectors);
+            u->sector_seen.resize(n / SECTOR + 2);
         }
     ranges.push_back(std::move(r));
 }
 void hc_watch_allow(void*, size_t) {}
 void hc_watch_block() {
     run_warps();
-    block = hc_rt.block;
     epoch = 0;
 }
 
-// After a launch: rows of ROW numbers about accesses, then six numbers about each array. Both are
+// After a launch: twelve numbers about each instruction and array, five about each array. Both are
 // valid until the next launch. A pc is counted from the start of the library.
 EXPORT size_t hc_traffic_accesses(const uint64_t** table) {
     static std::vector<uint64_t> out;
@@ -266,20 +264,15 @@ EXPORT size_t hc_traffic_arrays(const uint64_t** table) {
     for (auto& r : ranges) {
         out.push_back(r.shared);
         for (const Unique* u : {&r.read, &r.written})
-            out.insert(out.end(), {u->bytes, u->sectors, u->block_sectors});
+            out.insert(out.end(), {u->bytes, u->sectors});
     }
     *table = out.data();
-    blocks.clear();
+    allocations.clear();
     return ranges.size();
 }
 
 void __sanitizer_cov_trace_pc() {
-    if (!hc_rt.active) return;
-    if (hc_rt.epoch != epoch) {   // the whole block has passed a barrier
-        run_warps();
-        epoch = hc_rt.epoch;
-    }
-    trace[hc_thread].push_back({PC, 0, MOVE, 0, 0});
+    if (hc_rt.active) note({PC, 0, MOVE, 0, 0});
 }
 
 #define ACCESSES(n)                                                      \

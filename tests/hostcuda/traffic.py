@@ -70,7 +70,6 @@ class Unique(NamedTuple):
 
     bytes: int
     sectors: int
-    block_sectors: int  # if every block had to fetch its own
 
 
 class Traffic(NamedTuple):
@@ -157,14 +156,14 @@ class Watched:
                 while isinstance(a.base, np.ndarray):
                     a = a.base
                 if a.dtype != np.uint8:  # the stand-in's own blocks are bytes, and lie right
-                    library.hc_traffic_block(ctypes.c_void_p(a.ctypes.data),
+                    library.hc_traffic_allocation(ctypes.c_void_p(a.ctypes.data),
                                              ctypes.c_size_t(a.nbytes))
         self.kernel(grid, block, args, shared_mem, **keywords)
 
         pairs = [(p, a) for (p, _), a in zip(self.parameters, args, strict=True)]
         arrays = [(p, a) for p, a in pairs if isinstance(a, np.ndarray)]
-        totals = _table(library.hc_traffic_arrays, 7)
-        traffic = {p: Traffic(p, a.dtype, a.size, Unique(*row[1:4]), Unique(*row[4:]))
+        totals = _table(library.hc_traffic_arrays, 5)
+        traffic = {p: Traffic(p, a.dtype, a.size, Unique(*row[1:3]), Unique(*row[3:]))
                    for (p, a), row in zip(arrays, totals[: len(arrays)], strict=True)}
         names = [p for p, _ in arrays] + ["shared"] * (len(totals) - len(arrays))
 
