@@ -1,5 +1,6 @@
 """A run's folder, and the model out of it."""
 
+import concurrent.futures
 import json
 import os
 
@@ -129,6 +130,61 @@ def test_a_damaged_config(tmp_path, text, message):
         RunFolder(tmp_path).config()
 
 
+@pytest.mark.parametrize("change, message", [
+    (dict(model=[1]), "no description of a model"),
+    (dict(model={"name": "resnet"}), "unknown model 'resnet'"),
+    (dict(dtype="float99"), "dtype 'float99', wanted one of float32"),
+    (dict(seed="x"), "config.json"),
+    (dict(device=5), "device 5"),
+    (dict(source={"kind": "shapes", "limit": -3}), "limit -3, wanted a whole number"),
+    (dict(source={"kind": "shapes", "image_size": "8"}), "image_size '8', wanted a whole number"),
+])
+def test_an_edited_config(tmp_path, change, message):
+    folder = RunFolder.create(config(), tmp_path / "run")
+    path = folder.path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"not the settings of a run.*{message}|{message}.*not th"):
+        folder.config()
+
+
+def test_another_model_is_not_gone_on_with(tmp_path):
+    """Of the same weights: only their names and shapes would not tell."""
+    small = Settings(epochs=1, batch_size=20)
+    one = config(settings=small, model={"notation": "INPUT 32x32x3 | CONV3-2/4 RELU | FC 10"})
+    folder = RunFolder.create(one, tmp_path / "run")
+    runs.train(one, folder)
+    other = config(settings=small, model={"notation": "INPUT 32x32x3 | CONV3-2/4 GELU | FC 10"})
+    with pytest.raises(ValueError, match="is of another model: .* RELU .*, is .* GELU"):
+        runs.train(other, folder, resume=True)
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: RunFolder.create(config(), parent=tmp_path), range(8)))
+    assert len({folder.path for folder in made}) == 8
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(input_shape=[32, 32]), r"input_shape is \[32, 32\], wanted \[H, W, C\]"),
+    (dict(input_shape="abc"), "input_shape is 'abc'"),
+    (dict(classes="abc"), "classes are 'abc', wanted a list of names"),
+    (dict(classes=[1, 2]), "classes are"),
+    (dict(mean=[0.5]), r"mean is \[0.5\], wanted 3 numbers"),
+    (dict(std="abc"), "std is 'abc', wanted 3 numbers"),
+])
+def test_a_checkpoint_that_makes_no_sense(done, tmp_path, change, message):
+    state, metadata = gpc.load(done[0].best())
+    gpc.save(tmp_path / "w.safetensors", state, metadata | change)
+    with pytest.raises(ValueError, match=f"w.safetensors: {message}"):
+        runs.load(tmp_path / "w.safetensors")
+
+
+def test_a_checkpoint_knows_its_run_from_inside_its_folder(done, monkeypatch):
+    folder, _ = done
+    monkeypatch.chdir(folder.checkpoints_folder)
+    assert runs.load("best.safetensors").folder.path == folder.path.absolute()
+
+
 def test_what_cannot_be_loaded(tmp_path, done):
     folder, _ = done
     with pytest.raises(FileNotFoundError, match="is no folder of a run: it has no config.json"):
@@ -157,6 +213,13 @@ def test_images_that_do_not_fit(done):
 def test_damaged_metrics_are_named(done, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n")
     with pytest.raises(ValueError, match="line 1 is no row of metrics"):
+        RunFolder(tmp_path).history()
+
+
+def test_a_word_is_no_metric(done, tmp_path):
+    row = json.loads((done[0].path / "metrics.jsonl").read_text().splitlines()[0])
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row | {"accuracy": "<b>"}) + "\n")
+    with pytest.raises(ValueError, match="line 1 is no row of metrics: accuracy is '<b>'"):
         RunFolder(tmp_path).history()
 
 

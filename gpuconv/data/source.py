@@ -32,7 +32,8 @@ class Source:
         seed: of that choice.
 
     Raises:
-        ValueError: a kind that is none, or a kind that needs a path without one.
+        ValueError: a kind that is none, or a kind that needs a path without one; a limit or size
+            that is no number from 1 on.
 
     >>> Source("shapes", limit=100).load()[0].images.shape
     (100, 32, 32, 3)
@@ -51,6 +52,10 @@ class Source:
             raise ValueError(f"data of kind {self.kind!r}: wanted one of {', '.join(KINDS)}")
         if self.kind in ("folder", "npz") and not self.path:
             raise ValueError(f"data of kind {self.kind} needs a path")
+        for name in ("limit", "image_size"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"data: {name} {value!r}, wanted a whole number, at least 1")
 
     @staticmethod
     def of(text: str | os.PathLike | None = None, *, data_dir: str | os.PathLike | None = None,

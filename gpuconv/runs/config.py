@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from gpuconv import files
+from gpuconv import backend, files, models, random
 from gpuconv.data import Source
 from gpuconv.train import Settings
 
@@ -30,6 +30,14 @@ class Config:
         with files.atomic_write(path, "w") as file:
             file.write(text)
 
+    def check(self) -> None:
+        """Raise ValueError or TypeError of what no run can have: a file may have been edited."""
+        models.input_shape(self.model)
+        random.check_seed(self.seed)
+        backend.gpu_number(self.device)
+        if self.dtype not in backend.FLOATS:
+            raise ValueError(f"dtype {self.dtype!r}, wanted one of {', '.join(backend.FLOATS)}")
+
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Config":
         """What ``write`` wrote.
@@ -41,8 +49,10 @@ class Config:
         text = pathlib.Path(path).read_bytes()
         try:
             values = json.loads(text.decode("utf-8"))
-            return cls(**{**values, "source": Source(**values["source"]),
+            made = cls(**{**values, "source": Source(**values["source"]),
                           "settings": Settings.of(values["settings"])})
+            made.check()
+            return made
         except (ValueError, TypeError, KeyError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path}: not the settings of a run: {what}") from None

@@ -9,6 +9,7 @@
 """
 
 import datetime
+import itertools
 import json
 import os
 import pathlib
@@ -54,7 +55,7 @@ class RunFolder:
             FileExistsError: the folder is there, and not empty.
             OSError: it cannot be made or written to.
         """
-        folder = cls(_new(pathlib.Path(parent), config.recipe or "run") if path is None else path)
+        folder = cls(_made(pathlib.Path(parent), config.recipe or "run") if path is None else path)
         folder.path.mkdir(parents=True, exist_ok=True)
         if any(folder.path.iterdir()):
             raise FileExistsError(f"{folder.path} is not empty: a new run wants a folder of its "
@@ -154,10 +155,15 @@ def _age(path: pathlib.Path) -> tuple[float, str]:
     return (path / "config.json").stat().st_mtime, path.name
 
 
-def _new(parent: pathlib.Path, name: str) -> pathlib.Path:
-    """A path under parent that is not there yet."""
+def _made(parent: pathlib.Path, name: str) -> pathlib.Path:
+    """A new folder under parent: of ours alone, whoever else starts a run in this second."""
+    parent.mkdir(parents=True, exist_ok=True)
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
-    number, path = 1, parent / stamp
-    while path.exists():
-        number, path = number + 1, parent / f"{stamp}-{number + 1}"
-    return path
+    for number in itertools.count(1):
+        path = parent / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError  # numbers do not end

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 
 import gpuconv.train as training
@@ -17,6 +18,7 @@ from gpuconv.train import (
     Interrupt,
     Records,
     TensorBoard,
+    newest,
 )
 
 
@@ -51,6 +53,7 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
         OSError, ValueError, FloatingPointError, MemoryError: as ``fit`` does.
     """
     files.remove_leftovers(folder.plots)
+    checkpoint = _to_go_on_from(folder, config) if resume else None
     train_set, test_set = data or config.source.load()
     random.seed(config.seed)
     model = models.build(config.model).to(config.device, config.dtype)
@@ -63,6 +66,18 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
     with nn.nvtx_ranges(model) if ranges else contextlib.nullcontext():
         history = training.fit(
             model, train_set, test=test_set, seed=config.seed,
-            resume=folder.checkpoints_folder if resume else None,
-            callbacks=[*watching, *callbacks], **settings.fit_arguments(model))
+            resume=checkpoint, callbacks=[*watching, *callbacks], **settings.fit_arguments(model))
     return Outcome(history, interrupt.received)
+
+
+def _to_go_on_from(folder: RunFolder, config: Config) -> pathlib.Path:
+    """The newest checkpoint, if it is of the model that the config names.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or not of this model.
+    """
+    path = newest(folder.checkpoints_folder)
+    was = files.load(path)[1].get("model")
+    if was != config.model:  # their weights may have the same names and shapes
+        raise ValueError(f"{path} is of another model: it was {was}, is {config.model}")
+    return path

@@ -62,7 +62,6 @@ def load(path: str | os.PathLike, device: str = "cpu") -> Trained:
     Raises:
         FileNotFoundError: nothing there, or no checkpoint in the folder.
         ValueError: damaged, no checkpoint of gpuconv, or of a model that it does not know.
-
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -76,6 +75,7 @@ def load(path: str | os.PathLike, device: str = "cpu") -> Trained:
         raise ValueError(f"{path}: holds named arrays, but not what a model needs to be used: "
                          f"there is no {', '.join(missing)}")
     try:
+        _check(metadata)
         model = models.build(metadata["model"])
         kept = weights(state)
         dtype = next((a.dtype.name for name, a in kept.items() if name.endswith("weight")),
@@ -83,8 +83,23 @@ def load(path: str | os.PathLike, device: str = "cpu") -> Trained:
         model.to(dtype).load_state_dict(kept)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
-    inside = path.parent.parent
+    inside = path.absolute().parent.parent
     return Trained(model.eval().to(device), tuple(metadata["classes"]),
                    np.array(metadata["mean"]), np.array(metadata["std"]),
                    tuple(metadata["input_shape"]), metadata["model"], path, metadata,
                    RunFolder(inside) if (inside / "config.json").is_file() else None)
+
+
+def _check(metadata: dict[str, Any]) -> None:
+    """Raise ValueError of what no checkpoint of a run can have: a file may come from anywhere."""
+    shape, classes = metadata["input_shape"], metadata["classes"]
+    if not (isinstance(shape, list) and len(shape) == 3
+            and all(isinstance(size, int) and size > 0 for size in shape)):
+        raise ValueError(f"input_shape is {shape!r}, wanted [H, W, C]")
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"classes are {classes!r}, wanted a list of names")
+    for name in ("mean", "std"):
+        values = metadata[name]
+        if not (isinstance(values, list) and len(values) == shape[2]
+                and all(isinstance(x, int | float) for x in values)):
+            raise ValueError(f"{name} is {values!r}, wanted {shape[2]} numbers")

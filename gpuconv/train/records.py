@@ -73,5 +73,8 @@ def _plain(value: Any) -> Any:
 def _whole(row: dict[str, Any]) -> dict[str, Any]:
     """null was a number that is not finite, unless there was no test set."""
     tested = row["test_count"] is not None
+    for name, value in row.items():
+        if not isinstance(value, int | float | None):
+            raise ValueError(f"{name} is {value!r}")
     return {name: math.nan if value is None and (tested or not name.startswith("test_")) else value
             for name, value in row.items()}
