@@ -104,13 +104,18 @@ struct Fiber {
 struct Thread {
     State st;
     int fib;
-    const void* where;  // it waits: the barrier, or the name of the warp function
+    union {             // where it waits
+        int line;              // of the barrier. No address: g++ may double a call
+        const char* function;  // of the warp
+    };
 };
 Ctx sched;
 std::vector<Fiber> fibers;
 std::vector<int> idle;
 std::vector<Thread> th;
 std::vector<unsigned> order;
+std::vector<unsigned> warp_order;  // the same, warp after warp, once a warp asks: in_warps
+bool in_warps;
 unsigned& cur = hc_thread;
 unsigned next_new, nthreads;
 int cur_fib;
@@ -145,6 +150,12 @@ void fail(const char* m, const void* at = nullptr) {
     failed = true;
 }
 
+void fail_in(const char* m, int line) {
+    char text[120];
+    snprintf(text, sizeof text, "%s in line %d", m, line);
+    fail(text);
+}
+
 // ---- the threads of one block
 
 void fiber_main() {  // takes unstarted threads until none is left
@@ -163,10 +174,9 @@ void fiber_main() {  // takes unstarted threads until none is left
         hc_swap(&fibers[cur_fib].c, &sched);
     }
 }
-void suspend(State s, const void* at) {
+void suspend(State s) {
     HC_RT(hc_rt.active = 0);
     th[cur].st = s;
-    th[cur].where = at;
     int f = cur_fib;
     unsigned me = cur;
     hc_swap(&fibers[f].c, &sched);
@@ -211,16 +221,33 @@ void resume_all(State from) {
     }
 }
 
+void resume_warp(unsigned begin, unsigned end) {  // in the same order
+    if (!in_warps) {
+        in_warps = true;
+        warp_order = order;
+        std::stable_sort(warp_order.begin(), warp_order.end(),
+                         [](unsigned a, unsigned b) { return a >> 5 < b >> 5; });
+    }
+    bool waits[32];
+    for (unsigned t = begin; t < end; t++) {
+        waits[t - begin] = th[t].st == WARP;
+        if (waits[t - begin]) th[t].st = RUN;
+    }
+    for (unsigned i = begin; i < end; i++)
+        if (waits[warp_order[i] - begin]) switch_to(th[warp_order[i]].fib);
+}
+
 // ---- one block
 
 void run_block() {
+    in_warps = false;
     if (__start_hc_shared)  // all bits set is NaN
         memset(__start_hc_shared, 0xFF, __stop_hc_shared - __start_hc_shared);
     memset(hc_dynamic_shared, 0xFF, dyn_bytes);
     memset(shfl_phase, 0, nthreads);
     next_new = 0;
     for (unsigned i = 0; i < nthreads; i++) {
-        th[i] = {NEW, -1, nullptr};
+        th[i] = {NEW, -1, {0}};
         order[i] = i;
     }
     shuffle(order.data(), nthreads);
@@ -234,7 +261,7 @@ void run_block() {
     for (;;) {
         if (failed) break;
         unsigned nb = 0, nw = 0, nd = 0;
-        const void* at = nullptr;
+        int line = 0;
         bool mixed = false;
         for (unsigned t = 0; t < nthreads; t++) {
             auto& x = th[t];
@@ -242,45 +269,41 @@ void run_block() {
             nw += x.st == WARP;
             nd += x.st == DONE;
             if (x.st == BAR) {
-                if (at && at != x.where) mixed = true;
-                at = x.where;
+                mixed |= line && line != x.line;
+                line = x.line;
             }
         }
         if (nd == nthreads) break;
         if (nw) {  // release each warp whose live lanes all wait at a warp op
-            bool any = false, mixed_kinds = false;
+            bool any = false, mixed_functions = false;
             for (unsigned w = 0; w < nthreads; w += 32) {
                 unsigned e = std::min(w + 32, nthreads), c = 0, live = 0;
-                const void* kind = nullptr;
+                const char* function = nullptr;
                 for (unsigned t = w; t < e; t++) {
                     live += th[t].st != DONE;
                     if (th[t].st != WARP) continue;
-                    if (c++ && kind != th[t].where) mixed_kinds = true;
-                    kind = th[t].where;
+                    mixed_functions |= c++ && function != th[t].function;
+                    function = th[t].function;
                 }
-                if (c && c == live && !mixed_kinds) {
+                if (c && c == live && !mixed_functions) {
                     any = true;
                     HC_RT(hc_rt.wepoch[w >> 5]++);
-                    for (unsigned i = w; i < e; i++) {
-                        th[i].st = RUN;
-                    }
-                    for (unsigned i = w; i < e; i++)
-                        if (th[i].st == RUN && th[i].fib >= 0) switch_to(th[i].fib);
+                    resume_warp(w, e);
                 }
             }
             if (!any) {
-                fail(mixed_kinds ? "lanes of a warp stand at different warp functions"
-                                 : "warp intrinsic not reached by all live lanes of the warp", at);
+                fail(mixed_functions ? "lanes of a warp stand at different warp functions"
+                                     : "warp intrinsic not reached by all live lanes of the warp");
                 break;
             }
             continue;
         }
         if (mixed) {
-            fail("__syncthreads divergence: threads wait at different barriers", at);
+            fail_in("__syncthreads divergence: threads wait at different barriers, one", line);
             break;
         }
         if (nd) {
-            fail("__syncthreads not reached by threads that already exited", at);
+            fail_in("__syncthreads not reached by threads that already exited, called", line);
             break;
         }
         HC_RT(hc_rt.epoch++);
@@ -385,20 +408,25 @@ int launch(dim3 g, dim3 b, size_t shm) {
 
 // ---- what kernels call
 
-#define HERE __builtin_return_address(0)
 extern "C" {
 
-void __syncthreads() { suspend(BAR, HERE); }
-void __syncwarp(unsigned) { suspend(WARP, "__syncwarp"); }
+void __syncthreads(int line) {
+    th[cur].line = line;
+    suspend(BAR);
+}
 
 // Wait until all live lanes of the warp stand at a function of this name (one string literal).
-void hc_warp(const char* function) { suspend(WARP, function); }
+void hc_warp(const char* function) {
+    th[cur].function = function;
+    suspend(WARP);
+}
+void __syncwarp(unsigned) { hc_warp("__syncwarp"); }
 
 // bits of that lane of this warp, if ok; else the caller's own.
 uint64_t hc_shuffle(uint64_t bits, unsigned lane, bool ok) {
     const unsigned me = cur, phase = shfl_phase[me] ^= 1;
     shfl_slot[phase][me] = bits;
-    suspend(WARP, "shuffle");
+    hc_warp("shuffle");
     const unsigned from = (me & ~31u) + (lane & 31u);
     return ok && from < nthreads ? shfl_slot[phase][from] : bits;
 }
