@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.server
 import io
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import threading
 
 import numpy as np
 import pytest
-from cli_tools import ROOT, fails, gpuconv
+from cli_tools import ROOT, fails, gpuconv, in_a_terminal
 from PIL import Image
 from test_cifar10 import batches, binary_files, pack
 
@@ -164,6 +165,19 @@ def test_a_bar_in_a_terminal(unit, words):
     for word in words:
         assert word in shown
     assert "━" in shown
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_names_that_would_command_a_terminal(tmp_path):
+    for name in ("\x1b[31mred\nline", "\udcff", "plain"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.new("RGB", (4, 4), (i * 99, 0, 7)).save(tmp_path / name / f"{i}.png")
+    seen, status = in_a_terminal("data", str(tmp_path))
+    piped = gpuconv("data", tmp_path).stdout
+    assert status == 0 and "\x1b[31mred" not in seen + piped
+    for name in (r"\x1b[31mred\nline", r"\udcff", "plain"):
+        assert re.search(rf"^{re.escape(name)} +1 +1$", piped, re.M) and name in seen
 
 
 def test_plain_lines_in_a_pipe():

@@ -169,6 +169,7 @@ def test_ctrl_c(tmp_path):
     ("--epochs 1.5", "argument --epochs: '1.5' is not a whole number"),
     ("--batch-size 0", "argument --batch-size: 0 is out of range"),
     ("--limit 0", "argument --limit: 0 is out of range"),
+    ("--minutes 0", "argument --minutes: 0 is out of range"),
     ("--seed 4294967296", "out of range, wanted 0..4294967295"),
     ("--device tpu", "device 'tpu': wanted 'auto', 'cpu', 'cuda'"),
     ("--epoch 3", "unrecognized arguments: --epoch 3"),
@@ -188,6 +189,18 @@ def test_wrong_usage(wrong, text):
 def test_what_does_not_exist(tmp_path, wrong, text):
     assert text in fails(1, *SMALL, *wrong.split(), folder=tmp_path)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("wrong, text", [
+    ("--lr 1 --momentum 1", "momentum 1.0, wanted at least 0 and less than 1"),
+    ("--clip-norm 0", "clip_norm 0.0, wanted more than 0"),
+    ("--model resnet", "unknown model 'resnet'"),
+])
+def test_settings_are_refused_before_images_are_read(tmp_path, wrong, text):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_text("no image")
+    assert text in fails(1, "train", "--data", tmp_path, *wrong.split())
 
 
 def test_a_missing_folder(tmp_path):

@@ -13,7 +13,7 @@ from gpuconv.cli.options import (
     run_argument,
     source,
 )
-from gpuconv.cli.output import console, percent, say, show, table, write_json
+from gpuconv.cli.output import console, percent, printable, say, show, table, write_json
 
 if TYPE_CHECKING:
     from gpuconv.data import Dataset
@@ -159,6 +159,7 @@ def names(classes: tuple[str, ...]) -> tuple[list[str], list[str]]:
     >>> names(("automobile", "bird")), names(("red bus", "red car"))
     ((['automobile', 'bird'], ['auto', 'bird']), (['1 red bus', '2 red car'], ['1', '2']))
     """
+    classes = tuple(map(printable, classes))
     short = [name[:4].strip() for name in classes]
     if len(set(short)) == len(short) and all(short):
         return list(classes), short

@@ -14,6 +14,15 @@ def console() -> Any:
     return Console()
 
 
+def printable(text: str) -> str:
+    """The text without what would command a terminal or break a line: names of files may hold it.
+
+    >>> print(printable("red\\x1b[31m"), printable("no Unicode\\udcff"))
+    red\\x1b[31m no Unicode\\udcff
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def say(console: Any, text: str) -> None:
     """A line, as it is: brackets in it are no markup."""
     print(text, file=console.file, flush=True)
@@ -21,6 +30,7 @@ def say(console: Any, text: str) -> None:
 
 def show(console: Any, rows: dict[str, str]) -> None:
     """Names and values: a table in a terminal, else lines."""
+    rows = {name: printable(value) for name, value in rows.items()}
     if not console.is_terminal:
         width = max(map(len, rows)) + 2
         for name, value in rows.items():
@@ -46,7 +56,7 @@ def table(console: Any, headings: Sequence[str], rows: Sequence[Sequence[Any] | 
         spare: numbers of the columns that a terminal without room for all can do without; the
             first goes first.
     """
-    words = [[str(cell) for cell in row] for row in [headings, *rows] if row is not None]
+    words = [[printable(str(cell)) for cell in row] for row in [headings, *rows] if row is not None]
     if not console.is_terminal:
         _plain(console, words, right)
         return
@@ -67,8 +77,8 @@ def table(console: Any, headings: Sequence[str], rows: Sequence[Sequence[Any] | 
         if cells is None:
             made.add_section()
         else:
-            made.add_row(*(cells[i] if isinstance(cells[i], Text) else Text(str(cells[i]))
-                           for i in columns))
+            made.add_row(*(cells[i] if isinstance(cells[i], Text) else
+                           Text(printable(str(cells[i]))) for i in columns))
     console.print(made)
 
 
@@ -132,5 +142,7 @@ def sentence(error: BaseException) -> str:
     'cat.png: no such file or directory'
     """
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
-    return str(error) or type(error).__name__
+        text = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    else:
+        text = str(error) or type(error).__name__
+    return "\n".join(map(printable, text.split("\n")))

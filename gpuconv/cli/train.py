@@ -61,7 +61,7 @@ def add_options(to: argparse.ArgumentParser) -> None:
                      help="folder of the run (default: a new one in ./runs)")
     run.add_argument("--resume", type=pathlib.Path, metavar="RUN",
                      help="go on with a run that was stopped, to the same bits")
-    run.add_argument("--minutes", type=number(float, 0), default=5.0, metavar="X",
+    run.add_argument("--minutes", type=number(float, 1e-9), default=5.0, metavar="X",
                      help="at most so long between checkpoints (default: 5)")
     run.add_argument("--keep", type=number(int, 1), default=2, metavar="N",
                      help="checkpoints to keep besides the best (default: 2)")
@@ -132,6 +132,12 @@ def chosen(args: argparse.Namespace,
     from gpuconv.runs import Config
     if args.recipe and args.recipe not in RECIPES:
         raise ValueError(f"--recipe {args.recipe}: wanted one of {', '.join(RECIPES)}")
+    changes = {field: given for field in CHANGES if (given := getattr(args, field)) is not None}
+    if not args.augment:
+        changes |= {"flip": False, "crop": 0}
+    RECIPES["folder"].settings.replace(**changes)  # wrong ones: before minutes of reading
+    if args.model:
+        models.describe(args.model)
     where, device = choose_device(args.device)
     seed = args.seed or 0
     asked = Source.of(args.data, data_dir=args.data_dir, limit=args.limit, seed=seed,
@@ -141,9 +147,6 @@ def chosen(args: argparse.Namespace,
     source = asked.settled(args.download)
     name = args.recipe or usual(source.kind, args.model)
     recipe = RECIPES[name]
-    changes = {field: given for field in CHANGES if (given := getattr(args, field)) is not None}
-    if not args.augment:
-        changes |= {"flip": False, "crop": 0}
     H, W, C = sets[0].images.shape[1:]
     config = Config(
         model=models.describe(args.model or recipe.model, in_channels=C,
