@@ -26,7 +26,7 @@ OPERATORS = {  # each with what may stand in its place
 }
 BOUNDS = {"<": ("<=", ">="), "<=": ("<", ">"), ">": (">=", "<="), ">=": (">", "<")}
 OPERAND = re.compile(r"[\w)\]]$")  # an operator after anything else has one operand
-TYPES = {"A", "I", "T", "E", "Mark", "Words", "Moments", "Sums", "Four", "V*", "bool", "char",
+TYPES = {"A", "I", "T", "E", "Mark", "Words", "Moments", "Sums", "Four", "bool", "char",
          "const", "double", "float", "int", "long", "unsigned", "void", ">", "size_t", "auto"}
 WORDS = {"return", "case", "else", "sizeof", "operator"}
 TEMPLATES = {"Pack", "Vector", "grid_stride", "reduce_warps", "reinterpret_cast", "static_cast",
@@ -35,18 +35,21 @@ TWINS = ["H W", "P Q", "R S", "SH SW", "DH DW", "PT PL", "PB PR", "EH EW", "h w"
          "p0 q0", "p1 q1", "r0 s0", "r1 s1", "dh dw", "ph qw", "top left", "min max", "first end",
          "p0 p1", "k0 k1", "row run", "Add Larger", "seed stream", "a b", "continue break",
          "mean m2", "momentum decay", "blockIdx threadIdx"]
+WORDS_OF_CUDA = {"min", "max", "Add", "Larger", "continue", "break", "blockIdx", "threadIdx"}
 SWAPS = {a: b for pair in TWINS for a, b in (pair.split(), reversed(pair.split()))}
 
 HEAD = re.compile(r'extern "C" __global__[^{]*')               # parameter lists
-IDLE = re.compile(r"^[ \t]*(using\b|static_assert|template\b|#).*$"
+IDLE = re.compile(r"^[ \t]*(using\b|static_assert|#).*$"
+                  r"|\btemplate <[^>]*>"
                   r"|^.*\bCFG_.*$"
                   r"|^[ \t]*__shared__.*$"
                   r"|\b[A-Z]\w* \w+\[\w+\];", re.M)            # an array's declaration
 
 
 class Mutant(NamedTuple):
-    """text[start:end] was ``old`` and is to be ``new``."""
+    """text[start:end], token number ``token``, was ``old`` and is to be ``new``."""
 
+    token: int   # comments do not count
     start: int
     end: int
     old: str
@@ -65,8 +68,9 @@ def mutants(text: str, seed: int = 0) -> list[Mutant]:
     a bound stands, ``<`` to ``<=`` and to ``>=``. Seed picks among several changes."""
     pick = random.Random(seed)
     idle = [m.span() for pattern in (HEAD, IDLE) for m in pattern.finditer(text)]
-    found: list[tuple[int, int, str]] = []
+    found: list[tuple[int, int, int, str]] = []
     tokens = [m for m in TOKEN.finditer(text) if m.lastgroup != "skip"]
+    names = {m[0] for m in tokens}
     inside = brackets = None  # of template arguments
     for i, token in enumerate(tokens):
         kind, old, (start, end) = token.lastgroup, token[0], token.span()
@@ -81,27 +85,33 @@ def mutants(text: str, seed: int = 0) -> list[Mutant]:
         if any(a <= start < b for a, b in idle):
             continue
         if kind == "number":
-            found.append((start, end, _number(old, pick)))
+            found.append((i, start, end, _number(old, pick)))
         elif old == "__syncthreads":
-            found.append((start, end, "(void)"))
+            found.append((i, start, end, "(void)"))
         elif kind == "name" and old in SWAPS:
             declared = after == "=" and (before in TYPES or before == ",")
-            if not declared and before not in TYPES and before not in (".", "->"):
-                found.append((start, end, SWAPS[old]))
+            there = SWAPS[old] in names or old in WORDS_OF_CUDA
+            if there and not declared and before not in TYPES | {"V", ".", "->"}:
+                found.append((i, start, end, SWAPS[old]))
         elif old in BOUNDS:
-            found += [(start, end, new) for new in BOUNDS[old]]
+            found += [(i, start, end, new) for new in BOUNDS[old]]
         elif old == "!":
-            found.append((start, end, ""))
+            found.append((i, start, end, ""))
         elif old == "]" and before != "[" and after != "(":
-            found.append((start, end, " + 1]"))
+            found.append((i, start, end, " + 1]"))
         elif old in OPERATORS:
             binary = OPERAND.search(before) and before not in TYPES | WORDS
             if binary or old in ("++", "-"):
                 if not binary and old == "-":
-                    found.append((start, end, ""))
+                    found.append((i, start, end, ""))
                 else:
-                    found.append((start, end, pick.choice(OPERATORS[old])))
+                    found.append((i, start, end, pick.choice(OPERATORS[old])))
     return [_described(text, *change) for change in found]
+
+
+def code(text: str) -> str:
+    """The tokens of text: two texts with the same have the same mutants."""
+    return " ".join(m[0] for m in TOKEN.finditer(text) if m.lastgroup != "skip")
 
 
 def _number(old: str, pick: random.Random) -> str:
@@ -116,9 +126,9 @@ def _number(old: str, pick: random.Random) -> str:
     return str(n + pick.choice([-1, 1]) if n > 1 else 1 - n) + suffix
 
 
-def _described(text: str, start: int, end: int, new: str) -> Mutant:
+def _described(text: str, token: int, start: int, end: int, new: str) -> Mutant:
     first, last = text.rfind("\n", 0, start) + 1, text.find("\n", end)
     code = text[first:start], text[end : last if last >= 0 else None]
     shown = f"{code[0]}{{{text[start:end]} => {new}}}{code[1]}".split("//")[0]
-    return Mutant(start, end, text[start:end], new, text.count("\n", 0, start) + 1,
+    return Mutant(token, start, end, text[start:end], new, text.count("\n", 0, start) + 1,
                   " ".join(shown.split()))
