@@ -81,6 +81,18 @@ def test_a_folder_of_photographs(tmp_path):
     assert trained.metadata["test_accuracy"] == 1
 
 
+def test_a_notation_says_the_size_of_a_folders_images(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (9, 9), (i * 60, 7 * i, i)).save(tmp_path / "set" / name / f"{i}.png")
+    done = gpuconv("train", "--data", tmp_path / "set", "--model", "INPUT 8x8x3 | FC 2",
+                   "--epochs", 1, "--device", "cpu", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "6 + 2 images of 8x8" in done.stdout
+    assert runs.newest(tmp_path / "runs").config().source.image_size == 8
+
+
 def test_tensorboard_events(tmp_path):
     events = pytest.importorskip("tensorboardX").proto.event_pb2
     gpuconv(*SMALL, "--epochs", 2, "--tensorboard", "--run", tmp_path / "run")

@@ -136,12 +136,14 @@ def chosen(args: argparse.Namespace,
     if not args.augment:
         changes |= {"flip": False, "crop": 0}
     RECIPES["folder"].settings.replace(**changes)  # wrong ones: before minutes of reading
-    if args.model:
-        models.describe(args.model)
+    wanted = models.describe(args.model or "cifar_convnet")
     where, device = choose_device(args.device)
     seed = args.seed or 0
     asked = Source.of(args.data, data_dir=args.data_dir, limit=args.limit, seed=seed,
                       image_size=args.image_size, test_share=args.test_share)
+    if asked.kind == "folder" and not asked.image_size and "notation" in wanted:
+        height, width, _ = models.input_shape(wanted)  # the size that the notation says
+        asked = dataclasses.replace(asked, image_size=height if height == width else None)
     with loading(console) as progress:
         sets = asked.load(args.download, progress)
     source = asked.settled(args.download)

@@ -155,6 +155,9 @@ def _read(path: pathlib.Path, files: Sequence[File], size: int | tuple[int, int]
             progress(last, len(files))
     if wrong:
         i, error = min(wrong, key=lambda both: files[both[0]])
-        raise ValueError(f"{error} ({len(wrong):,} of the {len(files):,} images in {path} cannot "
+        says: object = error
+        if isinstance(error, OSError) and error.strerror:  # whose own text begins with "[Errno"
+            says = f"{files[i][0]}: {error.strerror}"
+        raise ValueError(f"{says} ({len(wrong):,} of the {len(files):,} images in {path} cannot "
                          "be read; repair or remove them)")
     return images
