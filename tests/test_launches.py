@@ -90,6 +90,15 @@ def test_every_architecture_has_limits():
     assert set(launches.LIMITS) == set(nvrtc.ARCHS)
 
 
+def test_the_largest_launch_of_all_is_no_larger_than_a_grid(cp):
+    noted = set()
+    kernel = launches.Kernel(noted, "op.cu", "f", (), None)
+    kernels.launch(lambda device: kernel, "f", [("x", np.dtype("float32"), True)], 2**50,
+                   cp.ones(1, "float32"))
+    assert noted == {Launch("op.cu", "f", (), (kernels.MAX_BLOCKS,), (kernels.BLOCK,))}
+    assert not said(dict(grid=(kernels.MAX_BLOCKS,), block=(kernels.BLOCK,)), 75)
+
+
 @pytest.mark.parametrize("arch", nvrtc.ARCHS)
 @pytest.mark.parametrize("change", [
     {}, dict(grid=(2**31 - 1, 65535, 65535)), dict(block=(1024,)), dict(block=(2, 8, 64)),
