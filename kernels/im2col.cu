@@ -10,7 +10,7 @@
 // Traffic  im2col    reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C), writes col
 //                    N*P*Q*R*S*C.
 //          col2im    reads col <= N*P*Q*R*S*C, writes x N*H*W*C, every one once: no memset.
-//          Coalesced where C fills whole sectors, else at most 4.5 times the sectors (col2im, RGB).
+//          Coalesced where C/G fills whole sectors, else at most 4.5 times the sectors (col2im).
 // Order    col2im gathers in a fixed order, without atomics: runs are bit-identical.
 //
 // Source: Chellapilla, Puri, Simard, "High performance convolutional neural networks for document

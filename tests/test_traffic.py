@@ -250,6 +250,40 @@ def test_dynamic_shared_memory_is_seen():
     assert [a.passes for a in got.of("shared")] == [2, 2]
 
 
+# -- tensor cores --------------------------------------------------------------------------
+
+MMA = kernels.source("mma.cuh") + """
+extern "C" __global__ void f(const float* x, float* y) {
+    alignas(16) __shared__ float tile[1024];
+    const int lane = threadIdx.x;
+    BODY
+}
+"""
+
+
+@pytest.mark.parametrize("wide, passes", [(4, 4), (8, 8), (20, 4), (32, 32)])
+def test_ldmatrix_reads_eight_rows_in_a_pass(wide, passes):
+    body = f"unsigned m[4]; __syncwarp(); ldmatrix(m, tile + lane * {wide}); y[lane] = m[0] + m[3];"
+    got = run(MMA.replace("BODY", body), "f", 1, 32, np.zeros(32, "f4"), np.zeros(32, "f4"))
+    read = only(got, "shared", "read")
+    assert (read.requests, read.lanes, read.groups, read.passes) == (1, 32, 4, passes)
+
+
+def test_cp_async_is_a_read_and_a_write():
+    body = """for (int i = 0; i < 3; ++i) {
+            if (lane >= 8 * i) cp_async<16>(tile + 128 * i + 4 * lane, x + 4 * lane);
+            cp_async<4>(tile + 512 + 32 * i + lane, x + lane, lane < 16);
+        }
+        cp_async_commit(); cp_async_wait<0>(); __syncwarp();
+        y[lane] = tile[lane];"""
+    got = run(MMA.replace("BODY", body), "f", 1, 32, np.zeros(128, "f4"), np.zeros(32, "f4"))
+    reads = {a.size: a for a in got.of("x")}
+    writes = {a.size: a for a in got.of("shared", "write")}
+    assert [(a.requests, a.lanes) for a in (reads[16], writes[16])] == [(3, 72)] * 2
+    assert (reads[4].requests, reads[4].lanes) == (3, 48)
+    assert (writes[4].requests, writes[4].lanes, writes[4].passes) == (3, 96, 3)
+
+
 # -- the headers ---------------------------------------------------------------------------
 
 HALF = dict(dtype="float16")

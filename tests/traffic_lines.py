@@ -48,7 +48,7 @@ class Lines(NamedTuple):
     """The Traffic lines of one file."""
 
     items: dict[str, list[Item]]  # by kernel
-    letter: str                   # must fill whole sectors, for the requests to be coalesced
+    run: str                      # that must fill whole sectors, for requests to be coalesced
     ragged: float                 # else
     passes: float                 # through the banks, times the fewest
 
@@ -71,7 +71,7 @@ def read(file: str, text: str | None = None) -> Lines:
         for kernel in (k for k in names if k == name or k.endswith("_" + name)):
             items[kernel] = [*_items(sentence, {p for _, p in kernels.signatures(text)[kernel]})]
     coalesced = re.search(
-        r"Coalesced(?: where (\w+) fills whole sectors, else at most ([\d.]+) times)?", said)
+        r"Coalesced(?: where ([\w/]+) fills whole sectors, else at most ([\d.]+) times)?", said)
     missing = [k for k in names if k not in items]
     if missing or not coalesced:
         raise ValueError(f"{file}: Traffic says nothing about "
@@ -136,7 +136,8 @@ def hold(launch: Launch, lines: Lines, reached: dict[tuple, float]) -> list[str]
                 (launch.kernel, item.array, "asks"))
         else:
             say(f"{what}, asks", asked, unique.bytes / each, False, None)
-        whole = launch.letters.get(lines.letter, 0) * each % 32 == 0
+        known = set(re.findall(r"\w+", lines.run)) <= set(launch.letters)
+        whole = not (lines.run and known) or value(lines.run) * each % 32 == 0
         bound = item.sectors or (1 if whole else lines.ragged)
         sectors, least = (sum(getattr(a, f) for a in some) for f in ("sectors", "least"))
         if sectors > bound * least:

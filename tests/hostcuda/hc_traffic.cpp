@@ -29,6 +29,7 @@ extern "C" {
 HcRt hc_rt;
 extern unsigned hc_thread;
 extern int hc_atomic;             // over 0 inside an atomic function
+void hc_run();                    // in the library, all code of kernels comes before it
 }
 
 namespace {
@@ -63,6 +64,7 @@ struct Row {                      // all requests of one instruction to one arra
 std::vector<Range> ranges;                                          // the arrays of this launch
 std::map<std::tuple<const void*, uint16_t, Kind, uint8_t>, Row> rows;
 std::vector<Event> trace[THREADS];
+const void* last_move[THREADS];
 uintptr_t old_value[THREADS];     // that an atomic of this thread has just read
 std::vector<std::pair<uintptr_t, uintptr_t>> allocations;
 uint32_t epoch;                   // barriers before these traces
@@ -157,18 +159,22 @@ void request(const Event* const* lanes) {
 void run_warp(unsigned first) {
     size_t next[WARP] = {};
     for (;;) {
-        const void* lowest = nullptr;
+        std::pair<const void*, Kind> lowest{};
         for (unsigned i = 0; i < WARP; ++i) {
             const auto& t = trace[first + i];
-            if (next[i] < t.size() && (!lowest || t[next[i]].pc < lowest)) lowest = t[next[i]].pc;
+            if (next[i] == t.size()) continue;
+            const std::pair here{t[next[i]].pc, t[next[i]].kind};
+            if (!lowest.first || here < lowest) lowest = here;
         }
-        if (!lowest) return;
+        if (!lowest.first) return;
         const Event* lanes[WARP] = {};
         bool any = false;
         for (unsigned i = 0; i < WARP; ++i) {
             const auto& t = trace[first + i];
-            if (next[i] == t.size() || t[next[i]].pc != lowest) continue;
-            const Event& e = t[next[i]++];
+            if (next[i] == t.size()) continue;
+            const Event& e = t[next[i]];
+            if (std::pair{e.pc, e.kind} != lowest) continue;
+            ++next[i];
             if (e.kind != MOVE) any = true, lanes[i] = &e;
         }
         if (any) request(lanes);
@@ -185,6 +191,8 @@ void note(Event e) {
         run_warps();
         epoch = hc_rt.epoch;
     }
+    if (e.pc > (const void*)hc_run) e.pc = last_move[hc_thread];  // in hc_mma.cpp
+    if (e.kind == MOVE) last_move[hc_thread] = e.pc;
     trace[hc_thread].push_back(e);
 }
 

@@ -17,7 +17,9 @@ What is modelled, and what not:
 * An access is as wide as the type in the source (a struct's alignment tells a vector); NVRTC does
   not join narrower ones either, unless it unrolls a loop.
 * An array that NumPy allocated counts as if it began at a multiple of 512 bytes, as CuPy's do.
-* No caches, no DRAM pages, no time. Atomics count as a read and a write, not as their conflicts.
+* No caches, no DRAM pages, no time, no out-of-bounds checks (that is the checked mode). An atomic
+  counts as one request, whoever else wants the place; cp.async counts where it is issued. What
+  mma.cuh does is shown at the start of the block of code that it is called in.
 """
 
 import contextlib
@@ -38,7 +40,7 @@ from .hostcuda import HostKernel, HostModule, Mode
 
 MODE = Mode("hc_traffic.cpp", (
     "-fsanitize-coverage=trace-pc",      # where each thread went
-    "-fno-sanitize=alignment",           # its checks are branches
+    "-fno-sanitize=undefined,float-cast-overflow",  # its checks are branches
     "-fno-tree-sra",                     # a vector is read as a whole
     "-fno-reorder-blocks",               # the order of the source: where paths meet
     "-finline-functions", "-finline-limit=100000", "--param=large-function-growth=100000",
