@@ -149,6 +149,9 @@ def to_gpu(x: Any, number: int | None = None) -> Array:
         x = _adopt(x)
     if number is None:
         return x if is_gpu(x) else cp.asarray(x)
+    if is_gpu(x) and x.device.id != number and not x.flags.c_contiguous:
+        with x.device:  # CuPy moves between devices only what is in one piece
+            x = x.copy(order="C")
     with cp.cuda.Device(number):
         return x if is_gpu(x) and x.device.id == number else cp.asarray(x)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.autograd import vjp
-from gpuconv.backend import Array, get_array_module
+from gpuconv.backend import Array, array_device, get_array_module
 
 
 def gradcheck(f: Callable[..., Any], *arrays: np.ndarray, eps: float = 1e-6, tol: float = 1e-6,
@@ -39,14 +39,15 @@ def gradcheck(f: Callable[..., Any], *arrays: np.ndarray, eps: float = 1e-6, tol
         return xp.asarray(rng.standard_normal(shape))
 
     y, pull = vjp(f, *arrays)
-    gy = normal(y.shape)
-    gradients = pull(gy)
-    for _ in range(directions):
-        vs = [normal(a.shape) for a in arrays]
-        up, down = (vjp(f, *[a + e * v for a, v in zip(arrays, vs, strict=True)])[0]
-                    for e in (eps, -eps))
-        numeric = float((gy * (up - down)).sum()) / (2 * eps)
-        exact = sum(float((g * v).sum()) for g, v in zip(gradients, vs, strict=True)
-                    if g is not None)
-        assert abs(numeric - exact) <= tol * (1 + abs(exact)), (
-            f"gradcheck: slope {numeric:.9g} by differences, {exact:.9g} by backward")
+    with array_device(y):
+        gy = normal(y.shape)
+        gradients = pull(gy)
+        for _ in range(directions):
+            vs = [normal(a.shape) for a in arrays]
+            up, down = (vjp(f, *[a + e * v for a, v in zip(arrays, vs, strict=True)])[0]
+                        for e in (eps, -eps))
+            numeric = float((gy * (up - down)).sum()) / (2 * eps)
+            exact = sum(float((g * v).sum()) for g, v in zip(gradients, vs, strict=True)
+                        if g is not None)
+            assert abs(numeric - exact) <= tol * (1 + abs(exact)), (
+                f"gradcheck: slope {numeric:.9g} by differences, {exact:.9g} by backward")

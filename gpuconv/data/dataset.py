@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import backend, threads
-from gpuconv.backend import Array, get_array_module, to_cpu
+from gpuconv.backend import Array, array_device, get_array_module, to_cpu
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +49,8 @@ class Dataset:
         if len(self.images) != len(self.labels):
             raise ValueError(f"{self.name}: {len(self.images)} images, {len(self.labels)} labels")
         if len(self.labels):
-            low, high = int(self.labels.min()), int(self.labels.max())
+            with array_device(self.labels):
+                low, high = int(self.labels.min()), int(self.labels.max())
             if low < 0 or high >= len(self.classes):
                 raise ValueError(f"{self.name}: label {low if low < 0 else high} is outside "
                                  f"0..{len(self.classes) - 1}")
@@ -60,7 +61,8 @@ class Dataset:
 
     def __getitem__(self, which: Any) -> "Dataset":
         """The images of a slice or an array of indices; a slice shares their memory."""
-        images, labels = self.images[which], self.labels[which]
+        with array_device(self.labels):
+            images, labels = self.images[which], self.labels[which]
         if labels.ndim != 1:
             raise TypeError(f"{self.name}: index {which!r} gives one image, wanted a slice or an "
                             "array of indices")

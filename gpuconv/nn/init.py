@@ -101,7 +101,8 @@ def dirac_(p: Parameter, groups: int = 1) -> None:
 
 def constant_(p: Parameter, value: float) -> None:
     """Fill p with one number."""
-    p.data.fill(value)
+    with array_device(p.data):
+        p.data.fill(value)
 
 
 def zeros_(p: Parameter) -> None:

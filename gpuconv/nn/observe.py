@@ -63,7 +63,10 @@ def untouched(model: Module) -> Iterator[None]:
     forward does not write to them.
     """
     attributes = [(module, dict(vars(module))) for module in model.modules()]
-    buffers = [(buffer, buffer.copy()) for buffer in model.buffers()]
+    buffers = []
+    for buffer in model.buffers():
+        with array_device(buffer):
+            buffers.append((buffer, buffer.copy()))
     seed, draws = random._default.seed, next(random._default.draws)
     random._default.draws = itertools.count(draws)
     try:

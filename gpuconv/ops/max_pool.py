@@ -17,7 +17,7 @@ import numpy as np
 
 from gpuconv import kernels, threads
 from gpuconv.autograd import Op
-from gpuconv.backend import Array, accumulator, cupy, get_array_module
+from gpuconv.backend import Array, accumulator, array_device, cupy, get_array_module
 from gpuconv.ops.checks import check_images
 from gpuconv.ops.window import POOL_WORKSPACE, IntOrPair, Padding, Window, pool_window
 
@@ -85,11 +85,12 @@ class MaxPool2d(Op):
         (_, S), (SH, SW), (DH, DW) = self.window.size, self.window.stride, self.window.dilation
         (PT, _), (PL, _) = self.window.pad
         (_, H, W, _), (_, P, Q, _) = self.x_shape, self.argmax.shape
-        where = self.argmax.astype(np.int64)
-        h = where // S * DH + (xp.arange(P) * SH - PT).reshape(P, 1, 1)  # (N, P, Q, C)
-        w = where % S * DW + (xp.arange(Q) * SW - PL).reshape(Q, 1)  # (N, P, Q, C)
-        inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
-        return xp.where(inside, h * W + w, -1)
+        with array_device(self.argmax):
+            where = self.argmax.astype(np.int64)
+            h = where // S * DH + (xp.arange(P) * SH - PT).reshape(P, 1, 1)  # (N, P, Q, C)
+            w = where % S * DW + (xp.arange(Q) * SW - PL).reshape(Q, 1)  # (N, P, Q, C)
+            inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
+            return xp.where(inside, h * W + w, -1)
 
     # -- CPU -------------------------------------------------------------------------
 

@@ -147,7 +147,7 @@ class EMA:
         wrong += [f"{name} is {a.dtype} {a.shape}, wanted {mine[name].dtype} {mine[name].shape}"
                   for name, a in found.items()
                   if (a.dtype, a.shape) != (mine[name].dtype, mine[name].shape)]
-        if not wrong and found["updates"] < 0:
+        if not wrong and int(found["updates"]) < 0:
             wrong = [f"updates is {int(found['updates'])}, wanted at least 0"]
         if wrong:
             raise ValueError("EMA: load_state_dict: " + "; ".join(wrong))

@@ -41,15 +41,15 @@ class Flat:
             n += -(-p.size // step) * step
         with array_device(first):
             self.data, self.grad = (_zeros(n, first.dtype, first) for _ in range(2))
-        self.state: dict[str, Array] = {}
-        self.grads: list[Array] = []  # of each parameter, its view
-        for (_, p), data, grad in zip(members, self.views(self.data), self.views(self.grad),
-                                      strict=True):
-            data[...] = p.data
-            if p.grad is not None:
-                grad[...] = p.grad
-            p.rebind(data, grad, holder=self)
-            self.grads.append(grad)
+            self.state: dict[str, Array] = {}
+            self.grads: list[Array] = []  # of each parameter, its view
+            for (_, p), data, grad in zip(members, self.views(self.data), self.views(self.grad),
+                                          strict=True):
+                data[...] = p.data
+                if p.grad is not None:
+                    grad[...] = p.grad
+                p.rebind(data, grad, holder=self)
+                self.grads.append(grad)
 
     def views(self, flat: Array) -> list[Array]:
         """Each parameter's part of a flat array, in the parameter's shape."""

@@ -166,7 +166,8 @@ class Optimizer:
         wrong += [f"{name} is {a.dtype}, wanted a number" for name, a in found.items()
                   if name in settings and a.dtype.kind not in "biuf"]
         wrong += [f"{name} counts to less than 0" for name, a in found.items()
-                  if name in self.counters and a.dtype.kind == "i" and (a < 0).any()]
+                  if name in self.counters and a.dtype.kind == "i"
+                  and (asarray(a, "cpu") < 0).any()]
         if wrong:
             raise ValueError(f"{self.name}: load_state_dict: " + "; ".join(wrong))
         loaded = [dict(group) for group in self.groups]

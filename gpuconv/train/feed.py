@@ -102,9 +102,11 @@ def _from_pair(caller: str, images: Array, labels: Array, model: Module) -> Data
                          f"wanted ({len(images)},)")
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{caller}: labels are {labels.dtype}, wanted integers")
-    if len(labels) and not 0 <= (low := int(labels.min())) <= (high := int(labels.max())) < 2**31:
-        raise ValueError(f"{caller}: label {low if low < 0 else high} is no class")
-    labels = labels.astype(np.int32)
+    with array_device(labels):
+        low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+        if not 0 <= low <= high < 2**31:
+            raise ValueError(f"{caller}: label {low if low < 0 else high} is no class")
+        labels = labels.astype(np.int32)
     if images.dtype == np.uint8:
         classes = tuple(map(str, range(high + 1))) if len(labels) else ()
         return Dataset(images, labels, classes, "images")
