@@ -4,205 +4,236 @@ Its arrays live in host memory, and RawModule compiles the very same CUDA source
 it on the CPU: the GPU branch of every op (allocation, launch geometry, argument order, kernel) runs
 unchanged. conftest.py hands it to gpuconv.backend; the real `cupy` module stays importable.
 
-An ndarray *holds* a NumPy array instead of being one, so that whatever CuPy refuses is refused
-here: np.asarray(a), arithmetic with NumPy arrays, NumPy arrays as kernel arguments. Only what is
-listed exists; a name that gpuconv begins to use is added here, and test_architecture checks it
-against the real CuPy. What CuPy itself does (streams, cuBLAS, real memory) is for a GPU to show.
+Only what is listed exists, with CuPy's own arguments; a name that gpuconv begins to use is added
+here, and test_stand_in checks it against the real CuPy. The array is in fake_ndarray.py, devices,
+streams and memory in fake_cuda.py. Where CuPy would copy a NumPy array behind the caller's back (as
+an index) or take a hidden turn (out=), this refuses.
 """
 
+import functools as _functools
+import re as _re
 import types
-from time import perf_counter as _now
 
 import numpy as np
 
+from gpuconv.kernels import signatures as _signatures
+
+from . import fake_cuda as _fake_cuda
+from . import fake_ndarray as _arrays
+from . import work as _work
+from .fake_cuda import cuda, get_default_memory_pool  # noqa: F401
+from .fake_ndarray import ndarray
 from .hostcuda import HostModule
 
 __version__ = "14, the stand-in"
-FUNCTIONS = """arange argsort ascontiguousarray broadcast_to concatenate exp full full_like isnan
-    log maximum minimum ones ones_like sqrt stack tanh where zeros zeros_like""".split()
-METHODS = """__abs__ __add__ __and__ __eq__ __floordiv__ __ge__ __getitem__ __gt__ __iadd__ __imul__
-    __invert__ __isub__ __itruediv__ __le__ __lshift__ __lt__ __mod__ __mul__ __ne__ __neg__ __or__
-    __pow__ __radd__ __rmul__ __rshift__ __rsub__ __rtruediv__ __setitem__ __sub__ __truediv__
-    __xor__ all any argmax astype copy fill max mean min ravel reshape sum swapaxes
-    transpose""".split()
-ATTRIBUTES = "dtype flags nbytes ndim shape size strides T".split()
-CONVERSIONS = "__bool__ __float__ __int__ __len__ item tolist".split()
+UFUNCS = "exp isnan log maximum minimum sqrt tanh".split()
 
 
-class ndarray:
-    """An array 'on the GPU'; ``get()`` copies it to a NumPy array."""
-
-    __array_ufunc__ = None  # numpy_array + a asks a, which refuses
-    __hash__ = None
-
-    def __init__(self, host):
-        self.host = host
-
-    def __array__(self, *_, **__):
-        raise TypeError("Implicit conversion to a NumPy array is not allowed. "
-                        "Please use `.get()` to construct a NumPy array explicitly.")
-
-    def __dlpack__(self, *, stream=None, **options):
-        return self.host.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return 2, 0
-
-    def get(self):
-        return self.host.copy()
-
-    @property
-    def device(self):
-        return Device(0)
-
-    def __repr__(self):
-        return f"gpu {self.host!r}"
-
-    @property
-    def data(self):
-        """Where the array lives: ``data.mem`` has the address and the bytes of the allocation."""
-        owner = self.host
-        while isinstance(owner.base, np.ndarray):
-            owner = owner.base
-        return types.SimpleNamespace(mem=types.SimpleNamespace(ptr=owner.ctypes.data,
-                                                               size=owner.nbytes))
+# -- new arrays --------------------------------------------------------------------------
 
 
-class Device:
-    """The one device: a context that changes nothing."""
-
-    def __init__(self, id=0):
-        self.id = id
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-
-class _Event:
-    """A moment; what the GPU was given before is done by then."""
-
-    def record(self):
-        self.moment = _now()
-
-
-# cupy.cuda: as much of it as gpuconv.backend asks when it looks for a GPU.
-cuda = types.SimpleNamespace(
-    Device=Device,
-    Event=_Event,
-    get_elapsed_time=lambda a, b: 1e3 * (b.moment - a.moment),
-    nvtx=types.SimpleNamespace(RangePush=lambda message, id_color=-1: None, RangePop=lambda: None),
-    runtime=types.SimpleNamespace(
-        driverGetVersion=lambda: 13000,
-        memGetInfo=lambda: (6 << 30, 8 << 30),
-        getDeviceCount=lambda: 1,
-        getDeviceProperties=lambda number: {"name": b"stand-in that runs CUDA on the CPU",
-                                            "totalGlobalMem": 8 << 30, "major": 0, "minor": 0}),
-    nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
-    device=types.SimpleNamespace(get_cublas_handle=lambda: 0),
-    get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None))
-
-
-def get_default_memory_pool():
-    """Has 1 GiB in free blocks, and keeps it."""
-    return types.SimpleNamespace(free_bytes=lambda: 1 << 30, free_all_blocks=lambda: None)
-
-
-class RawModule:
-    """CUDA source, compiled for the CPU."""
-
-    mode = "checked"  # see hostcuda.Mode
-
-    def __init__(self, *, code, options=()):
-        self.module = HostModule(code, options, self.mode)
-
-    def get_function(self, name):
-        return RawKernel(self.module.get_function(name))
-
-
-class RawKernel:
-    """A kernel; more dynamic shared memory than 48 KB must be asked for, as on the device."""
-
-    def __init__(self, kernel):
-        self.kernel, self.max_dynamic_shared_size_bytes = kernel, 48 << 10
-
-    def __call__(self, grid, block, args, *, shared_mem=0):
-        self.kernel(grid, block, [_host(a) for a in args], shared_mem,
-                    max_shared=self.max_dynamic_shared_size_bytes)
-
-
-def _host(a):
-    """What NumPy computes with."""
-    if isinstance(a, np.ndarray):
-        raise TypeError(f"Unsupported type {type(a)}")
-    if isinstance(a, (list, tuple)):
-        return type(a)(map(_host, a))
-    return a.host if isinstance(a, ndarray) else a
-
-
-def _gpu(a):
-    """Every NumPy array or scalar (a reduction gives one) becomes an array 'on the GPU'."""
-    return ndarray(np.asarray(a)) if isinstance(a, (np.ndarray, np.generic)) else a
-
-
-def _on_host(f):
-    def wrapped(*args, **kwargs):
-        with np.errstate(all="ignore"):  # a GPU does not warn
-            out = f(*map(_host, args), **{key: _host(a) for key, a in kwargs.items()})
-        for a in args:
-            if isinstance(a, ndarray) and a.host is out:  # a += b is a itself
-                return a
-        return _gpu(out)
-
-    return wrapped
-
-
-def empty(shape, dtype=float):
+def empty(shape, dtype=float, order="C"):
     """NaN, or -1: what a kernel forgets to write is not zero by luck."""
-    a = np.empty(shape, dtype)
-    a.reshape(-1).view(np.uint8)[...] = 0xFF if a.dtype != bool else 1
-    return ndarray(a)
+    return _arrays.new(shape, dtype, order)
 
 
-def empty_like(a, dtype=None):
+def full(shape, fill_value, dtype=None, order="C"):
+    """A constant."""
+    if dtype is None:
+        dtype = getattr(fill_value, "dtype", np.asarray(fill_value).dtype)
+    a = empty(shape, dtype, order)
+    a.fill(fill_value)
+    return a
+
+
+def zeros(shape, dtype=float, order="C"):
+    """Zeros."""
+    return full(shape, 0, dtype, order)
+
+
+def ones(shape, dtype=float, order="C"):
+    """Ones."""
+    return full(shape, 1, dtype, order)
+
+
+def empty_like(prototype, dtype=None, order="K", subok=None, shape=None):
     """An array of a's shape, and its dtype if there is no other."""
-    return empty(a.shape, dtype or a.dtype)
+    if subok is not None:
+        raise TypeError("subok is not supported yet")
+    like = np.empty_like(prototype.host, _arrays.supported(dtype or prototype.dtype), order,
+                         shape=shape)
+    return _arrays.new_like(like)
 
 
-def array(a, dtype=None, copy=True, order="K"):
+def full_like(a, fill_value, dtype=None, order="K", subok=None, shape=None):
+    """A constant, in a's shape."""
+    y = empty_like(a, dtype, order, subok, shape)
+    y.fill(fill_value)
+    return y
+
+
+def zeros_like(a, dtype=None, order="K", subok=None, shape=None):
+    """Zeros, in a's shape."""
+    return full_like(a, 0, dtype, order, subok, shape)
+
+
+def ones_like(a, dtype=None, order="K", subok=None, shape=None):
+    """Ones, in a's shape."""
+    return full_like(a, 1, dtype, order, subok, shape)
+
+
+def arange(start, stop=None, step=1, dtype=None):
+    """Numbers in equal steps."""
+    if stop is None:
+        start, stop = 0, start
+    values = np.arange(start, stop, step, dtype)
+    return _arrays.into(np.empty_like(values), "arange", lambda a, *_: np.copyto(a, values),
+                        start, stop, step)
+
+
+# -- from elsewhere ----------------------------------------------------------------------
+
+
+def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
     """An array on the GPU: from a NumPy array, a list or another array."""
-    host = a.host if isinstance(a, ndarray) else a
-    if hasattr(a, "__cuda_array_interface__"):  # somebody else's array "on the GPU"
-        host = types.SimpleNamespace(__array_interface__=a.__cuda_array_interface__, owner=a)
-    return ndarray(np.array(host, dtype, copy=copy or None, order=order))
+    if subok or ndmin:
+        raise NotImplementedError("the stand-in's array has no subok= and no ndmin=")
+    if hasattr(obj, "__cuda_array_interface__"):  # somebody else's array "on the GPU"
+        theirs = types.SimpleNamespace(__array_interface__=obj.__cuda_array_interface__, owner=obj)
+        obj = _foreign(np.array(theirs, copy=None))
+    if isinstance(obj, ndarray):
+        return _from_gpu(obj, dtype, copy, order or "K")
+    a = np.array(obj, dtype, copy=None)
+    a = a.astype(_arrays.supported(a.dtype), copy=False)
+    order = order if order in ("C", "F") else "F" if a.flags.fnc else "C"
+    staged, y = a.copy(), empty(a.shape, a.dtype, order)  # the caller may change his at once
+    if not a.ndim:
+        y.fill(a)
+        return y
+    if _fake_cuda._lane().capture is not None:
+        raise RuntimeError("the current stream is capturing, so H2D transfers are disallowed")
+    _arrays.task(y, "from host", np.copyto, (), [y.host, staged])
+    return y
 
 
-def asarray(a, dtype=None):
-    """The array itself where it is on the GPU already."""
-    return a if isinstance(a, ndarray) and dtype in (None, a.dtype) else array(a, dtype)
+def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
+    """The array itself where it is on this GPU already."""
+    return array(a, dtype, copy, order, blocking=blocking)
 
 
-def from_dlpack(a):
+def _from_gpu(a, dtype, copy, order):
+    dtype = a.dtype if dtype is None else dtype
+    if a.memory.device_id == _work._state.device:
+        return a.astype(dtype, order, copy=bool(copy))
+    return a.copy(order).astype(dtype, copy=False)
+
+
+def _foreign(host):
+    return ndarray(host, _work.Memory(host, _work._state.device))
+
+
+def from_dlpack(array, *, device=None, copy=None):
     """An array that shares the memory of somebody else's."""
-    return a if isinstance(a, ndarray) else ndarray(np.from_dlpack(a))
+    return array if isinstance(array, ndarray) else _foreign(np.from_dlpack(array))
 
 
-def asnumpy(a):
+def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
     """A NumPy array of an array from anywhere."""
-    return a.get() if isinstance(a, ndarray) else np.asarray(a)
+    return a.get(stream, order, out, blocking) if isinstance(a, ndarray) else np.asarray(
+        a, order=order)
 
 
-@_on_host
+# -- functions of arrays -----------------------------------------------------------------
+
+
+def ascontiguousarray(a, dtype=None):
+    """The array itself where it is dense; an array without axes gets one."""
+    a = a.astype(dtype or a.dtype, copy=False)
+    return a.reshape(1) if not a.ndim else _arrays.dense(a)
+
+
+def broadcast_to(array, shape):
+    """A view."""
+    return ndarray(np.broadcast_to(array.host, shape), array.memory)
+
+
+def copyto(dst, src, casting="same_kind", where=None):
+    """dst[...] = src."""
+    if where is not None:
+        raise NotImplementedError("the stand-in's copyto has no where=")
+    _arrays.change("copyto", lambda y, x: np.copyto(y, x, casting=casting), dst, src)
+
+
+def concatenate(tup, axis=0, out=None, *, dtype=None, casting="same_kind"):
+    """Arrays joined along an axis."""
+    _arrays.no_out(out)
+    if not all(isinstance(a, ndarray) for a in tup):
+        raise TypeError("Only cupy arrays can be concatenated")
+    if any(not a.ndim for a in tup):
+        raise TypeError("zero-dimensional arrays cannot be concatenated")
+    return _arrays.compute("concatenate", lambda *some: np.concatenate(
+        some, axis, dtype=dtype, casting=casting), *tup)
+
+
+def stack(tup, axis=0, out=None, *, dtype=None, casting="same_kind"):
+    """Arrays of one shape, along a new axis."""
+    _arrays.no_out(out)
+    if not all(isinstance(a, ndarray) for a in tup):
+        raise TypeError("Only cupy arrays can be concatenated")
+    return _arrays.compute("stack", lambda *some: np.stack(
+        some, axis, dtype=dtype, casting=casting), *tup)
+
+
+def where(condition, x=None, y=None):
+    """Elements of x where the condition holds, else of y."""
+    if x is None or y is None:
+        raise NotImplementedError("the stand-in's where wants x and y")
+    _arrays.no_bfloat16("where", x, y)
+    return _arrays.compute("where", np.where, condition, x, y)
+
+
+def argsort(a, axis=-1, kind=None):
+    """The order, of which CuPy knows only a stable one."""
+    if kind not in (None, "stable"):
+        raise ValueError("kind can only be None or 'stable'")
+    _arrays.no_bfloat16("argsort", a)
+    return _arrays.compute("argsort", lambda a: np.argsort(a, axis, kind="stable"), a)
+
+
+def _ufunc(name):
+    f = getattr(np, name)
+
+    def call(*args, out=None, dtype=None, casting="same_kind"):
+        _arrays.no_out(out)
+        if len(args) != f.nin:
+            raise TypeError(f"Wrong number of arguments for 'cupy_{name}'")
+        if not any(isinstance(a, ndarray) for a in args):
+            raise TypeError(f"Unsupported type {type(args[0])}")
+        return _arrays.compute(name, _functools.partial(f, dtype=dtype, casting=casting), *args)
+
+    call.__name__ = name
+    return call
+
+
+globals().update({name: _ufunc(name) for name in UFUNCS})
+
+
 def matmul(a, b):
     """As cuBLAS multiplies: 16-bit numbers are summed in float32 and rounded once.
 
-    And as CuPy 14 calls it: no stacks of bfloat16 (cupy#10317), and one number from 16-bit
-    vectors is computed in 16 bits.
+    And as CuPy 14 calls it: not while a stream captures; no stacks of bfloat16 (cupy#10317), and
+    one number from 16-bit vectors is computed in 16 bits.
     """
-    if max(a.ndim, b.ndim) > 2 and a.dtype.name == "bfloat16":
-        raise TypeError("data type 'E' not understood")
+    if max(a.ndim, b.ndim) > 2:
+        if a.dtype.name == "bfloat16":
+            raise TypeError("data type 'E' not understood")
+    if a.size and b.size and _fake_cuda._lane().capture is not None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently "
+                                  "unsupported")
+    return _arrays.compute("matmul", _multiply, a, b)
+
+
+def _multiply(a, b):
     wide = np.result_type(a, np.float32)
     if a.ndim and a.dtype.itemsize == 2 and a.size == b.size == a.shape[-1]:
         products = np.multiply(a.ravel(), b.ravel())
@@ -212,12 +243,74 @@ def matmul(a, b):
     return np.matmul(a.astype(wide), b.astype(wide)).astype(np.result_type(a, b))
 
 
-globals().update({name: _on_host(getattr(np, name)) for name in FUNCTIONS})
-for name in METHODS:
-    setattr(ndarray, name, _on_host(getattr(np.ndarray, name)))
-for name in CONVERSIONS:
-    setattr(ndarray, name, lambda self, *args, name=name: getattr(self.host, name)(*args))
-for name in ATTRIBUTES:
-    setattr(ndarray, name, property(lambda self, name=name: _gpu(getattr(self.host, name))))
 ndarray.__matmul__ = lambda a, b: matmul(a, b) if isinstance(b, ndarray) else NotImplemented
-del name
+
+
+def _on_host(f):
+    """This module's function of that name: for bench/gpu_stand_in.py."""
+    return globals()[f.__name__]
+
+
+# -- kernels -----------------------------------------------------------------------------
+
+
+class RawModule:
+    """CUDA source, compiled for the CPU."""
+
+    mode = "checked"  # see hostcuda.Mode
+
+    def __init__(self, *, code, options=()):
+        if not isinstance(options, tuple):
+            raise TypeError(f"Argument 'options' has incorrect type (expected tuple, got "
+                            f"{type(options).__name__})")
+        self.module, self.code = HostModule(code, options, self.mode), code
+
+    def get_function(self, name):
+        return RawKernel(self.module.get_function(name), self.code)
+
+
+class RawKernel:
+    """A kernel; more dynamic shared memory than 48 KB must be asked for, as on the device."""
+
+    def __init__(self, kernel, code):
+        self.kernel, self.code = kernel, code
+        self.max_dynamic_shared_size_bytes = 48 << 10
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        if not (isinstance(grid, tuple) and isinstance(block, tuple)):
+            raise TypeError(f"grid {grid!r} and block {block!r} must be tuples")
+        hosts = [np.uintp(0) if a is None else _argument(a) for a in args]
+        most = self.max_dynamic_shared_size_bytes
+
+        def run():
+            self.kernel(grid, block, hosts, shared_mem, max_shared=most)
+
+        if _work.simple():
+            run()
+            return
+        names = _parameters(self.code)[self.kernel.name]
+        reads = [a.memory for a in args if isinstance(a, ndarray)]
+        writes = [a.memory for a, (_, const) in zip(args, names, strict=True)
+                  if isinstance(a, ndarray) and not const]
+        operands = [(name, a) for a, (name, _) in zip(args, names, strict=True)]
+        operands += [("grid", grid), ("block", block), ("shared memory", shared_mem)]
+        _work.give(_fake_cuda._lane(), self.kernel.name, run, reads, writes, operands)
+
+
+def _argument(a):
+    if isinstance(a, ndarray):
+        if a.memory.device_id != _work._state.device:
+            raise RuntimeError(f"cudaErrorIllegalAddress: a kernel on device {_work._state.device} "
+                               f"is given an array of device {a.memory.device_id}")
+        return a.host
+    if isinstance(a, (np.generic, int, float)):
+        return a
+    raise TypeError(f"Unsupported type {type(a)}")
+
+
+@_functools.cache
+def _parameters(code):
+    """{kernel: [(name, does it only read it?) of each parameter]}."""
+    marked = _re.sub(r"\bconst\s+", "const_", code)
+    return {kernel: [(name, kind.startswith("const_")) for kind, name in listed]
+            for kernel, listed in _signatures(marked).items()}
