@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ def test_a_recipe_can_be_done(name):
     settings = recipe.settings.replace(epochs=1, batch_size=4)
     history = fit(model, data, test=data, **settings.fit_arguments(model))
     assert np.isfinite(history.last.train.loss) and recipe.says
+    assert re.match(r"\d+(\.\d)? % of .* after \d+ epochs.* \(seed 0\)$", recipe.measured)
 
 
 def test_every_kind_of_data_has_its_usual_recipe():

@@ -37,8 +37,9 @@ def add_options(to: argparse.ArgumentParser) -> None:
     add_device(to)
     to.add_argument("--json", action="store_true", help="write JSON, the whole matrix included")
     data = add_data(to, default="what the run was trained on")
-    data.add_argument("--split", choices=("test", "train", "all"), default="test",
-                      help="which part of the data (default: %(default)s)")
+    data.add_argument("--split", choices=("test", "train", "all"),
+                      help="which part of the data (default: test; all of a folder or an .npz "
+                           "file that --data names)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -95,15 +96,17 @@ def choose_data(args: argparse.Namespace, trained: "Trained",
         chosen = trained.folder.config().source
         train, test = chosen.load(args.download, progress)
         parts = train[:args.limit], test[:args.limit]
-    data = parts[args.split == "test"]
-    if args.split == "all":
+    own = args.data and chosen.kind in ("folder", "npz")  # kept apart from training already
+    split = args.split or ("all" if own else "test")
+    data = parts[split == "test"]
+    if split == "all":
         images, labels = (np.concatenate([getattr(part, field) for part in parts])
                           for field in ("images", "labels"))
         data = Dataset(images, labels, data.classes, data.name)
     if data.images.shape[1:] != trained.input_shape:
         raise ValueError(f"{data.name}: images are {data.images.shape[1:]}, the model takes "
                          f"{trained.input_shape}")
-    which = {"train": "training images", "test": "test images", "all": "images"}[args.split]
+    which = {"train": "training images", "test": "test images", "all": "images"}[split]
     return as_trained(data, trained.classes), f"{len(data):,} {which} of {chosen.says(*parts)}"
 
 

@@ -6,7 +6,7 @@ import pathlib
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.cli.output import console, percent, say, table, write_json
+from gpuconv.cli.output import console, percent, printable, say, table, write_json
 
 if TYPE_CHECKING:
     from gpuconv.runs import RunFolder
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
                     "status"], [cells(row) for row in found], right=(3, 4, 5), spare=(6, 5))
         for row in found:
             if row["problem"]:
-                say(out, f"{row['run']}: {row['problem']}")
+                say(out, printable(f"{row['run']}: {row['problem']}"))
 
 
 def about(folder: "RunFolder") -> dict[str, Any]:

@@ -44,7 +44,7 @@ MAY_CHANGE = ("resume", "device", "minutes", "keep", "tensorboard", "nvtx")  # w
 def add_options(to: argparse.ArgumentParser) -> None:
     """What ``gpuconv train`` understands."""
     to.add_argument("--recipe", metavar="NAME", help="what to start from (default: by the data)")
-    add_model(to)
+    add_model(to, default=None)
     add_data(to)
     settings = to.add_argument_group("settings, instead of the recipe's")
     for name, (kind, says) in CHANGES.items():
@@ -68,20 +68,18 @@ def add_options(to: argparse.ArgumentParser) -> None:
     run.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     run.add_argument("--nvtx", action="store_true",
                      help="mark each layer's forward pass for NVIDIA's profilers")
-    to.set_defaults(model=None)
 
 
 def recipes() -> str:
-    """The recipes and their settings, as a table."""
+    """The recipes: what each is for, its settings, and what it reached."""
     from gpuconv.recipes import RECIPES
-    names = ("epochs", "batch_size", "optimizer", "lr")
-    rows = [["recipe", *(name.replace("_", "-") for name in names), "says"]]
-    rows += [[name, *(str(getattr(recipe.settings, field)) for field in names), recipe.says]
-             for name, recipe in RECIPES.items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n  ".join(["recipes:", *(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows)])
+    width = 2 + max(map(len, RECIPES))
+    lines = ["recipes:"]
+    for name, recipe in RECIPES.items():
+        told = recipe.settings
+        lines += [f"{name:{width}}{recipe.says}: {told.epochs} epochs, batches of "
+                  f"{told.batch_size}, lr {told.lr:g}", " " * width + recipe.measured]
+    return "\n  ".join(lines)
 
 
 def __getattr__(name: str) -> Any:

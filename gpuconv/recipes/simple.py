@@ -1,4 +1,4 @@
-"""INPUT-CONV-RELU-POOL-FC of the course notes, on CIFAR-10 in a minute and a half."""
+"""INPUT-CONV-RELU-POOL-FC of the course notes, on CIFAR-10."""
 
 from gpuconv.recipes.recipe import Recipe
 from gpuconv.train import Settings
@@ -8,4 +8,5 @@ SIMPLE = Recipe(
     model="simple_convnet",
     settings=Settings(epochs=6, batch_size=128, lr=0.02, momentum=0.9, weight_decay=5e-4,
                       schedule="one-cycle", flip=True, crop=4),
-    measured="")
+    measured="64.4 % of CIFAR-10's test images after 6 epochs, 4 minutes on 2 busy CPU cores "
+             "(seed 0)")

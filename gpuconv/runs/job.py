@@ -67,7 +67,8 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
         history = training.fit(
             model, train_set, test=test_set, seed=config.seed,
             resume=checkpoint, callbacks=[*watching, *callbacks], **settings.fit_arguments(model))
-    return Outcome(history, interrupt.received)
+    finished = len(history.rows) >= settings.epochs  # a signal came too late to stop anything
+    return Outcome(history, None if finished else interrupt.received)
 
 
 def _to_go_on_from(folder: RunFolder, config: Config) -> pathlib.Path:

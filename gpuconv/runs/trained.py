@@ -96,6 +96,8 @@ def _check(metadata: dict[str, Any]) -> None:
     if not (isinstance(shape, list) and len(shape) == 3
             and all(isinstance(size, int) and size > 0 for size in shape)):
         raise ValueError(f"input_shape is {shape!r}, wanted [H, W, C]")
+    if tuple(shape) != (wanted := models.input_shape(metadata["model"])):
+        raise ValueError(f"input_shape is {shape}, the model takes {list(wanted)}")
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise ValueError(f"classes are {classes!r}, wanted a list of names")
     for name in ("mean", "std"):
