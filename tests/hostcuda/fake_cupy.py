@@ -20,6 +20,7 @@ from gpuconv.kernels import signatures as _signatures
 
 from . import fake_cuda as _fake_cuda
 from . import fake_ndarray as _arrays
+from . import rules as _rules
 from . import work as _work
 from .fake_cuda import cuda, get_default_memory_pool  # noqa: F401
 from .fake_ndarray import ndarray
@@ -60,7 +61,7 @@ def empty_like(prototype, dtype=None, order="K", subok=None, shape=None):
     """An array of a's shape, and its dtype if there is no other."""
     if subok is not None:
         raise TypeError("subok is not supported yet")
-    like = np.empty_like(prototype.host, _arrays.supported(dtype or prototype.dtype), order,
+    like = np.empty_like(prototype.host, _rules.supported(dtype or prototype.dtype), order,
                          shape=shape)
     return _arrays.new_like(like)
 
@@ -104,7 +105,7 @@ def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocki
     if isinstance(obj, ndarray):
         return _from_gpu(obj, dtype, copy, order or "K")
     a = np.array(obj, dtype, copy=None)
-    a = a.astype(_arrays.supported(a.dtype), copy=False)
+    a = a.astype(_rules.supported(a.dtype), copy=False)
     order = order if order in ("C", "F") else "F" if a.flags.fnc else "C"
     staged, y = a.copy(), empty(a.shape, a.dtype, order)  # the caller may change his at once
     if not a.ndim:
@@ -166,7 +167,7 @@ def copyto(dst, src, casting="same_kind", where=None):
 
 def concatenate(tup, axis=0, out=None, *, dtype=None, casting="same_kind"):
     """Arrays joined along an axis."""
-    _arrays.no_out(out)
+    _rules.no_out(out)
     if not all(isinstance(a, ndarray) for a in tup):
         raise TypeError("Only cupy arrays can be concatenated")
     if any(not a.ndim for a in tup):
@@ -177,7 +178,7 @@ def concatenate(tup, axis=0, out=None, *, dtype=None, casting="same_kind"):
 
 def stack(tup, axis=0, out=None, *, dtype=None, casting="same_kind"):
     """Arrays of one shape, along a new axis."""
-    _arrays.no_out(out)
+    _rules.no_out(out)
     if not all(isinstance(a, ndarray) for a in tup):
         raise TypeError("Only cupy arrays can be concatenated")
     return _arrays.compute("stack", lambda *some: np.stack(
@@ -188,7 +189,7 @@ def where(condition, x=None, y=None):
     """Elements of x where the condition holds, else of y."""
     if x is None or y is None:
         raise NotImplementedError("the stand-in's where wants x and y")
-    _arrays.no_bfloat16("where", x, y)
+    _rules.no_bfloat16("where", x, y)
     return _arrays.compute("where", np.where, condition, x, y)
 
 
@@ -196,7 +197,7 @@ def argsort(a, axis=-1, kind=None):
     """The order, of which CuPy knows only a stable one."""
     if kind not in (None, "stable"):
         raise ValueError("kind can only be None or 'stable'")
-    _arrays.no_bfloat16("argsort", a)
+    _rules.no_bfloat16("argsort", a)
     return _arrays.compute("argsort", lambda a: np.argsort(a, axis, kind="stable"), a)
 
 
@@ -204,7 +205,7 @@ def _ufunc(name):
     f = getattr(np, name)
 
     def call(*args, out=None, dtype=None, casting="same_kind"):
-        _arrays.no_out(out)
+        _rules.no_out(out)
         if len(args) != f.nin:
             raise TypeError(f"Wrong number of arguments for 'cupy_{name}'")
         if not any(isinstance(a, ndarray) for a in args):

@@ -13,6 +13,7 @@ import warnings
 import numpy as np
 
 from . import fake_cuda, work
+from .rules import added, averaged, no_bfloat16, no_out, supported
 
 ELSEWHERE = ("The device where the array resides ({}) is different from the current device ({}). "
              "Peer access is unavailable between these devices.")
@@ -388,25 +389,7 @@ def poison(a):
     a.reshape(-1).view(np.uint8)[...] = work.POISON if a.dtype != bool else 1
 
 
-# -- what CuPy takes -------------------------------------------------------------------------
-
-
-def supported(dtype):
-    """The NumPy dtype, if CuPy has it."""
-    dtype = np.dtype(dtype).newbyteorder("=")
-    if dtype.kind not in "biufc" and dtype.name != "bfloat16":
-        raise ValueError(f"Unsupported dtype {dtype}")
-    return dtype
-
-
-def no_out(*given):
-    if any(g is not None for g in given):
-        raise NotImplementedError("the stand-in has no out=, nor a dtype of indices")
-
-
-def no_bfloat16(name, *arrays):
-    if any(getattr(getattr(a, "dtype", None), "name", "") == "bfloat16" for a in arrays):
-        raise TypeError(f"Wrong type (bfloat16) of arguments for cupy_{name}")
+# -- what stands in brackets -------------------------------------------------------------------
 
 
 def split_key(key):
@@ -429,23 +412,3 @@ def with_indices(parts, indices, given):
     for n, index in indices.items():
         parts[n] = given.pop(0) if isinstance(index, ndarray) else index
     return tuple(parts)
-
-
-def wide(a):
-    return a.astype(np.float32) if a.dtype.name in ("float16", "bfloat16") else a
-
-
-def added(a, axis, dtype, keepdims):
-    """16-bit numbers are added in float32."""
-    total = wide(a).sum(axis, dtype, keepdims=keepdims)
-    return total.astype(a.dtype) if dtype is None and a.dtype.itemsize == 2 and (
-        a.dtype.kind not in "iu") else total
-
-
-def averaged(a, axis, dtype, keepdims):
-    """NaN where there is nothing."""
-    if dtype is None and a.dtype.kind in "biu":
-        dtype = np.float64
-    total = wide(a).sum(axis, dtype, keepdims=keepdims)
-    count = a.size // total.size if total.size and a.size else 0
-    return (total / total.dtype.type(count)).astype(dtype or a.dtype)
