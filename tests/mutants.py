@@ -43,7 +43,7 @@ IDLE = re.compile(r"^[ \t]*(using\b|static_assert|#).*$"
                   r"|\btemplate <[^>]*>"
                   r"|^.*\bCFG_.*$"
                   r"|^[ \t]*__shared__.*$"
-                  r"|\b[A-Z]\w* \w+\[\w+\];", re.M)            # an array's declaration
+                  r"|\b(unsigned|[A-Z]\w*) \w+\[\w+\];", re.M)  # an array's declaration
 
 
 class Mutant(NamedTuple):

@@ -76,7 +76,7 @@ CASES = {
                                  "SAVE=1 R=3 SH=2 PT=1 PL=1"]),
     "pack.cuh": ("activation", ["activation.cu", "activation.cu T=__half",
                                 "activation.cu T=double"]),
-    "philox.cuh": ("dropout augment", ["dropout.cu", "augment.cu"]),
+    "philox.cuh": ("random dropout augment", ["philox.cuh", "dropout.cu", "augment.cu"]),
     "reduce.cuh": ("batch_norm softmax_cross_entropy", [
         "batch_norm.cu", "softmax_cross_entropy.cu WARPS=1", "softmax_cross_entropy.cu WARPS=8"]),
     "sgd.cu": ("sgd", ["MOMENTUM=0", "MOMENTUM=1 NESTEROV=0", "T=__half NESTEROV=1"]),
@@ -166,7 +166,12 @@ def following(items: list) -> Iterator[tuple[Any, Any]]:
 
 def measured(items: list[pytest.Item]) -> list[Test]:
     """The tests that launch kernels, as they run on the unchanged ones."""
-    plain, asked = kernels.kernel, set()
+    plain, read, asked = kernels.kernel, kernels.source, set()
+
+    def source(file):
+        if str(file).endswith(".cuh"):  # for a kernel of the test's own
+            asked.add((str(file), frozenset()))
+        return read(file)
 
     @functools.wraps(plain)
     def kernel(file, function, **constants):
@@ -177,7 +182,7 @@ def measured(items: list[pytest.Item]) -> list[Test]:
         return plain(file, function, **constants)
 
     def work(say):
-        kernels.kernel = kernel
+        kernels.kernel, kernels.source = kernel, source
         for number, (item, then) in enumerate(following(items)):
             asked.clear()
             start = time.process_time()
@@ -203,7 +208,7 @@ def chosen(source: str, tests: list[Test]) -> list[Test]:
     known = {c for t in tests for c in t.needs}
     ours = set()
     for named in CASES[source][1]:
-        file = re.match(r"(\w+\.cu)?", named)[0] or source
+        file = re.match(r"(\w+\.cuh?)?", named)[0] or source
         wanted = {"T": "float", "I": "int"} | dict(re.findall(r"(\w+)=(long long|\S+)", named))
         match = []
         for kernel, words in known:
@@ -257,6 +262,7 @@ def trial(source: str, text: str, tests: list[Test], folder: pathlib.Path, say) 
 def assembly(text: str, words: frozenset[str]) -> str:
     """Of the code alone: no checks, no line numbers."""
     command = [hostcuda.compiler(), "-std=c++17", "-O2", "-ffp-contract=off", "-w",
+               "-fkeep-inline-functions",
                f"-I{hostcuda.HERE}", "-include", str(hostcuda.HERE / "hostcuda.h"),
                *(f"-DCFG_{word}" for word in words), "-x", "c++", "-S", "-o", "-", "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout

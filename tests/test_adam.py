@@ -13,6 +13,7 @@ from gpuconv.optim import SGD, Adam, AdamW
 KINDS = [
     pytest.param(Adam, {}, id="Adam"),
     pytest.param(Adam, dict(weight_decay=0.05), id="Adam-decay"),
+    pytest.param(Adam, dict(weight_decay=1), id="Adam-all-decay"),
     pytest.param(Adam, dict(betas=(0.0, 0.5), eps=0.1), id="Adam-betas-eps"),
     pytest.param(AdamW, dict(weight_decay=0.05), id="AdamW"),
 ]

@@ -15,6 +15,7 @@ SHAPES = [
     pytest.param((4, 8, 8, 32), id="a-tile-of-channels"),
     pytest.param((2, 9, 3, 33), id="one-channel-over-the-tile"),
     pytest.param((500, 1), id="one-channel"),
+    pytest.param((151, 40), id="two-turns-of-a-thread-in-uneven-slices"),
     pytest.param((2, 2, 2, 300), id="more-channels-than-values"),
 ]
 

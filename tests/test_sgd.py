@@ -18,7 +18,7 @@ SHAPES = [(3, 5), (), (70,), (4, 3, 3, 2)]
 SETTINGS = [
     pytest.param(dict(momentum=m, nesterov=n, weight_decay=d),
                  id=f"momentum{m}-{'nesterov-' * n}decay{d}")
-    for m, n in [(0, False), (0.9, False), (0.9, True)] for d in (0, 0.05)]
+    for m, n in [(0, False), (0.9, False), (0.9, True)] for d in (0, 0.05, 1)]
 
 
 def parameters(xp, rng, dtype="float32"):
