@@ -116,8 +116,8 @@ def _ops(size: Size, dtype: np.dtype) -> Iterator[Case]:
 
 
 def _statistics(C: int, dtype: np.dtype) -> tuple[Any, Any]:
-    wide = backend.accumulator(dtype)
-    return backend.to_gpu(np.zeros(C, wide)), backend.to_gpu(np.ones(C, wide))
+    cp, wide = backend.cupy(), backend.accumulator(dtype)
+    return cp.zeros(C, wide), cp.ones(C, wide)
 
 
 # -- what has no gradient --------------------------------------------------------------------

@@ -88,7 +88,7 @@ class Day:
         """Run a part for at most so long, keep what it found, and give that."""
         with tempfile.TemporaryDirectory() as scratch:
             into, log = pathlib.Path(scratch) / "part.json", pathlib.Path(scratch) / "log"
-            began = time.monotonic()
+            began, made_of = time.monotonic(), sources(part)
             with open(log, "wb") as out:
                 ended = call([sys.executable, *part.command,
                               *(str(into) if word == "FILE" else word for word in part.quiet)],
@@ -110,7 +110,7 @@ class Day:
         before = self.records.get(part.key, {})
         self.records[part.key] = record = dict(
             found, how=how, command=shown(part.command), seconds=round(took, 1), began=now(),
-            limit=part.limit, sources=sources(part), tries=before.get("tries", 0) + 1,
+            limit=part.limit, sources=made_of, tries=before.get("tries", 0) + 1,
             tail=[] if how == "done" else said.splitlines()[-TAIL:])
         return record
 
@@ -184,11 +184,11 @@ def run_day(day: Day, order: Sequence[Part], budget: float | None = None,
         print(summary(day.run(part, seconds)), flush=True)
         day.save(order)
     day.save(order)
-    open_ = [part for part in chosen or order if day.rank(part) < 3]
+    open_ = [part for part in chosen or order if day.rank(part) < 2]
     bad = [part for part in chosen or order if not well(day.records.get(part.key))]
     if left:
-        print(f"out of budget: {len(open_)} parts are left; call again to go on")
-    print(f"{day.folder / TABLE}: {len(order) - sum(day.rank(p) < 3 for p in order)} of "
+        print(f"out of budget: {len(left)} parts were not begun; call again to go on")
+    print(f"{day.folder / TABLE}: {sum(day.rank(part) > 1 for part in order)} of "
           f"{len(order)} parts done" + (f", {len(bad)} with failures" if bad else ""))
     return 1 if bad else 3 if open_ else 0
 

@@ -38,9 +38,19 @@ def skip_hypothesis() -> None:
     """Tests with drawn examples are skipped, the others of their file run."""
     if not there("hypothesis"):
         import pytest
-        skip = pytest.mark.skip(reason="hypothesis is not installed")
-        double = mock.MagicMock(given=lambda *_, **__: lambda f: skip(lambda: None),
-                                settings=lambda *_, **__: lambda f: f,
+
+        def given(*_, **__):
+            def skipping(f):
+                @pytest.mark.skip(reason="hypothesis is not installed")
+                @functools.wraps(f)
+                def called(*_, **__):
+                    pytest.skip("hypothesis is not installed")
+
+                return called
+
+            return skipping
+
+        double = mock.MagicMock(given=given, settings=lambda *_, **__: lambda f: f,
                                 example=lambda *_, **__: lambda f: f)
         for name in ("", ".strategies", ".extra", ".extra.numpy"):
             sys.modules[f"hypothesis{name}"] = double

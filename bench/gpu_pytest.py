@@ -31,7 +31,9 @@ def pytest_configure(config):
 def pytest_collection_finish(session):
     if session.config.getoption("--stand-in"):
         import gpu_stand_in
-        gpu_stand_in.shrink()
+        modules = {item.module for item in session.items if hasattr(item, "module")}
+        gpu_stand_in.shrink(benches=[module for module in modules
+                                     if module.__name__.startswith("bench_")])
 
 
 class Keeper:

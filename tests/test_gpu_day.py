@@ -103,7 +103,7 @@ def test_a_budget_ends_it_in_time(day, monkeypatch, capsys):
     assert gpu_day.run_day(day, order, budget=3) == 3
     assert time.monotonic() - began < 6
     assert hows(day) == {"a": "done", "b": "out of budget"}  # which is no failure
-    assert "out of budget: 3 parts are left; call again to go on" in capsys.readouterr().out
+    assert "out of budget: 2 parts were not begun; call again to go on" in capsys.readouterr().out
     assert gpu_day.run_day(gpu_day.Day(day.folder, "a device"), [order[0], *order[2:]]) == 0
 
 
@@ -324,6 +324,7 @@ def run_pytest(day, *command):
 
 
 @no_compiler
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU for it")
 def test_a_bench_on_the_stand_in(day, tmp_path):
     pytest.importorskip("pytest_benchmark")
     record = run_pytest(day, "bench/bench_softmax_cross_entropy.py",
@@ -332,6 +333,18 @@ def test_a_bench_on_the_stand_in(day, tmp_path):
     kinds = {(m["library"], m["precision"]) for m in record["measurements"]}
     assert kinds == {("cupy", "float32"), ("cupy fp16", "float16")}
     assert all(m["ms"] > 0 and m["device"] == "cuda" for m in record["measurements"])
+
+
+@no_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU for it")
+def test_every_bench_on_the_stand_in(day):
+    pytest.importorskip("pytest_benchmark")
+    chosen = [*stand_in("ops"), *stand_in("training", "train_step")]
+    assert gpu_day.run_day(day, chosen) == 0, (day.folder / "gpu_day.md").read_text()
+    for record in day.records.values():
+        assert record["counts"]["passed"] == len(record["measurements"]) > 0
+    assert "## In short" in (day.folder / "gpu_day.md").read_text()
 
 
 @no_compiler
