@@ -55,7 +55,7 @@ class Launch:
 
     file: str
     function: str
-    options: tuple[str, ...]     # the compile-time constants
+    options: tuple[str, ...]     # the compile-time constants, sorted
     grid: tuple[int, ...]
     block: tuple[int, ...]
     dynamic: int = 0             # bytes of dynamic shared memory
@@ -169,7 +169,7 @@ def recording(cupy, run=True):
 
     class Watched(cupy.RawModule):  # tests set attributes of the class
         def __init__(self, *, code, options=(), **more):
-            self.key = files.get(code), tuple(options)
+            self.key = files.get(code), tuple(sorted(options))
             if run:
                 super().__init__(code=code, options=options, **more)
 

@@ -52,8 +52,11 @@ class Job:
     """One compilation: a file in kernels/, or an absolute path."""
 
     file: str
-    options: tuple[str, ...]
+    options: tuple[str, ...]     # sorted: their order changes nothing
     arch: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "options", tuple(sorted(self.options)))
 
     def __str__(self):
         return " ".join([pathlib.Path(self.file).name, "for", f"sm_{self.arch}", *self.options])

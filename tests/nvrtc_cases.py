@@ -8,6 +8,8 @@ stands here with exactly the constants that its source reads.
 
 import numpy as np
 
+from gpuconv import backend, kernels
+
 WINDOW = dict(R=3, S=2, SH=2, SW=1, DH=1, DW=2, PT=1, PL=0)
 SOLID = dict(WINDOW, DH=1, DW=1)
 BYTE, INT = np.dtype("uint8"), np.dtype("int32")
@@ -29,3 +31,10 @@ CASES = {  # file: its configurations
                dict(MOMENTUM=0, NESTEROV=0)],
     "softmax_cross_entropy.cu": [dict(BLOCK=256, WARPS=1), dict(BLOCK=256, WARPS=8)],
 }
+
+
+def options(file, case, T, index):
+    """Compiler options of one of CASES for a dtype and an index type, where the file has one."""
+    dtype = backend.float_dtype(T)
+    more = {"I": np.dtype(index)} if "CFG_I" in kernels.source(file) else {}
+    return kernels.defines(**case, **more, T=dtype, A=backend.accumulator(dtype))

@@ -12,7 +12,7 @@ import numpy as np
 import nvrtc
 import pytest
 from launches import Launch
-from nvrtc_cases import CASES
+from nvrtc_cases import CASES, options
 
 from check import DTYPES
 from gpuconv import backend, kernels
@@ -65,7 +65,7 @@ def test_records_and_runs(cp, tmp_path):
         launch(10, x, y, 10)
         launch(10, x, y, 10, block=32)
     assert y.get().tolist() == [1] * 10
-    options = "-DCFG_I=int", "-DCFG_T=float", "-DCFG_A=float"
+    options = "-DCFG_A=float", "-DCFG_I=int", "-DCFG_T=float"
     want = {Launch("activation.cu", "relu_forward", options, (1,), (block,)) for block in (32, 256)}
     assert noted == want
     launches.write(noted, tmp_path / "x.json")
@@ -202,11 +202,10 @@ def everything(driven, tmp_path_factory):
 @compiles
 def test_everything_compiles_and_fits(everything):
     """Every configuration that the tests launch, and CASES in every dtype, on every device."""
-    least = [nvrtc.Job(file, kernels.defines(**case, T=T, A=backend.accumulator(T), I=index), arch)
-             for file, cases in CASES.items() for case in cases for arch in nvrtc.archs(file)
-             for T in map(backend.float_dtype, DTYPES)
-             for index in map(np.dtype, ("int32", "int64"))]
-    found = nvrtc.needs_of(launches.jobs(everything) + least)
+    found = nvrtc.needs_of(launches.jobs(everything) + [
+        nvrtc.Job(file, options(file, case, T, index), arch)
+        for file, cases in CASES.items() for case in cases for arch in nvrtc.archs(file)
+        for T in DTYPES for index in ("int32", "int64")])
     print(*nvrtc.table(found), sep="\n")  # seen with -s, or when it fails
     held(everything, found)
     used = {(job.file, name) for job, needs in found.items() for name, n in needs.items()

@@ -5,13 +5,12 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import nvrtc
 import pytest
-from nvrtc_cases import CASES
+from nvrtc_cases import CASES, options
 
 from check import DTYPES
-from gpuconv import backend, kernels
+from gpuconv import kernels
 
 WHY_NOT = nvrtc.missing()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=str(WHY_NOT))
@@ -50,9 +49,7 @@ extern "C" __global__ void __launch_bounds__(1024) spilling(float* x)
 
 def job(file, arch, T="float32", index="int32", case=0):
     """The compilation of a file in kernels/ for one of its CASES."""
-    dtype = backend.float_dtype(T)
-    return nvrtc.Job(file, kernels.defines(
-        **CASES[file][case], T=dtype, A=backend.accumulator(dtype), I=np.dtype(index)), arch)
+    return nvrtc.Job(file, options(file, CASES[file][case], T, index), arch)
 
 
 @pytest.fixture
@@ -94,7 +91,7 @@ def test_the_table_has_a_row_for_each_kernel():
     assert [line.split()[0] for line in lines[2:]] == ["dropout", "ema_update"]
     assert re.fullmatch(r"dropout +1( +-){4} +\d+( +-){2} +0 +0 +0", lines[2])
     each = list(nvrtc.table(nvrtc.needs_of(several), each=True))
-    assert each[2].endswith("T=float A=float I=int")
+    assert each[2].endswith("A=float T=float")
 
 
 # -- the reader --------------------------------------------------------------------------
