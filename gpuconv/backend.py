@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from gpuconv import system
+
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray; in an op's arguments also a Tensor
 
 SCALARS = (bool, int, float, complex, np.generic)  # at home in either library
@@ -299,45 +301,8 @@ def free_memory(device: str = "cpu") -> int | None:
     True
     """
     if device == "cpu":
-        return _free_on_cpu()
+        return system.free_memory()
     cp = cupy()
     number = gpu_number(device)
     with contextlib.nullcontext() if number is None else cp.cuda.Device(number):
         return cp.cuda.runtime.memGetInfo()[0] + cp.get_default_memory_pool().free_bytes()
-
-
-def _free_on_cpu() -> int | None:
-    found = []
-    with contextlib.suppress(OSError, AttributeError):  # not Linux
-        available = re.search(r"MemAvailable: +(\d+)", _read("/proc/meminfo"))
-        found.append(1024 * int(available[1]))  # type: ignore[index]
-        for _, controllers, path in re.findall(r"(\d+):(.*):(.*)", _read("/proc/self/cgroup")):
-            if controllers == "":
-                found += _free_in_groups(f"/sys/fs/cgroup{path}", "max", "current", "")
-            elif controllers == "memory":  # version 1
-                found += _free_in_groups(f"/sys/fs/cgroup/memory{path}", "limit_in_bytes",
-                                         "usage_in_bytes", "total_")
-    with contextlib.suppress(OSError, ImportError):  # what ulimit -v says
-        import resource
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY:
-            pages = int(_read("/proc/self/statm").split()[0])
-            found.append(limit - pages * resource.getpagesize())
-    return max(0, min(found)) if found else None
-
-
-def _free_in_groups(path: str, limit: str, usage: str, total: str) -> list[int]:
-    """What a control group, and each that it is part of, has left; cached files do not count."""
-    found = []
-    while path.startswith("/sys/fs/cgroup"):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # "max" is no limit
-            cached = re.search(rf"^{total}inactive_file (\d+)", _read(f"{path}/memory.stat"), re.M)
-            found.append(int(_read(f"{path}/memory.{limit}")) - int(_read(f"{path}/memory.{usage}"))
-                         + int(cached[1]))  # type: ignore[index]
-        path = path.rpartition("/")[0]
-    return found
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
-        return file.read()

@@ -13,7 +13,7 @@ import pytest
 import scipy.special  # noqa: F401  (GELU imports it: 8 MB of code that is no array)
 
 import gpuconv as gpc
-from gpuconv import backend, models, nn, optim, random, threads, train
+from gpuconv import backend, models, nn, optim, random, system, threads, train
 from gpuconv.autograd import Op
 from gpuconv.ops import conv, softmax_cross_entropy
 from gpuconv.train import memory
@@ -284,7 +284,7 @@ def test_free_memory_is_the_least_of_what_system_and_groups_leave(monkeypatch, f
             raise FileNotFoundError(path)
         return files[path]
 
-    monkeypatch.setattr(backend, "_read", read)
+    monkeypatch.setattr(system, "_read", read)
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda what: (resource.RLIM_INFINITY,) * 2)
     assert backend.free_memory() == want
