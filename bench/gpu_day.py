@@ -33,7 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout, also where another gpuconv is installed
 
 from gpu_packages import absent, there  # noqa: E402
-from gpu_stages import STAGES, Part, parts  # noqa: E402
+from gpu_parts import STAGES, Part, parts  # noqa: E402
 from gpu_table import written  # noqa: E402
 
 from gpuconv.files import atomic_write, remove_leftovers  # noqa: E402

@@ -17,7 +17,7 @@ ABSENT = gpu_packages.absent()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--into", type=pathlib.Path, default="gpu_part.json")
+    parser.addoption("--into", type=pathlib.Path)
     parser.addoption("--stand-in", action="store_true")
 
 

@@ -23,8 +23,9 @@ sys.path.append(str(ROOT / "bench"))
 import gpu_cases  # noqa: E402
 import gpu_day  # noqa: E402
 import gpu_packages  # noqa: E402
+import gpu_parts  # noqa: E402
 import gpu_stages  # noqa: E402
-from gpu_stages import Part  # noqa: E402
+from gpu_parts import Part  # noqa: E402
 
 no_compiler = pytest.mark.skipif(not compiler(), reason="no g++")
 
@@ -203,7 +204,7 @@ def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path):
 def test_list(capsys):
     assert gpu_day.main(["--list"]) == 0
     said = capsys.readouterr().out
-    for stage in gpu_stages.STAGES:
+    for stage in gpu_parts.STAGES:
         assert f"\n{stage}: " in "\n" + said
     assert "racecheck (at most 4 minutes)" in said
 
@@ -225,8 +226,8 @@ def test_a_folder_for_each_device_and_day():
 
 
 def test_parts_are_short_and_their_files_are_there():
-    found = gpu_stages.parts(data_dir="x")
-    assert list(dict.fromkeys(part.stage for part in found)) == list(gpu_stages.STAGES)
+    found = gpu_parts.parts(data_dir="x")
+    assert list(dict.fromkeys(part.stage for part in found)) == list(gpu_parts.STAGES)
     assert len({part.key for part in found}) == len(found)
     for part in found:
         assert part.limit <= 8 * 60 and "FILE" in part.quiet
@@ -237,7 +238,7 @@ def test_parts_are_short_and_their_files_are_there():
 
 
 def test_every_op_is_tested_and_timed():
-    found = gpu_stages.parts()
+    found = gpu_parts.parts()
     named = {word for part in found for word in part.command}
     for path in (ROOT / "bench").glob("bench_*.py"):
         assert f"bench/{path.name}" in named
@@ -294,7 +295,7 @@ def test_names_of_cupy_exist_in_the_real_one():
 
 
 def stand_in(stage, name=None):
-    return [p for p in gpu_stages.parts(stand_in=True)
+    return [p for p in gpu_parts.parts(stand_in=True)
             if p.stage == stage and name in (None, p.name)]
 
 
@@ -317,7 +318,7 @@ def test_the_stages_run_on_the_stand_in(day):
 
 
 def run_pytest(day, *command):
-    p = gpu_stages._pytest("tests", [], list(command), 60)
+    p = gpu_parts._pytest("tests", [], list(command), 60)
     gpu_day.run_day(day, [dataclasses.replace(p, quiet=(*p.quiet, "--stand-in"))])
     record, = day.records.values()
     return record
