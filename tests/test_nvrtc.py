@@ -171,8 +171,8 @@ def test_compiles_once_until_something_changes(cold, monkeypatch):
     first = nvrtc.needs(cold(text))
     assert nvrtc.needs(cold(text)) == first and len(built) == 1
     assert nvrtc.needs(cold(text + "  // A comment")) == first and len(built) == 1
-    for changed, *options in ((text + ";", 80), (text, 90), (text, 80, "-DCFG_R=3")):
-        nvrtc.needs(cold(changed, *options))
+    for changed, *more in ((text + ";", 80), (text, 90), (text, 80, "-DCFG_R=3")):
+        nvrtc.needs(cold(changed, *more))
     assert len(built) == 4
     monkeypatch.setattr(nvrtc, "fingerprint", lambda: "another compiler")
     nvrtc.needs(cold(text))
