@@ -114,6 +114,15 @@ def test_views_and_broadcast_gradients(xp, rng, name, layout):
     close(x.grad, want_gx.astype("float32"), terms=4)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_gradient_that_starts_anywhere_in_memory(xp, rng, name):
+    x, gy = rng.standard_normal((2, 64)).astype("float32")
+    for start in (1, 2, 4):
+        y, pull = vjp(FUNCTIONS[name], xp.asarray(x[start:].copy()))
+        gx, = pull(xp.asarray(gy)[start:])
+        close(gx, by_torch(name, x[start:], gy[start:])[1].astype("float32"), terms=4)
+
+
 @pytest.mark.parametrize("limit, value", [("INT_ITEMS", 0), ("MAX_BLOCKS", 1)])
 def test_as_on_huge_arrays(cp, rng, monkeypatch, limit, value):
     monkeypatch.setattr(kernels, limit, value)  # 64-bit offsets; threads that take many turns

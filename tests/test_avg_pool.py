@@ -18,7 +18,7 @@ GEOMETRIES = [  # (H, W), (size, stride, padding, ceil_mode, count_include_pad)
     pytest.param((7, 9), ((2, 3), (3, 1), (1, 0)), id="every-axis-different"),
     pytest.param((6, 9), ((2, 3), (3, 1), ((1, 0), (0, 1)), False, False),
                  id="cropped-padding-does-not-count"),
-    pytest.param((6, 7), (3, 2, ((0, 1), (1, 0)), True), id="one-sided-padding-ceil"),
+    pytest.param((7, 9), (3, (2, 3), ((0, 1), (1, 0)), True), id="one-sided-padding-ceil"),
     pytest.param((6, 6), (3, 2, 1, True, False), id="ceil-padding-does-not-count"),
 ]
 ON_THE_CPU = [

@@ -47,7 +47,7 @@ POOLS = [  # size, stride, padding, dilation, ceil_mode, of max_pool2d; of avg_p
     ((2, 2), (3, 3), (0, 0), (2, 2), False),
 ]
 FEW_AND_MANY = pytest.mark.parametrize("scale", [
-    pytest.param(1, id="few"), pytest.param(10, id="many", marks=pytest.mark.slow)])
+    pytest.param(1, id="few"), pytest.param(20, id="many", marks=pytest.mark.slow)])
 
 
 def for_all(*strategies: Any, examples: int) -> Callable:
