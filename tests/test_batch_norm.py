@@ -103,6 +103,17 @@ def test_gradient_is_the_slope(rng, shape, training):
     grad_check(f, x, rng=rng)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_without_gamma_and_beta_they_are_one_and_zero(xp, rng, training):
+    x, _, _, gy, mean, var = data(rng, (3, 5, 7, 4), "float32")
+    t = Tensor(xp.asarray(x), requires_grad=True)
+    y = batch_norm(t, None, None, xp.asarray(mean), xp.asarray(var), training=training)
+    y.backward(xp.asarray(gy))
+    want = definition(x, np.ones(4), np.zeros(4), gy, training, mean, var)
+    for got, w in zip((y, t.grad), want, strict=False):
+        close(got, w.astype("float32"), terms=count(x))
+
+
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)], ids=["x", "gamma", "beta", "x+beta"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 def test_gives_the_gradients_that_are_asked_for(xp, rng, training, wanted):
@@ -162,11 +173,12 @@ def test_bits_do_not_depend_on_the_threads(rng, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
-def test_bits_do_not_depend_on_the_grid(cp, rng, monkeypatch):
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_bits_do_not_depend_on_the_grid(cp, rng, monkeypatch, training):
     inputs = data(rng, (40, 8, 8, 33), "float32")  # two tiles of channels, 40 slices of rows
-    results = [run(cp, *inputs)]
+    results = [run(cp, *inputs, training)]
     monkeypatch.setattr(kernels, "MAX_BLOCKS", 1)  # one block takes every part in turn
-    results.append(run(cp, *inputs))
+    results.append(run(cp, *inputs, training))
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
 
