@@ -9,7 +9,8 @@ more than three configurations of the kernel (CASES) run on it, each mutant in a
 until a test fails: then the mutant is killed. So it is by a crash, by what the CPU stand-in
 reports, and when a test takes two seconds of CPU and ten times more than without a mutant. A
 survivor whose machine code is that of the original is counted apart: there is nothing to see. Each
-other one is listed, with the reason that mutants.toml gives.
+other one is listed, with the reason that mutants.toml gives. Of mma.cuh the CPU runs nothing: what
+it has for tensor cores is PTX, and tests/hostcuda/hc_mma.h stands in for it.
 
 What is found is kept in a journal, so that a run goes on where it was cut off. A kernel that has
 changed is asked anew; a survivor also if its tests have. --fresh asks all anew.
@@ -25,7 +26,6 @@ import os
 import pathlib
 import platform
 import re
-import resource
 import select
 import shutil
 import signal
@@ -113,6 +113,7 @@ class Fork:
         if self.pid:
             os.close(writing)
             return
+        import resource  # there is none on Windows, where pytest reads this file, too
         status = 70
         try:
             os.setsid()

@@ -14,6 +14,7 @@ SHAPES = [
     pytest.param((3, 7, 7, 5), id="few-channels"),
     pytest.param((70, 40), id="two-tiles"),
     pytest.param((3, 1), id="one-channel"),
+    pytest.param((1100, 3), id="many-runs"),
     pytest.param((33,), id="one-row"),
     pytest.param((0, 4, 4, 3), id="empty-batch"),
 ]

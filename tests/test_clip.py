@@ -142,14 +142,22 @@ def test_same_bits_whatever_the_grid(cp, monkeypatch):
         assert large(cp, "float32") == want
 
 
-def test_cuda_is_numpy_on_many_slices(cp):
-    for dtype in DTYPES:
-        raw = [large(xp, dtype) for xp in (np, cp)]
-        size = accumulator(float_dtype(dtype)).itemsize
-        norms = [np.frombuffer(a[:size], accumulator(float_dtype(dtype))) for a in raw]
-        close(norms[1], norms[0])
-        got, want = (np.frombuffer(a[size:], float_dtype(dtype)) for a in (raw[1], raw[0]))
-        close(got, want)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cuda_is_numpy_on_many_slices(cp, dtype):
+    raw = [large(xp, dtype) for xp in (np, cp)]
+    size = accumulator(float_dtype(dtype)).itemsize
+    norms = [np.frombuffer(a[:size], accumulator(float_dtype(dtype))) for a in raw]
+    close(norms[1], norms[0])
+    got, want = (np.frombuffer(a[size:], float_dtype(dtype)) for a in (raw[1], raw[0]))
+    close(got, want)
+
+
+def test_more_slices_than_a_block_has_threads(xp):
+    ps = [Parameter(xp.asarray(np.float32([i]))) for i in range(300)]
+    sgd = SGD([{"params": [p]} for p in ps], 0.1)  # a flat buffer each
+    for p in ps:
+        p.grad[...] = p.data
+    close(clip_grad_norm(sgd, 1e9), np.array(np.linalg.norm(range(300)), "float32"))
 
 
 def test_nothing_waits_for_the_gpu(cp, rng, monkeypatch):
