@@ -37,6 +37,14 @@ def test_is_the_definition_bit_for_bit(xp, rng, shape, p, dtype):
     assert y.dtype == gx.dtype == x.dtype
 
 
+def test_a_word_that_is_the_threshold_is_kept(xp):
+    x = np.ones(8, "float32")
+    p = int(random.words(8, KEY, STEP)[5]) / 2**32
+    y = host(dropout(xp.asarray(x), p, key=KEY, step=STEP))
+    np.testing.assert_array_equal(y, definition(x, p))
+    assert y[5]
+
+
 def test_both_devices_draw_one_mask(cp):
     x = np.ones(4099, "float32")
     y = dropout(x, 0.3, key=KEY, step=STEP)
