@@ -138,7 +138,7 @@ FAULTS = {  # what is wrong: a case, the text, what it becomes, the report (None
         "bias_relu", "[threadIdx.x % WIDE] = mine;\n",
         "[threadIdx.x % WIDE] = mine;\n    if (threadIdx.x < WIDE)\n    ", "__syncthreads"),
     "a shuffle that not all lanes reach": (
-        "cross_entropy", "apart /= 2) v =", "apart /= 2) if (threadIdx.x % 32) v =",
+        "cross_entropy of many classes", "apart /= 2) v =", "apart /= 2) if (threadIdx.x % 32) v =",
         "not reached by all live lanes"),
     "a lost update": (
         "bias_relu", "if (row == 0 && c < C) gb[c]", "if (c < C) gb[c]", "write-write race"),
