@@ -318,7 +318,7 @@ def test_the_stages_run_on_the_stand_in(day):
 
 
 def run_pytest(day, *command):
-    p = gpu_parts._pytest("tests", [], list(command), 60)
+    p = gpu_parts._pytest("tests", [], list(command), 300)
     gpu_day.run_day(day, [dataclasses.replace(p, quiet=(*p.quiet, "--stand-in"))])
     record, = day.records.values()
     return record
