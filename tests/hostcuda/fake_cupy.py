@@ -247,11 +247,6 @@ def _multiply(a, b):
 ndarray.__matmul__ = lambda a, b: matmul(a, b) if isinstance(b, ndarray) else NotImplemented
 
 
-def _on_host(f):
-    """This module's function of that name: for bench/gpu_stand_in.py."""
-    return globals()[f.__name__]
-
-
 # -- kernels -----------------------------------------------------------------------------
 
 
