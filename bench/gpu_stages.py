@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # this checkout, also where another gpuconv is in
 
 import numpy as np  # noqa: E402
 import roofline  # noqa: E402
-from gpu_cases import LARGE, cases  # noqa: E402
+from gpu_cases import LARGE, TINY, cases  # noqa: E402
 from gpu_packages import absent, do_without, there  # noqa: E402
 from gpu_parts import TOOLS  # noqa: E402
 
@@ -404,7 +404,7 @@ def main() -> None:
     if args.stand_in:
         import gpu_stand_in
         gpu_stand_in.install()
-        gpu_stand_in.shrink(sys.modules[__name__])
+        gpu_stand_in.shrink(sys.modules[__name__], TINY)
     findings = Findings(args.into)
     findings.save()
     with failing(findings, f"{args.stage}: {args.part}"):

@@ -29,19 +29,19 @@ def install() -> None:
     backend._cupy = cp
 
 
-def shrink(stages=None, benches=()) -> None:
+def shrink(stages=None, size=None, benches=()) -> None:
     """Small arrays and few rounds.
 
     Args:
         stages: the module gpu_stages, under whatever name.
+        size: of its cases.
         benches: modules of benchmarks.
     """
     import roofline
     roofline.SIDE, roofline.COPIED, roofline.ROUNDS = (
         dict(cpu=64, cuda=64), dict(cpu=1 << 12, cuda=1 << 12), 1)
     if stages:
-        from gpu_cases import TINY
-        stages.SIZE, stages.DTYPES, stages.TRAIN, stages.STEPS = TINY, ("float32",), (16, 8, 8), 2
+        stages.SIZE, stages.DTYPES, stages.TRAIN, stages.STEPS = size, ("float32",), (16, 8, 8), 2
         stages.NET = "INPUT 32x32x3 CONV3-2/4 BN RELU DROPOUT0.2 FC 10"
         stages.FIT = dict(train=20, test=10, epochs=1, model=stages.NET)
     for module in benches:
