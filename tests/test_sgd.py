@@ -137,8 +137,9 @@ def test_chunks_do_not_show(rng, monkeypatch):
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_a_step_on_the_cpu_allocates_nothing(rng, settings):
+def test_a_step_on_the_cpu_allocates_nothing(rng, settings, monkeypatch):
     import tracemalloc
+    monkeypatch.setattr(threads, "count", lambda: 1)  # a second one might first come later
     p = Parameter(np.ones(1 << 17, "float32"))
     sgd = SGD([p], 0.1, **settings)
     for _ in range(8):
