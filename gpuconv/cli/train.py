@@ -197,7 +197,7 @@ def finish(console: Any, folder: "RunFolder", history: "History") -> None:
     say(console, f"{last.test.accuracy:.2%} of {last.test.count:,} test images right after "
                  f"{sum(row.seconds for row in history.rows):.1f} s{better}")
     curves = folder.plots / "curves.png"
-    say(console, f"curves    {curves if report.plot_curves(history, curves) else report.HINT}")
+    say(console, f"curves    {curves}" if report.plot_curves(history, curves) else report.HINT)
     for what in ("evaluate", "report"):
         say(console, f"{what:10}gpuconv {what} {shlex.quote(str(folder.path))}")
 
