@@ -35,3 +35,4 @@ def test_a_file_called_data_is_no_data_set(tmp_path):
 def test_wrong_usage():
     assert "unrecognized arguments: everything" in fails(2, "info", "everything")
     assert "unrecognized arguments: --json" in fails(2, "info", "--json")
+    assert "ignored explicit argument 'all'" in fails(2, "info", "--traceback=all")

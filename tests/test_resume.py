@@ -178,6 +178,19 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert done.returncode == 1 and "read-only file system" in line.lower()
 
 
+def test_a_damaged_checkpoint_is_passed_over_in_one_line(whole, tmp_path):
+    undisturbed, epochs, _ = whole
+    folder = tmp_path / "run"
+    begin_and_stop(folder, epochs)
+    first, last = train.checkpoints(folder / "checkpoints")
+    last.write_bytes(last.read_bytes()[:5000])
+    done = gpuconv("train", "--resume", folder)
+    line, = done.stderr.splitlines()
+    assert done.returncode == 0 and line.startswith(f"gpuconv: warning: {last}: damaged")
+    assert line.endswith(f"going on from {first.name}")
+    assert bits(folder) == bits(undisturbed)
+
+
 def test_what_cannot_be_resumed(whole, tmp_path):
     assert "is no folder of a run" in fails(1, "train", "--resume", tmp_path)
     line = fails(1, "train", "--resume", whole[0], "--lr", 0.2, "--no-augment", "--keep", 3)

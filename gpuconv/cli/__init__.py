@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import gpuconv
 from gpuconv.cli.output import sentence
@@ -52,7 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal cannot show is no failure
         sys.stdout.reconfigure(errors="backslashreplace")
     args = parser().parse_args(arguments)
-    warnings.simplefilter("ignore", RuntimeWarning)  # an overflow: the loss will tell
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # an overflow: the loss will tell
+        warnings.showwarning = warn
+        return obey(args)
+
+
+def obey(args: argparse.Namespace) -> int:
+    """Do what was asked for; the exit status."""
     try:
         args.command(args)
         if sys.stdout:  # None where it was closed
@@ -69,6 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"gpuconv: error: {sentence(error)}", file=sys.stderr)
         return 1
+
+
+def warn(message: Warning | str, *where: Any, **more: Any) -> None:
+    """A warning is one line, like an error."""
+    from gpuconv.cli.output import printable
+    print(f"gpuconv: warning: {printable(str(message))}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
