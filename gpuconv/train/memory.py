@@ -15,6 +15,7 @@ import traceback
 
 from gpuconv import threads
 from gpuconv.backend import accumulator, cupy, free_memory
+from gpuconv.memory import free_all_blocks
 from gpuconv.nn import Module
 from gpuconv.nn.summary import human
 from gpuconv.ops.conv import SUMS
@@ -90,6 +91,7 @@ def explain(error: MemoryError, model: Module, input_shape: Shape, batch_size: i
     error.__traceback__ = error.__context__ = error.__cause__ = None
     asked = f"a training step with batches of {batch_size} does not fit into memory"
     try:
+        free_all_blocks()
         if model.device != "cpu":
             cupy().get_default_memory_pool().free_all_blocks()
         forecast = _Forecast(model, input_shape, slots_of(optimizer))

@@ -27,6 +27,7 @@ import numpy as np
 from gpuconv import threads
 from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import Array, array_device, asarray, get_array_module, is_gpu
+from gpuconv.memory import fresh
 from gpuconv.nn import Module
 from gpuconv.nn.observe import untouched
 from gpuconv.ops import softmax_cross_entropy
@@ -249,12 +250,13 @@ def _memory_of(array: Array) -> tuple[Any, int]:
 
 @contextlib.contextmanager
 def _traced() -> Iterator[None]:
-    """With tracemalloc running; as before afterwards."""
+    """With tracemalloc running, and each array in memory of its own; as before afterwards."""
     running = tracemalloc.is_tracing()
     if not running:
         tracemalloc.start()
     try:
-        yield
+        with fresh():
+            yield
     finally:
         if not running:
             tracemalloc.stop()
