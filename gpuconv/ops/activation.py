@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import kernels, threads
+from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.arithmetic import calculate, wide
 from gpuconv.ops.checks import check_arrays
+from gpuconv.ops.cpu.rectify import masked, nonzero, rectify
 
 
 def relu(x: Array) -> Array:
@@ -64,31 +65,6 @@ def tanh(x: Array) -> Array:
     return Tanh()(x)
 
 
-def rectify(x: np.ndarray, out: np.ndarray) -> None:
-    """``out = max(x, 0)``; NaN wins, and -0 gives 0. x may be wider than out."""
-    if wide(x) is x and x.dtype == out.dtype:
-        np.maximum(x, x.dtype.type(0), out=out)
-    else:
-        out[...] = np.maximum(wide(x), np.float32(0))
-
-
-def masked(g: np.ndarray, mask: np.ndarray, out: np.ndarray) -> None:
-    """``out = g`` where the mask is True, else 0, for arrays of one shape.
-
-    Multiplies the bits: ten times as fast as ``np.where`` on a random mask, and inf * 0 is 0.
-
-    >>> out = np.empty(2); masked(np.array([3.0, np.inf]), np.array([True, False]), out); out
-    array([3., 0.])
-    """
-    bits = f"u{g.itemsize}"
-    np.multiply(g.view(bits), mask, out=out.view(bits))
-
-
-def nonzero(y: np.ndarray, out: np.ndarray) -> None:
-    """``out = y != 0`` for a y without -0, by its bits: NumPy compares float16 one by one."""
-    np.not_equal(y.view(f"u{y.itemsize}"), 0, out=out)
-
-
 class Activation(Op):
     """How the four reach kernels/activation.cu; ``name`` is the name there."""
 
@@ -113,30 +89,34 @@ class Activation(Op):
 
 
 class ReLU(Activation):
-    """Saves: on the CPU where y is not 0, one byte each; on the GPU y, which the next op reads."""
+    """Saves: on the CPU where y is not 0, one bit each; on the GPU y, which the next op reads."""
 
     name = "relu"
-    mask: Any
+    positive: Any
 
     def forward_cpu(self, x):
-        y = np.empty(x.shape, x.dtype)
-        self.mask = np.empty(x.size, bool) if self.needs[0] else None
+        y = memory.empty(x.shape, x.dtype)
+        self.positive = memory.empty(-(-x.size // 8), np.uint8) if self.needs[0] else None
         flat, out = x.reshape(-1), y.reshape(-1)
 
         def work(piece):
-            here = out[piece]
-            rectify(flat[piece], here)
-            if self.mask is not None:
-                nonzero(here, self.mask[piece])
+            elements = slice(8 * piece.start, 8 * piece.stop)
+            rectify(flat[elements], out[elements])
+            if self.positive is not None:
+                self.positive[piece] = nonzero(out[elements])
 
-        threads.each(work, threads.chunks(y.size, 2 * y.itemsize + 1))
+        threads.each(work, threads.chunks(-(-x.size // 8), 8 * y.itemsize))
         return y
 
     def backward_cpu(self, gy):
-        gx = np.empty(gy.shape, gy.dtype)
+        gx = memory.empty(gy.shape, gy.dtype)
         flat, out = gy.reshape(-1), gx.reshape(-1)
-        threads.each(lambda piece: masked(flat[piece], self.mask[piece], out[piece]),
-                     threads.chunks(gx.size, 2 * gx.itemsize + 1))
+
+        def work(piece):
+            elements = slice(8 * piece.start, 8 * piece.stop)
+            masked(flat[elements], self.positive[piece], out[elements])
+
+        threads.each(work, threads.chunks(len(self.positive), 8 * gx.itemsize))
         return (gx,)
 
 
@@ -148,8 +128,8 @@ class GELU(Activation):
     def forward_cpu(self, x):
         from scipy.special import ndtr
 
-        y = np.empty(x.shape, x.dtype)
-        self.slope = np.empty(x.shape, accumulator(x.dtype)) if self.needs[0] else None
+        y = memory.empty(x.shape, x.dtype)
+        self.slope = memory.empty(x.shape, accumulator(x.dtype)) if self.needs[0] else None
         flat, out = x.reshape(-1), y.reshape(-1)
         slope = None if self.slope is None else self.slope.reshape(-1)
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import kernels, threads
+from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
-from gpuconv.ops.activation import masked, nonzero, rectify
 from gpuconv.ops.arithmetic import wide
 from gpuconv.ops.checks import check_arrays
+from gpuconv.ops.cpu.rectify import masked, nonzero, positive_part
+from gpuconv.ops.cpu.rows import column_sums, with_row
 
 TILE = 32   # columns of a block in bias_relu.cu
 RUN = 64    # rows in a run, at least
@@ -48,38 +49,43 @@ def bias_relu(x: Array, b: Array) -> Array:
 
 
 class BiasReLU(Op):
-    """Saves: on the CPU where y is not 0, one byte each; on the GPU y, which the next op reads."""
+    """Saves: on the CPU where y is not 0, one bit each; on the GPU y, which the next op reads."""
 
-    mask: Any
+    positive: Any
 
     def forward_cpu(self, x, b):
         M, C = math.prod(x.shape[:-1]), x.shape[-1]
-        y = np.empty(x.shape, x.dtype)
-        rows, out = x.reshape(M, C), y.reshape(M, C)
-        self.mask = np.empty((M, C), bool) if any(self.needs) else None
-        bias = wide(b)
+        y = memory.empty(x.shape, x.dtype)
+        rows, out, bias = x.reshape(M, C), y.reshape(M, C), wide(b)
+        self.positive = memory.empty(-(-x.size // 8), np.uint8) if any(self.needs) else None
 
         def work(piece):
+            eights = slice(8 * piece.start, 8 * piece.stop)
+            v = wide(rows[eights])
+            here = out[eights] if v.dtype == y.dtype else v
             with np.errstate(all="ignore"):
-                here = out[piece]
-                direct = here if bias.dtype == y.dtype else None
-                rectify(np.add(wide(rows[piece]), bias, out=direct), here)
-                if self.mask is not None:
-                    nonzero(here, self.mask[piece])
+                with_row(np.add, v, bias, here)
+                positive_part(here, here)
+                if self.positive is not None:
+                    self.positive[C * piece.start:C * piece.stop] = nonzero(here)
+                if here is v:
+                    out[eights] = v
 
-        threads.each(work, threads.chunks(M, C * (2 * y.itemsize + 1)))
+        threads.each(work, threads.chunks(-(-M // 8), 8 * C * bias.itemsize))
         return y
 
     def backward_cpu(self, gy):
-        gx = np.empty(gy.shape, gy.dtype)
-        g, out = gy.reshape(self.mask.shape), gx.reshape(self.mask.shape)
-        M, C = self.mask.shape
+        M, C = math.prod(gy.shape[:-1]), gy.shape[-1]
+        gx = memory.empty(gy.shape, gy.dtype)
+        g, out = gy.reshape(M, C), gx.reshape(M, C)
 
         def work(piece):
-            masked(g[piece], self.mask[piece], out[piece])
-            return wide(out[piece]).sum(axis=0) if self.needs[1] else None
+            eights = slice(8 * piece.start, 8 * piece.stop)
+            bits = self.positive[C * piece.start:C * piece.stop]
+            masked(g[eights].reshape(-1), bits, out[eights].reshape(-1))
+            return column_sums(wide(out[eights])) if self.needs[1] else None
 
-        sums = threads.each(work, threads.chunks(M, C * (2 * gx.itemsize + 1)))
+        sums = threads.each(work, threads.chunks(-(-M // 8), 8 * C * gx.itemsize))
         gb = sum(sums, np.zeros(C, accumulator(gy.dtype))) if self.needs[1] else None
         return (gx if self.needs[0] else None,
                 gb.astype(gy.dtype, copy=False) if gb is not None else None)
