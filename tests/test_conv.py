@@ -11,6 +11,7 @@ from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backend import float_dtype
 from gpuconv.ops import conv
 from gpuconv.ops.conv import conv2d
+from gpuconv.ops.cpu import patches
 from gpuconv.ops.pad import MODES
 
 GEOMETRIES = [  # (H, W), (C, K), size, options
@@ -223,7 +224,7 @@ def test_as_on_huge_arrays(cp, rng, monkeypatch, limit, value):
 def test_a_small_workspace_changes_no_value(xp, rng, monkeypatch):
     x, w = numbers(rng, "float32", (5, 6, 6, 4), (6, 3, 3, 2))
     want = run(xp, np.random.default_rng(0), x, w, padding=1, groups=2)
-    monkeypatch.setattr(conv, "CPU_WORKSPACE", 1)
+    monkeypatch.setattr(patches, "WORKSPACE", 1)
     monkeypatch.setattr(conv, "GPU_WORKSPACE", 1)
     got = run(xp, np.random.default_rng(0), x, w, padding=1, groups=2)
     for a, b, terms in zip(got[:3], want[:3], (18, 27, 180), strict=True):

@@ -11,28 +11,28 @@ All of it as products of matrices, the patches of x being rows (see im2col.py):
 
 and, with stride 1, gx = col(gy) times the filters turned by 180 degrees: a gather instead of sums.
 The CPU makes the matrix of patches for a few images at a time, so that it stays in cache until its
-product is taken, the GPU for as many as fit a workspace; the backward pass makes it again instead
-of keeping it, because memory is R*S times dearer than the copy. With G groups, channels and filters
-fall into G parts that do not see each other: the same, G times. On the GPU, 16-bit rows gy w are
-rounded once before col2im adds them up in float32, and y once before b is added.
+product is taken (cpu/convolve.py, which knows shorter ways, too), the GPU for as many as fit a
+workspace; the backward pass makes it again instead of keeping it, because memory is R*S times
+dearer than the copy. With G groups, channels and filters fall into G parts that do not see each
+other: the same, G times. On the GPU, 16-bit rows gy w are rounded once before col2im adds them up
+in float32, and y once before b is added.
 """
 
 from typing import Any
 
 import numpy as np
 
-from gpuconv import threads
+from gpuconv import memory, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.checks import check_arrays, check_images
-from gpuconv.ops.im2col import fold, images_of_gpu, rows_of_gpu, unfold
+from gpuconv.ops.cpu import convolve
+from gpuconv.ops.im2col import images_of_gpu, rows_of_gpu
 from gpuconv.ops.matmul import gemm
 from gpuconv.ops.pad import MODES, pad2d
 from gpuconv.ops.window import IntOrPair, Pair, Window, pair, sides
 
 GPU_WORKSPACE = 256 << 20  # bytes of patches that exist at a time on the GPU
-CPU_WORKSPACE = 4 << 20    # bytes of patches of one thread's chunk
-SUMS = 8                   # partial weight gradients on the CPU, each over a run of chunks
 
 
 def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
@@ -131,80 +131,33 @@ class Conv2d(Op):
         self.w: Any = w if self.needs[0] else None
         self.x_shape, self.w_shape = x.shape, w.shape
 
-    def parts(self, channels: int) -> list[slice]:
-        """The channels of each group."""
-        size = channels // self.groups
-        return [slice(g * size, (g + 1) * size) for g in range(self.groups)]
-
-    # -- CPU -------------------------------------------------------------------------
+    # -- CPU: cpu/convolve.py --------------------------------------------------------
 
     def forward_cpu(self, x, w, b=None):
         self.save(x, w)
-        return _correlate(x, w, b, self.window, self.groups)
+        P, Q = self.window.out_shape(*x.shape[1:3])
+        y = memory.empty((len(x), P, Q, len(w)), x.dtype)
+        convolve.correlate(x, w, b, self.slide, self.groups, y)
+        return y
 
     def backward_cpu(self, gy):
-        gx = self.input_gradient_cpu(gy) if self.needs[0] else None
-        gw = self.weight_gradient_cpu(gy) if self.needs[1] else None
+        gx = gw = None
+        if self.needs[0]:
+            gx = memory.empty(self.x_shape, gy.dtype)
+            convolve.input_gradient(gy, self.w, self.slide, self.groups, gx)
+        if self.needs[1]:
+            gw = convolve.weight_gradient(self.x, gy, self.slide, self.groups)
+            gw = gw.astype(gy.dtype, copy=False)
         if len(self.needs) < 3:
             return gx, gw
-        return gx, gw, _sum_rows(gy) if self.needs[2] else None
+        return gx, gw, convolve.sum_rows(gy) if self.needs[2] else None
 
-    def input_gradient_cpu(self, gy):
-        """Gather with the turned filters where that is a convolution; else scatter gy w."""
-        (H, W), (R, S) = self.x_shape[1:3], self.window.size
-        (EH, EW), ((top, _), (left, _)) = self.window.extent, self.window.pad
-        P, Q = gy.shape[1:3]
-        turned = ((EH - 1 - top, H + top - P), (EW - 1 - left, W + left - Q))
-        if self.window.stride == (1, 1) and min(turned[0] + turned[1]) >= 0:
-            C, K = self.x_shape[3], self.w_shape[0]
-            w = self.w.reshape(self.groups, K // self.groups, R, S, C // self.groups)
-            w = w[:, :, ::-1, ::-1].transpose(0, 4, 2, 3, 1)  # (G, C/G, R, S, K/G)
-            w = w.reshape(C, R, S, K // self.groups)
-            window = Window((R, S), (1, 1), turned, self.window.dilation)
-            return _correlate(gy, w, None, window, self.groups)
-
-        gx, dtype = np.empty(self.x_shape, gy.dtype), accumulator(gy.dtype)
-        w = self.w.astype(dtype, copy=False)
-        K = gy.shape[3]
-
-        def piece_of(piece: slice) -> None:
-            for into, of in zip(self.parts(gx.shape[3]), self.parts(K), strict=True):
-                g = gy[piece, :, :, of].astype(dtype, copy=False).reshape(-1, w[of].shape[0])
-                col = threads.scratch("gcol", len(g) * w[0].size, dtype).reshape(len(g), -1)
-                np.matmul(g, w[of].reshape(g.shape[1], -1), out=col)  # (n*P*Q, R*S*C/G)
-                shape = *gx[piece].shape[:3], w.shape[3]
-                gx[piece, :, :, into] = fold(col, shape, self.window)
-
-        threads.each(piece_of, self.pieces(len(gy), P * Q, dtype))
-        return gx
-
-    def weight_gradient_cpu(self, gy):
-        """Sums over a fixed number of runs of chunks, added in their order."""
-        N, P, Q, K = gy.shape
-        dtype = accumulator(gy.dtype)
-
-        def run_of(run: slice) -> np.ndarray:
-            total = np.zeros(self.w_shape, dtype)
-            for piece in self.pieces(run.stop - run.start, P * Q, dtype):
-                piece = slice(run.start + piece.start, run.start + piece.stop)
-                for into, of in zip(self.parts(self.x_shape[3]), self.parts(K), strict=True):
-                    col = unfold(self.x[piece, :, :, into], self.window)
-                    g = gy[piece, :, :, of].astype(dtype, copy=False).reshape(len(col), -1)
-                    part = threads.scratch("gw", total[of].size, dtype).reshape(g.shape[1], -1)
-                    np.matmul(g.T, col, out=part)  # (K/G, R*S*C/G)
-                    total[of] += part.reshape(total[of].shape)
-            return total
-
-        runs = threads.chunks(N, 1, -(-N // SUMS))
-        gw = np.zeros(self.w_shape, dtype)
-        for part in threads.each(run_of, runs):
-            gw += part
-        return gw.astype(gy.dtype, copy=False)
-
-    def pieces(self, images: int, positions: int, dtype: np.dtype) -> list[slice]:
-        """Cut so that the patches of one group of a piece fit its workspace."""
-        row = int(np.prod(self.w_shape[1:])) * dtype.itemsize
-        return threads.chunks(images, positions * row, CPU_WORKSPACE)
+    @property
+    def slide(self) -> convolve.Slide:
+        """The window, as the CPU's engine knows it."""
+        (top, _), (left, _) = self.window.pad
+        return convolve.Slide(self.window.size, self.window.stride, self.window.dilation,
+                              (-top, -left))
 
     # -- GPU: kernels/im2col.cu, and cuBLAS ------------------------------------------
 
@@ -254,48 +207,6 @@ class Conv2d(Op):
         """(G, n*P*Q, R*S*C/G): the patches of these images."""
         shape = self.groups, len(x) * positions, int(np.prod(self.w_shape[1:]))
         return rows_of_gpu(x, self.window, self.groups, cupy().empty(shape, x.dtype))
-
-
-def _correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window,
-               groups: int) -> np.ndarray:
-    """The product of the patches of x with the filters w (K, R, S, C/groups), plus b."""
-    N, H, W, C = x.shape
-    K, P, Q = len(w), *window.out_shape(H, W)
-    dtype = accumulator(x.dtype)
-    y = np.empty((N, P, Q, K), x.dtype)
-    filters = w.astype(dtype, copy=False).reshape(groups, K // groups, -1)  # (G, K/G, R*S*C/G)
-    direct = groups == 1 and y.dtype == dtype
-
-    def piece_of(piece: slice) -> None:
-        for g in range(groups):
-            images = x[piece, :, :, g * C // groups : (g + 1) * C // groups]
-            col = unfold(images, window)  # (n*P*Q, R*S*C/G)
-            into = y[piece, :, :, g * K // groups : (g + 1) * K // groups]
-            shape = len(col), K // groups
-            out = into.reshape(shape) if direct else (
-                threads.scratch("y", len(col) * shape[1], dtype).reshape(shape))
-            np.matmul(col, filters[g].T, out=out)
-            if b is not None:
-                out += b[g * K // groups : (g + 1) * K // groups].astype(dtype, copy=False)
-            if not direct:
-                into[...] = out.reshape(into.shape)
-
-    row = filters[0, 0].nbytes
-    threads.each(piece_of, threads.chunks(N, P * Q * row, CPU_WORKSPACE))
-    return y
-
-
-def _sum_rows(gy: np.ndarray) -> np.ndarray:
-    """(K,): the sum over all but the last axis, in chunks added in order."""
-    dtype = accumulator(gy.dtype)
-
-    def sum_of(piece: slice) -> np.ndarray:
-        return gy[piece].sum(axis=(0, 1, 2), dtype=dtype)
-
-    total = np.zeros(gy.shape[3], dtype)
-    for part in threads.each(sum_of, threads.chunks(len(gy), gy[:1].nbytes)):
-        total += part
-    return total.astype(gy.dtype, copy=False)
 
 
 def _split(gy: Array, groups: int) -> Array:

@@ -7,17 +7,17 @@ A convolution is a product of this matrix with the filters: a row holds what one
 sees. Because channels come last, a row is R runs of S*C contiguous values (without dilation).
 Each op is the other's backward pass; nothing is saved but the shape.
 
-``unfold`` and ``fold`` do the same for the piece of a batch that one thread works on, in reused
-memory: the CPU convolution is built from them.
+On the CPU, cpu/patches.py does it for the piece of a batch that one thread works on.
 """
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
-from gpuconv import kernels, threads
+from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Op
-from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.backend import Array, cupy
 from gpuconv.ops.checks import check_arrays, check_images
+from gpuconv.ops.cpu.patches import fold, unfold
+from gpuconv.ops.cpu.pieces import Slide
 from gpuconv.ops.window import IntOrPair, Pair, Window, pair, sides
 
 
@@ -132,15 +132,17 @@ class Col2im(Op):
         return (rows_of_gpu(gy, self.window),)
 
 
-# -- CPU: whole batches ------------------------------------------------------------------
+# -- CPU: cpu/patches.py, piece by piece --------------------------------------------------
 
 
 def rows_of(x: np.ndarray, window: Window) -> np.ndarray:
     """im2col of NumPy images."""
-    col = np.empty(col_shape(x.shape, window), x.dtype)
+    col = memory.empty(col_shape(x.shape, window), x.dtype)
+    (top, _), (left, _) = window.pad
+    slide = Slide(window.size, window.stride, window.dilation, (-top, -left))
 
     def piece_of(piece: slice) -> None:
-        col[piece] = unfold(x[piece], window).reshape(col[piece].shape)
+        unfold(x[piece], slide, slice(0, col.shape[1]), col.shape[2], x.dtype, col[piece])
 
     threads.each(piece_of, threads.chunks(len(x), col[:1].nbytes))
     return col
@@ -148,72 +150,13 @@ def rows_of(x: np.ndarray, window: Window) -> np.ndarray:
 
 def images_of(col: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np.ndarray:
     """col2im of NumPy rows."""
-    x = np.empty(x_shape, col.dtype)
+    x = memory.empty(x_shape, col.dtype)
 
     def piece_of(piece: slice) -> None:
         x[piece] = fold(col[piece], x[piece].shape, window)
 
     threads.each(piece_of, threads.chunks(len(x), col[:1].nbytes))
     return x
-
-
-# -- CPU: the piece of a batch that one thread works on ----------------------------------
-
-
-def unfold(x: np.ndarray, window: Window, name: str = "col") -> np.ndarray:
-    """(n*P*Q, R*S*C): the rows of these images, in accumulator(x.dtype).
-
-    The result lies in this thread's scratch memory called ``name``, until that is used again;
-    for a 1x1 window it may be x itself.
-    """
-    n, H, W, C = x.shape
-    (R, S), (SH, SW), (DH, DW) = window.size, window.stride, window.dilation
-    P, Q = window.out_shape(H, W)
-    dtype = accumulator(x.dtype)
-    padded = _padded(x, window, dtype)
-
-    if (R, S, SH, SW) == (1, 1, 1, 1) and padded.flags.c_contiguous:
-        return padded.reshape(n * P * Q, C)
-    sn, sh, sw, sc = padded.strides
-    if DW == 1 and sw == C * sc:  # a row of the window is one run of memory
-        view = as_strided(padded, (n, P, Q, R, S * C), (sn, SH * sh, SW * sw, DH * sh, sc))
-    else:
-        view = as_strided(padded, (n, P, Q, R, S, C),
-                          (sn, SH * sh, SW * sw, DH * sh, DW * sw, sc))
-    col = threads.scratch(name, view.size, dtype)
-    np.copyto(col.reshape(view.shape), view)
-    return col.reshape(n * P * Q, R * S * C)
-
-
-def fold(col: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np.ndarray:
-    """(n, H, W, C): rows (n*P*Q, R*S*C) added back into images, in accumulator(col.dtype).
-
-    The result lies in scratch memory, until the next ``fold`` of this thread.
-    """
-    n, H, W, C = x_shape
-    (R, S), ((top, bottom), (left, right)) = window.size, window.pad
-    P, Q = window.out_shape(H, W)
-    shape = n, top + H + bottom, left + W + right, C
-    padded = threads.scratch("fold", int(np.prod(shape)), accumulator(col.dtype)).reshape(shape)
-    padded.fill(0)
-    columns = col.reshape(n, P, Q, R * S, C)
-    for where, target in window.pixels(padded, (P, Q)):
-        target += columns[:, :, :, where]
-    return padded[:, top : top + H, left : left + W]
-
-
-def _padded(x: np.ndarray, window: Window, dtype: np.dtype) -> np.ndarray:
-    """X in dtype with the window's zeros around it; x itself where nothing is to be done."""
-    (top, bottom), (left, right) = window.pad
-    if not (top or bottom or left or right) and x.dtype == dtype:
-        return x
-    n, H, W, C = x.shape
-    shape = n, top + H + bottom, left + W + right, C
-    padded = threads.scratch("padded", int(np.prod(shape)), dtype).reshape(shape)
-    padded[:, :top], padded[:, top + H :] = 0, 0
-    padded[:, :, :left], padded[:, :, left + W :] = 0, 0
-    padded[:, top : top + H, left : left + W] = x
-    return padded
 
 
 # -- GPU: kernels/im2col.cu, same names, same order --------------------------------------

@@ -18,7 +18,7 @@ from gpuconv.backend import accumulator, cupy, free_memory
 from gpuconv.memory import free_all_blocks
 from gpuconv.nn import Module
 from gpuconv.nn.summary import human
-from gpuconv.ops.conv import SUMS
+from gpuconv.ops.cpu.convolve import SUMS
 from gpuconv.optim import Optimizer
 from gpuconv.optim.flat import ALIGN
 from gpuconv.train.tape_memory import Cut, Moment, trace

@@ -1,0 +1,123 @@
+"""im2col and col2im for the piece of a batch that one thread works on, in reused memory."""
+
+import math
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from gpuconv import threads
+from gpuconv.backend import accumulator
+from gpuconv.ops.cpu.pieces import Piece, Slide, copy_framed, cut
+from gpuconv.ops.window import Window
+
+WORKSPACE = 1 << 20  # bytes of patches that a thread works on at a time
+
+
+class Patches:
+    """Convolution as a product of patches and filters; see convolve.py.
+
+    x is (N, H, W, C), of any float dtype; taps, the filters, are (R, S, C, K), in the dtype to
+    compute in.
+    """
+
+    @staticmethod
+    def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int,
+               dtype: np.dtype) -> np.ndarray:
+        """The matrix of patches: (n * rows * columns, R*S*C)."""
+        return unfold(x, slide, rows, columns, dtype)
+
+    def correlate(self, x: np.ndarray, taps: np.ndarray, b: np.ndarray | None, slide: Slide,
+                  y: np.ndarray) -> None:
+        """Into y (N, P, Q, K), of any float dtype and strides; b is (K,) or None."""
+        (Q, K), dtype = y.shape[2:], taps.dtype
+        filters = taps.reshape(-1, K)
+
+        def work(piece: Piece) -> None:
+            col = self.unfold(x[piece.images], slide, piece.rows, Q, dtype)
+            into = y[piece.images, piece.rows]
+            direct = into.flags.c_contiguous and into.dtype == dtype
+            out = into if direct else threads.scratch("product", into.size, dtype)
+            out = out.reshape(len(col), K)
+            np.matmul(col, filters, out=out)
+            if b is not None:
+                out += b
+            if not direct:
+                into[...] = out.reshape(into.shape)
+
+        threads.each(work, self.pieces(y.shape, taps.shape, dtype))
+
+    def pieces(self, y: tuple[int, ...], taps: tuple[int, ...], dtype: np.dtype) -> list[Piece]:
+        """The work on outputs of shape y."""
+        N, P, Q, _ = y
+        return cut(N, P, Q * math.prod(taps[:3]) * dtype.itemsize, WORKSPACE)
+
+    def gradient_shape(self, taps: tuple[int, ...]) -> tuple[int, ...]:
+        """Of what ``weight_gradient`` gives."""
+        return math.prod(taps[:3]), taps[3]
+
+    gradient_pieces = pieces  # that it takes
+
+    def weight_gradient(self, x: np.ndarray, gy: np.ndarray, slide: Slide, piece: Piece,
+                        out: np.ndarray) -> None:
+        """Into out (R*S*C, K): the share of a piece; gy is (N, P, Q, K)."""
+        col = self.unfold(x[piece.images], slide, piece.rows, gy.shape[2], out.dtype)
+        g = gy[piece.images, piece.rows].astype(out.dtype, copy=False).reshape(len(col), -1)
+        np.matmul(col.T, g, out=out)
+
+    def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
+        """(R, S, C, K) from the sum of all shares."""
+        return total.reshape(taps)
+
+
+def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int, dtype: np.dtype,
+           out: np.ndarray | None = None) -> np.ndarray:
+    """im2col of some rows of windows: (n * rows * columns, R*S*C).
+
+    Args:
+        x: (n, H, W, C), any float dtype.
+        slide: where the windows are.
+        rows: of windows.
+        columns: of windows.
+        dtype: of the result.
+        out: where to put it. Default: scratch memory, or where no pixel moves, x itself.
+    """
+    n, H, W, C = x.shape
+    (R, S), (SH, SW), (DH, DW) = slide.size, slide.step, slide.apart
+    P, Q = rows.stop - rows.start, columns
+    (h, w), (height, width) = slide.first(rows.start), slide.reach(P, Q)
+    if h >= 0 and w >= 0 and h + height <= H and w + width <= W and x.dtype == dtype:
+        image = x[:, h : h + height, w : w + width]
+    else:
+        image = threads.scratch("framed", n * height * width * C, dtype)
+        image = image.reshape(n, height, width, C)
+        copy_framed(x, (h, w), image)
+
+    whole = (P, Q, DH, DW) == (1, 1, 1, 1) or (R, S, SH, SW) == (1, 1, 1, 1)
+    if out is None and whole and image.flags.c_contiguous:
+        return image.reshape(n * P * Q, R * S * C)
+    sn, sh, sw, sc = image.strides
+    shape: tuple[int, ...] = n, P, Q, R, S, C
+    strides: tuple[int, ...] = sn, SH * sh, SW * sw, DH * sh, DW * sw, sc
+    if DW == 1 and sw == C * sc:  # a row of the window is one run of memory
+        shape, strides = (n, P, Q, R, S * C), (sn, SH * sh, SW * sw, DH * sh, sc)
+    if out is None:
+        out = threads.scratch("col", math.prod(shape), dtype)
+    np.copyto(out.reshape(shape), as_strided(image, shape, strides))
+    return out.reshape(n * P * Q, R * S * C)
+
+
+def fold(col: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np.ndarray:
+    """(n, H, W, C): rows (n*P*Q, R*S*C) added back into images, in accumulator(col.dtype).
+
+    The result lies in scratch memory, until the next ``fold`` of this thread.
+    """
+    n, H, W, C = x_shape
+    (R, S), ((top, bottom), (left, right)) = window.size, window.pad
+    P, Q = window.out_shape(H, W)
+    shape = n, top + H + bottom, left + W + right, C
+    padded = threads.scratch("fold", math.prod(shape), accumulator(col.dtype)).reshape(shape)
+    padded.fill(0)
+    columns = col.reshape(n, P, Q, R * S, C)
+    for where, target in window.pixels(padded, (P, Q)):
+        target += columns[:, :, :, where]
+    return padded[:, top : top + H, left : left + W]

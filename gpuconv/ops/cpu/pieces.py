@@ -1,0 +1,84 @@
+"""How the work of a convolution is cut, and where its windows lie."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gpuconv import threads
+
+Pair = tuple[int, int]
+
+
+class Slide(NamedTuple):
+    """Windows that slide over images: each pair is (height, width), pixels.
+
+    Window (p, q) begins at pixel ``start + step * (p, q)``, which may be outside the image, where
+    there are zeros; its pixels are ``apart``.
+    """
+
+    size: Pair
+    step: Pair
+    apart: Pair
+    start: Pair
+
+    def first(self, row: int) -> Pair:
+        """The pixel where the first window of a row begins."""
+        return self.start[0] + row * self.step[0], self.start[1]
+
+    def reach(self, rows: int, columns: int) -> Pair:
+        """Height and width of the pixels under so many windows."""
+        height, width = ((count - 1) * step + (size - 1) * apart + 1 for count, size, step, apart
+                         in zip((rows, columns), self.size, self.step, self.apart, strict=True))
+        return height, width
+
+
+class Piece(NamedTuple):
+    """Some rows of the outputs of some images."""
+
+    images: slice
+    rows: slice
+
+
+def cut(images: int, rows: int, row_bytes: int, budget: int) -> list[Piece]:
+    """Pieces whose workspace fits the budget: whole images, or rows of one image.
+
+    The cut depends on these numbers only, never on the number of threads.
+
+    >>> cut(4, 2, 100, 400)
+    [Piece(images=slice(0, 2, None), rows=slice(0, 2, None)), \
+Piece(images=slice(2, 4, None), rows=slice(0, 2, None))]
+    >>> cut(1, 4, 100, 200)
+    [Piece(images=slice(0, 1, None), rows=slice(0, 2, None)), \
+Piece(images=slice(0, 1, None), rows=slice(2, 4, None))]
+    """
+    if rows * row_bytes <= budget:
+        return [Piece(some, slice(0, rows))
+                for some in threads.chunks(images, rows * row_bytes, budget)]
+    pieces = threads.chunks(rows, row_bytes, budget)
+    return [Piece(slice(i, i + 1), some) for i in range(images) for some in pieces]
+
+
+def copy_framed(x: np.ndarray, start: Pair, out: np.ndarray) -> None:
+    """Into out (n, h, w, C): x (n, H, W, C) from pixel ``start`` on, zeros where x has none.
+
+    >>> out = np.empty((1, 2, 3, 1)); copy_framed(np.ones((1, 2, 2, 1)), (-1, 0), out)
+    >>> out[0, :, :, 0]
+    array([[0., 0., 0.],
+           [1., 1., 0.]])
+    """
+    into, source = zip(*(overlap(first, room, size) for first, room, size
+                         in zip(start, out.shape[1:3], x.shape[1:3], strict=True)), strict=True)
+    if any(some != slice(0, room) for some, room in zip(into, out.shape[1:3], strict=True)):
+        out.fill(0)  # all of it: fewer calls than the four sides
+    out[:, *into] = x[:, *source]
+
+
+def overlap(first: int, count: int, size: int) -> tuple[slice, slice]:
+    """Which of ``count`` places from ``first`` on are inside 0..size, and where that is.
+
+    >>> overlap(-1, 4, 2)
+    (slice(1, 3, None), slice(0, 2, None))
+    """
+    low = min(count, max(0, -first))
+    high = max(low, min(count, size - first))
+    return slice(low, high), slice(first + low, first + high)

@@ -1,0 +1,46 @@
+"""im2col for images of few channels, as the first layer has them: patches as columns.
+
+A row of a patch is a run of S*C numbers in channels-last memory, 9 for a 3x3 filter over RGB, and
+copying such short runs takes longer than the product. So each channel becomes a plane of its own
+first, and the matrix of patches is written transposed,
+
+    col[(r*S + s)*C + c, (n,p,q)] = x[n, p*SH + r*DH + h0, q + s*DW + w0, c]
+
+in two steps: first what a row of a filter sees, in runs of Q numbers, then, from these lines, what
+all its rows see, in runs of P*Q. The stride along a row must be 1.
+"""
+
+import math
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from gpuconv import threads
+from gpuconv.ops.cpu.patches import Patches
+from gpuconv.ops.cpu.pieces import Slide, copy_framed
+
+
+class Planes(Patches):
+    """``Patches``, made in another order."""
+
+    @staticmethod
+    def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int,
+               dtype: np.dtype) -> np.ndarray:
+        """The matrix of patches (n * rows * columns, R*S*C), column by column."""
+        n, C = len(x), x.shape[3]
+        (R, S), (SH, _), (DH, DW) = slide.size, slide.step, slide.apart
+        P, Q = rows.stop - rows.start, columns
+        height, width = slide.reach(P, Q)
+        image = _scratch("framed", (C, n, height, width), dtype)
+        copy_framed(x, slide.first(rows.start), image.transpose(1, 2, 3, 0))
+        sc, sn, sh, sw = image.strides
+        lines = _scratch("lines", (S, C, n, height, Q), dtype)
+        np.copyto(lines, as_strided(image, lines.shape, (DW * sw, sc, sn, sh, sw)))
+        ss, sc, sn, sh, sw = lines.strides
+        col = _scratch("col", (R, S, C, n, P, Q), dtype)
+        np.copyto(col, as_strided(lines, col.shape, (DH * sh, ss, sc, sn, SH * sh, sw)))
+        return col.reshape(R * S * C, -1).T
+
+
+def _scratch(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    return threads.scratch(name, math.prod(shape), dtype).reshape(shape)

@@ -1,0 +1,162 @@
+"""Winograd's convolution with 3x3 filters, stride 1: a quarter of the products, for more sums.
+
+F(4x4, 3x3) makes a tile of 4x4 outputs from 6x6 inputs with 36 products per pair of channel and
+filter, where the definition takes 16*9 = 144. d being a tile of the input, g a filter, and * a
+product element by element,
+
+    y  = At ( (G g Gt) * (Bt d B) ) A            summed over the channels
+    gw = Gt ( (A gy At) * (Bt d B) ) G           summed over tiles and images
+
+For each of the 36 places the sum over channels (or tiles and images) is a product of matrices. The
+transforms of all tiles are products as well, of a 6x6, 6x4 or 4x6 matrix with a few very long rows:
+they take more multiplications than Winograd's own sums, but few and long calls, which is what
+NumPy and several threads are good at. A few images at a time, so that all stays in the cache.
+
+The order of the sums differs from the definition's, and numbers of different size meet in them: in
+float32 errors are about ten times those of the plain product, 1e-5 of the largest output. Inputs
+that are not finite spoil the whole tile they are in.
+
+Source: Lavin, Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from gpuconv import threads
+from gpuconv.ops.cpu.pieces import Piece, Slide, copy_framed, cut
+
+M = 4  # outputs of a tile are M x M
+E = 6  # inputs are E x E
+Bt = np.array([[4, 0, -5, 0, 1, 0],
+               [0, -4, -4, 1, 1, 0],
+               [0, 4, -4, -1, 1, 0],
+               [0, -2, -1, 2, 1, 0],
+               [0, 2, -1, -2, 1, 0],
+               [0, 4, 0, -5, 0, 1]], np.float32)
+At = np.array([[1, 1, 1, 1, 1, 0],
+               [0, 1, -1, 2, -2, 0],
+               [0, 1, 1, 4, 4, 0],
+               [0, 1, -1, 8, -8, 1]], np.float32)
+G = np.array([[1 / 4, 0, 0],
+              [-1 / 6, -1 / 6, -1 / 6],
+              [-1 / 6, 1 / 6, -1 / 6],
+              [1 / 24, 1 / 12, 1 / 6],
+              [1 / 24, -1 / 12, 1 / 6],
+              [0, 0, 1]])
+FILTERS = np.einsum("ir,js->jirs", G, G).reshape(E * E, 9).astype(np.float32)  # G g Gt, transposed
+
+CHANNELS = 16        # on either side, at least: or the transforms take longer than they save
+PIXELS = 3           # of outputs either way, likewise
+WORKSPACE = 3 << 19  # bytes of the planes of one side that a thread works on at a time
+TILES = 64           # in a piece, at least: or its products would wait for the filters
+
+
+class Winograd:
+    """Convolution in 36 places; see convolve.py.
+
+    x is (N, H, W, C), of any float dtype; taps, the filters, are (3, 3, C, K), float32.
+    """
+
+    def correlate(self, x: np.ndarray, taps: np.ndarray, b: np.ndarray | None, slide: Slide,
+                  y: np.ndarray) -> None:
+        """Into y (N, P, Q, K), of any float dtype and strides; b is (K,) or None."""
+        (_, _, C, K), Q = taps.shape, y.shape[2]
+        filters = _product(FILTERS, taps.reshape(9, C * K)).reshape(E * E, C, K)
+
+        def work(piece: Piece) -> None:
+            tiles = _tiles(piece, Q)
+            planes = _planes(x[piece.images], slide.first(piece.rows.start), tiles, Bt, "a", "b")
+            products = _scratch("b", (E * E, planes.shape[1], K))
+            np.matmul(planes, filters, out=products)
+            if b is not None:  # at the point 1 both ways, which has weight 1 in all outputs
+                products[E + 1] += b
+            _store(products, tiles, y[piece.images, piece.rows])
+
+        threads.each(work, self.pieces(y.shape, taps.shape))
+
+    def pieces(self, y: tuple[int, ...], taps: tuple[int, ...], _: Any = None) -> list[Piece]:
+        """The work on outputs of shape y, in whole tiles."""
+        N, P, rows, columns = y[0], y[1], -(-y[1] // M), -(-y[2] // M)
+        tile = E * E * max(taps[2:]) * 4  # bytes
+        return [Piece(images, slice(some.start * M, min(P, some.stop * M)))
+                for images, some in cut(N, rows, columns * tile, max(WORKSPACE, TILES * tile))]
+
+    gradient_pieces = pieces
+
+    def gradient_shape(self, taps: tuple[int, ...]) -> tuple[int, ...]:
+        """Of what ``weight_gradient`` gives."""
+        return E * E, *taps[2:]
+
+    def weight_gradient(self, x: np.ndarray, gy: np.ndarray, slide: Slide, piece: Piece,
+                        out: np.ndarray) -> None:
+        """Into out (6*6, C, K): the share of a piece; gy is (N, P, Q, K)."""
+        tiles = _tiles(piece, gy.shape[2])
+        planes = _planes(x[piece.images], slide.first(piece.rows.start), tiles, Bt, "a", "b")
+        pulls = _planes(gy[piece.images, piece.rows], (0, 0), tiles, At.T, "c", "b")
+        np.matmul(planes.transpose(0, 2, 1), pulls, out=out)  # (36, C, T) (36, T, K)
+
+    def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
+        """(3, 3, C, K) from the sum of all shares."""
+        return (FILTERS.T @ total.reshape(E * E, -1)).reshape(taps)
+
+
+def _tiles(piece: Piece, Q: int) -> tuple[int, int, int]:
+    """Images, rows and columns of tiles of a piece."""
+    return (piece.images.stop - piece.images.start,
+            -(-(piece.rows.stop - piece.rows.start) // M), -(-Q // M))
+
+
+def _planes(x: np.ndarray, first: tuple[int, int], tiles: tuple[int, int, int],
+            matrix: np.ndarray, here: str, there: str) -> np.ndarray:
+    """``matrix`` d ``matrix``t of all tiles d, transposed: (6*6, images * rows * columns, C).
+
+    Tiles are as large as ``matrix`` (6, 6) or (6, 4) is wide, and M pixels apart; the first begins
+    at pixel ``first`` of x. The result is in the scratch memory called ``here``.
+    """
+    (n, rows, columns), size, C = tiles, matrix.shape[1], x.shape[3]
+    height, width = M * (rows - 1) + size, M * (columns - 1) + size
+    image = _scratch(here, (n, height, width, C))
+    copy_framed(x, first, image)
+    si, sh, sw, sc = image.strides
+    lines = _scratch(there, (size, n, rows, width, C))  # line a of each tile, as wide as the image
+    lines[...] = as_strided(image, lines.shape, (sh, si, M * sh, sw, sc))
+    half = _scratch(here, (E, n, rows, width, C))
+    np.matmul(matrix, lines.reshape(size, -1), out=half.reshape(E, -1))
+
+    se, si, sh, sw, sc = half.strides
+    lines = _scratch(there, (size, E, n, rows, columns, C))
+    lines[...] = as_strided(half, lines.shape, (sw, se, si, sh, M * sw, sc))
+    planes = _scratch(here, (E * E, n * rows * columns, C))
+    np.matmul(matrix, lines.reshape(size, -1), out=planes.reshape(E, -1))
+    return planes
+
+
+def _store(products: np.ndarray, tiles: tuple[int, int, int], y: np.ndarray) -> None:
+    """At m A of all tiles m, to where they belong in y (n, P, Q, K)."""
+    (n, rows, columns), K, T = tiles, y.shape[3], products.shape[1]
+    half = _scratch("a", (M, E, T * K))
+    np.matmul(At, products.reshape(E, -1), out=half.reshape(M, -1))
+    outputs = _scratch("b", (M, M, T * K))
+    np.matmul(At, half, out=outputs)  # (column, row)
+    image = _scratch("a", (n, rows * M, columns * M, K))
+    image.reshape(n, rows, M, columns, M, K)[...] = outputs.reshape(
+        M, M, n, rows, columns, K).transpose(2, 3, 1, 4, 0, 5)
+    y[...] = image[:, : y.shape[1], : y.shape[2]]
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``a @ b`` for a few rows and many columns, cut into runs of columns."""
+    out = np.empty((len(a), b.shape[1]), b.dtype)
+
+    def work(piece: slice) -> None:
+        np.matmul(a, b[:, piece], out=out[:, piece])
+
+    threads.each(work, threads.chunks(b.shape[1], (len(a) + len(b)) * b.itemsize))
+    return out
+
+
+def _scratch(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return threads.scratch(f"winograd_{name}", math.prod(shape), np.float32).reshape(shape)
