@@ -80,13 +80,13 @@ def _weight_gradient(x: np.ndarray, gy: np.ndarray, slide: Slide, dtype: np.dtyp
     cuts = [len(pieces) * i // runs for i in range(runs + 1)] if runs else []
 
     def sum_of(run: slice) -> np.ndarray:
-        total = np.empty(route.gradient_shape(shape), dtype)
-        for piece in pieces[run]:
-            first = piece is pieces[run.start]
-            part = total if first else threads.scratch("gw", total.size, dtype).reshape(total.shape)
+        kept = route.gradient_shape(shape)
+        total, part = (threads.scratch(name, math.prod(kept), dtype).reshape(kept)
+                       for name in ("gw", "gw_part"))
+        route.weight_gradient(x, gy, slide, pieces[run.start], total)
+        for piece in pieces[run.start + 1 : run.stop]:
             route.weight_gradient(x, gy, slide, piece, part)
-            if not first:
-                total += part
+            total += part
         return route.filter_gradient(total, shape)
 
     total = np.zeros(shape, dtype)

@@ -65,8 +65,8 @@ class Patches:
         np.matmul(col.T, g, out=out)
 
     def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
-        """(R, S, C, K) from the sum of all shares."""
-        return total.reshape(taps)
+        """(R, S, C, K) from the sum of all shares; an array of its own."""
+        return total.reshape(taps).copy()
 
 
 def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int, dtype: np.dtype,

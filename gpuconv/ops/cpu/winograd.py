@@ -51,7 +51,8 @@ FILTERS = np.einsum("ir,js->jirs", G, G).reshape(E * E, 9).astype(np.float32)  #
 CHANNELS = 16        # on either side, at least: or the transforms take longer than they save
 PIXELS = 3           # of outputs either way, likewise
 WORKSPACE = 3 << 19  # bytes of the planes of one side that a thread works on at a time
-TILES = 64           # in a piece, at least: or its products would wait for the filters
+TILES = 64, 128      # in a piece, at least, or its products would wait for the filters; and for
+                     # gradients of filters, or the sums of these would take as long as the products
 
 
 class Winograd:
@@ -77,14 +78,18 @@ class Winograd:
 
         threads.each(work, self.pieces(y.shape, taps.shape))
 
-    def pieces(self, y: tuple[int, ...], taps: tuple[int, ...], _: Any = None) -> list[Piece]:
-        """The work on outputs of shape y, in whole tiles."""
+    def pieces(self, y: tuple[int, ...], taps: tuple[int, ...], _: Any = None,
+               least: int = TILES[0]) -> list[Piece]:
+        """The work on outputs of shape y, in whole tiles, ``least`` or more of them."""
         N, P, rows, columns = y[0], y[1], -(-y[1] // M), -(-y[2] // M)
         tile = E * E * max(taps[2:]) * 4  # bytes
         return [Piece(images, slice(some.start * M, min(P, some.stop * M)))
-                for images, some in cut(N, rows, columns * tile, max(WORKSPACE, TILES * tile))]
+                for images, some in cut(N, rows, columns * tile, max(WORKSPACE, least * tile))]
 
-    gradient_pieces = pieces
+    def gradient_pieces(self, y: tuple[int, ...], taps: tuple[int, ...],
+                        _: Any = None) -> list[Piece]:
+        """Likewise, for ``weight_gradient``."""
+        return self.pieces(y, taps, least=TILES[1])
 
     def gradient_shape(self, taps: tuple[int, ...]) -> tuple[int, ...]:
         """Of what ``weight_gradient`` gives."""

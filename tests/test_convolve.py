@@ -1,0 +1,245 @@
+"""The CPU's convolution engine: each route against the definition, however it is cut."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from check import close
+from gpuconv import threads
+from gpuconv.ops.conv import Conv2d, conv2d
+from gpuconv.ops.cpu import convolve, patches, winograd
+from gpuconv.ops.cpu.pieces import Slide, copy_framed, cut
+from gpuconv.ops.window import Window
+
+ROUTES = dict(patches=convolve.PATCHES, planes=convolve.PLANES, winograd=convolve.WINOGRAD)
+
+
+def definition(x, taps, slide, P, Q):
+    """y (N, P, Q, K) in float64: zeros outside x, one filter pixel after the other."""
+    (R, S, _, K), (_, H, W, _) = taps.shape, x.shape
+    x, taps = x.astype(np.float64), taps.astype(np.float64)
+    y = np.zeros((len(x), P, Q, K))
+    for r, s, p, q in np.ndindex(R, S, P, Q):
+        h = slide.start[0] + p * slide.step[0] + r * slide.apart[0]
+        w = slide.start[1] + q * slide.step[1] + s * slide.apart[1]
+        if 0 <= h < H and 0 <= w < W:
+            y[:, p, q] += x[:, h, w] @ taps[r, s]
+    return y
+
+
+def gradient_definition(x, gy, taps, slide):
+    """Of the filters, (R, S, C, K) in float64."""
+    x, gy, gw = x.astype(np.float64), gy.astype(np.float64), np.zeros(taps.shape)
+    (_, H, W, _), (_, P, Q, _) = x.shape, gy.shape
+    for r, s, p, q in np.ndindex(*taps.shape[:2], P, Q):
+        h = slide.start[0] + p * slide.step[0] + r * slide.apart[0]
+        w = slide.start[1] + q * slide.step[1] + s * slide.apart[1]
+        if 0 <= h < H and 0 <= w < W:
+            gw[r, s] += x[:, h, w].T @ gy[:, p, q]
+    return gw
+
+
+def check_route(route, x, taps, b, slide, P, Q, rng, strided=False):
+    """Both products of a route, into arrays with holes where ``strided``."""
+    N, K = len(x), taps.shape[3]
+    y = np.full((N, 2 * P, 3 * Q, K), np.nan, x.dtype)[:, ::2, ::3] if strided else (
+        np.full((N, P, Q, K), np.nan, x.dtype))
+    route.correlate(x, taps, b, slide, y)
+    want = definition(x, taps, slide, P, Q) + (0 if b is None else b)
+    near(route, np.array(y), want.astype(x.dtype), taps[..., 0].size,
+         np.abs(x).max() * np.abs(taps).sum(axis=(0, 1, 2)).max())
+
+    gy = rng.standard_normal((N, P, Q, K)).astype(x.dtype)
+    total = 0
+    for piece in route.gradient_pieces(gy.shape, taps.shape, taps.dtype):
+        part = np.full(route.gradient_shape(taps.shape), np.nan, taps.dtype)
+        route.weight_gradient(x, gy, slide, piece, part)
+        total = total + part
+    near(route, route.filter_gradient(total, taps.shape),
+         gradient_definition(x, gy, taps, slide).astype(taps.dtype), N * P * Q,
+         np.abs(x).max() * np.abs(gy).sum(axis=(0, 1, 2)).max())
+
+
+def near(route, got, want, terms, largest):
+    """As ``close``, but Winograd's sums also hold what cancels: it rounds relative to all of it."""
+    if route is not convolve.WINOGRAD:
+        close(got, want, terms)
+    else:
+        assert (got.dtype, got.shape) == (want.dtype, want.shape)
+        eps = np.finfo(got.dtype).eps
+        assert np.all(np.abs(got - want) <= 16 * np.finfo("float32").eps * largest + eps * np.abs(
+            want))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("strided", [False, True])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_routes_are_the_definition(route, strided, data):
+    def pair(low, high):
+        return data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
+
+    def number(low, high):
+        return data.draw(st.integers(low, high))
+
+    rng = np.random.default_rng(number(0, 99))
+    (H, W), (P, Q), C, K, N = pair(1, 9), pair(1, 9), number(1, 5), number(1, 5), number(1, 3)
+    slide = Slide(pair(1, 4), pair(1, 3), pair(1, 2), pair(-4, 3))
+    if route == "winograd":
+        slide = Slide((3, 3), (1, 1), (1, 1), slide.start)
+    elif route == "planes":
+        slide = slide._replace(step=(slide.step[0], 1))
+    x = rng.standard_normal((N, H, W, C), "float32")
+    taps = rng.standard_normal((*slide.size, C, K), "float32")
+    b = rng.standard_normal(K, "float32") if data.draw(st.booleans()) else None
+    check_route(ROUTES[route], x, taps, b, slide, P, Q, rng, strided)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_routes_cut_images_by_rows(route, rng, monkeypatch):
+    for module in (patches, winograd):
+        monkeypatch.setattr(module, "WORKSPACE", 1)
+    x, taps = (rng.standard_normal(s, "float32") for s in ((2, 14, 9, 3), (3, 3, 3, 5)))
+    slide, engine = Slide((3, 3), (1, 1), (1, 1), (-1, -1)), ROUTES[route]
+    if route == "winograd":
+        monkeypatch.setattr(winograd.Winograd.pieces, "__defaults__", (None, 1))
+    pieces = engine.pieces((2, 14, 9, 5), taps.shape, taps.dtype)
+    assert len(pieces) == 2 * (4 if route == "winograd" else 14)
+    check_route(engine, x, taps, None, slide, 14, 9, rng)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_routes_compute_in_the_dtype_of_the_filters(dtype, rng):
+    x = rng.standard_normal((2, 8, 8, 3)).astype(dtype)
+    taps = rng.standard_normal((3, 3, 3, 4)).astype("float32" if dtype == "float16" else dtype)
+    slide = Slide((3, 3), (1, 1), (1, 1), (-1, -1))
+    for name, route in ROUTES.items():
+        if name != "winograd" or dtype == "float16":
+            check_route(route, x, taps, None, slide, 8, 8, rng)
+
+
+def test_winograd_errors_stay_within_what_its_file_says(rng):
+    x = rng.standard_normal((4, 32, 32, 64), "float32")
+    w = rng.standard_normal((64, 3, 3, 64), "float32")
+    gy = rng.standard_normal((4, 32, 32, 64), "float32")
+    slide = Slide((3, 3), (1, 1), (1, 1), (-1, -1))
+    y = np.empty_like(gy)
+    convolve.correlate(x, w, None, slide, 1, y)
+    want = conv2d(x.astype("float64"), w.astype("float64"), padding=1)
+    assert np.abs(y - want).max() <= 1.5e-5 * np.abs(want).max()
+    gw = convolve.weight_gradient(x, gy, slide, 1)
+    want = convolve.weight_gradient(x.astype("float64"), gy.astype("float64"), slide, 1)
+    assert np.abs(gw - want).max() <= 1.5e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("taps, step, dtype, y, route", [
+    ((3, 3, 64, 64), 1, "float32", (8, 16, 16, 64), "winograd"),
+    ((3, 3, 64, 64), 1, "float64", (8, 16, 16, 64), "patches"),
+    ((3, 3, 64, 64), 2, "float32", (8, 16, 16, 64), "patches"),
+    ((3, 3, 64, 64), 1, "float32", (8, 2, 2, 64), "patches"),
+    ((3, 3, 3, 64), 1, "float32", (8, 32, 32, 64), "planes"),
+    ((5, 5, 1, 6), 1, "float32", (8, 28, 28, 6), "planes"),
+    ((7, 7, 3, 64), 2, "float32", (8, 112, 112, 64), "patches"),
+    ((1, 1, 3, 64), 1, "float32", (8, 32, 32, 64), "patches"),
+])
+def test_the_route_follows_from_the_shapes(taps, step, dtype, y, route):
+    slide = Slide(taps[:2], (step, step), (1, 1), (0, 0))
+    assert convolve._route(taps, slide, np.dtype(dtype), y) is ROUTES[route]
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_strided_input_gradients_are_the_transpose(data):
+    """<gy, conv(x)> = <gx, x> for all x: on the unit vectors, by the definition."""
+    def pair(low, high):
+        return data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
+
+    size, step, apart, (H, W) = pair(1, 4), pair(1, 4), pair(1, 3), pair(1, 8)
+    pad = tuple((data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))) for _ in range(2))
+    window = Window(size, step, pad, apart)
+    try:
+        P, Q = window.out_shape(H, W)
+    except ValueError:
+        return
+    rng = np.random.default_rng(0)
+    w, gy = rng.standard_normal((2, *size, 3)), rng.standard_normal((2, P, Q, 2))
+    gx = np.full((2, H, W, 3), np.nan)
+    slide = Conv2d(window, 1).slide
+    convolve.input_gradient(gy, w, slide, 1, gx)
+    want = np.zeros(gx.shape)
+    for r, s, p, q in np.ndindex(*size, P, Q):
+        h = p * step[0] - pad[0][0] + r * apart[0]
+        v = q * step[1] - pad[1][0] + s * apart[1]
+        if 0 <= h < H and 0 <= v < W:
+            want[:, h, v] += gy[:, p, q] @ w[:, r, s]
+    close(gx, want, terms=2 * size[0] * size[1])
+
+
+def test_a_window_of_one_pixel_or_of_all_copies_nothing(rng, monkeypatch):
+    asked = []
+    scratch = threads.scratch
+    monkeypatch.setattr(threads, "scratch", lambda name, *rest: asked.append(name) or scratch(
+        name, *rest))
+    x = rng.standard_normal((4, 6, 6, 8), "float32")
+    for size in (1, 6):
+        conv2d(x, rng.standard_normal((5, size, size, 8), "float32"))
+    assert not asked
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 20), st.integers(1, 500), st.integers(1, 5000))
+def test_pieces_cover_all_rows_once(images, rows, row_bytes, budget):
+    seen = np.zeros((images, rows), int)
+    for piece in cut(images, rows, row_bytes, budget):
+        assert seen[piece.images, piece.rows].size * row_bytes <= max(budget, row_bytes)
+        seen[piece.images, piece.rows] += 1
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("start", [(-2, -1), (1, 2), (-9, 0), (9, 0), (0, 0)])
+def test_frames_hold_zeros_where_the_image_ends(start, rng):
+    x, out = rng.standard_normal((2, 4, 5, 3)), np.full((2, 5, 4, 3), np.nan)
+    copy_framed(x, start, out)
+    wide = np.pad(x, ((0, 0), (20, 20), (20, 20), (0, 0)))
+    h, w = start[0] + 20, start[1] + 20
+    np.testing.assert_array_equal(out, wide[:, h : h + 5, w : w + 4])
+
+
+def test_one_large_image_never_has_all_its_patches_in_memory(rng, monkeypatch):
+    largest = []
+    scratch = threads.scratch
+
+    def noting(name, size, dtype):
+        largest.append(size * np.dtype(dtype).itemsize)
+        return scratch(name, size, dtype)
+
+    monkeypatch.setattr(threads, "scratch", noting)
+    x = rng.standard_normal((1, 512, 512, 16), "float32")
+    for size, K in ((3, 16), (5, 8)):
+        w = rng.standard_normal((K, size, size, 16), "float32")
+        slide = Slide((size, size), (1, 1), (1, 1), (-(size // 2),) * 2)
+        y = np.empty((1, 512, 512, K), "float32")
+        convolve.correlate(x, w, None, slide, 1, y)
+        convolve.input_gradient(y, w, slide, 1, np.empty_like(x))
+        convolve.weight_gradient(x, y, slide, 1)
+    assert max(largest) < 8 << 20  # bytes; all patches of 5x5 would be 420 MB
+
+
+@pytest.mark.parametrize("shape", [(9, 16, 16, 16, 24), (5, 12, 12, 2, 8), (5, 11, 9, 7, 5)])
+def test_bits_do_not_depend_on_the_number_of_threads(shape, rng):
+    N, H, W, C, K = shape
+    x, w = (rng.standard_normal(s, "float32") for s in ((N, H, W, C), (K, 3, 3, C)))
+    gy, slide, results = None, Slide((3, 3), (1, 1), (1, 1), (-1, -1)), []
+    try:
+        for count in (1, 2, 3):
+            threads.set_count(count)
+            y, gx = np.empty((N, H, W, K), "float32"), np.empty_like(x)
+            convolve.correlate(x, w, None, slide, 1, y)
+            gy = y.copy() if gy is None else gy
+            convolve.input_gradient(gy, w, slide, 1, gx)
+            results.append((y, gx, convolve.weight_gradient(x, gy, slide, 1)))
+    finally:
+        threads.set_count(None)
+    for other in results[1:]:
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(results[0], other, strict=True))
