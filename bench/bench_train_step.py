@@ -61,8 +61,12 @@ def our_step(model, library, x, labels):
 
 
 def torch_step(model, library, x, labels):
+    return twin_step(torch_twin(model), library, x, labels)
+
+
+def twin_step(twin, library, x, labels):
     import torch
-    twin = torch_twin(model).to(library.device)
+    twin = twin.to(library.device)
     if library.channels_last:
         twin = twin.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(twin.parameters(), **SETTINGS)
@@ -71,7 +75,7 @@ def torch_step(model, library, x, labels):
     def step():
         with torch.autocast(library.device, torch.float16, library.precision == "float16"):
             loss = torch.nn.functional.cross_entropy(twin(x), labels)
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -79,9 +83,8 @@ def torch_step(model, library, x, labels):
     return step
 
 
-def products(model):
-    """Multiplications per image, layer by layer, with those of the input gradient of the first."""
-    side = 32
+def products(model, side=32):
+    """Multiplications per image of so many pixels a side, layer by layer."""
     for layer in model:
         if isinstance(layer, nn.Conv2d):
             yield side * side * layer.weight.size
@@ -94,8 +97,10 @@ def products(model):
 def torch_twin(model):
     """The same network in PyTorch, with the same weights."""
     import torch
-    kinds = {nn.ReLU: torch.nn.ReLU, nn.Flatten: torch.nn.Flatten,
-             nn.MaxPool2d: lambda: torch.nn.MaxPool2d(2)}
+    kinds = {nn.ReLU: torch.nn.ReLU, nn.GELU: torch.nn.GELU, nn.Flatten: torch.nn.Flatten,
+             nn.MaxPool2d: lambda: torch.nn.MaxPool2d(2),
+             nn.GlobalMaxPool2d: lambda: torch.nn.Sequential(torch.nn.AdaptiveMaxPool2d(1),
+                                                             torch.nn.Flatten())}
     layers, channels = [], 3
     for layer in model:
         if isinstance(layer, nn.Conv2d):
