@@ -102,7 +102,7 @@ def measure(names: Sequence[str], size: Size, command: str,
         output: where the page goes after each part.
     """
     import threadpoolctl
-    rivals = [OURS, *(TORCH if there("torch") else ())]
+    rivals = [*(TORCH if there("torch") else ()), OURS]
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # before we add to it
     found: dict[str, Found] = {}
     with threadpoolctl.threadpool_limits(threads.count(), "blas"):

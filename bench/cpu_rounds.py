@@ -3,7 +3,9 @@
 A round gives each its turn: one call that is not timed (the one before left its own data in the
 caches, its own threads awake), then calls for a twentieth of a second, at least one. After OpenBLAS
 has used several threads, they spin for a tenth of a second, and what others compute meanwhile takes
-up to twice as long: products with all threads come last in a round, and a pause follows.
+up to twice as long: products with all threads come last in a round, and a pause follows. After a
+pause the system may run two threads on one core for a while: the next round begins with calls that
+are not timed, of whoever comes first.
 
 The result of a call is dropped while the clock runs: who asks the system for memory each time pays
 for it, who keeps what has been freed does not, as in use.
@@ -20,6 +22,7 @@ from harness import Library, Work
 
 OURS, TORCH = "numpy", ("torch", "torch channels_last")  # as harness calls them
 PAUSE = 0.15   # seconds
+AWAKE = 0.1    # seconds of work after a pause
 LEAST = 3      # rounds
 
 Run = Callable[[], Any]
@@ -77,6 +80,9 @@ def in_turns(runs: Mapping[str, Run], size: Size, untimed: int = 1, least: int =
     for number in range(size.rounds):
         if number >= least and time.perf_counter() > end:
             break
+        stop = time.perf_counter() + (AWAKE if pause else 0)
+        while time.perf_counter() < stop:
+            next(iter(runs.values()))()
         for name, run in runs.items():
             for _ in range(untimed):
                 run()
@@ -99,7 +105,7 @@ def race(work: Work, size: Size, rivals: Sequence[str], more: Mapping[str, Run] 
     Args:
         work: for ``rivals``, libraries of harness.
         size: of the day.
-        rivals: gpuconv, and PyTorch where it is installed.
+        rivals: PyTorch where it is installed, and gpuconv.
         more: pieces of work that need no library, the threaded products last.
         wrong: takes a sentence for each wrong result; who gives one is not timed.
     """

@@ -90,5 +90,5 @@ def train(size: Size, rivals: Sequence[str], say: Callable[[str], None]) -> Foun
 
 
 def spreads(times: dict[str, Any]) -> str:
-    """In the order of the times: how far apart the middle half of them lies."""
-    return " / ".join(f"{timed.spread:.0%}" for timed in times.values())
+    """Of gpuconv and PyTorch's layouts: how far apart the middle half of the times lies."""
+    return " / ".join(f"{times[name].spread:.0%}" for name in (OURS, *TORCH) if name in times)

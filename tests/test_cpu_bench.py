@@ -141,7 +141,7 @@ def test_rivals_take_turns_and_the_first_call_of_a_turn_is_not_timed(monkeypatch
 
     runs = dict(a=rival("a", 2.0), b=rival("b", 7.0))
     times = cpu_rounds.in_turns(runs, Size(rounds=4, seconds=1e9, turn=5), pause=1)
-    turn = ["a"] * 4 + ["b"] * 2  # one untimed, then until 5 seconds have passed
+    turn = ["a"] * 5 + ["b"] * 2  # wakes, one untimed, then until 5 seconds have passed
     assert calls == ["a", "b", "pause"] + 4 * [*turn, "pause"]
     assert times == dict(a=Timed(2.0, 0.0, 12), b=Timed(7.0, 0.0, 4))
     few = cpu_rounds.in_turns(runs, Size(rounds=9, seconds=0, turn=0))
