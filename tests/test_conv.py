@@ -224,7 +224,8 @@ def test_as_on_huge_arrays(cp, rng, monkeypatch, limit, value):
 def test_a_small_workspace_changes_no_value(xp, rng, monkeypatch):
     x, w = numbers(rng, "float32", (5, 6, 6, 4), (6, 3, 3, 2))
     want = run(xp, np.random.default_rng(0), x, w, padding=1, groups=2)
-    monkeypatch.setattr(patches, "WORKSPACE", 1)
+    monkeypatch.setattr(patches.Patches, "workspace", 1)
+    monkeypatch.setattr(patches, "ROWS", 1)
     monkeypatch.setattr(conv, "GPU_WORKSPACE", 1)
     got = run(xp, np.random.default_rng(0), x, w, padding=1, groups=2)
     for a, b, terms in zip(got[:3], want[:3], (18, 27, 180), strict=True):

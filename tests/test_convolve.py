@@ -29,7 +29,7 @@ def definition(x, taps, slide, P, Q):
 
 
 def gradient_definition(x, gy, taps, slide):
-    """Of the filters, (R, S, C, K) in float64."""
+    """Of the filters, (K, R, S, C) in float64."""
     x, gy, gw = x.astype(np.float64), gy.astype(np.float64), np.zeros(taps.shape)
     (_, H, W, _), (_, P, Q, _) = x.shape, gy.shape
     for r, s, p, q in np.ndindex(*taps.shape[:2], P, Q):
@@ -37,7 +37,7 @@ def gradient_definition(x, gy, taps, slide):
         w = slide.start[1] + q * slide.step[1] + s * slide.apart[1]
         if 0 <= h < H and 0 <= w < W:
             gw[r, s] += x[:, h, w].T @ gy[:, p, q]
-    return gw
+    return gw.transpose(3, 0, 1, 2)
 
 
 def check_route(route, x, taps, b, slide, P, Q, rng, strided=False):
@@ -92,14 +92,17 @@ def test_routes_are_the_definition(route, strided, data):
         slide = slide._replace(step=(slide.step[0], 1))
     x = rng.standard_normal((N, H, W, C), "float32")
     taps = rng.standard_normal((*slide.size, C, K), "float32")
+    if data.draw(st.booleans()):  # as the filters of a layer lie in memory
+        taps = np.ascontiguousarray(taps.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)
     b = rng.standard_normal(K, "float32") if data.draw(st.booleans()) else None
     check_route(ROUTES[route], x, taps, b, slide, P, Q, rng, strided)
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_routes_cut_images_by_rows(route, rng, monkeypatch):
-    for module in (patches, winograd):
-        monkeypatch.setattr(module, "WORKSPACE", 1)
+    monkeypatch.setattr(ROUTES[route], "workspace", 1, raising=False)
+    monkeypatch.setattr(winograd, "WORKSPACE", 1)
+    monkeypatch.setattr(patches, "ROWS", 1)
     x, taps = (rng.standard_normal(s, "float32") for s in ((2, 14, 9, 3), (3, 3, 3, 5)))
     slide, engine = Slide((3, 3), (1, 1), (1, 1), (-1, -1)), ROUTES[route]
     if route == "winograd":

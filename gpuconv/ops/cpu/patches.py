@@ -10,15 +10,17 @@ from gpuconv.backend import accumulator
 from gpuconv.ops.cpu.pieces import Piece, Slide, copy_framed, cut
 from gpuconv.ops.window import Window
 
-WORKSPACE = 1 << 20  # bytes of patches that a thread works on at a time
+ROWS = 192  # patches in a piece, at least: or products would wait for the filters
 
 
 class Patches:
     """Convolution as a product of patches and filters; see convolve.py.
 
     x is (N, H, W, C), of any float dtype; taps, the filters, are (R, S, C, K), in the dtype to
-    compute in.
+    compute in, and lie in memory either so or as (K, R, S, C).
     """
+
+    workspace = 1 << 20  # bytes of patches that a thread works on at a time
 
     @staticmethod
     def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int,
@@ -49,24 +51,25 @@ class Patches:
     def pieces(self, y: tuple[int, ...], taps: tuple[int, ...], dtype: np.dtype) -> list[Piece]:
         """The work on outputs of shape y."""
         N, P, Q, _ = y
-        return cut(N, P, Q * math.prod(taps[:3]) * dtype.itemsize, WORKSPACE)
+        patch = math.prod(taps[:3]) * dtype.itemsize
+        return cut(N, P, Q * patch, max(self.workspace, ROWS * patch))
 
     def gradient_shape(self, taps: tuple[int, ...]) -> tuple[int, ...]:
         """Of what ``weight_gradient`` gives."""
-        return math.prod(taps[:3]), taps[3]
+        return taps[3], math.prod(taps[:3])
 
     gradient_pieces = pieces  # that it takes
 
     def weight_gradient(self, x: np.ndarray, gy: np.ndarray, slide: Slide, piece: Piece,
                         out: np.ndarray) -> None:
-        """Into out (R*S*C, K): the share of a piece; gy is (N, P, Q, K)."""
+        """Into out (K, R*S*C): the share of a piece; gy is (N, P, Q, K)."""
         col = self.unfold(x[piece.images], slide, piece.rows, gy.shape[2], out.dtype)
         g = gy[piece.images, piece.rows].astype(out.dtype, copy=False).reshape(len(col), -1)
-        np.matmul(col.T, g, out=out)
+        np.matmul(g.T, col, out=out)
 
     def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
-        """(R, S, C, K) from the sum of all shares; an array of its own."""
-        return total.reshape(taps).copy()
+        """(K, R, S, C) from the sum of all shares; an array of its own."""
+        return total.reshape(taps[3], *taps[:3]).copy()
 
 
 def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int, dtype: np.dtype,

@@ -23,6 +23,8 @@ from gpuconv.ops.cpu.pieces import Slide, copy_framed
 class Planes(Patches):
     """``Patches``, made in another order."""
 
+    workspace = 2 << 20
+
     @staticmethod
     def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int,
                dtype: np.dtype) -> np.ndarray:
@@ -40,6 +42,37 @@ class Planes(Patches):
         col = _scratch("col", (R, S, C, n, P, Q), dtype)
         np.copyto(col, as_strided(lines, col.shape, (DH * sh, ss, sc, sn, SH * sh, sw)))
         return col.reshape(R * S * C, -1).T
+
+    def scatter(self, gy: np.ndarray, w: np.ndarray, slide: Slide, gx: np.ndarray) -> None:
+        """Into gx (N, H, W, C): gy (N, P, Q, K) times w (K, R, S, C), each to where it belongs.
+
+        Any stride; w in the dtype to compute in.
+        """
+        (_, P, Q, K), (_, R, S, C), dtype = gy.shape, w.shape, w.dtype
+        (SH, SW), (DH, DW), (H, W) = slide.step, slide.apart, gx.shape[1:3]
+        height, width = slide.reach(P, Q)
+        filters = w.reshape(K, -1)
+
+        def work(images: slice) -> None:
+            g = gy[images].astype(dtype, copy=False).reshape(-1, K)
+            n = len(g) // (P * Q)
+            if (P, Q, R, S) == (1, 1, H, W) and slide.start == (0, 0):  # each pixel has one
+                gx[images] = (g @ filters).reshape(n, H, W, C)
+                return
+            col = _scratch("col", (R, S, C, n, P, Q), dtype)
+            np.matmul(filters.T, g.T, out=col.reshape(len(filters.T), -1))
+            lines = _scratch("lines", (S, C, n, height, Q), dtype)
+            lines.fill(0)
+            for r in range(R):
+                lines[:, :, :, r * DH : r * DH + (P - 1) * SH + 1 : SH] += col[r]
+            image = _scratch("framed", (C, n, height, width), dtype)
+            image.fill(0)
+            for s in range(S):
+                image[..., s * DW : s * DW + (Q - 1) * SW + 1 : SW] += lines[s]
+            first = -slide.start[0], -slide.start[1]
+            copy_framed(image.transpose(1, 2, 3, 0), first, gx[images])
+
+        threads.each(work, threads.chunks(len(gy), P * Q * filters[0].nbytes, self.workspace))
 
 
 def _scratch(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -58,14 +58,19 @@ TILES = 64, 128      # in a piece, at least, or its products would wait for the 
 class Winograd:
     """Convolution in 36 places; see convolve.py.
 
-    x is (N, H, W, C), of any float dtype; taps, the filters, are (3, 3, C, K), float32.
+    x is (N, H, W, C), of any float dtype; taps, the filters, are (3, 3, C, K), float32, and lie
+    in memory either so or as (K, 3, 3, C).
     """
 
     def correlate(self, x: np.ndarray, taps: np.ndarray, b: np.ndarray | None, slide: Slide,
                   y: np.ndarray) -> None:
         """Into y (N, P, Q, K), of any float dtype and strides; b is (K,) or None."""
         (_, _, C, K), Q = taps.shape, y.shape[2]
-        filters = _product(FILTERS, taps.reshape(9, C * K)).reshape(E * E, C, K)
+        if taps.strides[2] < taps.strides[3]:  # their transposes take long runs of memory
+            filters = _product(FILTERS, taps.swapaxes(2, 3).reshape(9, K * C))
+            filters = filters.reshape(E * E, K, C).swapaxes(1, 2)
+        else:
+            filters = _product(FILTERS, taps.reshape(9, C * K)).reshape(E * E, C, K)
 
         def work(piece: Piece) -> None:
             tiles = _tiles(piece, Q)
@@ -93,19 +98,20 @@ class Winograd:
 
     def gradient_shape(self, taps: tuple[int, ...]) -> tuple[int, ...]:
         """Of what ``weight_gradient`` gives."""
-        return E * E, *taps[2:]
+        return E * E, taps[3], taps[2]
 
     def weight_gradient(self, x: np.ndarray, gy: np.ndarray, slide: Slide, piece: Piece,
                         out: np.ndarray) -> None:
-        """Into out (6*6, C, K): the share of a piece; gy is (N, P, Q, K)."""
+        """Into out (6*6, K, C): the share of a piece; gy is (N, P, Q, K)."""
         tiles = _tiles(piece, gy.shape[2])
         planes = _planes(x[piece.images], slide.first(piece.rows.start), tiles, Bt, "a", "b")
         pulls = _planes(gy[piece.images, piece.rows], (0, 0), tiles, At.T, "c", "b")
-        np.matmul(planes.transpose(0, 2, 1), pulls, out=out)  # (36, C, T) (36, T, K)
+        np.matmul(pulls.transpose(0, 2, 1), planes, out=out)  # (36, K, T) (36, T, C)
 
     def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
-        """(3, 3, C, K) from the sum of all shares."""
-        return (FILTERS.T @ total.reshape(E * E, -1)).reshape(taps)
+        """(K, 3, 3, C) from the sum of all shares."""
+        gw = (FILTERS.T @ total.reshape(E * E, -1)).reshape(3, 3, taps[3], taps[2])
+        return np.ascontiguousarray(gw.transpose(2, 0, 1, 3))
 
 
 def _tiles(piece: Piece, Q: int) -> tuple[int, int, int]:
