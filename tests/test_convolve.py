@@ -131,9 +131,39 @@ def test_winograd_errors_stay_within_what_its_file_says(rng):
     convolve.correlate(x, w, None, slide, 1, y)
     want = conv2d(x.astype("float64"), w.astype("float64"), padding=1)
     assert np.abs(y - want).max() <= 1.5e-5 * np.abs(want).max()
-    gw = convolve.weight_gradient(x, gy, slide, 1)
-    want = convolve.weight_gradient(x.astype("float64"), gy.astype("float64"), slide, 1)
-    assert np.abs(gw - want).max() <= 1.5e-5 * np.abs(want).max()
+    got, want = ([np.empty(a.shape, dtype) for a in (x, w)] for dtype in ("float32", "float64"))
+    convolve.gradients(x, w, gy, slide, 1, *got)
+    convolve.gradients(*(a.astype("float64") for a in (x, w, gy)), slide, 1, *want)
+    for g, exact in zip(got, want, strict=True):
+        assert np.abs(g - exact).max() <= 1.5e-5 * np.abs(exact).max()
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_both_gradients_at_once_are_those_of_the_definition(data):
+    def pair(low, high):
+        return data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
+
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    (H, W), (top, left), N = pair(3, 12), pair(0, 3), data.draw(st.integers(1, 3))
+    P, Q = H + 2 * top - 2, W + 2 * left - 2
+    if min(P, Q) < winograd.PIXELS:
+        return
+    x, w, gy = (rng.standard_normal(s, "float32") for s in (
+        (N, H, W, 16), (18, 3, 3, 16), (N, P, Q, 18)))
+    gx, gw = np.full(x.shape, np.nan, "float32"), np.full(w.shape, np.nan, "float32")
+    slide = Slide((3, 3), (1, 1), (1, 1), (-top, -left))
+    assert convolve._together(gw, slide, x.shape, gy.shape)
+    convolve.gradients(x, w, gy, slide, 1, gx, gw)
+    alone_x, alone_w = np.empty_like(gx), np.empty_like(gw)
+    convolve.gradients(None, w, gy, slide, 1, alone_x, None)
+    convolve.gradients(x, None, gy, slide, 1, None, alone_w)
+    np.testing.assert_array_equal(gx, alone_x)
+    taps = w.transpose(1, 2, 3, 0)
+    want = gradient_definition(x, gy, taps, slide)
+    largest = np.abs(x).max() * np.abs(gy).sum(axis=(0, 1, 2)).max()
+    for got in (gw, alone_w):
+        near(convolve.WINOGRAD, got, want.astype("float32"), N * P * Q, largest)
 
 
 @pytest.mark.parametrize("taps, step, dtype, y, route", [
@@ -169,7 +199,7 @@ def test_strided_input_gradients_are_the_transpose(data):
     w, gy = rng.standard_normal((2, *size, 3)), rng.standard_normal((2, P, Q, 2))
     gx = np.full((2, H, W, 3), np.nan)
     slide = Conv2d(window, 1).slide
-    convolve.input_gradient(gy, w, slide, 1, gx)
+    convolve.gradients(None, w, gy, slide, 1, gx, None)
     want = np.zeros(gx.shape)
     for r, s, p, q in np.ndindex(*size, P, Q):
         h = p * step[0] - pad[0][0] + r * apart[0]
@@ -224,8 +254,7 @@ def test_one_large_image_never_has_all_its_patches_in_memory(rng, monkeypatch):
         slide = Slide((size, size), (1, 1), (1, 1), (-(size // 2),) * 2)
         y = np.empty((1, 512, 512, K), "float32")
         convolve.correlate(x, w, None, slide, 1, y)
-        convolve.input_gradient(y, w, slide, 1, np.empty_like(x))
-        convolve.weight_gradient(x, y, slide, 1)
+        convolve.gradients(x, w, y, slide, 1, np.empty_like(x), np.empty_like(w))
     assert max(largest) < 8 << 20  # bytes; all patches of 5x5 would be 420 MB
 
 
@@ -237,11 +266,11 @@ def test_bits_do_not_depend_on_the_number_of_threads(shape, rng):
     try:
         for count in (1, 2, 3):
             threads.set_count(count)
-            y, gx = np.empty((N, H, W, K), "float32"), np.empty_like(x)
+            y, gx, gw = np.empty((N, H, W, K), "float32"), np.empty_like(x), np.empty_like(w)
             convolve.correlate(x, w, None, slide, 1, y)
             gy = y.copy() if gy is None else gy
-            convolve.input_gradient(gy, w, slide, 1, gx)
-            results.append((y, gx, convolve.weight_gradient(x, gy, slide, 1)))
+            convolve.gradients(x, w, gy, slide, 1, gx, gw)
+            results.append((y, gx, gw))
     finally:
         threads.set_count(None)
     for other in results[1:]:

@@ -141,13 +141,10 @@ class Conv2d(Op):
         return y
 
     def backward_cpu(self, gy):
-        gx = gw = None
-        if self.needs[0]:
-            gx = memory.empty(self.x_shape, gy.dtype)
-            convolve.input_gradient(gy, self.w, self.slide, self.groups, gx)
-        if self.needs[1]:
-            gw = convolve.weight_gradient(self.x, gy, self.slide, self.groups)
-            gw = gw.astype(gy.dtype, copy=False)
+        gx = memory.empty(self.x_shape, gy.dtype) if self.needs[0] else None
+        gw = np.empty(self.w_shape, accumulator(gy.dtype)) if self.needs[1] else None
+        convolve.gradients(self.x, self.w, gy, self.slide, self.groups, gx, gw)
+        gw = gw if gw is None else gw.astype(gy.dtype, copy=False)
         if len(self.needs) < 3:
             return gx, gw
         return gx, gw, convolve.sum_rows(gy) if self.needs[2] else None

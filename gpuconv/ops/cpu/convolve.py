@@ -17,7 +17,7 @@ of the batch: the bits do not depend on the number of threads.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from gpuconv import threads
 from gpuconv.backend import accumulator
 from gpuconv.ops.cpu import winograd
 from gpuconv.ops.cpu.patches import Patches
-from gpuconv.ops.cpu.pieces import Slide
+from gpuconv.ops.cpu.pieces import Piece, Slide
 from gpuconv.ops.cpu.planes import Planes
 
 PATCHES, PLANES, WINOGRAD = Patches(), Planes(), winograd.Winograd()
@@ -48,54 +48,91 @@ def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, slide: Slide, 
             x[..., c], taps, bias if bias is None else bias[k], slide, into)
 
 
-def input_gradient(gy: np.ndarray, w: np.ndarray, slide: Slide, groups: int,
-                   gx: np.ndarray) -> None:
-    """Into gx (N, H, W, C), from gy (N, P, Q, K) and the filters w of the convolution."""
-    dtype = accumulator(gy.dtype)
-    rows, columns = (list(_touching(axis, slide)) for axis in (0, 1))
-    for c, k in parts(gx.shape[3], gy.shape[3], groups):
-        if _scattered(gx[..., c].shape, gy.shape, slide, dtype):
-            PLANES.scatter(gy[..., k], w[k].astype(dtype, copy=False), slide, gx[..., c])
+def gradients(x: np.ndarray | None, w: np.ndarray | None, gy: np.ndarray, slide: Slide,
+              groups: int, gx: np.ndarray | None, gw: np.ndarray | None) -> None:
+    """Into gx and gw, or one of them: the gradients of ``correlate``, from gy (N, P, Q, K).
+
+    Args:
+        x: (N, H, W, C), where gw is wanted.
+        w: filters (K, R, S, C/groups), where gx is wanted.
+        gy: any float dtype.
+        slide: as of ``correlate``.
+        groups: likewise.
+        gx: shape and dtype of x, or None.
+        gw: shape of w, accumulator(gy.dtype), or None.
+    """
+    C = gx.shape[3] if gx is not None else groups * gw.shape[3]  # type: ignore[union-attr]
+    for c, k in parts(C, gy.shape[3], groups):
+        images, filters, g = x if x is None else x[..., c], w if w is None else w[k], gy[..., k]
+        into_x, into_w = gx if gx is None else gx[..., c], gw if gw is None else gw[k]
+        if images is not None and filters is not None and into_x is not None and (
+                into_w is not None) and _together(into_w, slide, into_x.shape, g.shape):
+            _gradients(images, filters, g, slide, into_x, into_w)
             continue
-        turned = w[k].transpose(1, 2, 0, 3)                             # (R, S, K/G, C/G)
-        for h, (r, apart_h, start_h) in enumerate(rows):
-            for v, (s, apart_w, start_w) in enumerate(columns):
-                into = gx[:, h :: slide.step[0], v :: slide.step[1], c]
-                taps = np.ascontiguousarray(turned[r, s], dtype)
-                if not (into.size and taps.size):
-                    into[...] = 0
-                    continue
+        if filters is not None and into_x is not None:
+            _input_gradient(g, filters, slide, into_x)
+        if images is not None and into_w is not None:
+            _weight_gradient(images, g, slide, into_w)
+
+
+def _input_gradient(gy: np.ndarray, w: np.ndarray, slide: Slide, gx: np.ndarray) -> None:
+    """Into gx (N, H, W, C): of one group."""
+    dtype = accumulator(gy.dtype)
+    if _scattered(gx.shape, gy.shape, slide, dtype):
+        PLANES.scatter(gy, w.astype(dtype, copy=False), slide, gx)
+        return
+    for h, (r, apart_h, start_h) in enumerate(_touching(0, slide)):
+        for v, (s, apart_w, start_w) in enumerate(_touching(1, slide)):
+            into = gx[:, h :: slide.step[0], v :: slide.step[1]]
+            taps = _turned(w, r, s, dtype)
+            if into.size and taps.size:
                 part = Slide(taps.shape[:2], (1, 1), (apart_h, apart_w), (start_h, start_w))
-                _route(taps.shape, part, dtype, into.shape).correlate(
-                    gy[..., k], taps, None, part, into)
-
-
-def weight_gradient(x: np.ndarray, gy: np.ndarray, slide: Slide, groups: int) -> np.ndarray:
-    """(K, R, S, C/groups), in accumulator(gy.dtype), from x (N, H, W, C) and gy (N, P, Q, K)."""
-    (R, S), (C, K), dtype = slide.size, (x.shape[3], gy.shape[3]), accumulator(gy.dtype)
-    gw = np.empty((K, R, S, C // groups), dtype)
-    for c, k in parts(C, K, groups):
-        _weight_gradient(x[..., c], gy[..., k], slide, gw[k])
-    return gw
+                _route(taps.shape, part, dtype, into.shape).correlate(gy, taps, None, part, into)
+            else:
+                into[...] = 0
 
 
 def _weight_gradient(x: np.ndarray, gy: np.ndarray, slide: Slide, gw: np.ndarray) -> None:
     """Into gw (K, R, S, C): of one group."""
-    shape, dtype = (*slide.size, x.shape[3], gy.shape[3]), gw.dtype
-    route = _route(shape, slide, dtype, gy.shape)
-    pieces = route.gradient_pieces(gy.shape, shape, dtype)
+    taps = *slide.size, x.shape[3], gy.shape[3]
+    route = _route(taps, slide, gw.dtype, gy.shape)
+
+    def share(piece: Piece, out: np.ndarray) -> None:
+        route.weight_gradient(x, gy, slide, piece, out)
+
+    _sum_shares(route, share, route.gradient_pieces(gy.shape, taps, gw.dtype), taps, gw)
+
+
+def _gradients(x: np.ndarray, w: np.ndarray, gy: np.ndarray, slide: Slide, gx: np.ndarray,
+               gw: np.ndarray) -> None:
+    """Both, of one group, by Winograd's algorithm."""
+    (r, _, start_h), (s, _, start_w) = (next(_touching(axis, slide)) for axis in (0, 1))
+    filters = WINOGRAD.filters(_turned(w, r, s, gw.dtype))
+    back = slide._replace(start=(start_h, start_w))
+    taps = *slide.size, gx.shape[3], gy.shape[3]
+
+    def share(piece: Piece, out: np.ndarray) -> None:
+        WINOGRAD.gradients(x, gy, filters, back, piece, gx, out)
+
+    pieces = WINOGRAD.gradient_pieces(gx.shape, taps)
+    _sum_shares(WINOGRAD, share, pieces, taps, gw[:, ::-1, ::-1])
+
+
+def _sum_shares(route: Any, share: Callable[[Piece, np.ndarray], None], pieces: list[Piece],
+                taps: tuple[int, ...], gw: np.ndarray) -> None:
+    """Into gw (K, R, S, C): the sum of what ``share`` gives for all pieces, in their order."""
+    kept, dtype = route.gradient_shape(taps), gw.dtype
     count = min(len(pieces), SUMS if gw.nbytes <= SMALL else SUMS // 2)
     cuts = [len(pieces) * i // count for i in range(count + 1)] if count else []
 
     def sum_of(run: slice) -> np.ndarray:
-        kept = route.gradient_shape(shape)
         total, part = (threads.scratch(name, math.prod(kept), dtype).reshape(kept)
                        for name in ("gw", "gw_part"))
-        route.weight_gradient(x, gy, slide, pieces[run.start], total)
+        share(pieces[run.start], total)
         for piece in pieces[run.start + 1 : run.stop]:
-            route.weight_gradient(x, gy, slide, piece, part)
+            share(piece, part)
             total += part
-        return route.filter_gradient(total, shape)
+        return route.filter_gradient(total, taps)
 
     sums = threads.each(sum_of, [slice(*both) for both in zip(cuts, cuts[1:], strict=False)])
 
@@ -144,11 +181,24 @@ def _touching(axis: int, slide: Slide) -> Iterator[tuple[slice, int, int]]:
             yield slice(0, 0), 1, 0
 
 
+def _turned(w: np.ndarray, r: slice, s: slice, dtype: np.dtype) -> np.ndarray:
+    """(R', S', K, C): these pixels, last first, of the filters w (K, R, S, C), to convolve gy."""
+    return np.ascontiguousarray(w[:, r, s].transpose(1, 2, 0, 3), dtype)
+
+
 def _scattered(x: tuple[int, ...], gy: tuple[int, ...], slide: Slide, dtype: np.dtype) -> bool:
     """Do the sums of products cost less than the products of patches?"""
     (_, H, W, C), (_, P, Q, _), (SH, SW) = x, gy, slide.step
     image = P * Q * math.prod(slide.size) * C * dtype.itemsize  # bytes of the products
     return image <= LARGE and (C < FEW or 2 * H * W > 3 * P * Q * SH * SW)
+
+
+def _together(gw: np.ndarray, slide: Slide, gx: tuple[int, ...], gy: tuple[int, ...]) -> bool:
+    """Is Winograd's algorithm the best for both gradients?"""
+    K, R, S, C = gw.shape
+    there, back = (R, S, C, K), (R, S, K, C)
+    return not _scattered(gx, gy, slide, gw.dtype) and (
+        _route(there, slide, gw.dtype, gy) is _route(back, slide, gw.dtype, gx) is WINOGRAD)
 
 
 def _route(taps: tuple[int, ...], slide: Slide, dtype: np.dtype, y: tuple[int, ...]) -> Any:

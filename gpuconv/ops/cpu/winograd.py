@@ -12,6 +12,10 @@ transforms of all tiles are products as well, of a 6x6, 6x4 or 4x6 matrix with a
 they take more multiplications than Winograd's own sums, but few and long calls, which is what
 NumPy and several threads are good at. A few images at a time, so that all stays in the cache.
 
+Both gradients in one go need one transform of gy only: it is the input of the convolution that
+gives gx, and with the roles of x and gy exchanged, gw turned by 180 degrees is
+Gt ((A x At) * (Bt gy B)) G as well.
+
 The order of the sums differs from the definition's, and numbers of different size meet in them: in
 float32 errors are about ten times those of the plain product, 1e-5 of the largest output. Inputs
 that are not finite spoil the whole tile they are in.
@@ -53,6 +57,7 @@ PIXELS = 3           # of outputs either way, likewise
 WORKSPACE = 3 << 19  # bytes of the planes of one side that a thread works on at a time
 TILES = 64, 128      # in a piece, at least, or its products would wait for the filters; and for
                      # gradients of filters, or the sums of these would take as long as the products
+COLUMNS = 1 << 14    # of a transform, at most: OpenBLAS copies larger matrices before it multiplies
 
 
 class Winograd:
@@ -65,23 +70,22 @@ class Winograd:
     def correlate(self, x: np.ndarray, taps: np.ndarray, b: np.ndarray | None, slide: Slide,
                   y: np.ndarray) -> None:
         """Into y (N, P, Q, K), of any float dtype and strides; b is (K,) or None."""
-        (_, _, C, K), Q = taps.shape, y.shape[2]
-        if taps.strides[2] < taps.strides[3]:  # their transposes take long runs of memory
-            filters = _product(FILTERS, taps.swapaxes(2, 3).reshape(9, K * C))
-            filters = filters.reshape(E * E, K, C).swapaxes(1, 2)
-        else:
-            filters = _product(FILTERS, taps.reshape(9, C * K)).reshape(E * E, C, K)
+        filters = self.filters(taps)
 
         def work(piece: Piece) -> None:
-            tiles = _tiles(piece, Q)
+            tiles = _tiles(piece, y.shape[2])
             planes = _planes(x[piece.images], slide.first(piece.rows.start), tiles, Bt, "a", "b")
-            products = _scratch("b", (E * E, planes.shape[1], K))
-            np.matmul(planes, filters, out=products)
-            if b is not None:  # at the point 1 both ways, which has weight 1 in all outputs
-                products[E + 1] += b
-            _store(products, tiles, y[piece.images, piece.rows])
+            _outputs(planes, filters, b, tiles, y[piece.images, piece.rows], "b", "a")
 
         threads.each(work, self.pieces(y.shape, taps.shape))
+
+    def filters(self, taps: np.ndarray) -> np.ndarray:
+        """(6*6, C, K): G g Gt; made of long runs of memory, however the filters lie there."""
+        C, K = taps.shape[2:]
+        if taps.strides[2] < taps.strides[3]:
+            filters = _product(FILTERS, taps.swapaxes(2, 3).reshape(9, K * C))
+            return filters.reshape(E * E, K, C).swapaxes(1, 2)
+        return _product(FILTERS, taps.reshape(9, C * K)).reshape(E * E, C, K)
 
     def pieces(self, y: tuple[int, ...], taps: tuple[int, ...], _: Any = None,
                least: int = TILES[0]) -> list[Piece]:
@@ -93,11 +97,11 @@ class Winograd:
 
     def gradient_pieces(self, y: tuple[int, ...], taps: tuple[int, ...],
                         _: Any = None) -> list[Piece]:
-        """Likewise, for ``weight_gradient``."""
+        """Likewise, for ``weight_gradient`` and ``gradients``."""
         return self.pieces(y, taps, least=TILES[1])
 
     def gradient_shape(self, taps: tuple[int, ...]) -> tuple[int, ...]:
-        """Of what ``weight_gradient`` gives."""
+        """Of what ``weight_gradient`` and ``gradients`` give."""
         return E * E, taps[3], taps[2]
 
     def weight_gradient(self, x: np.ndarray, gy: np.ndarray, slide: Slide, piece: Piece,
@@ -107,6 +111,19 @@ class Winograd:
         planes = _planes(x[piece.images], slide.first(piece.rows.start), tiles, Bt, "a", "b")
         pulls = _planes(gy[piece.images, piece.rows], (0, 0), tiles, At.T, "c", "b")
         np.matmul(pulls.transpose(0, 2, 1), planes, out=out)  # (36, K, T) (36, T, C)
+
+    def gradients(self, x: np.ndarray, gy: np.ndarray, filters: np.ndarray, slide: Slide,
+                  piece: Piece, gx: np.ndarray, out: np.ndarray) -> None:
+        """Both gradients: a piece of gx (N, H, W, C), and into out (6*6, K, C) its share of gw.
+
+        ``filters`` are those of the convolution that makes gx, (6*6, K, C); ``slide`` and
+        ``piece`` are its, too. What ``filter_gradient`` makes of out is turned by 180 degrees.
+        """
+        tiles = _tiles(piece, gx.shape[2])
+        planes = _planes(gy[piece.images], slide.first(piece.rows.start), tiles, Bt, "a", "b")
+        _outputs(planes, filters, None, tiles, gx[piece.images, piece.rows], "b", "c")
+        pulls = _planes(x[piece.images, piece.rows], (0, 0), tiles, At.T, "c", "b")
+        np.matmul(planes.transpose(0, 2, 1), pulls, out=out)  # (36, K, T) (36, T, C)
 
     def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
         """(K, 3, 3, C) from the sum of all shares."""
@@ -129,33 +146,55 @@ def _planes(x: np.ndarray, first: tuple[int, int], tiles: tuple[int, int, int],
     """
     (n, rows, columns), size, C = tiles, matrix.shape[1], x.shape[3]
     height, width = M * (rows - 1) + size, M * (columns - 1) + size
-    image = _scratch(here, (n, height, width, C))
-    copy_framed(x, first, image)
+    if first == (0, 0) and x.shape[1:3] == (height, width) and x.dtype == np.float32:
+        image = x
+    else:
+        image = _scratch(here, (n, height, width, C))
+        copy_framed(x, first, image)
     si, sh, sw, sc = image.strides
     lines = _scratch(there, (size, n, rows, width, C))  # line a of each tile, as wide as the image
     lines[...] = as_strided(image, lines.shape, (sh, si, M * sh, sw, sc))
     half = _scratch(here, (E, n, rows, width, C))
-    np.matmul(matrix, lines.reshape(size, -1), out=half.reshape(E, -1))
+    _transform(matrix, lines.reshape(size, n, -1), half.reshape(E, n, -1))
 
     se, si, sh, sw, sc = half.strides
     lines = _scratch(there, (size, E, n, rows, columns, C))
     lines[...] = as_strided(half, lines.shape, (sw, se, si, sh, M * sw, sc))
     planes = _scratch(here, (E * E, n * rows * columns, C))
-    np.matmul(matrix, lines.reshape(size, -1), out=planes.reshape(E, -1))
+    _transform(matrix, lines.reshape(size, E, -1), planes.reshape(E, E, -1))
     return planes
 
 
-def _store(products: np.ndarray, tiles: tuple[int, int, int], y: np.ndarray) -> None:
-    """At m A of all tiles m, to where they belong in y (n, P, Q, K)."""
-    (n, rows, columns), K, T = tiles, y.shape[3], products.shape[1]
-    half = _scratch("a", (M, E, T * K))
-    np.matmul(At, products.reshape(E, -1), out=half.reshape(M, -1))
-    outputs = _scratch("b", (M, M, T * K))
+def _outputs(planes: np.ndarray, filters: np.ndarray, b: np.ndarray | None,
+             tiles: tuple[int, int, int], y: np.ndarray, here: str, there: str) -> None:
+    """At (planes filters) A of all tiles, plus b, to where they belong in y (n, P, Q, K)."""
+    (n, rows, columns), K, T = tiles, y.shape[3], planes.shape[1]
+    products = _scratch(here, (E * E, T, K))
+    np.matmul(planes, filters, out=products)
+    if b is not None:  # at the point 1 both ways, which has weight 1 in all outputs
+        products[E + 1] += b
+    half = _scratch(there, (M, E, T * K))
+    _transform(At, products.reshape(E, E, -1), half)
+    outputs = _scratch(here, (M, M, T * K))
     np.matmul(At, half, out=outputs)  # (column, row)
-    image = _scratch("a", (n, rows * M, columns * M, K))
-    image.reshape(n, rows, M, columns, M, K)[...] = outputs.reshape(
-        M, M, n, rows, columns, K).transpose(2, 3, 1, 4, 0, 5)
-    y[...] = image[:, : y.shape[1], : y.shape[2]]
+    outputs = outputs.reshape(M, M, n, rows, columns, K).transpose(2, 3, 1, 4, 0, 5)
+
+    shape = n, rows * M, columns * M, K
+    if y.shape == shape and y.flags.c_contiguous:
+        y.reshape(n, rows, M, columns, M, K)[...] = outputs
+    else:
+        image = _scratch(there, shape)
+        image.reshape(n, rows, M, columns, M, K)[...] = outputs
+        y[...] = image[:, : y.shape[1], : y.shape[2]]
+
+
+def _transform(matrix: np.ndarray, lines: np.ndarray, out: np.ndarray) -> None:
+    """``out[:, i] = matrix @ lines[:, i]``, for a matrix (e, k) and lines (k, B, L)."""
+    k, B, L = lines.shape
+    parts = -(-L // COLUMNS)
+    if parts > 1 and L % parts == 0:
+        lines, out = (a.reshape(len(a), B * parts, L // parts) for a in (lines, out))
+    np.matmul(matrix, lines.swapaxes(0, 1), out=out.swapaxes(0, 1))
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
