@@ -5,7 +5,8 @@ import pytest
 
 from check import close, grad_check, host
 from gpuconv import nn
-from gpuconv.autograd import Parameter, Tensor
+from gpuconv.autograd import Op, Parameter, Tensor
+from gpuconv.nn.observe import observed
 from gpuconv.ops.reduction import sum_
 
 
@@ -59,6 +60,75 @@ def test_one_module_may_stand_at_two_places():
 def test_an_empty_chain_is_the_identity():
     x = Tensor(np.ones(2))
     assert nn.Sequential()(x) is x and len(nn.Sequential()) == 0
+
+
+class Bent(nn.ReLU):
+    """Half of it."""
+
+    def forward(self, x):
+        return super().forward(x) * 0.5
+
+
+def normed(*modules):
+    """A chain with weights and statistics that are not 1 and 0."""
+    chain = nn.Sequential(*modules)
+    for norm in (m for m in chain.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.weight.data[...], norm.bias.data[...] = np.arange(-1, 2), np.arange(3)
+        norm.running_mean[...], norm.running_var[...] = np.arange(3), np.arange(1, 4)
+    return chain
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_batch_norm_and_relu_run_as_one_op_with_the_same_bits(rng, training):
+    x, gy = rng.standard_normal((2, 4, 5, 5, 3)).astype("float32")
+    results = []
+    for apart in (False, True):
+        chain = normed(nn.BatchNorm2d(3), nn.ReLU()).train(training)
+        held = Tensor(x, requires_grad=True)
+        y = chain[1](chain[0](held)) if apart else chain(held)
+        assert type(y.creator).__name__ == ("ReLU" if apart else "BatchNorm")
+        y.backward(gy)
+        results.append([y.data, held.grad, *(p.grad for p in chain.parameters()),
+                        *chain.buffers()])
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("modules, ops", [
+    ([nn.BatchNorm2d(3), nn.ReLU(), nn.ReLU(), nn.BatchNorm2d(3)], "BatchNorm ReLU BatchNorm"),
+    ([nn.ReLU(), nn.BatchNorm2d(3), nn.Identity(), nn.ReLU()], "ReLU BatchNorm ReLU"),
+    ([nn.BatchNorm2d(3), Bent()], "BatchNorm ReLU Scale"),
+    ([type("Own", (nn.BatchNorm2d,), {})(3), nn.ReLU()], "BatchNorm ReLU"),
+    ([nn.BatchNorm2d(3), nn.Sequential(nn.ReLU())], "BatchNorm ReLU"),
+], ids=["in between", "something between", "own ReLU", "own norm", "a chain inside"])
+def test_only_plain_neighbours_do(rng, monkeypatch, modules, ops):
+    seen = []
+    call = Op.__call__
+    monkeypatch.setattr(Op, "__call__", lambda op, *inputs: seen.append(
+        type(op).__name__) or call(op, *inputs))
+    normed(*modules)(rng.standard_normal((4, 5, 5, 3)).astype("float32"))
+    assert seen[:len(ops.split()[:2])] == ops.split()[:2]
+    assert len(seen) == len(ops.split())
+
+
+@pytest.mark.parametrize("path", ["0", "1"])
+def test_an_observer_sees_both(rng, path):
+    seen = []
+
+    def around(path, module, forward, *inputs):
+        seen.append(path)
+        return forward(*inputs)
+
+    chain = normed(nn.BatchNorm2d(3), nn.ReLU())
+    x = rng.standard_normal((4, 5, 5, 3)).astype("float32")
+    with observed(chain, around):
+        got = chain(x).data
+    assert seen == ["", "0", "1"]
+    seen.clear()
+    with observed(chain[int(path)], around):
+        np.testing.assert_array_equal(chain(x).data, got)
+    assert seen == [""]
+    np.testing.assert_array_equal(chain(x).data, got)
 
 
 def test_module_list():

@@ -97,10 +97,10 @@ class BatchNorm2d(Module):
     running_var: Any
     num_batches_tracked: Any
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) -> the same shape."""
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """(N, H, W, C) -> the same shape; with ReLU behind it in one op, if wanted."""
         y = batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
-                       training=self.training, momentum=self.momentum, eps=self.eps)
+                       training=self.training, momentum=self.momentum, eps=self.eps, relu=relu)
         if self.training and x.size:
             with array_device(self.num_batches_tracked):
                 self.num_batches_tracked += 1  # in place

@@ -14,6 +14,9 @@ once for both moments: each piece of the batch gets its mean and squared deviati
 is in the cache, and the pieces merge by Chan's formula. Backward keeps x, an array that exists
 anyway, and computes xhat again.
 
+ReLU may follow in the same op, which saves a pass over memory in either direction: y is rectified
+while it is in the cache, and gy loses what the ReLU does not let pass where it is read.
+
 Source: Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing
 internal covariate shift", ICML 2015; Chan, Golub, LeVeque, "Updating formulae and a pairwise
 algorithm for computing sample variances", Stanford STAN-CS-79-773, 1979.
@@ -27,7 +30,10 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import Array, accumulator, cupy, get_array_module
+from gpuconv.ops.activation import ReLU
 from gpuconv.ops.checks import check_arrays
+from gpuconv.ops.cpu.rectify import masked, nonzero
+from gpuconv.ops.cpu.zeros import zeros
 
 WIDTH = 4096   # CPU: elements of one row of work, see _fold
 BLOCKS = 1024  # GPU: blocks of a reduction, enough to fill any device
@@ -35,7 +41,7 @@ BLOCKS = 1024  # GPU: blocks of a reduction, enough to fill any device
 
 def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: Array | None,
                running_var: Array | None, *, training: bool, momentum: float = 0.1,
-               eps: float = 1e-5) -> Array:
+               eps: float = 1e-5, relu: bool = False) -> Array:
     """Normalise each channel over all other axes.
 
     Args:
@@ -49,6 +55,7 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
         training: normalise with the statistics of this batch, or with the running ones?
         momentum: weight of this batch in the running statistics.
         eps: added to the variance before the root.
+        relu: give ``relu`` of it, the same bits, and pass the gradient on that the two would.
 
     Returns:
         Shape and dtype of x; a Tensor if any operand is one. An empty batch gives an empty result,
@@ -89,7 +96,7 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
                          "training needs at least two")
     if not eps >= 0:
         raise ValueError(f"batch_norm: eps is {eps}, wanted at least 0")
-    return BatchNorm(mean, var, training, momentum, eps)(x, gamma, beta)
+    return BatchNorm(mean, var, training, momentum, eps, relu)(x, gamma, beta)
 
 
 def _given(a: Array | None) -> str:
@@ -99,13 +106,17 @@ def _given(a: Array | None) -> str:
 class BatchNorm(Op):
     """Saves: x, a reference; gamma, a reference; ``mean`` and ``inv_std`` (C,), in the accumulator.
 
-    In inference, when x alone wants a gradient, no x.
+    In inference, when x alone wants a gradient, no x. With ReLU what that saves: on the CPU one
+    bit for each element of y.
     """
 
+    positive: Any = None
+
     def __init__(self, running_mean: Any, running_var: Any, training: bool, momentum: float,
-                 eps: float):
+                 eps: float, relu: bool):
         self.running = running_mean, running_var
         self.training, self.momentum, self.eps = training, momentum, eps
+        self.relu = ReLU() if relu else None
 
     def save(self, x: Any, gamma: Any, mean: Any, inv_std: Any) -> None:
         """Keep what backward will want; x where there are sums over the batch to be taken."""
@@ -132,12 +143,19 @@ class BatchNorm(Op):
         shift = (0 if beta is None else beta.astype(np.float64)) - mean * scale.astype(np.float64)
         a, b = np.tile(scale, F), np.tile(shift.astype(wide), F)  # (F*C,)
         y = memory.empty(rows.shape, x.dtype)
+        if self.relu and any(self.needs):
+            self.positive = memory.empty(-(-x.size // 8), np.uint8)
 
         def normalise(piece: slice) -> None:
-            v = _target("batch_norm v", y[piece], wide)
+            here = y[piece]
+            v = _target("batch_norm v", here, wide)
             np.multiply(_widened("batch_norm x", rows[piece], wide), a, out=v)
             v += b
-            _store(y[piece], v)
+            if self.relu:
+                np.maximum(v, zeros(v.shape[1], wide), out=v)
+            _store(here, v)
+            if self.positive is not None:
+                self.positive[_bits(rows, piece)] = nonzero(here)
 
         threads.each(normalise, pieces)
         self.save(x, gamma, mean.astype(wide), inv_std)
@@ -167,20 +185,25 @@ class BatchNorm(Op):
 
     def backward_cpu(self, gy: Any) -> tuple:
         rows, pieces, F = _fold(gy)                              # (n/F, F*C)
+        gx: Any = memory.empty(rows.shape, gy.dtype) if self.needs[0] or self.relu else None
         gbeta = ggamma = np.zeros(gy.shape[-1])
         if self.x is not None and pieces:
-            gbeta, ggamma = self.sums(rows, pieces, F)
-        gx = self.pull(rows, pieces, F, gbeta, ggamma).reshape(gy.shape) if self.needs[0] else None
-        return (gx, ggamma.astype(gy.dtype) if self.needs[1] else None,
+            gbeta, ggamma = self.sums(rows, pieces, F, gx)
+            if self.relu:
+                rows, self.positive = gx, None  # what the ReLU lets pass is there already
+        if self.needs[0]:
+            self.pull(rows, pieces, F, gbeta, ggamma, gx)
+        return (gx.reshape(gy.shape) if self.needs[0] else None,
+                ggamma.astype(gy.dtype) if self.needs[1] else None,
                 gbeta.astype(gy.dtype) if self.needs[2] else None)
 
-    def sums(self, gy: Any, pieces: list[slice], F: int) -> tuple[Any, Any]:
+    def sums(self, gy: Any, pieces: list[slice], F: int, gx: Any) -> tuple[Any, Any]:
         """Sums of gy and of gy * xhat over the batch, (C,) in float64."""
         wide = accumulator(gy.dtype)
         x, center = _fold(self.x)[0], np.tile(self.mean, F)      # (n/F, F*C), (F*C,)
 
         def work(piece: slice) -> tuple[Any, Any]:
-            g = _widened("batch_norm g", gy[piece], wide)
+            g = _widened("batch_norm g", self.passed(gy, piece, gx), wide)
             d = _scratch("batch_norm d", g.shape, wide)
             np.subtract(_widened("batch_norm x", x[piece], wide), center, out=d)
             d *= g
@@ -190,30 +213,35 @@ class BatchNorm(Op):
                         for part in zip(*threads.each(work, pieces), strict=True))
         return total, along * self.inv_std
 
-    def pull(self, gy: Any, pieces: list[slice], F: int, gbeta: Any, ggamma: Any) -> Any:
-        """The gradient of x as (n/F, F*C): scale (gy + a x + b), or scale gy in inference."""
+    def pull(self, gy: Any, pieces: list[slice], F: int, gbeta: Any, ggamma: Any, gx: Any) -> None:
+        """The gradient of x into gx: scale (gy + a x + b), or scale gy in inference."""
         wide, n = accumulator(gy.dtype), max(1, gy.shape[0] * F)
         scale = self.inv_std if self.gamma is None else self.gamma.astype(wide) * self.inv_std
         slope = -ggamma / n * self.inv_std.astype(np.float64)
         scale, a, b = (np.tile(v.astype(wide), F)                # (F*C,)
                        for v in (scale, slope, -gbeta / n - slope * self.mean))
         x = _fold(self.x)[0] if self.training else None
-        gx = memory.empty(gy.shape, gy.dtype)
 
         def work(piece: slice) -> None:
-            g = _widened("batch_norm g", gy[piece], wide)
-            v = _target("batch_norm v", gx[piece], wide)
-            if x is None:
-                np.multiply(g, scale, out=v)
-            else:
+            g = _widened("batch_norm g", self.passed(gy, piece, gx), wide)
+            v = g
+            if x is not None:
+                v = _scratch("batch_norm d", g.shape, wide)
                 np.multiply(_widened("batch_norm x", x[piece], wide), a, out=v)
                 v += b
                 v += g
-                v *= scale
-            _store(gx[piece], v)
+            here = _target("batch_norm v", gx[piece], wide)      # with ReLU the memory of g
+            np.multiply(v, scale, out=here)
+            _store(gx[piece], here)
 
         threads.each(work, pieces)
-        return gx
+
+    def passed(self, gy: Any, piece: slice, gx: Any) -> Any:
+        """A piece of gy; or what the ReLU lets pass of it, put into gx."""
+        if self.positive is None:
+            return gy[piece]
+        masked(gy[piece].reshape(-1), self.positive[_bits(gy, piece)], gx[piece].reshape(-1))
+        return gx[piece]
 
     # -- GPU: kernels/batch_norm.cu ----------------------------------------------------
 
@@ -235,10 +263,15 @@ class BatchNorm(Op):
         self.kernel("batch_norm_forward", x)(
             _threads(cut), x, gamma, beta, mean, inv_std, y, *cut)
         self.save(x, gamma, mean, inv_std)
+        if self.relu:
+            self.relu.needs = (any(self.needs),)
+            y = self.relu.forward_gpu(y)
         return y
 
     def backward_gpu(self, gy: Any) -> tuple:
         cp = cupy()
+        if self.relu:
+            gy, = self.relu.backward_gpu(gy)
         cut, final = self.cut(gy)
         rows, C, S, _ = cut
         wide = accumulator(gy.dtype)
@@ -283,13 +316,20 @@ def _fold(x: Any) -> tuple[Any, list[slice], int]:
 
     NumPy starts its loop again for each row, which takes as long as 100 numbers. Pieces fill the
     cache of a core, and with what is computed on the way go beyond: threads that do less at a time
-    wait for the interpreter's lock more than they save.
+    wait for the interpreter's lock more than they save. They begin at multiples of 8 rows.
     """
     C = x.shape[-1]
     n = math.prod(x.shape[:-1])
     F = math.gcd(n, 1 << max(0, (WIDTH // C).bit_length() - 1)) or 1
     rows = np.ascontiguousarray(x).reshape(n // F, F * C)
-    return rows, threads.chunks(n // F, F * C * accumulator(x.dtype).itemsize), F
+    eights = threads.chunks(-(-len(rows) // 8), 8 * F * C * accumulator(x.dtype).itemsize)
+    return rows, [slice(8 * some.start, min(8 * some.stop, len(rows))) for some in eights], F
+
+
+def _bits(rows: Any, piece: slice) -> slice:
+    """Where the bits of a piece of ``rows`` are: one for each element, and pieces begin at 8."""
+    W = rows.shape[1]
+    return slice(piece.start // 8 * W, -(-piece.stop * W // 8))
 
 
 def _sums(v: Any, F: int) -> Any:
