@@ -99,8 +99,10 @@ def _take_over() -> None:
         getattr(library, "clear_controlling_thread", lambda force: None)(force=True)
 
 
-def chunks(items: int, item_bytes: int, budget: int = CACHE) -> list[slice]:
+def chunks(items: int, item_bytes: int, budget: int = CACHE, least: int = 1) -> list[slice]:
     """Slices of 0..items, each of as many items as fit the budget (at least one), nearly equal.
+
+    There are ``least`` of them or more, if there are as many items.
 
     >>> chunks(10, 300, 1000)
     [slice(0, 2, None), slice(2, 5, None), slice(5, 7, None), slice(7, 10, None)]
@@ -108,6 +110,7 @@ def chunks(items: int, item_bytes: int, budget: int = CACHE) -> list[slice]:
     if not items:
         return []
     pieces = -(-items // max(1, min(items, budget // max(1, item_bytes))))
+    pieces = max(pieces, min(least, items))
     cuts = [items * i // pieces for i in range(pieces + 1)]
     return [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
 

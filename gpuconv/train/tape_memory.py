@@ -167,7 +167,8 @@ class _Step:
             self.note(given.nbytes)
             return y
 
-        def noting_chunks(items: int, item_bytes: int, budget: int = threads.CACHE) -> list[slice]:
+        def noting_chunks(items: int, item_bytes: int, budget: int = threads.CACHE,
+                          least: int = 1) -> list[slice]:  # that many only with few images
             if items:
                 self.last = Cut(items, item_bytes, budget)
                 self.cuts.append(self.last)

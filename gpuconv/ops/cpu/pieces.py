@@ -39,10 +39,11 @@ class Piece(NamedTuple):
     rows: slice
 
 
-def cut(images: int, rows: int, row_bytes: int, budget: int) -> list[Piece]:
+def cut(images: int, rows: int, row_bytes: int, budget: int, least: int = 1) -> list[Piece]:
     """Pieces whose workspace fits the budget: whole images, or rows of one image.
 
-    The cut depends on these numbers only, never on the number of threads.
+    There are ``least`` pieces or more, for threads to share, if there are as many rows. The cut
+    depends on these numbers only, never on the number of threads.
 
     >>> cut(4, 2, 100, 400)
     [Piece(images=slice(0, 2, None), rows=slice(0, 2, None)), \
@@ -51,10 +52,10 @@ Piece(images=slice(2, 4, None), rows=slice(0, 2, None))]
     [Piece(images=slice(0, 1, None), rows=slice(0, 2, None)), \
 Piece(images=slice(0, 1, None), rows=slice(2, 4, None))]
     """
-    if rows * row_bytes <= budget:
+    if rows * row_bytes <= budget and images >= least:
         return [Piece(some, slice(0, rows))
-                for some in threads.chunks(images, rows * row_bytes, budget)]
-    pieces = threads.chunks(rows, row_bytes, budget)
+                for some in threads.chunks(images, rows * row_bytes, budget, least)]
+    pieces = threads.chunks(rows, row_bytes, budget, -(-least // max(1, images)))
     return [Piece(slice(i, i + 1), some) for i in range(images) for some in pieces]
 
 
@@ -73,12 +74,12 @@ def copy_framed(x: np.ndarray, start: Pair, out: np.ndarray) -> None:
     out[:, *into] = x[:, *source]
 
 
-def overlap(first: int, count: int, size: int) -> tuple[slice, slice]:
-    """Which of ``count`` places from ``first`` on are inside 0..size, and where that is.
+def overlap(first: int, count: int, size: int, step: int = 1) -> tuple[slice, slice]:
+    """Which of ``count`` places first, first + step, ... are inside 0..size, and where that is.
 
     >>> overlap(-1, 4, 2)
-    (slice(1, 3, None), slice(0, 2, None))
+    (slice(1, 3, None), slice(0, 2, 1))
     """
-    low = min(count, max(0, -first))
-    high = max(low, min(count, size - first))
-    return slice(low, high), slice(first + low, first + high)
+    low = min(count, max(0, -(first // step)))
+    high = max(low, min(count, -((first - size) // step)))
+    return slice(low, high), slice(first + low * step, first + high * step, step)

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from gpuconv import threads
-from gpuconv.ops.cpu.pieces import Piece, Slide, copy_framed, cut
+from gpuconv.ops.cpu.pieces import Piece, Slide, cut, overlap
 
 M = 4  # outputs of a tile are M x M
 E = 6  # inputs are E x E
@@ -57,6 +57,8 @@ PIXELS = 3           # of outputs either way, likewise
 WORKSPACE = 3 << 19  # bytes of the planes of one side that a thread works on at a time
 TILES = 64, 128      # in a piece, at least, or its products would wait for the filters; and for
                      # gradients of filters, or the sums of these would take as long as the products
+FEWEST = 32          # likewise, where there are less than SHARES pieces
+SHARES = 4           # pieces, for threads to share
 COLUMNS = 1 << 14    # of a transform, at most: OpenBLAS copies larger matrices before it multiplies
 
 
@@ -93,7 +95,8 @@ class Winograd:
         N, P, rows, columns = y[0], y[1], -(-y[1] // M), -(-y[2] // M)
         tile = E * E * max(taps[2:]) * 4  # bytes
         return [Piece(images, slice(some.start * M, min(P, some.stop * M)))
-                for images, some in cut(N, rows, columns * tile, max(WORKSPACE, least * tile))]
+                for images, some in cut(N, rows, columns * tile, max(WORKSPACE, least * tile),
+                                        min(SHARES, N * rows * columns // FEWEST))]
 
     def gradient_pieces(self, y: tuple[int, ...], taps: tuple[int, ...],
                         _: Any = None) -> list[Piece]:
@@ -146,14 +149,13 @@ def _planes(x: np.ndarray, first: tuple[int, int], tiles: tuple[int, int, int],
     """
     (n, rows, columns), size, C = tiles, matrix.shape[1], x.shape[3]
     height, width = M * (rows - 1) + size, M * (columns - 1) + size
-    if first == (0, 0) and x.shape[1:3] == (height, width) and x.dtype == np.float32:
-        image = x
-    else:
-        image = _scratch(here, (n, height, width, C))
-        copy_framed(x, first, image)
-    si, sh, sw, sc = image.strides
     lines = _scratch(there, (size, n, rows, width, C))  # line a of each tile, as wide as the image
-    lines[...] = as_strided(image, lines.shape, (sh, si, M * sh, sw, sc))
+    (into_w, from_w), H = overlap(first[1], width, x.shape[2]), x.shape[1]
+    if first[0] < 0 or first[0] + height > H or into_w != slice(0, width):
+        lines.fill(0)
+    for a in range(size):
+        into_h, from_h = overlap(first[0] + a, rows, H, M)
+        lines[a][:, into_h, into_w] = x[:, from_h, from_w]
     half = _scratch(here, (E, n, rows, width, C))
     _transform(matrix, lines.reshape(size, n, -1), half.reshape(E, n, -1))
 
