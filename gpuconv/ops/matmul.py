@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import threads
+from gpuconv import memory, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, is_gpu
 from gpuconv.ops.arithmetic import install, sum_to, wide
@@ -60,13 +60,19 @@ def gemm(a: Array, b: Array) -> Array:
 
 
 def _gemm_cpu(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``a @ b``, cut into runs of its rows by shape alone: the bits do not depend on threads."""
+    """``a @ b``, cut along its longer side by shape alone: the bits do not depend on threads."""
     if a.ndim != 2 or b.ndim != 2:
         with threads.single_threaded_blas():
             return a @ b
-    y = np.empty((len(a), b.shape[1]), np.result_type(a, b))
-    threads.each(lambda rows: np.matmul(a[rows], b, out=y[rows]),
-                 threads.chunks(len(a), b.size, max(PIECE, a.shape[0] * b.size // PIECES)))
+    (N, C), K = a.shape, b.shape[1]
+    y = memory.empty((N, K), np.result_type(a, b))
+    budget = max(PIECE, N * C * K // PIECES)
+    if N >= K:
+        threads.each(lambda some: np.matmul(a[some], b, out=y[some]),
+                     threads.chunks(N, C * K, budget))
+    else:
+        threads.each(lambda some: np.matmul(a, b[:, some], out=y[:, some]),
+                     threads.chunks(K, N * C, budget))
     return y
 
 
