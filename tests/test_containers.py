@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from check import close, grad_check, host
 from gpuconv import nn
@@ -109,6 +111,34 @@ def test_only_plain_neighbours_do(rng, monkeypatch, modules, ops):
     normed(*modules)(rng.standard_normal((4, 5, 5, 3)).astype("float32"))
     assert seen[:len(ops.split()[:2])] == ops.split()[:2]
     assert len(seen) == len(ops.split())
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 4), stride=st.integers(1, 4), padding=st.integers(0, 2),
+       ceil=st.booleans(), seed=st.integers(0, 99), data=st.data())
+def test_relu_and_max_pool_change_places_with_the_same_bits(size, stride, padding, ceil, seed,
+                                                            data):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-4, 3, (2, 6, 7, 3)).astype("float32")  # ties, and windows below 0
+    for value in (np.nan, -np.nan, np.inf, -np.inf, -0.0):
+        if data.draw(st.booleans()):
+            x[tuple(rng.integers(0, x.shape))] = value
+    pool = nn.MaxPool2d(size, stride, min(padding, size // 2), ceil_mode=ceil)
+    chain, results = nn.Sequential(nn.ReLU(), pool), []
+    for apart in (False, True):
+        held = Tensor(x, requires_grad=True)
+        y = pool(chain[0](held)) if apart else chain(held)
+        assert type(y.creator).__name__ == ("MaxPool2d" if apart else "ReLU")
+        y.backward(np.random.default_rng(seed).standard_normal(y.shape).astype("float32"))
+        results.append((y.data, held.grad))
+    for one, two in zip(*results, strict=True):
+        assert one.tobytes() == two.tobytes()
+
+
+def test_relu_stays_before_a_pool_whose_windows_may_be_empty():
+    chain = nn.Sequential(nn.ReLU(), nn.MaxPool2d(3, 1, 1, dilation=2))
+    y = chain(Tensor(np.ones((1, 3, 3, 1), "float32"), requires_grad=True))
+    assert type(y.creator).__name__ == "MaxPool2d"
 
 
 @pytest.mark.parametrize("path", ["0", "1"])

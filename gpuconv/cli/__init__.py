@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import gpuconv
+from gpuconv import threads
 from gpuconv.cli.output import sentence
 
 COMMANDS = ("train", "evaluate", "predict", "summary", "report", "runs", "data", "info", "bench")
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def obey(args: argparse.Namespace) -> int:
     """Do what was asked for; the exit status."""
     try:
+        if getattr(args, "threads", None):
+            threads.set_count(args.threads)
         args.command(args)
         if sys.stdout:  # None where it was closed
             sys.stdout.flush()

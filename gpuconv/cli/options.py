@@ -44,9 +44,12 @@ def device(text: str) -> str:
 
 
 def add_device(to: argparse._ActionsContainer) -> None:
-    """``--device``."""
+    """``--device``, and ``--threads``, which ``main`` sees to."""
     to.add_argument("--device", type=device, default="auto", metavar="auto|cpu|cuda|cuda:N",
                     help="default: auto, a GPU if there is one")
+    to.add_argument("--threads", type=number(int, 1), metavar="N",
+                    help="of the CPU; results do not depend on it (default: all processors that "
+                         "the process may run on)")
 
 
 def choose_device(asked: str) -> tuple[str, str]:

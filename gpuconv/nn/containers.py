@@ -8,6 +8,7 @@ from typing import Any, TypeGuard, TypeVar
 from gpuconv.autograd import Tensor
 from gpuconv.nn.layers import BatchNorm2d, ReLU
 from gpuconv.nn.module import Module
+from gpuconv.nn.pooling import MaxPool2d
 from gpuconv.ops.arithmetic import add
 
 Kind = TypeVar("Kind", bound=Module)
@@ -63,15 +64,19 @@ class Sequential(ModuleList):
     def forward(self, x: Tensor) -> Tensor:
         """The last module's value.
 
-        A BatchNorm2d and the ReLU behind it run as one op, which is faster and gives the same bits;
-        not where somebody looks on (see observe.py), nor where either is a class of its own.
+        A BatchNorm2d and the ReLU behind it run as one op, and a ReLU and the MaxPool2d behind it
+        in the other order, which is faster and gives the same bits; not where somebody looks on
+        (see observe.py), nor where either is a class of its own.
         """
         modules = collections.deque(self)
         while modules:
-            module = modules.popleft()
-            if modules and _plain(module, BatchNorm2d) and _plain(modules[0], ReLU):
+            module, behind = modules.popleft(), modules[0] if modules else None
+            if _plain(module, BatchNorm2d) and _plain(behind, ReLU):
                 modules.popleft()
                 x = module.forward(x, relu=True)
+            elif _plain(module, ReLU) and _plain(behind, MaxPool2d) and not behind.may_be_empty:
+                modules.popleft()
+                x = module(behind(x))
             else:
                 x = module(x)
         return x
@@ -102,6 +107,6 @@ class Residual(Module):
         return add(y, x)
 
 
-def _plain(module: Module, kind: type[Kind]) -> TypeGuard[Kind]:
+def _plain(module: Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
     """Exactly of this class, and unobserved?"""
     return type(module) is kind and "forward" not in vars(module)

@@ -33,6 +33,11 @@ class MaxPool2d(Module):
         w = self.window
         return max_pool2d(x, w.size, w.stride, w.pad, w.dilation, w.ceil_mode)
 
+    @property
+    def may_be_empty(self) -> bool:
+        """May a window hold no pixel of x, and give -inf? Only where dilation leaves it none."""
+        return self.window.dilation != (1, 1)
+
     def arguments(self) -> str:
         """Window, and what is not the default."""
         return _arguments(self.window)

@@ -205,7 +205,7 @@ def _route(taps: tuple[int, ...], slide: Slide, dtype: np.dtype, y: tuple[int, .
     """Who does it best, for filters (R, S, C, K) and outputs (N, P, Q, K)."""
     (R, S, C, K), (_, P, Q, _) = taps, y
     if ((R, S) == (3, 3) and slide.step == slide.apart == (1, 1) and dtype == np.float32
-            and min(C, K) >= winograd.CHANNELS and min(P, Q) >= winograd.PIXELS):
+            and winograd.pays(C, K, P, Q)):
         return WINOGRAD
     if slide.step[1] == 1 and Q >= 2 * S * C and R * S > 1:
         return PLANES

@@ -53,7 +53,7 @@ G = np.array([[1 / 4, 0, 0],
 FILTERS = np.einsum("ir,js->jirs", G, G).reshape(E * E, 9).astype(np.float32)  # G g Gt, transposed
 
 CHANNELS = 16        # on either side, at least: or the transforms take longer than they save
-PIXELS = 3           # of outputs either way, likewise
+SAVED = 2            # times fewer products, at least, in tiles that hang over the edge
 WORKSPACE = 3 << 19  # bytes of the planes of one side that a thread works on at a time
 TILES = 64, 128      # in a piece, at least, or its products would wait for the filters; and for
                      # gradients of filters, or the sums of these would take as long as the products
@@ -132,6 +132,12 @@ class Winograd:
         """(K, 3, 3, C) from the sum of all shares."""
         gw = (FILTERS.T @ total.reshape(E * E, -1)).reshape(3, 3, taps[3], taps[2])
         return np.ascontiguousarray(gw.transpose(2, 0, 1, 3))
+
+
+def pays(C: int, K: int, P: int, Q: int) -> bool:
+    """Is this the faster way from C channels to K, for outputs of P x Q pixels?"""
+    products = E * E * -(-P // M) * -(-Q // M)
+    return min(C, K) >= CHANNELS and 9 * P * Q >= SAVED * products
 
 
 def _tiles(piece: Piece, Q: int) -> tuple[int, int, int]:
