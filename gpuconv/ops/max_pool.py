@@ -7,19 +7,19 @@ The backward pass needs only *where* each maximum sat: r*S + s, one byte per out
 maximum of a window, in scan order, takes the whole gradient. NaN counts as the largest number, so
 the first NaN does. Padding never does, not even when all of the window is -inf.
 
-The CPU pads nothing: it takes pixel (r, s) of all windows that have it inside the image, as one
-strided view per (r, s), and goes on to the next.
+The CPU compares whole planes, plane (r, s) being that pixel of all windows: see cpu/largest.py.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from gpuconv import kernels, threads
+from gpuconv import kernels, memory
 from gpuconv.autograd import Op
-from gpuconv.backend import Array, accumulator, array_device, cupy, get_array_module
+from gpuconv.backend import Array, array_device, cupy, get_array_module
 from gpuconv.ops.checks import check_images
-from gpuconv.ops.window import POOL_WORKSPACE, IntOrPair, Padding, Window, pool_window
+from gpuconv.ops.cpu.largest import largest, send_back
+from gpuconv.ops.window import IntOrPair, Padding, Window, pool_window
 
 
 def max_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None,
@@ -95,63 +95,16 @@ class MaxPool2d(Op):
     # -- CPU -------------------------------------------------------------------------
 
     def forward_cpu(self, x):
-        N, H, W, C = self.x_shape = x.shape
-        P, Q = self.window.out_shape(H, W)
-        dtype, inside, first = accumulator(x.dtype), self.window.inside(H, W), self.first(P, Q)
-        y = np.empty((N, P, Q, C), x.dtype)
-        self.argmax = np.empty(y.shape, self.mark_dtype) if self.saving else None
-
-        def piece_of(piece: slice) -> None:
-            images, best = x[piece].astype(dtype, copy=False), y[piece]
-            if best.dtype != dtype:
-                best = threads.scratch("best", best.size, dtype).reshape(best.shape)
-            if self.argmax is None:
-                _largest(images, inside, best)
-            else:
-                self.argmax[piece] = first if first.any() else 0
-                _first_largest(images, inside, best, self.argmax[piece])
-            if best.dtype != y.dtype:
-                y[piece] = best
-
-        image = H * W * C * dtype.itemsize  # bytes
-        threads.each(piece_of, threads.chunks(N, image, POOL_WORKSPACE))
+        self.x_shape = x.shape
+        shape = len(x), *self.window.out_shape(*x.shape[1:3]), x.shape[-1]
+        y = memory.empty(shape, x.dtype)
+        self.argmax = memory.empty(shape, self.mark_dtype) if self.saving else None
+        largest(x, self.window, y, self.argmax)
         return y
 
-    def first(self, P: int, Q: int) -> np.ndarray:
-        """(P, Q, 1): r*S + s of the first pixel of each window that is inside x."""
-        (_, S), (SH, SW), (DH, DW) = self.window.size, self.window.stride, self.window.dilation
-        (PT, _), (PL, _) = self.window.pad
-        r = -(np.minimum(0, np.arange(P) * SH - PT) // DH)
-        s = -(np.minimum(0, np.arange(Q) * SW - PL) // DW)
-        return (r[:, None] * S + s)[:, :, None]
-
     def backward_cpu(self, gy):
-        N, H, W, C = self.x_shape
-        gx, inside = np.empty(self.x_shape, gy.dtype), self.window.inside(H, W)
-        apart = self.window.apart  # then a gradient is moved, bit by bit, and never added to
-        dtype = gy.dtype if apart else accumulator(gy.dtype)
-        gaps = not self.window.tiles(H, W)
-
-        def piece_of(piece: slice) -> None:
-            g, argmax, into = gy[piece].astype(dtype, copy=False), self.argmax[piece], gx[piece]
-            if into.dtype != dtype:
-                into = threads.scratch("gx", into.size, dtype).reshape(into.shape)
-            if gaps:
-                into.fill(0)
-            for where, windows, at in inside:
-                shape, size = argmax[windows].shape, argmax[windows].size
-                hit = threads.scratch("hit", size, bool).reshape(shape)
-                np.equal(argmax[windows], where, out=hit)
-                if apart:
-                    _where(hit, g[windows], out=into[at])
-                else:
-                    part = threads.scratch("part", size, dtype).reshape(shape)
-                    into[at] += _where(hit, g[windows], out=part)
-            if into.dtype != gx.dtype:
-                gx[piece] = into
-
-        image = H * W * C * dtype.itemsize  # bytes
-        threads.each(piece_of, threads.chunks(N, image, POOL_WORKSPACE))
+        gx = memory.empty(self.x_shape, gy.dtype)
+        send_back(gy, self.argmax, self.window, gx)
         return (gx,)
 
     # -- GPU: kernels/max_pool.cu, same names, same order ----------------------------
@@ -178,44 +131,3 @@ class MaxPool2d(Op):
                               MARK=self.mark_dtype, SAVE=int(self.saving), **self.window.macros())
 
 
-# -- CPU: a piece of the batch; inside is Window.inside ----------------------------------
-
-
-def _start(x: np.ndarray, inside: list, y: np.ndarray) -> list:
-    """Into y: the first pixel of each window, -inf where that is padding. The others are left."""
-    _, windows, at = inside[0]
-    if x[at].shape != y.shape:
-        y.fill(-np.inf)
-    y[windows] = x[at]
-    return inside[1:]
-
-
-def _largest(x: np.ndarray, inside: list, y: np.ndarray) -> None:
-    """Into y: the largest value of each window, NaN if there is one."""
-    for _, windows, at in _start(x, inside, y):
-        np.maximum(y[windows], x[at], out=y[windows])
-
-
-def _first_largest(x: np.ndarray, inside: list, y: np.ndarray, argmax: np.ndarray) -> None:
-    """And into argmax, which holds the first pixel of each window that is inside: where it sat.
-
-    Later pixels have greater numbers, so argmax is a running maximum as well.
-    """
-    for where, windows, at in _start(x, inside, y):
-        best, marks, v = y[windows], argmax[windows], x[at]
-        better = threads.scratch("better", v.size, bool).reshape(v.shape)
-        mark = threads.scratch("mark", v.size, argmax.dtype).reshape(v.shape)
-        np.greater(v, best, out=better)
-        np.multiply(better.view(np.uint8), argmax.dtype.type(where), out=mark)
-        np.maximum(marks, mark, out=marks)
-        np.maximum(best, v, out=best)
-    if np.isnan(y, out=threads.scratch("better", y.size, bool).reshape(y.shape)).any():
-        for where, windows, at in reversed(inside):
-            np.copyto(argmax[windows], cast(Any, where), where=np.isnan(x[at]))
-
-
-def _where(hit: np.ndarray, g: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """G where hit, else 0: as integers, because inf times 0 is not 0; a masked copy is slower."""
-    bits = np.dtype(f"i{g.dtype.itemsize}")
-    np.multiply(g.view(bits), hit, out=out.view(bits))
-    return out
