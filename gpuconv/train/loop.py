@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gpuconv import random
+from gpuconv import random, threads
 from gpuconv.data import Augment, Dataset
 from gpuconv.nn import Module
 from gpuconv.ops import softmax_cross_entropy
@@ -100,6 +100,7 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         resume_from(resume, run)
     with contextlib.ExitStack() as during:
         during.enter_context(_memory(run, batch_size))
+        during.enter_context(threads.single_threaded_blas())  # once, not in each op
         during.enter_context(mode(model, True))
         during.callback(model.reseed, None)  # dropout of later calls is not that of the last step
         during.enter_context(_watched(run, callbacks))

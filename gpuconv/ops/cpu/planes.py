@@ -13,7 +13,6 @@ all its rows see, in runs of P*Q. The stride along a row must be 1.
 import math
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from gpuconv import threads
 from gpuconv.ops.cpu.patches import Patches
@@ -37,10 +36,10 @@ class Planes(Patches):
         copy_framed(x, slide.first(rows.start), image.transpose(1, 2, 3, 0))
         sc, sn, sh, sw = image.strides
         lines = _scratch("lines", (S, C, n, height, Q), dtype)
-        np.copyto(lines, as_strided(image, lines.shape, (DW * sw, sc, sn, sh, sw)))
+        lines[...] = np.ndarray(lines.shape, dtype, image, 0, (DW * sw, sc, sn, sh, sw))
         ss, sc, sn, sh, sw = lines.strides
         col = _scratch("col", (R, S, C, n, P, Q), dtype)
-        np.copyto(col, as_strided(lines, col.shape, (DH * sh, ss, sc, sn, SH * sh, sw)))
+        col[...] = np.ndarray(col.shape, dtype, lines, 0, (DH * sh, ss, sc, sn, SH * sh, sw))
         return col.reshape(R * S * C, -1).T
 
     def gradient_shape(self, taps: tuple[int, ...]) -> tuple[int, ...]:

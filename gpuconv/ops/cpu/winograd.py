@@ -27,7 +27,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from gpuconv import threads
 from gpuconv.ops.cpu.pieces import Piece, Slide, cut, overlap
@@ -167,7 +166,7 @@ def _planes(x: np.ndarray, first: tuple[int, int], tiles: tuple[int, int, int],
 
     se, si, sh, sw, sc = half.strides
     lines = _scratch(there, (size, E, n, rows, columns, C))
-    lines[...] = as_strided(half, lines.shape, (sw, se, si, sh, M * sw, sc))
+    lines[...] = np.ndarray(lines.shape, half.dtype, half, 0, (sw, se, si, sh, M * sw, sc))
     planes = _scratch(here, (E * E, n * rows * columns, C))
     _transform(matrix, lines.reshape(size, E, -1), planes.reshape(E, E, -1))
     return planes
