@@ -199,7 +199,7 @@ def test_chunks_and_threads_do_not_show(kind, monkeypatch):
     want = trained(kind)
     for size, workers in ((333, 1), (333, 3), (5000, 2)):
         monkeypatch.setattr(threads, "count", lambda workers=workers: workers)
-        monkeypatch.setattr(threads, "chunks", lambda n, bytes, size=size: [
+        monkeypatch.setattr(threads, "chunks", lambda n, bytes, budget, size=size: [
             slice(i, min(n, i + size)) for i in range(0, n, size)])
         np.testing.assert_array_equal(trained(kind), want)
 
@@ -212,7 +212,7 @@ def test_a_step_on_the_cpu_allocates_nothing(kind, settings, dtype, monkeypatch)
     p = Parameter(np.ones(1 << 17, dtype))
     adam = kind([p], **settings)
     for _ in range(8):
-        adam.step()  # scratch of each thread, moments
+        adam.step()  # memory to recycle, moments
     tracemalloc.start()
     try:
         adam.step()

@@ -1,12 +1,14 @@
 """EMA: the definition, PyTorch's, warm-up, applied and restored, state, a module that changes."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from check import DTYPES, close, host
 from gpuconv import files, nn, threads
 from gpuconv.backend import FLOATS, accumulator, asarray, float_dtype
-from gpuconv.optim import EMA, SGD, Adam
+from gpuconv.optim import EMA, SGD, Adam, flat
 
 
 def net(dtype="float32", device="cpu"):
@@ -215,6 +217,26 @@ def test_chunks_and_threads_do_not_show(monkeypatch):
         monkeypatch.setattr(threads, "chunks", lambda n, bytes, budget=None: [
             slice(i, min(n, i + 333)) for i in range(0, n, 333)])
         np.testing.assert_array_equal(run(), want)
+
+
+def test_many_small_arrays_and_a_large_one_are_shared_out(rng, monkeypatch):
+    model = nn.Sequential(*(nn.Linear(n, 9) for n in (40, 3, 200, 5, 7, 11)))
+    values = {name: rng.standard_normal(a.shape).astype("float32")
+              for name, a in model.state_dict().items()}
+
+    def averages():
+        for a in model.state_dict().values():
+            a[...] = 1
+        ema = EMA(model, 0.9)
+        model.load_state_dict(values)
+        ema.update()
+        return ema.averages
+
+    want = averages()
+    monkeypatch.setattr(threads, "count", lambda: 3)
+    monkeypatch.setattr(flat, "PIECE", 100)
+    monkeypatch.setattr(sys.modules[EMA.__module__], "PIECE", 100)
+    same(averages(), want)
 
 
 def test_an_update_on_the_cpu_allocates_nothing(monkeypatch):

@@ -131,7 +131,7 @@ def test_chunks_do_not_show(rng, monkeypatch):
         return p.data
 
     want = run()
-    monkeypatch.setattr(threads, "chunks", lambda n, size: [
+    monkeypatch.setattr(threads, "chunks", lambda n, size, budget: [
         slice(i, min(n, i + 333)) for i in range(0, n, 333)])
     np.testing.assert_array_equal(run(), want)
 
@@ -143,7 +143,7 @@ def test_a_step_on_the_cpu_allocates_nothing(rng, settings, monkeypatch):
     p = Parameter(np.ones(1 << 17, "float32"))
     sgd = SGD([p], 0.1, **settings)
     for _ in range(8):
-        sgd.step()  # scratch of each thread, momentum
+        sgd.step()  # memory to recycle, momentum
     tracemalloc.start()
     try:
         sgd.step()

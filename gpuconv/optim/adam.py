@@ -25,9 +25,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpuconv import kernels, threads
+from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, is_gpu
-from gpuconv.optim.flat import Flat
+from gpuconv.optim.flat import Flat, pieces, widened
 from gpuconv.optim.optimizer import Optimizer
 
 SMALLEST = 1e-30  # eps: eps r must not be 0 in float32, else a gradient of 0 gives 0 / (0 + 0)
@@ -144,24 +144,22 @@ class AdamW(Adam):
 
 def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, *, lr: float, eps: float,
              beta1: float, beta2: float, decay: float, keep: float) -> None:
-    """Update p, m and v (in place) from g, all (n,), chunk by chunk; allocates nothing.
+    """Update p, m and v (in place) from g, all (n,), piece by piece; keeps nothing else.
 
     lr and eps are those of the last line of the module's docstring; decay is Adam's, keep AdamW's.
     """
     wide = accumulator(p.dtype)
 
     def chunk(piece: slice) -> None:
-        n, old, d, mean, square = piece.stop - piece.start, p[piece], g[piece], m[piece], v[piece]
-        w, t = old, threads.scratch("adam_t", n, wide)
-        if old.dtype != wide:
-            w, d = threads.scratch("adam_w", n, wide), threads.scratch("adam_d", n, wide)
-            w[...], d[...] = old, g[piece]
+        old, mean, square = p[piece], m[piece], v[piece]
+        w, d = widened(old, wide), widened(g[piece], wide)
+        t = memory.empty(mean.shape, wide)
         with np.errstate(all="ignore"):  # a gradient that overflows shows in the loss
             if keep != 1:
                 w *= keep
             if decay:
-                np.multiply(w, decay, out=t)
-                d = np.add(d, t, out=threads.scratch("adam_d", n, wide))
+                pull = np.multiply(w, decay, out=memory.empty(mean.shape, wide))
+                d = np.add(d, pull, out=pull)
             np.subtract(d, mean, out=t)
             t *= 1 - beta1
             mean += t
@@ -177,7 +175,7 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, *, lr: 
             if w is not old:
                 old[...] = w
 
-    threads.each(chunk, threads.chunks(p.size, 3 * wide.itemsize))
+    threads.each(chunk, pieces(p.size))
 
 
 def step_gpu(p: Array, g: Array, m: Array, v: Array, *, lr: float, eps: float, beta1: float,

@@ -18,8 +18,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuconv import kernels, threads
+from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, array_device, cupy, device_name, is_gpu
+from gpuconv.optim.flat import pieces, widened
 from gpuconv.optim.optimizer import Optimizer
 
 SMALL = 1e-6   # added to the norm
@@ -69,7 +70,7 @@ def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Array:
 
 
 def clip_cpu(parts: list[np.ndarray], max_norm: float, dtype: np.dtype) -> np.ndarray:
-    """Clip gradients (n,) in place, chunk by chunk; the norm before, ()."""
+    """Clip gradients (n,) in place, piece by piece; the norm before, ()."""
     with np.errstate(all="ignore"):
         norm = math.sqrt(sum(_square(g) for g in parts))
         share = max_norm / (norm + SMALL)
@@ -84,22 +85,19 @@ def _square(g: np.ndarray) -> float:
     """Sum of the squares of g."""
 
     def chunk(piece: slice) -> float:
-        wide = threads.scratch("clip", piece.stop - piece.start, np.float64)
+        wide = memory.empty(piece.stop - piece.start, np.float64)
         wide[...] = g[piece]
         with np.errstate(all="ignore"):
             return float(np.dot(wide, wide))
 
-    return sum(threads.each(chunk, threads.chunks(g.size, 8)))
+    return sum(threads.each(chunk, pieces(g.size)))
 
 
 def _scale(g: np.ndarray, factor: float) -> None:
     wide = accumulator(g.dtype)
 
     def chunk(piece: slice) -> None:
-        w = g[piece]
-        if g.dtype != wide:
-            w = threads.scratch("clip", w.size, wide)
-            w[...] = g[piece]
+        w = widened(g[piece], wide)
         with np.errstate(all="ignore"):
             if math.isnan(factor):
                 np.copyto(w, factor, where=w != 0)
@@ -108,7 +106,7 @@ def _scale(g: np.ndarray, factor: float) -> None:
         if g.dtype != wide:
             g[piece] = w
 
-    threads.each(chunk, threads.chunks(g.size, wide.itemsize))
+    threads.each(chunk, pieces(g.size))
 
 
 def clip_gpu(parts: list[Array], max_norm: float, dtype: np.dtype) -> Array:

@@ -13,13 +13,15 @@ and Optimization 30, 1992; the warm-up is tf.train.ExponentialMovingAverage's.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from gpuconv import kernels, threads
+from gpuconv import kernels, memory, threads
 from gpuconv.backend import FLOATS, Array, accumulator, array_device, asarray, device_name, is_gpu
+from gpuconv.optim.flat import PIECE, pieces
 
 
 class Averaged(Protocol):
@@ -72,6 +74,8 @@ class EMA:
             with array_device(value):
                 self.averages[name] = value.astype(_kept(value.dtype), order="C")
             self._like[name] = _description(value)
+        self._floats = [name for name, a in self.averages.items() if a.dtype.name in FLOATS]
+        self._others = [name for name in self.averages if name not in self._floats]
 
     def update(self) -> None:
         """Let the averages follow the module's values of now: after each step of the optimiser.
@@ -83,17 +87,14 @@ class EMA:
             raise RuntimeError("EMA: update inside applied(): the module holds the averages")
         values, t = self._values(), self.updates
         decay = min(self.decay, (1 + t) / (10 + t)) if self.warmup else self.decay
-        pairs = []
-        for name, average in self.averages.items():
-            if average.dtype.name in FLOATS:
-                pairs.append((average.reshape(-1), values[name].reshape(-1)))
-            else:
-                with array_device(average):
-                    average[...] = values[name]
-        update_cpu([pair for pair in pairs if not is_gpu(pair[0])], 1 - decay)
-        for average, value in pairs:
-            if is_gpu(average):
+        pairs = [(self.averages[name].reshape(-1), values[name].reshape(-1))
+                 for name in self._floats]
+        if any(is_gpu(average) for average, _ in pairs):
+            for average, value in pairs:
                 update_gpu(average, value, 1 - decay)
+        else:
+            update_cpu(pairs, 1 - decay)
+        _write({name: self.averages[name] for name in self._others}, values)
         self.updates += 1
 
     @contextlib.contextmanager
@@ -170,18 +171,22 @@ class EMA:
 
 def update_cpu(pairs: list[tuple[np.ndarray, np.ndarray]], weight: float) -> None:
     """Move each average (n,) towards its value (n,) by a share, in one threaded pass over all."""
-    work = [(average[piece], value[piece]) for average, value in pairs
-            for piece in threads.chunks(average.size, 2 * average.dtype.itemsize)]
+    work = [(average[piece], value[piece]) for average, value in pairs if average.size > PIECE
+            for piece in pieces(average.size)]
+    work += [pair for pair in pairs if pair[0].size <= PIECE]
+    sums = itertools.accumulate(average.size for average, _ in work)
+    load = [(n - 1) // PIECE for n in sums]  # of a thread: one large piece, or many small arrays
+    cuts = [0, *(i for i in range(1, len(work)) if load[i] != load[i - 1]), len(work)]
 
     def move(some: slice) -> None:
         with np.errstate(all="ignore"):
             for average, value in work[some]:
-                t = threads.scratch("ema", average.size, average.dtype)
+                t = memory.empty(average.size, average.dtype)
                 np.subtract(value, average, out=t, dtype=average.dtype)
                 t *= weight
                 average += t
 
-    threads.each(move, threads.chunks(len(work), 1, budget=4))  # most are small
+    threads.each(move, [slice(a, b) for a, b in itertools.pairwise(cuts)])
 
 
 def update_gpu(average: Array, value: Array, weight: float) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import memory, threads
 from gpuconv.autograd import Parameter
 from gpuconv.backend import Array, array_device, get_array_module, is_gpu
 
-ALIGN = 256  # bytes: what cudaMalloc aligns to, and any vector load may ask for
+ALIGN = 256      # bytes: what cudaMalloc aligns to, and any vector load may ask for
+PIECE = 1 << 19  # CPU: numbers; to hand less to another thread takes as long as updating them
 
 
 class Flat:
@@ -124,6 +126,24 @@ def pack(groups: Iterable[Iterable[Parameter]]) -> list[list[Flat]]:
             place = p.dtype, p.data.device.id if is_gpu(p.data) else None
             members[-1].setdefault(place, []).append((position, p))
     return [[Flat(part) for part in group.values()] for group in members]
+
+
+def pieces(n: int) -> list[slice]:
+    """Slices of 0..n for threads, by n alone.
+
+    >>> pieces(500_000), len(pieces(5_000_000))
+    ([slice(0, 500000, None)], 10)
+    """
+    return threads.chunks(n, 1, PIECE)
+
+
+def widened(a: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array itself, or its values in another dtype."""
+    if a.dtype == dtype:
+        return a
+    wide = memory.empty(a.shape, dtype)
+    wide[...] = a
+    return wide
 
 
 def _zeros(n: int, dtype: np.dtype, like: Array) -> Array:

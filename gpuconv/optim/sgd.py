@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import kernels, threads
+from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, is_gpu
-from gpuconv.optim.flat import Flat
+from gpuconv.optim.flat import Flat, pieces, widened
 from gpuconv.optim.optimizer import Optimizer
 
 
@@ -81,35 +81,31 @@ class SGD(Optimizer):
 
 def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray | None, lr: float, momentum: float,
              weight_decay: float, nesterov: bool) -> None:
-    """Update p and m (both in place) from g, all (n,), chunk by chunk; allocates nothing."""
+    """Update p and m (both in place) from g, all (n,), piece by piece; keeps nothing else."""
     wide = accumulator(p.dtype)
 
     def chunk(piece: slice) -> None:
         old, n = p[piece], piece.stop - piece.start
-        d, t = threads.scratch("sgd_d", n, wide), threads.scratch("sgd_t", n, wide)
-        w = old
-        if old.dtype != wide:
-            w = threads.scratch("sgd_w", n, wide)
-            w[...] = old
-        d[...] = g[piece]
+        w, d = widened(old, wide), widened(g[piece], wide)
+        t = memory.empty(n, wide)
         if weight_decay:
             np.multiply(w, weight_decay, out=t)
-            d += t
+            t += d
+            d = t
         if m is not None:
             v = m[piece]
             v *= momentum
             v += d
             if nesterov:
-                np.multiply(v, momentum, out=t)
-                d += t
+                ahead = np.multiply(v, momentum, out=memory.empty(n, wide))
+                d = np.add(d, ahead, out=t)
             else:
                 d = v
-        np.multiply(d, lr, out=t)
-        w -= t
+        w -= np.multiply(d, lr, out=t)
         if w is not old:
             old[...] = w
 
-    threads.each(chunk, threads.chunks(p.size, 5 * wide.itemsize))
+    threads.each(chunk, pieces(p.size))
 
 
 def step_gpu(p: Array, g: Array, m: Array | None, lr: float, momentum: float,
