@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuconv import memory
 from gpuconv.backend import Array, array_device, get_array_module, is_gpu, to_cpu
 
 _serial = itertools.count()
@@ -350,7 +351,7 @@ def _walk(y: Tensor, gy: Array) -> None:
 
     def meet(node: Any, g: Array) -> None:
         if node in pending:
-            pending[node] = pending[node] + g
+            pending[node] = _sum(pending[node], g)
             return
         pending[node] = g
         if isinstance(node, Op):
@@ -368,6 +369,11 @@ def _walk(y: Tensor, gy: Array) -> None:
         op.free()
     for leaf, g in pending.items():
         _add_grad(leaf, g)
+
+
+def _sum(a: Array, b: Array) -> Array:
+    """In memory of its own: either may be in other hands, too."""
+    return a + b if is_gpu(a) else np.add(a, b, out=memory.empty(a.shape, a.dtype))
 
 
 def _add_grad(leaf: Tensor, g: Array) -> None:
