@@ -49,6 +49,19 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     return np.empty(shape, dtype) if lease is None else np.ndarray(shape, dtype, np.asarray(lease))
 
 
+def widened(a: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array itself, or its values in another dtype.
+
+    >>> widened(np.float16([1.5]), np.dtype("float32"))
+    array([1.5], dtype=float32)
+    """
+    if a.dtype == dtype:
+        return a
+    wide = empty(a.shape, dtype)
+    wide[...] = a
+    return wide
+
+
 def free_all_blocks() -> None:
     """Give blocks that nobody uses back to the system, and forget how much was in use before."""
     _pool.free_all_blocks()

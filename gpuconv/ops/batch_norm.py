@@ -148,8 +148,8 @@ class BatchNorm(Op):
 
         def normalise(piece: slice) -> None:
             here = y[piece]
-            v = _target("batch_norm v", here, wide)
-            np.multiply(_widened("batch_norm x", rows[piece], wide), a, out=v)
+            v = _target(here, wide)
+            np.multiply(memory.widened(rows[piece], wide), a, out=v)
             v += b
             if self.relu:
                 np.maximum(v, zeros(v.shape[1], wide), out=v)
@@ -166,8 +166,8 @@ class BatchNorm(Op):
         wide = accumulator(rows.dtype)
 
         def moments(piece: slice) -> tuple[Any, Any, Any]:
-            v = _widened("batch_norm x", rows[piece], wide)
-            d = _scratch("batch_norm d", v.shape, wide)
+            v = memory.widened(rows[piece], wide)
+            d = memory.empty(v.shape, wide)
             count = wide.type(len(v) * F)
             mean = _sums(v, F) / count
             np.subtract(v, np.tile(mean, F), out=d)
@@ -203,9 +203,9 @@ class BatchNorm(Op):
         x, center = _fold(self.x)[0], np.tile(self.mean, F)      # (n/F, F*C), (F*C,)
 
         def work(piece: slice) -> tuple[Any, Any]:
-            g = _widened("batch_norm g", self.passed(gy, piece, gx), wide)
-            d = _scratch("batch_norm d", g.shape, wide)
-            np.subtract(_widened("batch_norm x", x[piece], wide), center, out=d)
+            g = memory.widened(self.passed(gy, piece, gx), wide)
+            d = memory.empty(g.shape, wide)
+            np.subtract(memory.widened(x[piece], wide), center, out=d)
             d *= g
             return _sums(g, F), _sums(d, F)
 
@@ -223,14 +223,14 @@ class BatchNorm(Op):
         x = _fold(self.x)[0] if self.training else None
 
         def work(piece: slice) -> None:
-            g = _widened("batch_norm g", self.passed(gy, piece, gx), wide)
+            g = memory.widened(self.passed(gy, piece, gx), wide)
             v = g
             if x is not None:
-                v = _scratch("batch_norm d", g.shape, wide)
-                np.multiply(_widened("batch_norm x", x[piece], wide), a, out=v)
+                v = memory.empty(g.shape, wide)
+                np.multiply(memory.widened(x[piece], wide), a, out=v)
                 v += b
                 v += g
-            here = _target("batch_norm v", gx[piece], wide)      # with ReLU the memory of g
+            here = _target(gx[piece], wide)  # with ReLU the memory of g
             np.multiply(v, scale, out=here)
             _store(gx[piece], here)
 
@@ -314,15 +314,16 @@ def _threads(cut: tuple[int, int, int, int]) -> int:
 def _fold(x: Any) -> tuple[Any, list[slice], int]:
     """x as (n/F, F*C) with F*C up to WIDTH, pieces of its rows, and F.
 
-    NumPy starts its loop again for each row, which takes as long as 100 numbers. Pieces fill the
-    cache of a core, and with what is computed on the way go beyond: threads that do less at a time
-    wait for the interpreter's lock more than they save. They begin at multiples of 8 rows.
+    NumPy starts its loop again for each row, which takes as long as 100 numbers. Pieces are twice
+    as large as the cache of a core: threads that do less at a time wait longer for the
+    interpreter's lock than they gain. They begin at multiples of 8 rows.
     """
     C = x.shape[-1]
     n = math.prod(x.shape[:-1])
     F = math.gcd(n, 1 << max(0, (WIDTH // C).bit_length() - 1)) or 1
     rows = np.ascontiguousarray(x).reshape(n // F, F * C)
-    eights = threads.chunks(-(-len(rows) // 8), 8 * F * C * accumulator(x.dtype).itemsize)
+    eight = 8 * F * C * accumulator(x.dtype).itemsize  # bytes
+    eights = threads.chunks(-(-len(rows) // 8), eight, 2 * threads.CACHE)
     return rows, [slice(8 * some.start, min(8 * some.stop, len(rows))) for some in eights], F
 
 
@@ -347,22 +348,9 @@ def _merge(counts: Any, means: Any, m2s: Any) -> tuple[Any, Any]:
     return mean, (m2s + counts * (means - mean) ** 2).sum(axis=0)
 
 
-def _scratch(name: str, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-    return threads.scratch(name, math.prod(shape), dtype).reshape(shape)
-
-
-def _widened(name: str, a: Any, dtype: np.dtype) -> Any:
-    """The array itself, or in scratch memory, converted to dtype."""
-    if a.dtype == dtype:
-        return a
-    wide = _scratch(name, a.shape, dtype)
-    wide[...] = a
-    return wide
-
-
-def _target(name: str, out: Any, dtype: np.dtype) -> Any:
-    """Where to compute in dtype what goes to out: there, or in scratch memory."""
-    return out if out.dtype == dtype else _scratch(name, out.shape, dtype)
+def _target(out: Any, dtype: np.dtype) -> Any:
+    """Where to compute in dtype what goes to out: there, or elsewhere."""
+    return out if out.dtype == dtype else memory.empty(out.shape, dtype)
 
 
 def _store(out: Any, value: Any) -> None:

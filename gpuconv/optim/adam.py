@@ -27,7 +27,7 @@ import numpy as np
 
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, is_gpu
-from gpuconv.optim.flat import Flat, pieces, widened
+from gpuconv.optim.flat import Flat, pieces
 from gpuconv.optim.optimizer import Optimizer
 
 SMALLEST = 1e-30  # eps: eps r must not be 0 in float32, else a gradient of 0 gives 0 / (0 + 0)
@@ -152,7 +152,7 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, *, lr: 
 
     def chunk(piece: slice) -> None:
         old, mean, square = p[piece], m[piece], v[piece]
-        w, d = widened(old, wide), widened(g[piece], wide)
+        w, d = memory.widened(old, wide), memory.widened(g[piece], wide)
         t = memory.empty(mean.shape, wide)
         with np.errstate(all="ignore"):  # a gradient that overflows shows in the loss
             if keep != 1:

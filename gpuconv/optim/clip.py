@@ -20,7 +20,7 @@ import numpy as np
 
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, array_device, cupy, device_name, is_gpu
-from gpuconv.optim.flat import pieces, widened
+from gpuconv.optim.flat import pieces
 from gpuconv.optim.optimizer import Optimizer
 
 SMALL = 1e-6   # added to the norm
@@ -97,7 +97,7 @@ def _scale(g: np.ndarray, factor: float) -> None:
     wide = accumulator(g.dtype)
 
     def chunk(piece: slice) -> None:
-        w = widened(g[piece], wide)
+        w = memory.widened(g[piece], wide)
         with np.errstate(all="ignore"):
             if math.isnan(factor):
                 np.copyto(w, factor, where=w != 0)

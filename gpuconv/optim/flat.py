@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import memory, threads
+from gpuconv import threads
 from gpuconv.autograd import Parameter
 from gpuconv.backend import Array, array_device, get_array_module, is_gpu
 
@@ -135,15 +135,6 @@ def pieces(n: int) -> list[slice]:
     ([slice(0, 500000, None)], 10)
     """
     return threads.chunks(n, 1, PIECE)
-
-
-def widened(a: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The array itself, or its values in another dtype."""
-    if a.dtype == dtype:
-        return a
-    wide = memory.empty(a.shape, dtype)
-    wide[...] = a
-    return wide
 
 
 def _zeros(n: int, dtype: np.dtype, like: Array) -> Array:

@@ -21,7 +21,7 @@ import numpy as np
 
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, is_gpu
-from gpuconv.optim.flat import Flat, pieces, widened
+from gpuconv.optim.flat import Flat, pieces
 from gpuconv.optim.optimizer import Optimizer
 
 
@@ -86,7 +86,7 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray | None, lr: float, mome
 
     def chunk(piece: slice) -> None:
         old, n = p[piece], piece.stop - piece.start
-        w, d = widened(old, wide), widened(g[piece], wide)
+        w, d = memory.widened(old, wide), memory.widened(g[piece], wide)
         t = memory.empty(n, wide)
         if weight_decay:
             np.multiply(w, weight_decay, out=t)
