@@ -9,8 +9,6 @@ F is the distribution of the normal law, F(x) = (1 + erf(x / sqrt(2))) / 2, and 
 NaN stays NaN in all of them. Where x is NaN, relu passes its gradient on, as PyTorch does.
 """
 
-import math
-import operator
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,9 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
-from gpuconv.ops.arithmetic import calculate, wide
+from gpuconv.ops.arithmetic import wide, write
 from gpuconv.ops.checks import check_arrays
+from gpuconv.ops.cpu import normal
 from gpuconv.ops.cpu.rectify import masked, nonzero, rectify
 
 
@@ -126,31 +125,24 @@ class GELU(Activation):
     name = "gelu"
 
     def forward_cpu(self, x):
-        from scipy.special import ndtr
-
-        y = memory.empty(x.shape, x.dtype)
-        self.slope = memory.empty(x.shape, accumulator(x.dtype)) if self.needs[0] else None
+        y, wider = memory.empty(x.shape, x.dtype), accumulator(x.dtype)
+        self.slope = memory.empty(x.shape, wider) if self.needs[0] else None
         flat, out = x.reshape(-1), y.reshape(-1)
         slope = None if self.slope is None else self.slope.reshape(-1)
+        exact = normal.gelu if wider == np.float32 else normal.gelu_by_scipy
 
         def work(piece):
-            with np.errstate(all="ignore"):  # inf * 0
-                v = wide(flat[piece])
-                normal = ndtr(v)
-                out[piece] = v * normal
-                if slope is not None:
-                    density = np.square(v)
-                    density *= -0.5
-                    np.exp(density, out=density)
-                    density *= 1 / math.sqrt(2 * math.pi)
-                    density *= v
-                    np.add(normal, density, out=slope[piece])
+            v, here = wide(flat[piece]), out[piece]
+            into = here if here.dtype == wider else v
+            exact(v, into, None if slope is None else slope[piece])
+            if into is not here:
+                here[...] = into
 
-        threads.each(work, threads.chunks(y.size, 5 * accumulator(x.dtype).itemsize))
+        threads.each(work, threads.chunks(y.size, wider.itemsize))
         return y
 
     def backward_cpu(self, gy):
-        return (calculate(operator.mul, gy, self.slope),)
+        return (write(np.multiply, gy, self.slope),)
 
 
 class Sigmoid(Activation):
@@ -159,12 +151,27 @@ class Sigmoid(Activation):
     name = "sigmoid"
 
     def forward_cpu(self, x):
-        y = calculate(lambda v: 1 / (1 + np.exp(-v)), x)
+        y = write(self.value, x)
         self.saved = y if self.needs[0] else None
         return y
 
     def backward_cpu(self, gy):
-        return (calculate(lambda g, y: g * y * (1 - y), gy, self.saved),)
+        return (write(self.gradient, gy, self.saved),)
+
+    @staticmethod
+    def value(x, out):
+        """``out = 1 / (1 + e^-x)``."""
+        np.negative(x, out=out)
+        np.exp(out, out=out)
+        np.add(out, 1, out=out)
+        np.divide(1, out, out=out)
+
+    @staticmethod
+    def gradient(gy, y, out):
+        """``out = gy * y * (1 - y)``."""
+        np.subtract(1, y, out=out)
+        np.multiply(out, y, out=out)
+        np.multiply(out, gy, out=out)
 
 
 class Tanh(Activation):
@@ -173,9 +180,16 @@ class Tanh(Activation):
     name = "tanh"
 
     def forward_cpu(self, x):
-        y = calculate(np.tanh, x)
+        y = write(np.tanh, x)
         self.saved = y if self.needs[0] else None
         return y
 
     def backward_cpu(self, gy):
-        return (calculate(lambda g, y: g * (1 - y * y), gy, self.saved),)
+        return (write(self.gradient, gy, self.saved),)
+
+    @staticmethod
+    def gradient(gy, y, out):
+        """``out = gy * (1 - y*y)``."""
+        np.multiply(y, y, out=out)
+        np.subtract(1, out, out=out)
+        np.multiply(out, gy, out=out)

@@ -17,10 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import threads
+from gpuconv import memory, threads
 from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import Array, accumulator, cupy, is_gpu
 from gpuconv.ops.checks import check_arrays
+
+UFUNCS: dict[Any, Any] = {
+    operator.add: np.add, operator.sub: np.subtract, operator.mul: np.multiply,
+    operator.truediv: np.divide, operator.neg: np.negative}
 
 
 def add(a: Array, b: Array) -> Array:
@@ -134,14 +138,27 @@ def calculate(f: Callable[..., Array], *operands: Any) -> Array:
         with np.errstate(all="ignore"):
             return f(*map(wide, operands)).astype(dtype, copy=False)
 
-    y = np.empty(shape, dtype)
-    out, flat = y.reshape(-1), [a.reshape(-1) if hasattr(a, "dtype") else a for a in operands]
+    f = UFUNCS.get(f, f)
+    return write(f if isinstance(f, np.ufunc) else
+                 lambda *parts, out: np.copyto(out, f(*parts)), *operands)
+
+
+def write(f: Callable[..., Any], *operands: Any) -> Array:
+    """What ``f(*operands, out=y)`` leaves in y, for CPU arrays of one shape, in chunks."""
+    arrays = [a for a in operands if hasattr(a, "dtype")]
+    y, flat = memory.empty(arrays[0].shape, arrays[0].dtype), [
+        a.reshape(-1) if hasattr(a, "dtype") else a for a in operands]
+    out, accumulated = y.reshape(-1), accumulator(y.dtype)
 
     def work(piece: slice) -> None:
+        parts, here = (wide(a[piece]) if hasattr(a, "dtype") else a for a in flat), out[piece]
+        into = here if y.dtype == accumulated else threads.scratch("y", here.size, accumulated)
         with np.errstate(all="ignore"):  # each thread has its own error state
-            out[piece] = f(*(wide(a[piece]) if hasattr(a, "dtype") else a for a in flat))
+            f(*parts, out=into)
+            if into is not here:
+                here[...] = into
 
-    threads.each(work, threads.chunks(y.size, (len(arrays) + 2) * y.itemsize))
+    threads.each(work, threads.chunks(y.size, accumulated.itemsize))
     return y
 
 
