@@ -18,6 +18,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 CACHE = 1 << 20  # bytes that one chunk's workspace should fit in: a core's L2
+SHARES = 4       # chunks that little work is cut into, for threads to share
 LINE = 64        # bytes of a line of the cache, where scratch memory begins
 BUFFER = 512     # elements; NumPy copies operands through its buffer whose runs are half as long
 
@@ -99,10 +100,10 @@ def _take_over() -> None:
         getattr(library, "clear_controlling_thread", lambda force: None)(force=True)
 
 
-def chunks(items: int, item_bytes: int, budget: int = CACHE, least: int = 1) -> list[slice]:
+def chunks(items: int, item_bytes: int, budget: int = CACHE, worth: float = 0) -> list[slice]:
     """Slices of 0..items, each of as many items as fit the budget (at least one), nearly equal.
 
-    There are ``least`` of them or more, if there are as many items.
+    Where that makes fewer than SHARES, there are as many as the work is ``worth``, up to SHARES.
 
     >>> chunks(10, 300, 1000)
     [slice(0, 2, None), slice(2, 5, None), slice(5, 7, None), slice(7, 10, None)]
@@ -110,7 +111,7 @@ def chunks(items: int, item_bytes: int, budget: int = CACHE, least: int = 1) -> 
     if not items:
         return []
     pieces = -(-items // max(1, min(items, budget // max(1, item_bytes))))
-    pieces = max(pieces, min(least, items))
+    pieces = max(pieces, min(int(worth), SHARES, items))
     cuts = [items * i // pieces for i in range(pieces + 1)]
     return [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
 

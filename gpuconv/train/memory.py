@@ -3,7 +3,7 @@
     peak = parameters + their gradients + what the optimiser keeps
          + the batch of images + activations + workspace          at the worst moment of the step
 
-The step is followed with two and with four images (large ones: one and two), and scaled, see
+The step is followed with four and with eight images (large ones: one and two), and scaled, see
 tape_memory.py: nothing large is ever allocated, so it can be asked when memory has just run out.
 What is not counted: the data set itself, the Python interpreter, and on a GPU what CUDA and cuBLAS
 take for themselves.
@@ -12,20 +12,23 @@ take for themselves.
 import dataclasses
 import math
 import traceback
+from collections.abc import Iterator
 
 from gpuconv import threads
 from gpuconv.backend import accumulator, cupy, free_memory
 from gpuconv.memory import free_all_blocks
 from gpuconv.nn import Module
 from gpuconv.nn.summary import human
-from gpuconv.ops.cpu.convolve import SUMS
+from gpuconv.ops.cpu.convolve import most_sums
 from gpuconv.optim import Optimizer
 from gpuconv.optim.flat import ALIGN
-from gpuconv.train.tape_memory import Cut, Moment, trace
+from gpuconv.train.tape_memory import SHARED, Cut, Moment, Span, trace
 
 Shape = tuple[int, int, int]  # (H, W, C)
 MOST = 1 << 24  # images of a batch; more are never proposed
-SMALL = 3 << 14  # numbers of an image; a step with four larger ones would take seconds
+FEW, FEWER = (4, 8), (1, 2)  # images to follow
+SMALL = 3 << 13  # numbers of an image; a step with eight larger ones would take seconds
+NOISE = 1 << 10  # bytes that Python's own objects may take more or less
 ROOM = 0.9      # share of free memory to plan with: allocators leave gaps, threads come and go
 
 
@@ -126,11 +129,11 @@ class _Forecast:
 
     def __init__(self, model: Module, input_shape: Shape, slots: int):
         self.gpu = model.device != "cpu"
-        self.images = (2, 4) if math.prod(input_shape) <= SMALL else (1, 2)
+        self.images = FEW if math.prod(input_shape) <= SMALL else FEWER
         try:
             few, more = self.traces(model, input_shape)
         except (MemoryError, ValueError):  # of one image, or less: BatchNorm wants two values
-            self.images = (1, 2) if self.images == (2, 4) else (2, 4)
+            self.images = FEWER if self.images == FEW else FEW
             few, more = self.traces(model, input_shape)
         self.moments = list(zip(few, more, strict=True))
         parameters = list(model.parameters())
@@ -143,7 +146,7 @@ class _Forecast:
 
     def traces(self, model: Module, input_shape: Shape) -> list[list[Moment]]:
         """Of both numbers of images; before, what is allocated once and for ever is."""
-        trace(model, input_shape, self.images[0])
+        trace(model, input_shape, self.images[1])
         return [trace(model, input_shape, n) for n in self.images]
 
     def at(self, n: int) -> Memory:
@@ -152,8 +155,7 @@ class _Forecast:
         lines = [(self.line(n, few.activations, more.activations),
                   self.line(n, few.gradients, more.gradients),
                   self.patches(n, more) if self.gpu else
-                  fixed + math.prod(self.piece(n, few.passing, more.passing))
-                  + more.part * min(n, SUMS))
+                  fixed + max(self.span(n, *both) for both in _pairs(few, more)))
                  for few, more in self.moments]
         activations, waiting, workspace = max(lines, key=sum)
         return Memory(n, self.weights + self.buffers, self.weights + waiting, self.state,
@@ -180,36 +182,53 @@ class _Forecast:
     def line(self, n: int, few: float, more: float) -> int:
         """At n, of what is linear in the number of images."""
         a, b = self.images
-        return max(0, round(few + (more - few) * (n - a) / (b - a)))
+        return round(few + (more - few) * (n - a) / (b - a))
 
     def scratch(self, n: int) -> int:
         """What all threads keep under all names: the first takes part in everything."""
         most: dict[tuple[str, int], int] = {}  # name, thread: bytes
-        for few, more in self.moments:
-            for name, asked in more.scratch.items():
-                size, workers = self.piece(n, few.scratch.get(name, asked), asked)
-                for thread in range(workers):
+        for few, more in (both for moments in self.moments for both in _pairs(*moments)):
+            for name, size in more.scratch.items():
+                size = self.piece(n, few, more, few.scratch.get(name, size), size)
+                workers = min(threads.count(), self.pieces(n, few, more))
+                for thread in range(1 if name.startswith(SHARED) else workers):
                     most[name, thread] = max(size, most.get((name, thread), 0))
         return sum(most.values())
 
-    def piece(self, n: int, few: tuple[int, Cut], more: tuple[int, Cut]) -> tuple[int, int]:
-        """Bytes that one thread takes for a piece of the batch, and how many threads do."""
-        (less, before), (size, cut) = few, more
-        if cut.items == before.items:  # not a cut of the batch
-            return size, threads.count()
-        grown = cut.grown(n / self.images[1])
-        if cut.bytes > before.bytes:
-            size += round((size - less) * (grown.bytes - cut.bytes) / (cut.bytes - before.bytes))
-        else:
-            size = size * grown.bytes // cut.bytes
-        return max(0, size), min(threads.count(), grown.pieces)
+    def span(self, n: int, few: Span, more: Span) -> int:
+        """Bytes at its peak, when all threads work on the last pieces."""
+        pieces = self.pieces(n, few, more)
+        grows = abs(more.held - few.held) > NOISE
+        return ((self.line(n, few.held, more.held) if grows else more.held)
+                + more.left * min(pieces, most_sums(more.left - NOISE))
+                + min(threads.count(), pieces)
+                * self.piece(n, few, more, few.passing, more.passing))
+
+    def pieces(self, n: int, few: Span, more: Span) -> int:
+        """How many pieces the batch is cut into."""
+        if few.cut.items == more.cut.items:  # it is rows of images that are cut, or weights
+            return self.line(n, few.pieces, more.pieces)
+        return more.cut.grown(n / self.images[1]).pieces
+
+    def piece(self, n: int, few: Span, more: Span, less: int, size: int) -> int:
+        """Bytes for the longest piece of the batch, from those for pieces of a few images."""
+        if few.cut.items == more.cut.items:
+            return size
+        before, now, then = few.cut.fit, more.cut.fit, more.cut.grown(n / self.images[1]).longest
+        if before == now:
+            return size * then // now
+        return max(0, size + (size - less) * (then - now) // (now - before))
 
     def patches(self, n: int, more: Moment) -> int:
         """On a GPU: the patches of a piece of the batch, and forward their product."""
         def size(cut: Cut) -> int:
             grown = cut.grown(n / self.images[1])
-            return grown.bytes + more.output * grown.longest // cut.items
+            return grown.longest * grown.item_bytes + more.output * grown.longest // cut.items
         return max(map(size, more.cuts), default=0)
+
+
+def _pairs(few: Moment, more: Moment) -> Iterator[tuple[Span, Span]]:
+    return zip(few.spans, more.spans, strict=True)
 
 
 def _aligned(size: int) -> int:

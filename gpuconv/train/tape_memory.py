@@ -8,8 +8,8 @@ more. Arrays that share memory count once.
 Two runs with different numbers of images give a straight line for each op, and the lines give any
 batch size. Workspaces are no straight lines: what an op needs for a piece of the batch stops
 growing where ``threads.chunks`` begins to cut. So that is noted, too: into which pieces each op
-would cut the batch, what it asks ``threads.scratch`` for, and on the CPU, by ``tracemalloc``, what
-else it allocates and frees again.
+cuts the batch, what it asks ``threads.scratch`` for, and on the CPU, by ``tracemalloc``, what else
+it allocates, for itself and for each piece.
 """
 
 import contextlib
@@ -31,34 +31,52 @@ from gpuconv.memory import fresh
 from gpuconv.nn import Module
 from gpuconv.nn.observe import untouched
 from gpuconv.ops import softmax_cross_entropy
+from gpuconv.ops.cpu import rectify
+
+SHARED = "zeros "  # begins the name of memory that all threads read
 
 
 class Cut(NamedTuple):
-    """A call of ``threads.chunks``: what was to be cut, bytes of an item, bytes of a piece."""
+    """A call of ``threads.chunks``, and the pieces it gives."""
 
     items: int
     item_bytes: int
     budget: int
+    worth: float
 
     def grown(self, factor: float) -> "Cut":
         """For so many times the images."""
-        return Cut(max(1, round(self.items * factor)), self.item_bytes, self.budget)
+        return self._replace(items=max(1, round(self.items * factor)), worth=self.worth * factor)
+
+    @property
+    def fit(self) -> int:
+        """Items that fit the budget."""
+        return max(1, min(self.items, self.budget // max(1, self.item_bytes)))
 
     @property
     def pieces(self) -> int:
         """How many."""
-        fit = max(1, min(self.items, self.budget // max(1, self.item_bytes)))
-        return -(-self.items // fit)
+        return max(-(-self.items // self.fit), min(int(self.worth), threads.SHARES, self.items))
 
     @property
     def longest(self) -> int:
         """Items of the longest piece."""
         return -(-self.items // self.pieces)
 
-    @property
-    def bytes(self) -> int:
-        """Of the longest piece."""
-        return self.longest * self.item_bytes
+
+ONE = Cut(1, 1, 1, 0)  # nothing is cut
+
+
+@dataclasses.dataclass
+class Span:
+    """A call of ``threads.each``, or all that an op does beside; in bytes."""
+
+    cut: Cut
+    held: int         # allocated when it begins (beside: at most), less what is after the op
+    pieces: int = 0
+    passing: int = 0  # what the work on a piece allocates and frees again
+    left: int = 0     # what it gives: a sum of its own, say
+    scratch: dict[str, int] = dataclasses.field(default_factory=dict)  # what it asks for, by name
 
 
 @dataclasses.dataclass
@@ -69,9 +87,7 @@ class Moment:
     gradients: int    # of parameters, waiting
     output: int       # of the op, forward
     cuts: list[Cut]
-    scratch: dict[str, tuple[int, Cut]]  # name: most bytes, and what was cut then
-    passing: tuple[int, Cut]  # what else was allocated and is free again
-    part: int         # what the work on one piece gave: a sum of its own, say
+    spans: list[Span]
 
 
 def trace(model: Module, input_shape: tuple[int, int, int], images: int) -> list[Moment]:
@@ -98,10 +114,10 @@ class _Step:
         own = [x, *(p.data for p in model.parameters()), *model.buffers()]
         self.alive = _Alive({_memory_of(a)[0] for a in own})
         self.moments: list[Moment] = []
-        self.last = Cut(1, 1, 1)
+        self.last = ONE
         self.cuts: list[Cut] = []
-        self.scratch: dict[str, tuple[int, Cut]] = {}
-        self.parts: list[int] = []
+        self.spans: list[Span] = []
+        self.beside = self.here = Span(ONE, 0, 1)
 
     def run(self, model: Module, x: Array) -> None:
         """Forward, loss, backward."""
@@ -144,22 +160,34 @@ class _Step:
     def note(self, output: int = 0) -> None:
         """A moment, here and now."""
         now, peak = tracemalloc.get_traced_memory()
-        passing = max(0, peak - now - sum(self.parts))
+        self.beside.held = max(self.beside.held, peak)
+        self.spans.append(self.beside)
+        for span in self.spans:
+            span.held -= now
         self.moments.append(Moment(self.alive.bytes[True], self.alive.bytes[False], output,
-                                   self.cuts, self.scratch, (passing, self.last),
-                                   max(self.parts, default=0)))
-        self.cuts, self.scratch, self.parts = [], {}, []
+                                   self.cuts, self.spans))
+        self.cuts, self.spans = [], []
+        self.beside = self.here = Span(ONE, 0, 1)
+
+    def asked(self, name: str, array: np.ndarray) -> np.ndarray:
+        """Memory that stays, under that name."""
+        self.here.scratch[name] = max(array.nbytes, self.here.scratch.get(name, 0))
+        return array
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
         """Note what ops give, and what they ask of ``threads``; it is answered by one thread."""
         call, chunks, each = Op.__call__, threads.chunks, threads.each
-        scratch, count = threads.scratch, threads.count
+        scratch, zeros = threads.scratch, rectify.zeros
         here = threading.get_ident()
 
+        def only_here(noting: Any, real: Any) -> Any:
+            """Other threads know nothing of this step."""
+            def f(*args: Any, **settings: Any) -> Any:
+                return (noting if threading.get_ident() == here else real)(*args, **settings)
+            return f
+
         def noting_call(op: Op, *inputs: Any) -> Any:
-            if threading.get_ident() != here:
-                return call(op, *inputs)
             tracemalloc.reset_peak()
             y = call(op, *inputs)
             given = y.data if isinstance(y, Tensor) else y
@@ -168,35 +196,55 @@ class _Step:
             return y
 
         def noting_chunks(items: int, item_bytes: int, budget: int = threads.CACHE,
-                          least: int = 1) -> list[slice]:  # that many only with few images
-            if items:
-                self.last = Cut(items, item_bytes, budget)
-                self.cuts.append(self.last)
-            return chunks(items, item_bytes, budget)
+                          worth: float = 0) -> list[slice]:
+            """Pieces as large as they may be: two sizes tell how the work grows with them."""
+            if not items:
+                return []
+            self.last = cut = Cut(items, item_bytes, budget, worth)
+            self.cuts.append(cut)
+            return [slice(i, min(i + cut.fit, items)) for i in range(0, items, cut.fit)]
 
-        def noting_scratch(name: str, size: int, dtype: Any) -> Any:
-            array = scratch(name, size, dtype)
-            if array.nbytes > self.scratch.get(name, (0, None))[0]:
-                self.scratch[name] = array.nbytes, self.last
-            return array
+        def noting_scratch(name: str, shape: Any, dtype: Any) -> Any:
+            return self.asked(name, scratch(name, shape, dtype))
+
+        def noting_zeros(size: int, dtype: Any) -> Any:
+            return self.asked(f"{SHARED}{np.dtype(dtype)}", zeros(size, dtype))
 
         def noting_each(f: Any, pieces: Any) -> list[Any]:
-            results = each(f, pieces)
-            parts = [sum(a.nbytes for a in (r if isinstance(r, tuple) else (r,))
-                         if isinstance(a, np.ndarray) and a.base is None) for r in results]
-            self.parts = max(self.parts, parts, key=sum)
-            return results
+            if self.here is not self.beside:  # in a piece
+                return [f(piece) for piece in pieces]
+            before, peak = tracemalloc.get_traced_memory()
+            self.beside.held = max(self.beside.held, peak)
+            self.here = span = Span(self.last, before, len(pieces))
+            self.spans.append(span)
+
+            def work(piece: Any) -> Any:
+                tracemalloc.reset_peak()
+                before = tracemalloc.get_traced_memory()[0]
+                result = f(piece)
+                now, peak = tracemalloc.get_traced_memory()
+                span.passing = max(span.passing, peak - now)
+                span.left = max(span.left, now - before)
+                return result
+
+            try:
+                return [work(piece) for piece in pieces]
+            finally:
+                self.here = self.beside
+                tracemalloc.reset_peak()
 
         with _one_at_a_time:
             try:
-                Op.__call__ = noting_call  # type: ignore[method-assign, assignment]
-                threads.chunks, threads.each = noting_chunks, noting_each
-                threads.scratch, threads.count = noting_scratch, lambda: 1
+                Op.__call__ = only_here(noting_call, call)  # type: ignore[method-assign]
+                threads.chunks = only_here(noting_chunks, chunks)
+                threads.each = only_here(noting_each, each)
+                threads.scratch = only_here(noting_scratch, scratch)
+                rectify.zeros = only_here(noting_zeros, zeros)
                 yield
             finally:
                 Op.__call__ = call  # type: ignore[method-assign]
                 threads.chunks, threads.each = chunks, each
-                threads.scratch, threads.count = scratch, count
+                threads.scratch, rectify.zeros = scratch, zeros
 
 
 _one_at_a_time = threading.Lock()

@@ -122,7 +122,7 @@ def _sum_shares(route: Any, share: Callable[[Piece, np.ndarray], None], pieces: 
                 taps: tuple[int, ...], gw: np.ndarray) -> None:
     """Into gw (K, R, S, C): the sum of what ``share`` gives for all pieces, in their order."""
     kept, dtype = route.gradient_shape(taps), gw.dtype
-    count = min(len(pieces), SUMS if gw.nbytes <= SMALL else SUMS // 2)
+    count = min(len(pieces), most_sums(gw.nbytes))
     cuts = [len(pieces) * i // count for i in range(count + 1)] if count else []
 
     def sum_of(run: slice) -> np.ndarray:
@@ -142,6 +142,11 @@ def _sum_shares(route: Any, share: Callable[[Piece, np.ndarray], None], pieces: 
             gw[filters] += more[filters]
 
     threads.each(add, threads.chunks(len(gw), 2 * gw[:1].nbytes))
+
+
+def most_sums(size: int) -> int:
+    """Partial weight gradients of so many bytes, at most."""
+    return SUMS if size <= SMALL else SUMS // 2
 
 
 def sum_rows(gy: np.ndarray) -> np.ndarray:

@@ -11,8 +11,7 @@ from gpuconv.ops.cpu.pieces import Piece, Slide, copy_framed, cut
 from gpuconv.ops.window import Window
 
 ROWS = 192    # patches in a piece, at least: or products would wait for the filters
-FEWEST = 64   # likewise, where there are less than SHARES pieces
-SHARES = 4    # pieces, for threads to share
+FEWEST = 64   # likewise, where the work is cut for threads to share
 
 
 class Patches:
@@ -54,8 +53,7 @@ class Patches:
         """The work on outputs of shape y."""
         N, P, Q, _ = y
         patch = math.prod(taps[:3]) * dtype.itemsize
-        return cut(N, P, Q * patch, max(self.workspace, ROWS * patch),
-                   min(SHARES, N * P * Q // FEWEST))
+        return cut(N, P, Q * patch, max(self.workspace, ROWS * patch), N * P * Q / FEWEST)
 
     def gradient_shape(self, taps: tuple[int, ...]) -> tuple[int, ...]:
         """Of what ``weight_gradient`` gives."""

@@ -39,10 +39,10 @@ class Piece(NamedTuple):
     rows: slice
 
 
-def cut(images: int, rows: int, row_bytes: int, budget: int, least: int = 1) -> list[Piece]:
+def cut(images: int, rows: int, row_bytes: int, budget: int, worth: float = 0) -> list[Piece]:
     """Pieces whose workspace fits the budget: whole images, or rows of one image.
 
-    There are ``least`` pieces or more, for threads to share, if there are as many rows. The cut
+    For threads to share there are as many as the work is ``worth``, up to threads.SHARES. The cut
     depends on these numbers only, never on the number of threads.
 
     >>> cut(4, 2, 100, 400)
@@ -52,10 +52,11 @@ Piece(images=slice(2, 4, None), rows=slice(0, 2, None))]
     [Piece(images=slice(0, 1, None), rows=slice(0, 2, None)), \
 Piece(images=slice(0, 1, None), rows=slice(2, 4, None))]
     """
-    if rows * row_bytes <= budget and images >= least:
+    shares = min(threads.SHARES, int(worth))
+    if rows * row_bytes <= budget and images >= shares:
         return [Piece(some, slice(0, rows))
-                for some in threads.chunks(images, rows * row_bytes, budget, least)]
-    pieces = threads.chunks(rows, row_bytes, budget, -(-least // max(1, images)))
+                for some in threads.chunks(images, rows * row_bytes, budget, worth)]
+    pieces = threads.chunks(rows, row_bytes, budget, -(-shares // max(1, images)))
     return [Piece(slice(i, i + 1), some) for i in range(images) for some in pieces]
 
 

@@ -56,8 +56,7 @@ SAVED = 2            # times fewer products, at least, in tiles that hang over t
 WORKSPACE = 3 << 19  # bytes of the planes of one side that a thread works on at a time
 TILES = 64, 128      # in a piece, at least, or its products would wait for the filters; and for
                      # gradients of filters, or the sums of these would take as long as the products
-FEWEST = 32          # likewise, where there are less than SHARES pieces
-SHARES = 4           # pieces, for threads to share
+FEWEST = 32          # likewise, where the work is cut for threads to share
 COLUMNS = 1 << 14    # of a transform, at most: OpenBLAS copies larger matrices before it multiplies
 
 
@@ -95,7 +94,7 @@ class Winograd:
         tile = E * E * max(taps[2:]) * 4  # bytes
         return [Piece(images, slice(some.start * M, min(P, some.stop * M)))
                 for images, some in cut(N, rows, columns * tile, max(WORKSPACE, least * tile),
-                                        min(SHARES, N * rows * columns // FEWEST))]
+                                        N * rows * columns / FEWEST)]
 
     def gradient_pieces(self, y: tuple[int, ...], taps: tuple[int, ...],
                         _: Any = None) -> list[Piece]:
