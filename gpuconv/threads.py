@@ -8,6 +8,7 @@ call per thread.
 
 import contextlib
 import functools
+import math
 import operator
 import os
 import threading
@@ -152,15 +153,15 @@ def each(f: Callable[[Part], Result], pieces: Sequence[Part]) -> list[Result]:
     return results
 
 
-def scratch(name: str, size: int, dtype: Any) -> Any:
-    """1-d array of ``size`` elements of this thread, reused by the next call with that name.
+def scratch(name: str, shape: int | tuple[int, ...], dtype: Any) -> Any:
+    """Array of this shape, of this thread, whose memory the next call with that name gets, too.
 
     For temporaries inside f of ``each``: what it holds before is undefined, and it must not escape.
     """
     import numpy as np
     held = _inside.__dict__.setdefault("scratch", {})
-    need = size * np.dtype(dtype).itemsize
+    need = (math.prod(shape) if isinstance(shape, tuple) else shape) * np.dtype(dtype).itemsize
     if name not in held or held[name].nbytes < need:
         block = np.empty(need + LINE, np.uint8)
         held[name] = block[-block.ctypes.data % LINE :][:need]
-    return held[name][:need].view(dtype)
+    return held[name][:need].view(dtype).reshape(shape)

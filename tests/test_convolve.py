@@ -244,9 +244,10 @@ def test_one_large_image_never_has_all_its_patches_in_memory(rng, monkeypatch):
     largest = []
     scratch = threads.scratch
 
-    def noting(name, size, dtype):
-        largest.append(size * np.dtype(dtype).itemsize)
-        return scratch(name, size, dtype)
+    def noting(name, shape, dtype):
+        array = scratch(name, shape, dtype)
+        largest.append(array.nbytes)
+        return array
 
     monkeypatch.setattr(threads, "scratch", noting)
     x = rng.standard_normal((1, 512, 512, 16), "float32")

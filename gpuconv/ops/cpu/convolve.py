@@ -126,8 +126,7 @@ def _sum_shares(route: Any, share: Callable[[Piece, np.ndarray], None], pieces: 
     cuts = [len(pieces) * i // count for i in range(count + 1)] if count else []
 
     def sum_of(run: slice) -> np.ndarray:
-        total, part = (threads.scratch(name, math.prod(kept), dtype).reshape(kept)
-                       for name in ("gw", "gw_part"))
+        total, part = (threads.scratch(name, kept, dtype) for name in ("gw", "gw_part"))
         share(pieces[run.start], total)
         for piece in pieces[run.start + 1 : run.stop]:
             share(piece, part)

@@ -6,9 +6,12 @@ import numpy as np
 
 from gpuconv import threads
 from gpuconv.backend import accumulator
-from gpuconv.ops.cpu.pieces import Piece, cut, overlap
-from gpuconv.ops.cpu.windows import Windows, copy_pixels, scratch
+from gpuconv.ops.cpu.pieces import Piece, cut
+from gpuconv.ops.cpu.rows import RUN
+from gpuconv.ops.cpu.windows import Windows, add_back, clear, copy_pixels
 from gpuconv.ops.window import POOL_WORKSPACE, Window
+
+LONG = 512  # elements: shorter runs are not worth a knockout
 
 
 def largest(x: np.ndarray, window: Window, y: np.ndarray, argmax: np.ndarray | None) -> None:
@@ -23,9 +26,9 @@ def largest(x: np.ndarray, window: Window, y: np.ndarray, argmax: np.ndarray | N
 
     def work(piece: Piece) -> None:
         here = y[piece]
-        best = here if here.dtype == dtype else scratch("best", here.shape, dtype)
+        best = here if here.dtype == dtype else threads.scratch("best", here.shape, dtype)
         pixels = planes_of(piece)
-        planes = scratch("planes", pixels.shape, dtype)
+        planes = threads.scratch("planes", pixels.shape, dtype)
         copy_pixels(pixels, planes)
         planes = planes.reshape(windows.taps, -1)
         if argmax is None:
@@ -62,8 +65,8 @@ def _knockout(planes: np.ndarray, y: np.ndarray, argmax: np.ndarray | None = Non
     taps, step = len(planes), 1
     if argmax is not None:
         numbers = np.arange(taps, dtype=argmax.dtype)[:, None]
-        marks = scratch("marks", planes.shape, argmax.dtype)
-        hits = scratch("hits", (taps // 2, y.size), bool)
+        marks = threads.scratch("marks", planes.shape, argmax.dtype)
+        hits = threads.scratch("hits", (taps // 2, y.size), bool)
         if taps % 2:
             marks[-1] = taps - 1  # it has no neighbour
     while step < taps:
@@ -92,13 +95,62 @@ def _first_nan(planes: np.ndarray, argmax: np.ndarray) -> None:
         np.copyto(argmax, argmax.dtype.type(number), where=np.isnan(planes[number]))
 
 
+def largest_middle(x: np.ndarray, y: np.ndarray, argmax: np.ndarray | None) -> None:
+    """Into y (A, C): the largest of x (A, B, C) along b, and which it is into argmax; B > 0.
+
+    NaN is the largest of all; of equals it is the first.
+    """
+    size = accumulator(x.dtype).itemsize
+    A, B, C = x.shape
+    if A == 1:  # some columns at a time
+        c = math.gcd(C, _power_of_2(POOL_WORKSPACE // (B * size)))
+        x = x.reshape(B, C // c, c).transpose(1, 0, 2)
+        y, argmax = y.reshape(-1, c), None if argmax is None else argmax.reshape(-1, c)
+        A, B, C = x.shape
+    if B <= 256 and min(A, POOL_WORKSPACE // (B * C * size)) * C >= LONG:
+        tall = None if argmax is None else argmax.reshape(A, 1, 1, C)
+        largest(x.reshape(A, B, 1, C), Window((B, 1)), y.reshape(A, 1, 1, C), tall)
+        return
+    k = math.gcd(B, _power_of_2(RUN // C))  # maximum needs long runs as well
+
+    def work(some: slice) -> None:
+        part = x[some].astype(accumulator(x.dtype), copy=False)
+        if argmax is None and C > 1:
+            y[some] = part.reshape(-1, B // k, k * C).max(axis=1).reshape(-1, k, C).max(axis=1)
+            return
+        first = part.argmax(axis=1)  # also the first NaN
+        y[some] = np.take_along_axis(part, first[:, None], axis=1)[:, 0]
+        if argmax is not None:
+            argmax[some] = first
+
+    threads.each(work, threads.chunks(A, B * C * size, POOL_WORKSPACE))
+
+
+def _power_of_2(most: int) -> int:
+    """The largest that is not above ``most``, 1 at least."""
+    return 1 << max(0, most.bit_length() - 1)
+
+
+def give_back(gy: np.ndarray, argmax: np.ndarray, gx: np.ndarray) -> None:
+    """Into gx (A, B, C): gy (A, C) where ``largest_middle`` found the largest, 0 elsewhere."""
+    A, B, C = gx.shape
+
+    def work(some: slice) -> None:
+        into = gx[some].reshape(-1)
+        into.fill(0)
+        at = np.arange(0, into.size, B * C)[:, None] + argmax[some].astype(np.intp) * C
+        into[at + np.arange(C)] = gy[some]
+
+    threads.each(work, threads.chunks(A, B * C * gx.itemsize))
+
+
 def send_back(gy: np.ndarray, argmax: np.ndarray, window: Window, gx: np.ndarray) -> None:
     """Into gx: each gradient where the largest pixel of its window sat, 0 elsewhere."""
     windows = Windows(window, *gx.shape[1:3])
     if windows.inside and window.apart:
         _move(gy, argmax, windows, gx)
     else:
-        _add(gy, argmax, windows, gx)
+        add_back(gy, argmax, windows, gx)
 
 
 def _move(gy: np.ndarray, argmax: np.ndarray, windows: Windows, gx: np.ndarray) -> None:
@@ -107,12 +159,12 @@ def _move(gy: np.ndarray, argmax: np.ndarray, windows: Windows, gx: np.ndarray) 
     pixels = windows.view(gx.view(bits), windows.P)  # (R, S, N, P, Q, C)
     numbers = np.arange(windows.taps, dtype=argmax.dtype)[:, None]
     if not windows.window.tiles(*windows.image):
-        _clear(gx)
+        clear(gx)
 
     def work(piece: Piece) -> None:
         g = gy[piece].reshape(-1).view(bits)
-        planes = scratch("planes", (windows.taps, g.size), bits)
-        hits = scratch("hits", planes.shape, bool)
+        planes = threads.scratch("planes", (windows.taps, g.size), bits)
+        hits = threads.scratch("hits", planes.shape, bool)
         np.equal(argmax[piece].reshape(-1), numbers, out=hits)
         np.copyto(planes, hits)
         np.multiply(planes, g, out=planes)
@@ -121,53 +173,3 @@ def _move(gy: np.ndarray, argmax: np.ndarray, windows: Windows, gx: np.ndarray) 
 
     row = windows.taps * windows.Q * gx.shape[-1] * gx.itemsize  # bytes of the planes
     threads.each(work, cut(len(gx), windows.P, row, POOL_WORKSPACE))
-
-
-def _add(gy: np.ndarray, argmax: np.ndarray, windows: Windows, gx: np.ndarray) -> None:
-    """Windows may overlap: gradients are added, in the accumulator dtype.
-
-    Pixel (r, s) of window (p, q) is pixel (a, b) of cell (p + i, q + j), where a cell is as large
-    as a stride: i, a = divmod(r*DH, SH). So with one plane for each pixel of a cell, and rows of
-    windows as long as rows of cells, window and pixel are a fixed distance apart in memory.
-    """
-    (N, P, Q, C), (H, W) = gy.shape, windows.image
-    (R, S), (SH, SW), (DH, DW) = (
-        windows.window.size, windows.window.stride, windows.window.dilation)
-    (PT, _), (PL, _) = windows.window.pad
-    dtype, reach = accumulator(gy.dtype), (R - 1) * DH // SH  # cells below a window's own
-    bits, rows, columns = f"u{dtype.itemsize}", P + reach, Q + (S - 1) * DW // SW  # of cells
-    if rows * SH - PT < H or columns * SW - PL < W:
-        _clear(gx)
-
-    def work(piece: Piece) -> None:
-        start, stop = max(0, piece.rows.start - reach), min(piece.rows.stop, P)
-        g, marks = gy[piece.images, start:stop], argmax[piece.images, start:stop]
-        shape = len(g), piece.rows.stop - start, columns, C  # cells, also those above that reach us
-        wide, wide_marks = scratch("frame", shape, dtype), scratch("marks", shape, marks.dtype)
-        wide.fill(0)  # no gradients where there is no window, then marks may be anything
-        wide[:, :stop - start, :Q], wide_marks[:, :stop - start, :Q] = g, marks
-        wide, wide_marks = wide.reshape(-1), wide_marks.reshape(-1)
-        planes = scratch("planes", (SH, SW, wide.size), dtype)
-        planes.fill(0)
-        for r, s in np.ndindex(R, S):
-            (i, a), (j, b) = divmod(r * DH, SH), divmod(s * DW, SW)
-            size = max(0, wide.size - (i * columns + j) * C)
-            part, hits = scratch("part", (size,), dtype), scratch("hits", (size,), bool)
-            np.equal(wide_marks[:size], r * S + s, out=hits)
-            np.copyto(part.view(bits), hits)
-            np.multiply(part.view(bits), wide[:size].view(bits), out=part.view(bits))
-            sums = planes[a, b, wide.size - size:]
-            np.add(sums, part, out=sums)
-        cells, first = planes.reshape(SH, SW, *shape), piece.rows.start
-        for a, b in np.ndindex(SH, SW):
-            down = overlap(first * SH + a - PT, piece.rows.stop - first, H, SH)
-            across = overlap(b - PL, columns, W, SW)
-            mine = cells[a, b, :, first - start:]
-            copy_pixels(mine[:, down[0], across[0]], gx[piece.images, down[1], across[1]])
-
-    row = SH * SW * columns * C * dtype.itemsize  # bytes of the planes
-    threads.each(work, cut(N, rows, row, POOL_WORKSPACE))
-
-
-def _clear(gx: np.ndarray) -> None:
-    threads.each(lambda some: gx[some].fill(0), threads.chunks(len(gx), gx[:1].nbytes))

@@ -63,9 +63,14 @@ class Patches:
 
     def weight_gradient(self, x: np.ndarray, gy: np.ndarray, slide: Slide, piece: Piece,
                         out: np.ndarray) -> None:
-        """Into out (K, R*S*C): the share of a piece; gy is (N, P, Q, K)."""
+        """Into out: the share of a piece; gy is (N, P, Q, K)."""
         col = self.unfold(x[piece.images], slide, piece.rows, gy.shape[2], out.dtype)
         g = gy[piece.images, piece.rows].astype(out.dtype, copy=False).reshape(len(col), -1)
+        self.multiply(col, g, out)
+
+    @staticmethod
+    def multiply(col: np.ndarray, g: np.ndarray, out: np.ndarray) -> None:
+        """Into out (K, R*S*C): patches (M, R*S*C) times gradients (M, K)."""
         np.matmul(g.T, col, out=out)
 
     def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
@@ -92,8 +97,7 @@ def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int, dtype: np.dty
     if h >= 0 and w >= 0 and h + height <= H and w + width <= W and x.dtype == dtype:
         image = x[:, h : h + height, w : w + width]
     else:
-        image = threads.scratch("framed", n * height * width * C, dtype)
-        image = image.reshape(n, height, width, C)
+        image = threads.scratch("framed", (n, height, width, C), dtype)
         copy_framed(x, (h, w), image)
 
     whole = (P, Q, DH, DW) == (1, 1, 1, 1) or (R, S, SH, SW) == (1, 1, 1, 1)
@@ -119,7 +123,7 @@ def fold(col: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np.ndarra
     (R, S), ((top, bottom), (left, right)) = window.size, window.pad
     P, Q = window.out_shape(H, W)
     shape = n, top + H + bottom, left + W + right, C
-    padded = threads.scratch("fold", math.prod(shape), accumulator(col.dtype)).reshape(shape)
+    padded = threads.scratch("fold", shape, accumulator(col.dtype))
     padded.fill(0)
     columns = col.reshape(n, P, Q, R * S, C)
     for where, target in window.pixels(padded, (P, Q)):

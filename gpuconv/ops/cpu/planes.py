@@ -16,7 +16,7 @@ import numpy as np
 
 from gpuconv import threads
 from gpuconv.ops.cpu.patches import Patches
-from gpuconv.ops.cpu.pieces import Piece, Slide, copy_framed
+from gpuconv.ops.cpu.pieces import Slide, copy_framed
 
 
 class Planes(Patches):
@@ -32,13 +32,13 @@ class Planes(Patches):
         (R, S), (SH, _), (DH, DW) = slide.size, slide.step, slide.apart
         P, Q = rows.stop - rows.start, columns
         height, width = slide.reach(P, Q)
-        image = _scratch("framed", (C, n, height, width), dtype)
+        image = threads.scratch("framed", (C, n, height, width), dtype)
         copy_framed(x, slide.first(rows.start), image.transpose(1, 2, 3, 0))
         sc, sn, sh, sw = image.strides
-        lines = _scratch("lines", (S, C, n, height, Q), dtype)
+        lines = threads.scratch("lines", (S, C, n, height, Q), dtype)
         lines[...] = np.ndarray(lines.shape, dtype, image, 0, (DW * sw, sc, sn, sh, sw))
         ss, sc, sn, sh, sw = lines.strides
-        col = _scratch("col", (R, S, C, n, P, Q), dtype)
+        col = threads.scratch("col", (R, S, C, n, P, Q), dtype)
         col[...] = np.ndarray(col.shape, dtype, lines, 0, (DH * sh, ss, sc, sn, SH * sh, sw))
         return col.reshape(R * S * C, -1).T
 
@@ -46,11 +46,9 @@ class Planes(Patches):
         """Of what ``weight_gradient`` gives: (R*S*C, K), by far the faster product here."""
         return math.prod(taps[:3]), taps[3]
 
-    def weight_gradient(self, x: np.ndarray, gy: np.ndarray, slide: Slide, piece: Piece,
-                        out: np.ndarray) -> None:
-        """Into out: the share of a piece; gy is (N, P, Q, K)."""
-        col = self.unfold(x[piece.images], slide, piece.rows, gy.shape[2], out.dtype)
-        g = gy[piece.images, piece.rows].astype(out.dtype, copy=False).reshape(len(col), -1)
+    @staticmethod
+    def multiply(col: np.ndarray, g: np.ndarray, out: np.ndarray) -> None:
+        """Into out (R*S*C, K)."""
         np.matmul(col.T, g, out=out)
 
     def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
@@ -73,13 +71,13 @@ class Planes(Patches):
             if (P, Q, R, S) == (1, 1, H, W) and slide.start == (0, 0):  # each pixel has one
                 gx[images] = (g @ filters).reshape(n, H, W, C)
                 return
-            col = _scratch("col", (R, S, C, n, P, Q), dtype)
+            col = threads.scratch("col", (R, S, C, n, P, Q), dtype)
             np.matmul(filters.T, g.T, out=col.reshape(len(filters.T), -1))
-            lines = _scratch("lines", (S, C, n, height, Q), dtype)
+            lines = threads.scratch("lines", (S, C, n, height, Q), dtype)
             lines.fill(0)
             for r in range(R):
                 lines[:, :, :, r * DH : r * DH + (P - 1) * SH + 1 : SH] += col[r]
-            image = _scratch("framed", (C, n, height, width), dtype)
+            image = threads.scratch("framed", (C, n, height, width), dtype)
             image.fill(0)
             for s in range(S):
                 image[..., s * DW : s * DW + (Q - 1) * SW + 1 : SW] += lines[s]
@@ -88,6 +86,3 @@ class Planes(Patches):
 
         threads.each(work, threads.chunks(len(gy), P * Q * filters[0].nbytes, self.workspace))
 
-
-def _scratch(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    return threads.scratch(name, math.prod(shape), dtype).reshape(shape)

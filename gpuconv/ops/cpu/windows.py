@@ -14,8 +14,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from gpuconv import threads
-from gpuconv.ops.cpu.pieces import Piece, overlap
-from gpuconv.ops.window import Window
+from gpuconv.backend import accumulator
+from gpuconv.ops.cpu.pieces import Piece, cut, overlap
+from gpuconv.ops.window import POOL_WORKSPACE, Window
 
 
 class Windows:
@@ -39,7 +40,7 @@ class Windows:
         def of(piece: Piece) -> np.ndarray:
             inside, size, into, source = self._edges(piece.rows)
             part = x[piece.images][source]
-            frame = scratch("frame", (len(part), *size, part.shape[-1]), dtype)
+            frame = threads.scratch("frame", (len(part), *size, part.shape[-1]), dtype)
             if not inside:
                 frame.fill(beside)
             frame[into] = part
@@ -72,6 +73,67 @@ class Windows:
                 (slice(None), down[1], across[1]))
 
 
+def add_back(gy: np.ndarray, argmax: np.ndarray | None, windows: Windows, gx: np.ndarray) -> None:
+    """Into each pixel of gx: the sum of gy over the windows it is in, in the accumulator dtype.
+
+    With argmax only over those that chose it: argmax is the number r*S + s of the pixel chosen.
+
+    Pixel (r, s) of window (p, q) is pixel (a, b) of cell (p + i, q + j), where a cell is as large
+    as a stride: i, a = divmod(r*DH, SH). So with one plane for each pixel of a cell, and rows of
+    windows as long as rows of cells, window and pixel are a fixed distance apart in memory.
+    """
+    (N, P, Q, C), (H, W) = gy.shape, windows.image
+    (R, S), (SH, SW), (DH, DW) = (
+        windows.window.size, windows.window.stride, windows.window.dilation)
+    (PT, _), (PL, _) = windows.window.pad
+    dtype, reach = accumulator(gy.dtype), (R - 1) * DH // SH  # cells below a window's own
+    bits, rows, columns = f"u{dtype.itemsize}", P + reach, Q + (S - 1) * DW // SW  # of cells
+    if rows * SH - PT < H or columns * SW - PL < W:
+        clear(gx)
+
+    def widened(name: str, a: np.ndarray, piece: Piece) -> np.ndarray:
+        """Rows of windows as long as those of cells, 0 where there is no window, flat."""
+        start, stop = max(0, piece.rows.start - reach), min(piece.rows.stop, P)
+        part = a[piece.images, start:stop]
+        wide = threads.scratch(name, (len(part), piece.rows.stop - start, columns, C),
+                       dtype if a is gy else a.dtype)
+        wide.fill(0)
+        wide[:, :stop - start, :Q] = part
+        return wide.reshape(-1)
+
+    def work(piece: Piece) -> None:
+        g = widened("frame", gy, piece)
+        marks = None if argmax is None else widened("marks", argmax, piece)
+        planes = threads.scratch("planes", (SH, SW, g.size), dtype)
+        planes.fill(0)
+        for r, s in np.ndindex(R, S):
+            (i, a), (j, b) = divmod(r * DH, SH), divmod(s * DW, SW)
+            size = max(0, g.size - (i * columns + j) * C)
+            part, sums = g[:size], planes[a, b, g.size - size:]
+            if marks is not None:
+                hits = threads.scratch("hits", (size,), bool)
+                np.equal(marks[:size], r * S + s, out=hits)
+                part = threads.scratch("part", (size,), dtype)
+                np.copyto(part.view(bits), hits)
+                np.multiply(part.view(bits), g[:size].view(bits), out=part.view(bits))
+            np.add(sums, part, out=sums)
+        above = piece.rows.start - max(0, piece.rows.start - reach)
+        cells = planes.reshape(SH, SW, -1, piece.rows.stop - piece.rows.start + above, columns, C)
+        for a, b in np.ndindex(SH, SW):
+            down = overlap(piece.rows.start * SH + a - PT, cells.shape[3] - above, H, SH)
+            across = overlap(b - PL, columns, W, SW)
+            mine = cells[a, b, :, above:]
+            copy_pixels(mine[:, down[0], across[0]], gx[piece.images, down[1], across[1]])
+
+    row = SH * SW * columns * C * dtype.itemsize  # bytes of the planes
+    threads.each(work, cut(N, rows, row, POOL_WORKSPACE))
+
+
+def clear(gx: np.ndarray) -> None:
+    """Fill with zeros."""
+    threads.each(lambda some: gx[some].fill(0), threads.chunks(len(gx), gx[:1].nbytes))
+
+
 def copy_pixels(source: np.ndarray, to: np.ndarray) -> None:
     """``to[...] = source``, both (..., C), by whole pixels if their channels are contiguous."""
     C, size = source.shape[-1], to.itemsize
@@ -79,8 +141,3 @@ def copy_pixels(source: np.ndarray, to: np.ndarray) -> None:
         pixel = np.dtype((np.void, C * size))
         source, to = source.view(pixel), to.view(pixel)
     np.copyto(to, source, casting="unsafe")
-
-
-def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """``threads.scratch`` in a shape."""
-    return threads.scratch(name, math.prod(shape), dtype).reshape(shape)

@@ -23,7 +23,6 @@ that are not finite spoil the whole tile they are in.
 Source: Lavin, Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -215,4 +214,4 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _scratch(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    return threads.scratch(f"winograd_{name}", math.prod(shape), np.float32).reshape(shape)
+    return threads.scratch(f"winograd_{name}", shape, np.float32)
