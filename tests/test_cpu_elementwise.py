@@ -1,4 +1,4 @@
-"""The small engines under gpuconv/ops/cpu, by their definition: rows, rectify, zeros, normal."""
+"""The small engines under gpuconv/ops/cpu by their definition: sums, maxima, rectify, GELU."""
 
 import hypothesis
 import numpy as np
@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from check import DTYPES, close, make
 from gpuconv.ops.cpu import normal, rows
+from gpuconv.ops.cpu.largest import give_back, largest_middle
 from gpuconv.ops.cpu.rectify import masked, nonzero, rectify
+from gpuconv.ops.cpu.sums import sum_middle
 from gpuconv.ops.cpu.zeros import zeros
 
 few = hypothesis.settings(max_examples=60, derandomize=True, deadline=None, database=None)
@@ -29,6 +31,46 @@ def test_column_sums_of_what_does_not_sum(rng):
     x = rng.standard_normal((300, 3)).astype("float32")
     x[7, 0], x[200, 1], x[201, 1] = np.nan, np.inf, 1
     close(rows.column_sums(x), x.astype(float).sum(axis=0).astype("float32"), terms=300)
+
+
+SHAPES = [  # A, B, C
+    (3, 5, 7), (2, 300, 3), (1, 256, 640), (4, 16, 256), (5, 8192, 1), (2, 1000, 1),
+    (700, 3, 1), (1, 1, 1), (0, 3, 4), (3, 4, 0)]
+
+
+@pytest.mark.parametrize("budget", [1, None], ids=["tiny-pieces", "as-ever"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 0, 4), (3, 0, 1)])
+def test_sum_middle(rng, monkeypatch, shape, dtype, budget):
+    if budget:
+        monkeypatch.setattr("gpuconv.threads.CACHE", budget)
+    x = make(rng.integers(-9, 10, shape), dtype)  # exact
+    y = sum_middle(x)
+    assert y.dtype == (np.float64 if dtype == "float64" else np.float32)
+    np.testing.assert_array_equal(y, x.sum(axis=1, dtype=float))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_largest_middle_and_back(rng, shape, dtype):
+    """Many ties, NaN and infinities; the first of equals, and of NaN, gets the gradient."""
+    values = [0, 1, 2, np.nan, np.inf, -np.inf]
+    x = make(rng.choice(values, shape, p=[.5, .2, .2, .02, .03, .05]), dtype)
+    A, B, C = shape
+    want = x.argmax(axis=1) if x.size else np.zeros((A, C), int)
+    for mark in ("uint8", "int64") if B <= 256 else ("int32",):
+        y, at = make(np.zeros((A, C)), dtype), np.full((A, C), 7, mark)
+        largest_middle(x, y, at)
+        np.testing.assert_array_equal(at, want)
+        np.testing.assert_array_equal(y, np.take_along_axis(x, want[:, None], axis=1)[:, 0])
+        value = np.zeros_like(y)
+        largest_middle(x, value, None)
+        np.testing.assert_array_equal(value, y)
+        gy = make(rng.choice(SPECIAL, y.shape), dtype)
+        gx, want_gx = np.ones_like(x), np.zeros_like(x)
+        give_back(gy, at, gx)
+        np.put_along_axis(want_gx, want[:, None], gy[:, None], axis=1)
+        np.testing.assert_array_equal(gx, want_gx)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import kernels, threads
+from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.checks import check_images
+from gpuconv.ops.cpu.pieces import Piece, cut
+from gpuconv.ops.cpu.windows import Windows, add_back, clear, copy_pixels
 from gpuconv.ops.window import POOL_WORKSPACE, IntOrPair, Padding, Window, pool_window
 
 
@@ -64,59 +66,44 @@ class AvgPool2d(Op):
 
     def forward_cpu(self, x):
         N, H, W, C = self.x_shape = x.shape
-        P, Q = self.window.out_shape(H, W)
-        dtype, inside = accumulator(x.dtype), self.window.inside(H, W)
-        y, divisor = np.empty((N, P, Q, C), x.dtype), self.divisor(dtype)
+        dtype, windows = accumulator(x.dtype), Windows(self.window, H, W)
+        y = memory.empty((N, windows.P, windows.Q, C), x.dtype)
+        planes_of, divisor = windows.planes(x, dtype, 0), self.divisor(dtype)
 
-        def piece_of(piece: slice) -> None:
-            images, total = x[piece].astype(dtype, copy=False), y[piece]
-            if total.dtype != dtype:
-                total = threads.scratch("total", total.size, dtype).reshape(total.shape)
-            _, windows, at = inside[0]
-            if images[at].shape != total.shape:
-                total.fill(0)
-            total[windows] = images[at]
-            for _, windows, at in inside[1:]:
-                total[windows] += images[at]
-            total /= divisor
-            if total.dtype != y.dtype:
-                y[piece] = total
+        def work(piece: Piece) -> None:
+            here = y[piece]
+            total = here if here.dtype == dtype else threads.scratch("total", here.shape, dtype)
+            pixels = planes_of(piece)
+            planes = threads.scratch("planes", pixels.shape, dtype)
+            copy_pixels(pixels, planes)
+            np.add.reduce(planes.reshape(windows.taps, *here.shape), axis=0, out=total)
+            np.divide(total, divisor[piece.rows], out=total)
+            if total is not here:
+                here[...] = total
 
-        image = H * W * C * dtype.itemsize  # bytes
-        threads.each(piece_of, threads.chunks(N, image, POOL_WORKSPACE))
+        row = windows.taps * windows.Q * C * dtype.itemsize  # bytes of the planes
+        threads.each(work, cut(N, windows.P, row, POOL_WORKSPACE))
         return y
 
     def backward_cpu(self, gy):
-        N, H, W, C = self.x_shape
-        dtype, inside = accumulator(gy.dtype), self.window.inside(H, W)
-        gx, divisor = np.empty(self.x_shape, gy.dtype), self.divisor(dtype)
-        apart = self.window.apart  # then a gradient is moved, never added to
-        gaps = not self.window.tiles(H, W)
-
-        def piece_of(piece: slice) -> None:
-            g, into = gy[piece], gx[piece]
-            share = threads.scratch("share", g.size, dtype).reshape(g.shape)
-            np.divide(g.astype(dtype, copy=False), divisor, out=share)
-            if apart:
-                share = share.astype(gx.dtype, copy=False)
-            elif into.dtype != dtype:
-                into = threads.scratch("gx", into.size, dtype).reshape(into.shape)
-            if gaps:
-                into.fill(0)
-            for _, windows, at in inside:
-                if apart:
-                    into[at] = share[windows]
-                else:
-                    into[at] += share[windows]
-            if into.dtype != gx.dtype:
-                gx[piece] = into
-
-        image = H * W * C * dtype.itemsize  # bytes
-        threads.each(piece_of, threads.chunks(N, image, POOL_WORKSPACE))
+        gx, windows = memory.empty(self.x_shape, gy.dtype), Windows(self.window, *self.x_shape[1:3])
+        dtype = accumulator(gy.dtype)
+        share, divisor = memory.empty(gy.shape, dtype), self.divisor(dtype)
+        threads.each(lambda some: np.divide(gy[some].astype(dtype, copy=False), divisor,
+                                            out=share[some]),
+                     threads.chunks(len(gy), share[:1].nbytes))
+        if not (windows.inside and self.window.apart):
+            add_back(share, None, windows, gx)
+            return (gx,)
+        if not self.window.tiles(*windows.image):
+            clear(gx)
+        pixels = windows.view(gx, windows.P)  # (R, S, N, P, Q, C)
+        threads.each(lambda some: copy_pixels(share[some], pixels[:, :, some]),
+                     threads.chunks(len(gx), gx[:1].nbytes))
         return (gx,)
 
     def divisor(self, dtype: np.dtype) -> np.ndarray:
-        """(P, Q, 1): how many pixels each window's mean is over; (1,) if all are alike."""
+        """(P, Q, C): how many pixels each window's mean is over; (P, 1, 1) if all are alike."""
         H, W = self.x_shape[1:3]
         counts = []
         for axis, (n, out) in enumerate(zip((H, W), self.window.out_shape(H, W), strict=True)):
@@ -127,7 +114,7 @@ class AvgPool2d(Op):
             counts.append(stop - np.maximum(start, low))
         rows, columns = counts
         each = (rows[:, None] * columns)[:, :, None].astype(dtype)
-        return each[0, 0] if (each == each[0, 0]).all() else each
+        return each[:, :1] if (each == each[0, 0]).all() else each.repeat(self.x_shape[3], axis=2)
 
     # -- GPU: kernels/avg_pool.cu, same names, same order ----------------------------
 

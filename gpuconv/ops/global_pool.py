@@ -9,10 +9,12 @@ both axes at once, because a window is walked pixel by pixel. Ties and NaN as in
 
 import numpy as np
 
-from gpuconv import threads
+from gpuconv import memory, threads
 from gpuconv.backend import Array, accumulator
 from gpuconv.ops.avg_pool import AvgPool2d
 from gpuconv.ops.checks import check_images
+from gpuconv.ops.cpu.largest import give_back, largest_middle
+from gpuconv.ops.cpu.sums import sum_middle
 from gpuconv.ops.max_pool import MaxPool2d
 from gpuconv.ops.window import POOL_WORKSPACE, Window
 
@@ -68,17 +70,11 @@ class GlobalAvgPool2d(AvgPool2d):
 
     def forward_cpu(self, x):
         N, H, W, C = self.x_shape = x.shape
-        y, dtype = np.empty((N, C), x.dtype), accumulator(x.dtype)
-
-        def piece_of(piece: slice) -> None:
-            rows = x[piece].sum(axis=2, dtype=dtype)  # (n, H, C): short sums round less
-            y[piece] = rows.sum(axis=1) / dtype.type(H * W)  # (n, C)
-
-        threads.each(piece_of, _pieces(x.shape, dtype))
-        return y
+        total = sum_middle(x.reshape(N, H * W, C))
+        return (total / total.dtype.type(H * W)).astype(x.dtype, copy=False)
 
     def backward_cpu(self, gy):
-        gx, dtype = np.empty(self.x_shape, gy.dtype), accumulator(gy.dtype)
+        gx, dtype = memory.empty(self.x_shape, gy.dtype), accumulator(gy.dtype)
         _, H, W, _ = self.x_shape
 
         def piece_of(piece: slice) -> None:
@@ -104,26 +100,16 @@ class GlobalMaxPool2d(MaxPool2d):
 
     def forward_cpu(self, x):
         N, H, W, C = self.x_shape = x.shape
-        y, dtype = np.empty((N, C), x.dtype), accumulator(x.dtype)
+        y = np.empty((N, C), x.dtype)
         self.argmax = np.empty((N, C), self.mark_dtype) if self.saving else None
-
-        def piece_of(piece: slice) -> None:
-            images = x[piece].astype(dtype, copy=False).reshape(-1, H * W, C)
-            if self.argmax is None:
-                y[piece] = images.max(axis=1)
-            else:
-                where = images.argmax(axis=1)  # the first NaN, or the first maximum
-                self.argmax[piece] = where
-                y[piece] = np.take_along_axis(images, where[:, None], axis=1)[:, 0]  # (n, C)
-
-        threads.each(piece_of, _pieces(x.shape, dtype))
+        largest_middle(x.reshape(N, H * W, C), y, self.argmax)
         return y
 
     def backward_cpu(self, gy):
         N, H, W, C = self.x_shape
-        gx = np.zeros((N, H * W, C), gy.dtype)
-        np.put_along_axis(gx, self.argmax[:, None].astype(np.intp), gy[:, None], axis=1)
-        return (gx.reshape(self.x_shape),)
+        gx = memory.empty(self.x_shape, gy.dtype)
+        give_back(gy, self.argmax, gx.reshape(N, H * W, C))
+        return (gx,)
 
     # -- GPU: kernels/max_pool.cu ----------------------------------------------------
 

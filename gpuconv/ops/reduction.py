@@ -12,10 +12,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from gpuconv import memory
 from gpuconv.autograd import Op, Tensor
-from gpuconv.backend import Array, cupy, get_array_module
+from gpuconv.backend import Array, cupy, get_array_module, is_gpu
 from gpuconv.ops.arithmetic import wide
 from gpuconv.ops.checks import check_arrays
+from gpuconv.ops.cpu.largest import give_back, largest_middle
+from gpuconv.ops.cpu.sums import sum_middle
 from gpuconv.ops.shape import check_axes
 
 Axis = int | tuple[int, ...] | None
@@ -83,10 +86,27 @@ class Reduction(Op):
         self.count = math.prod(x.shape[a] for a in self.axes)
         self.kept = tuple(1 if a in self.axes else n for a, n in enumerate(x.shape))
 
+        self.y_shape = self.kept if self.keepdims else tuple(
+            n for a, n in enumerate(x.shape) if a not in self.axes)
+
     def total(self, x):
         """Sums in the accumulator dtype, in the shape of y."""
         self.measure(x)
-        return wide(x).sum(axis=self.axes, keepdims=self.keepdims)
+        if is_gpu(x):
+            return wide(x).sum(axis=self.axes, keepdims=self.keepdims)
+        return sum_middle(self.middle(x)).reshape(self.y_shape)
+
+    def middle(self, x):
+        """X as (A, count, C), with what becomes one element in the middle; a copy if it must be."""
+        self.order = [*range(x.ndim)]
+        first = self.axes[0] if self.axes else 0
+        if self.axes != tuple(range(first, first + len(self.axes))):
+            self.order = [a for a in self.order if a not in self.axes]
+            first = len(self.order)
+            self.order += self.axes
+        shape = [x.shape[a] for a in self.order]
+        return x.transpose(self.order).reshape(
+            math.prod(shape[:first]), self.count, math.prod(shape[first + len(self.axes):]))
 
     def spread(self, gy):
         """Gy repeated over the axes: a view on the CPU."""
@@ -124,15 +144,22 @@ class Mean(Reduction):
 
 
 class Max(Reduction):
-    """Saves: the shape of x and, if x needs a gradient, where the maxima are: int64 per output."""
+    """Saves: the shape of x and, if x needs a gradient, where the maxima are.
+
+    On the CPU one byte per output, but int64 where it is one of more than 256; on the GPU int64.
+    """
+
+    first: Any
 
     def forward_cpu(self, x):
-        rows = self.rows(x)
-        if not self.needs[0]:
-            return rows.max(axis=-1).astype(x.dtype).reshape(self.y_shape)
-        self.first = rows.argmax(axis=-1)  # the first NaN, or the first maximum
-        y = np.take_along_axis(rows, self.first[..., None], axis=-1)
-        return y.astype(x.dtype).reshape(self.y_shape)
+        self.measure(x)
+        middle = self.middle(x)
+        y = np.empty((len(middle), middle.shape[2]), x.dtype)
+        self.first = None
+        if self.needs[0]:
+            self.first = np.empty(y.shape, np.uint8 if self.count <= 256 else np.int64)
+        largest_middle(middle, y, self.first)
+        return y.reshape(self.y_shape)
 
     def forward_gpu(self, x):
         cp, rows = cupy(), self.rows(x)
@@ -143,21 +170,25 @@ class Max(Reduction):
         return y.astype(x.dtype).reshape(self.y_shape)
 
     def backward_cpu(self, gy):
-        xp = get_array_module(gy)
+        shape = [self.x_shape[a] for a in self.order]
+        gx = memory.empty(tuple(shape), gy.dtype)
+        give_back(gy.reshape(self.first.shape), self.first,
+                  gx.reshape(len(self.first), self.count, self.first.shape[1]))
+        return (gx.transpose(np.argsort(self.order)),)
+
+    def backward_gpu(self, gy):
+        xp = cupy()
         at = self.first[..., None] == xp.arange(self.count)
         g = wide(gy).reshape(*self.first.shape, 1)
         gx = xp.where(at, g, g.dtype.type(0)).astype(gy.dtype, copy=False)
         gx = gx.reshape([self.x_shape[a] for a in self.order])  # axes in the order of rows
         return (gx.transpose(sorted(range(len(self.order)), key=self.order.__getitem__)),)
 
-    backward_gpu = backward_cpu
-
     def rows(self, x):
         """X as (..., count): what becomes one element is one row, in scan order."""
         self.measure(x)
         kept = [a for a in range(x.ndim) if a not in self.axes]
         self.order = [*kept, *self.axes]
-        self.y_shape = self.kept if self.keepdims else tuple(x.shape[a] for a in kept)
         return wide(x).transpose(self.order).reshape(*(x.shape[a] for a in kept), self.count)
 
 

@@ -102,6 +102,8 @@ def largest_middle(x: np.ndarray, y: np.ndarray, argmax: np.ndarray | None) -> N
     """
     size = accumulator(x.dtype).itemsize
     A, B, C = x.shape
+    if not y.size:
+        return
     if A == 1:  # some columns at a time
         c = math.gcd(C, _power_of_2(POOL_WORKSPACE // (B * size)))
         x = x.reshape(B, C // c, c).transpose(1, 0, 2)
