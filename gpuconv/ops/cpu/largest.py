@@ -140,8 +140,8 @@ def give_back(gy: np.ndarray, argmax: np.ndarray, gx: np.ndarray) -> None:
     def work(some: slice) -> None:
         into = gx[some].reshape(-1)
         into.fill(0)
-        at = np.arange(0, into.size, B * C)[:, None] + argmax[some].astype(np.intp) * C
-        into[at + np.arange(C)] = gy[some]
+        at = np.arange(some.stop - some.start)[:, None] * B + argmax[some]  # int64
+        into[at * C + np.arange(C)] = gy[some]
 
     threads.each(work, threads.chunks(A, B * C * gx.itemsize))
 
