@@ -6,8 +6,10 @@ import pytest
 from hypothesis import strategies as st
 
 from check import DTYPES, close, make
+from gpuconv import random
 from gpuconv.ops.cpu import normal, rows
 from gpuconv.ops.cpu.largest import give_back, largest_middle
+from gpuconv.ops.cpu.philox import words_at_least
 from gpuconv.ops.cpu.rectify import masked, nonzero, rectify
 from gpuconv.ops.cpu.sums import sum_middle
 from gpuconv.ops.cpu.zeros import zeros
@@ -124,3 +126,14 @@ def test_gelu_of_what_is_not_finite():
     np.testing.assert_allclose(slope[[4, 5, 8, 9]], 0.5, rtol=1e-6)
     normal.gelu(x, x, None)
     np.testing.assert_array_equal(x, y)
+
+
+@few
+@hypothesis.given(st.integers(0, 2**34), st.integers(0, 9), st.integers(0, 2**64 - 1),
+                  st.tuples(*[st.integers(0, 2**32 - 1)] * 2), st.integers(0, 2**32))
+def test_words_are_philoxs(first, count, step, key, limit):
+    counter = np.arange(first, first + count, dtype=np.uint64)
+    halves = counter & np.uint64(random.LOW), counter >> np.uint64(32)
+    want = np.stack(random.philox((*halves, step & random.LOW, step >> 32), key), axis=1)
+    np.testing.assert_array_equal(words_at_least(limit, first, count, step, key),
+                                  want.reshape(-1) >= limit)

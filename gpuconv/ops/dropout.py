@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import kernels, random, threads
+from gpuconv import kernels, memory, random, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.checks import check_arrays
+from gpuconv.ops.cpu.philox import words_at_least
 
 
 def dropout(x: Array, p: float = 0.5, *, training: bool = True,
@@ -73,29 +74,24 @@ class Dropout(Op):
         self.scale = 1 / (1 - p) if p < 1 else 0.0
 
     def forward_cpu(self, x: Any) -> Any:
-        wide = accumulator(x.dtype)
-        flat = np.ascontiguousarray(x).reshape(-1)
-        y = np.empty(flat.shape, x.dtype)
+        y, wide = memory.empty(x.shape, x.dtype), accumulator(x.dtype)
+        flat, out = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
+        bits = f"u{wide.itemsize}"
 
         def work(quarters: slice) -> None:
-            piece = slice(4 * quarters.start, min(4 * quarters.stop, flat.size))
-            v = flat[piece].astype(wide)
-            v *= wide.type(self.scale)
-            v[self.words(quarters)[: v.size] < self.threshold] = 0
-            y[piece] = v
+            piece = slice(4 * quarters.start, 4 * quarters.stop)
+            here = out[piece]
+            v = here if here.dtype == wide else threads.scratch("v", here.size, wide)
+            keep = words_at_least(self.threshold, quarters.start, quarters.stop - quarters.start,
+                                  self.step, self.key)
+            with np.errstate(all="ignore"):
+                np.multiply(flat[piece], wide.type(self.scale), out=v, dtype=wide)
+                np.multiply(v.view(bits), keep[:v.size], out=v.view(bits))  # inf * 0 is not 0
+                if v is not here:
+                    here[...] = v
 
-        threads.each(work, threads.chunks(-(-x.size // 4), 16 * 8))  # Philox: 16 words of 64 bits
-        return y.reshape(x.shape)
-
-    def words(self, quarters: slice) -> Any:
-        """Elements 4*start .. 4*stop of ``random.words``."""
-        q = np.arange(quarters.start, quarters.stop, dtype=np.uint64)
-        counter = (q & np.uint64(random.LOW), q >> np.uint64(32),
-                   self.step & random.LOW, self.step >> 32)
-        four = np.empty((len(q), 4), np.uint32)
-        for column, w in zip(four.T, random.philox(counter, self.key), strict=True):
-            column[...] = w
-        return four.reshape(-1)
+        threads.each(work, threads.chunks(-(-x.size // 4), 16))  # bytes of two words
+        return y
 
     def backward_cpu(self, gy: Any) -> tuple:
         return (self.forward_cpu(gy),)  # the same mask, the same scale
