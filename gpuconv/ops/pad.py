@@ -10,6 +10,7 @@ The backward pass sends each padded pixel's gradient to its source: the padding 
 axis after the other.
 """
 
+from gpuconv import memory, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, get_array_module
 from gpuconv.ops.checks import check_images
@@ -58,6 +59,33 @@ class Pad2d(Op):
         self.pads, self.mode = pads, mode
 
     def forward_cpu(self, x):
+        (top, bottom), (left, right) = self.pads
+        N, H, W, C = x.shape
+        y = memory.empty((N, top + H + bottom, left + W + right, C), x.dtype)
+        return self.by_images(self.padded, x, y)
+
+    def backward_cpu(self, gy):
+        (top, bottom), (left, right) = self.pads
+        N, H, W, C = gy.shape
+        gx = memory.empty((N, H - top - bottom, W - left - right, C), gy.dtype)
+        return (self.by_images(self.folded, gy, gx),)
+
+    def by_images(self, f, source, out):
+        """``out = f(source)``, as many images at a time as fit the cache."""
+        def work(some):
+            out[some] = f(source[some])
+
+        threads.each(work, threads.chunks(len(out), out[:1].nbytes))
+        return out
+
+    def forward_gpu(self, x):
+        return self.padded(x)
+
+    def backward_gpu(self, gy):
+        return (self.folded(gy),)
+
+    def padded(self, x):
+        """The value, on either device."""
         xp = get_array_module(x)
         for axis, (near, far) in enumerate(self.pads, start=1):
             x = x.swapaxes(0, axis)
@@ -79,7 +107,8 @@ class Pad2d(Op):
             return [x[-count:] if near else x[:count]]
         return [x[count:0:-1] if near else x[-2 : -count - 2 : -1]]  # reflect
 
-    def backward_cpu(self, gy):
+    def folded(self, gy):
+        """The gradient, on either device."""
         xp = get_array_module(gy)
         g = gy.astype(accumulator(gy.dtype), copy=False)
         for axis, (near, far) in enumerate(self.pads, start=1):
@@ -90,7 +119,7 @@ class Pad2d(Op):
                 inside = inside.copy()
                 self.fold(inside, before, near, after, far)
             g = inside.swapaxes(0, axis)
-        return (xp.ascontiguousarray(g.astype(gy.dtype, copy=False)),)
+        return xp.ascontiguousarray(g.astype(gy.dtype, copy=False))
 
     def fold(self, inside, before, near, after, far):
         """Add the gradients of both borders to the lines they were copied from."""
@@ -107,5 +136,3 @@ class Pad2d(Op):
                 inside[near:0:-1] += before
             if far:
                 inside[-2 : -far - 2 : -1] += after
-
-    forward_gpu, backward_gpu = forward_cpu, backward_cpu
