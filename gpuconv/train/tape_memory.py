@@ -31,7 +31,7 @@ from gpuconv.memory import fresh
 from gpuconv.nn import Module
 from gpuconv.nn.observe import untouched
 from gpuconv.ops import softmax_cross_entropy
-from gpuconv.ops.cpu import rectify
+from gpuconv.ops.cpu import zeros
 
 SHARED = "zeros "  # begins the name of memory that all threads read
 
@@ -178,7 +178,7 @@ class _Step:
     def noting(self) -> Iterator[None]:
         """Note what ops give, and what they ask of ``threads``; it is answered by one thread."""
         call, chunks, each = Op.__call__, threads.chunks, threads.each
-        scratch, zeros = threads.scratch, rectify.zeros
+        scratch, held = threads.scratch, zeros.held
         here = threading.get_ident()
 
         def only_here(noting: Any, real: Any) -> Any:
@@ -207,8 +207,10 @@ class _Step:
         def noting_scratch(name: str, shape: Any, dtype: Any) -> Any:
             return self.asked(name, scratch(name, shape, dtype))
 
-        def noting_zeros(size: int, dtype: Any) -> Any:
-            return self.asked(f"{SHARED}{np.dtype(dtype)}", zeros(size, dtype))
+        def noting_held(size: int, dtype: np.dtype) -> np.ndarray:
+            array = held(size, dtype)
+            self.asked(f"{SHARED}{dtype}", array[:size])
+            return array
 
         def noting_each(f: Any, pieces: Any) -> list[Any]:
             if self.here is not self.beside:  # in a piece
@@ -239,12 +241,12 @@ class _Step:
                 threads.chunks = only_here(noting_chunks, chunks)
                 threads.each = only_here(noting_each, each)
                 threads.scratch = only_here(noting_scratch, scratch)
-                rectify.zeros = only_here(noting_zeros, zeros)
+                zeros.held = only_here(noting_held, held)
                 yield
             finally:
                 Op.__call__ = call  # type: ignore[method-assign]
                 threads.chunks, threads.each = chunks, each
-                threads.scratch, rectify.zeros = scratch, zeros
+                threads.scratch, zeros.held = scratch, held
 
 
 _one_at_a_time = threading.Lock()

@@ -13,10 +13,14 @@ def zeros(size: int, dtype: Any) -> np.ndarray:
     >>> zeros(2, "float32")
     array([0., 0.], dtype=float32)
     """
-    dtype = np.dtype(dtype)
-    held = _held.get(dtype)
-    if held is None or held.size < size:
-        held = np.zeros(size, dtype)
-        held.flags.writeable = False
-        _held[dtype] = held
-    return held[:size]
+    return held(size, np.dtype(dtype))[:size]
+
+
+def held(size: int, dtype: np.dtype) -> np.ndarray:
+    """That memory: so many, or more."""
+    found = _held.get(dtype)
+    if found is None or found.size < size:
+        found = np.zeros(size, dtype)
+        found.flags.writeable = False
+        _held[dtype] = found
+    return found
