@@ -142,7 +142,7 @@ def each(f: Callable[[Part], Result], pieces: Sequence[Part]) -> list[Result]:
             _inside.worker = False
 
     with single_threaded_blas():
-        others = [_pool(workers - 1).submit(work) for _ in range(workers - 1)]
+        others = [_pool(count() - 1).submit(work) for _ in range(workers - 1)]
         try:
             work()
         finally:
