@@ -5,6 +5,12 @@
     planes         the same for few channels
     winograd       a quarter of the products, for 3x3
     pieces       how their work is cut, and where windows lie
+    windows      the pixels under pooling windows, and
+    largest        their maxima, where those sat, and gradients on their way back
+    rows, sums   one row against all rows of a matrix; sums over axes, by BLAS
+    rectify      max(x, 0) and its mask; zeros: arrays of zeros to compare with
+    normal       the normal law's distribution and density, for GELU
+    philox       random numbers in place, for dropout
 
 What NumPy is good at decides how they are written (float32, one core, arrays in its cache):
 
