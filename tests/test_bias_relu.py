@@ -133,3 +133,9 @@ def test_what_is_saved(xp):
 def test_refuses(x, b, error, message):
     with pytest.raises(error, match=message):
         bias_relu(np.ones(x), np.ones(b))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits_in_another_order_of_memory(dtype, rng):
+    x, b = make(rng.standard_normal((6, 5)), dtype), make(rng.standard_normal(5), dtype)
+    np.testing.assert_array_equal(bias_relu(np.asfortranarray(x), b), bias_relu(x, b))

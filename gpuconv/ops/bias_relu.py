@@ -61,7 +61,7 @@ class BiasReLU(Op):
 
         def work(piece):
             eights = slice(8 * piece.start, 8 * piece.stop)
-            v = wide(rows[eights])
+            v = np.ascontiguousarray(wide(rows[eights]))  # it is written to, as one row
             here = out[eights] if v.dtype == y.dtype else v
             with np.errstate(all="ignore"):
                 with_row(np.add, v, bias, here)
