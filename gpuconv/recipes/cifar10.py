@@ -8,4 +8,4 @@ CIFAR10 = Recipe(
     model="cifar_convnet",
     settings=Settings(epochs=6, batch_size=128, lr=0.05, momentum=0.9, weight_decay=5e-4,
                       schedule="one-cycle", flip=True, crop=4),
-    measured="84.2 % of CIFAR-10's test images after 6 epochs, 10 minutes on 2 CPU cores (seed 0)")
+    measured="85.2 % of CIFAR-10's test images after 6 epochs, 7 minutes on 2 CPU cores (seed 0)")
