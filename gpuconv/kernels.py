@@ -27,6 +27,7 @@ C_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float",
 INT_ITEMS = 2**31     # the number of elements from which an int cannot count an array
 MAX_BLOCKS = 2**16    # of one launch; kernels step through what is left, see grid_stride
 BLOCK = 256           # threads of a block, unless a kernel wants another number
+STATIC_SHARED = 48 << 10  # bytes of shared memory that every kernel may have without asking
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"(.+?)".*$', re.M)
 
@@ -150,7 +151,7 @@ def kernel(file: str | pathlib.Path, function: str, *, T: Any,
 
 
 def launch(get: Callable[[int], Any], function: str, parameters: list, threads: int, *args: Any,
-           block: int = BLOCK) -> None:
+           block: int = BLOCK, shared: int = 0, every: bool = False) -> None:
     """Launch one thread per unit of work, on the arrays' device and CuPy's current stream.
 
     Args:
@@ -162,6 +163,9 @@ def launch(get: Callable[[int], Any], function: str, parameters: list, threads: 
         args: an array, or None for a null pointer; for the others a number, narrowed here to
             the type that the kernel declares.
         block: threads of a block.
+        shared: bytes of dynamic shared memory.
+        every: launch a block for each ``block`` of threads, however many that are, for a kernel
+            that does not stride.
 
     Raises:
         TypeError, ValueError, OverflowError: an argument is not what the kernel declares.
@@ -175,8 +179,13 @@ def launch(get: Callable[[int], Any], function: str, parameters: list, threads: 
         raise ValueError(f"{function}: its arrays are on devices {sorted(devices)}, wanted one")
     if threads:
         (number, device), = devices.items()
+        blocks = -(-threads // block)
         with device:
-            get(number)((min(-(-threads // block), MAX_BLOCKS),), (block,), narrow)
+            compiled = get(number)
+            if shared > STATIC_SHARED:
+                compiled.max_dynamic_shared_size_bytes = shared
+            compiled((blocks if every else min(blocks, MAX_BLOCKS),), (block,), narrow,
+                     shared_mem=shared)
 
 
 def _checked(what: str, arg: Any, dtype: np.dtype, pointer: bool) -> Any:
