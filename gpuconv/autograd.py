@@ -238,8 +238,7 @@ class Op:
     def __call__(self, *inputs: Any) -> Any:
         """Apply to arrays (gives an array), or with any Tensor among them (gives a Tensor)."""
         arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
-        self.needs = tuple(
-            _mode.recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        self.needs = needs(inputs)
         if get_array_module(*arrays) is np:
             y: Any = np.asarray(self.forward_cpu(*arrays))  # a reduction may have left the arrays
         else:
@@ -247,13 +246,17 @@ class Op:
                 y = self.forward_gpu(*map(_dense, arrays))
         if not any(isinstance(x, Tensor) for x in inputs):
             return y
-        y = Tensor(y, requires_grad=any(self.needs))
-        if y.requires_grad:
+        return self.record(y, inputs, any(self.needs))
+
+    def record(self, y: Array, inputs: tuple, wanted: bool) -> Tensor:
+        """The value as a Tensor, behind this node on the tape if a gradient is wanted."""
+        tensor = Tensor(y, requires_grad=wanted)
+        if wanted:
             self.parents = tuple((x.creator or x) if need else None
                                  for x, need in zip(inputs, self.needs, strict=True))
             self.serial = next(_serial)
-            y.creator = self
-        return y
+            tensor.creator = self
+        return tensor
 
     def forward_cpu(self, *inputs: Any) -> Any:
         """The value, from NumPy arrays."""
@@ -284,64 +287,33 @@ class Op:
         self.freed = True
 
 
-def vjp(f: Callable[..., Any], *arrays: Array) -> tuple[Array, Callable[..., tuple]]:
-    """The value of f at arrays, and the function that pulls a gradient back through f.
-
-    Args:
-        f: maps one Tensor per array to one Tensor.
-        arrays: of numpy or cupy.
-
-    Returns:
-        (y, pull): y is an array; ``pull(gy)``, to be called once, gives one gradient per array,
-        None for an array that y does not depend on. Change neither y nor the arrays in place
-        before: pull may read them.
-
-    >>> from gpuconv.ops import max_pool2d
-    >>> y, pull = vjp(lambda x: max_pool2d(x, 2), np.array([[[[1.0], [4.0]], [[3.0], [2.0]]]]))
-    >>> y.ravel(), pull(10 * y)[0].ravel()
-    (array([4.]), array([ 0., 40.,  0.,  0.]))
-    """
-    inputs = [Tensor(a, requires_grad=True) for a in arrays]
-    y = f(*inputs)
-    if not isinstance(y, Tensor):
-        raise TypeError(f"vjp: f gave {type(y).__name__}, wanted a Tensor")
-
-    def pull(gy: Array | None = None) -> tuple:
-        if y.requires_grad:
-            y.backward(gy)
-        return tuple(x.grad for x in inputs)
-
-    return y.data, pull
+def needs(inputs: tuple) -> tuple[bool, ...]:
+    """For each input: is this thread recording, and will it want a gradient?"""
+    return tuple(_mode.recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
-def value_and_grad(f: Callable[..., Any]) -> Callable[..., tuple[Array, tuple]]:
-    """The function that gives f's value and its gradients with respect to all its arguments.
-
-    Args:
-        f: maps one Tensor per array to a Tensor of one element.
-
-    Returns:
-        g with ``g(*arrays) -> (value, gradients)``, one gradient per array.
-
-    >>> value, (gx,) = value_and_grad(lambda x: (x * x).sum())(np.array([1.0, 2.0]))
-    >>> value.item(), gx
-    (5.0, array([2., 4.]))
-    """
-    def both(*arrays: Array) -> tuple[Array, tuple]:
-        y, pull = vjp(f, *arrays)
-        return y, pull()
-
-    return both
+def recording() -> bool:
+    """Does this thread record, or is it inside ``no_grad``?"""
+    return _mode.recording
 
 
 @contextlib.contextmanager
-def no_grad() -> Iterator[None]:
-    """Record nothing, in this thread: ``with no_grad():``, or ``@no_grad()`` above a function."""
-    before, _mode.recording = _mode.recording, False
+def _recording(flag: bool) -> Iterator[None]:
+    before, _mode.recording = _mode.recording, flag
     try:
         yield
     finally:
         _mode.recording = before
+
+
+def no_grad() -> contextlib.AbstractContextManager[None]:
+    """Record nothing, in this thread: ``with no_grad():``, or ``@no_grad()`` above a function."""
+    return _recording(False)
+
+
+def grad() -> contextlib.AbstractContextManager[None]:
+    """Record, in this thread, even inside ``no_grad``."""
+    return _recording(True)
 
 
 def _walk(y: Tensor, gy: Array) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.autograd import vjp
 from gpuconv.backend import Array, array_device, get_array_module
+from gpuconv.functional import vjp
 
 
 def gradcheck(f: Callable[..., Any], *arrays: np.ndarray, eps: float = 1e-6, tol: float = 1e-6,

@@ -5,7 +5,8 @@ import pytest
 
 from check import DTYPES, close, host, make
 from gpuconv import kernels, threads
-from gpuconv.autograd import Tensor, no_grad, vjp
+from gpuconv.autograd import Tensor, no_grad
+from gpuconv.functional import vjp
 from gpuconv.gradcheck import gradcheck
 from gpuconv.ops.bias_relu import bias_relu
 

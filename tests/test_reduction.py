@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from check import DTYPES, close, host, make
-from gpuconv.autograd import Tensor, no_grad, vjp
+from gpuconv.autograd import Tensor, no_grad
+from gpuconv.functional import vjp
 from gpuconv.gradcheck import gradcheck
 from gpuconv.ops.reduction import max_, mean, sum_
 

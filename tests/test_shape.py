@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from check import DTYPES, close, host, make
-from gpuconv.autograd import Tensor, vjp
+from gpuconv.autograd import Tensor
+from gpuconv.functional import vjp
 from gpuconv.gradcheck import gradcheck
 from gpuconv.ops.shape import check_axes, flatten, getitem, reshape, transpose
 

@@ -11,6 +11,7 @@ from gpuconv.nn import init
 from gpuconv.nn.module import Module
 from gpuconv.ops.activation import gelu, relu, sigmoid, tanh
 from gpuconv.ops.batch_norm import batch_norm
+from gpuconv.ops.checkpoint import again, once
 from gpuconv.ops.dropout import dropout
 from gpuconv.ops.linear import linear
 from gpuconv.ops.shape import flatten
@@ -101,7 +102,7 @@ class BatchNorm2d(Module):
         """(N, H, W, C) -> the same shape; with ReLU behind it in one op, if wanted."""
         y = batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
                        training=self.training, momentum=self.momentum, eps=self.eps, relu=relu)
-        if self.training and x.size:
+        if self.training and x.size and not again():
             with array_device(self.num_batches_tracked):
                 self.num_batches_tracked += 1  # in place
         return y
@@ -133,10 +134,15 @@ class Dropout(Module):
         """The same shape."""
         if self.key is None:
             return dropout(x, self.p, training=self.training)
-        seed, stream = self.key  # a second call in one step draws from the next stream
-        key = seed, (stream + self.calls) & random.LOW
-        self.calls += self.training
+        key = once(self.next_key)
         return dropout(x, self.p, training=self.training, key=key, step=self.step)
+
+    def next_key(self) -> tuple[int, int]:
+        """A second call in one step draws from the next stream."""
+        assert self.key is not None
+        seed, stream = self.key
+        self.calls += self.training
+        return seed, (stream + self.calls - self.training) & random.LOW
 
     def reseed_layer(self, key: tuple[int, int] | None, step: int) -> None:
         """Draw with this key and step from now on."""

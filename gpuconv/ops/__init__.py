@@ -8,6 +8,7 @@ from gpuconv.ops.arithmetic import add, div, exp, log, mul, neg, sub
 from gpuconv.ops.avg_pool import avg_pool2d
 from gpuconv.ops.batch_norm import batch_norm
 from gpuconv.ops.bias_relu import bias_relu
+from gpuconv.ops.checkpoint import checkpoint
 from gpuconv.ops.conv import conv2d
 from gpuconv.ops.dropout import dropout
 from gpuconv.ops.global_pool import global_avg_pool2d, global_max_pool2d
@@ -24,8 +25,9 @@ from gpuconv.ops.softmax import log_softmax, softmax
 from gpuconv.ops.softmax_cross_entropy import softmax_cross_entropy
 
 __all__ = [
-    "add", "avg_pool2d", "batch_norm", "bias_relu", "col2im", "conv2d", "div", "dropout", "exp",
-    "flatten", "gelu", "getitem", "global_avg_pool2d", "global_max_pool2d", "im2col", "linear",
-    "log", "log_softmax", "matmul", "max", "max_pool2d", "mean", "mul", "neg", "pad2d", "relu",
-    "reshape", "sigmoid", "softmax", "softmax_cross_entropy", "sub", "sum", "tanh", "transpose",
+    "add", "avg_pool2d", "batch_norm", "bias_relu", "checkpoint", "col2im", "conv2d", "div",
+    "dropout", "exp", "flatten", "gelu", "getitem", "global_avg_pool2d", "global_max_pool2d",
+    "im2col", "linear", "log", "log_softmax", "matmul", "max", "max_pool2d", "mean", "mul",
+    "neg", "pad2d", "relu", "reshape", "sigmoid", "softmax", "softmax_cross_entropy", "sub", "sum", "tanh",
+    "transpose",
 ]

@@ -31,6 +31,7 @@ from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import Array, accumulator, cupy, get_array_module
 from gpuconv.ops.activation import ReLU
+from gpuconv.ops.checkpoint import again
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.cpu.rectify import masked, nonzero
 from gpuconv.ops.cpu.zeros import zeros
@@ -96,6 +97,8 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
                          "training needs at least two")
     if not eps >= 0:
         raise ValueError(f"batch_norm: eps is {eps}, wanted at least 0")
+    if training and again():  # checkpointed: the first run has moved the running statistics
+        mean = var = None
     return BatchNorm(mean, var, training, momentum, eps, relu)(x, gamma, beta)
 
 

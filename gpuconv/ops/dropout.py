@@ -21,6 +21,7 @@ import numpy as np
 from gpuconv import kernels, memory, random, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.ops.checkpoint import once
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.cpu.philox import words_at_least
 
@@ -56,7 +57,7 @@ def dropout(x: Array, p: float = 0.5, *, training: bool = True,
     if not training or p == 0:
         return x
     if key is None or step is None:
-        key, step = random.fresh()
+        key, step = once(random.fresh)
     seed, stream = (operator.index(k) for k in key)
     step = operator.index(step)
     if not (0 <= seed <= random.LOW and 0 <= stream <= random.LOW and 0 <= step < 2**64):
