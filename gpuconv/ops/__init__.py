@@ -27,7 +27,7 @@ from gpuconv.ops.softmax_cross_entropy import softmax_cross_entropy
 __all__ = [
     "add", "avg_pool2d", "batch_norm", "bias_relu", "checkpoint", "col2im", "conv2d", "div",
     "dropout", "exp", "flatten", "gelu", "getitem", "global_avg_pool2d", "global_max_pool2d",
-    "im2col", "linear", "log", "log_softmax", "matmul", "max", "max_pool2d", "mean", "mul",
-    "neg", "pad2d", "relu", "reshape", "sigmoid", "softmax", "softmax_cross_entropy", "sub", "sum", "tanh",
-    "transpose",
+    "im2col", "linear", "log", "log_softmax", "matmul", "max", "max_pool2d", "mean", "mul", "neg",
+    "pad2d", "relu", "reshape", "sigmoid", "softmax", "softmax_cross_entropy", "sub", "sum",
+    "tanh", "transpose",
 ]
