@@ -1,9 +1,9 @@
-// Sixteen bytes at a time: neighbouring elements in one load or store.
+// Sixteen bytes at a time, or another power of two: neighbouring elements in one load or store.
 #pragma once
 
-template <class E>
-struct alignas(16) Pack {
-    static constexpr int V = 16 / sizeof(E);  // elements
+template <class E, int N = 16 / sizeof(E)>
+struct alignas(N * sizeof(E)) Pack {
+    static constexpr int V = N;               // elements
     E v[V];
 };
 
