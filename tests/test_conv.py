@@ -290,3 +290,10 @@ def test_refuses_other_dtypes_and_shapes_of_the_bias(cp):
         conv2d(x, w, np.ones(3))
     with pytest.raises(TypeError, match="CPU and GPU do not mix: CPU, GPU"):
         conv2d(x, cp.ones((2, 3, 3, 1)))
+
+
+def test_the_bias_alone_may_want_a_gradient(xp, rng):
+    x, w = (xp.asarray(rng.standard_normal(s)) for s in ((2, 5, 5, 3), (4, 2, 2, 3)))
+    b = Tensor(xp.zeros(4), requires_grad=True)
+    conv2d(Tensor(x), Tensor(w), b).backward(xp.ones((2, 4, 4, 4)))
+    close(b.grad, np.full(4, 32.0), terms=32)

@@ -146,7 +146,8 @@ class Conv2d(Op):
     def backward_cpu(self, gy):
         gx = memory.empty(self.x_shape, gy.dtype) if self.needs[0] else None
         gw = np.empty(self.w_shape, accumulator(gy.dtype)) if self.needs[1] else None
-        convolve.gradients(self.x, self.w, gy, self.slide, self.groups, gx, gw)
+        if self.needs[0] or self.needs[1]:
+            convolve.gradients(self.x, self.w, gy, self.slide, self.groups, gx, gw)
         gw = gw if gw is None else gw.astype(gy.dtype, copy=False)
         if len(self.needs) < 3:
             return gx, gw
