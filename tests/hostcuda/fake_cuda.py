@@ -84,6 +84,11 @@ class Device:
         _use(self.id)
         return self
 
+    @property
+    def compute_capability(self):
+        """That of an A100: the first with what mma.cuh asks for."""
+        return "80"
+
     def synchronize(self):
         work.synchronize_device(self.id)
 
