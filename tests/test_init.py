@@ -109,6 +109,51 @@ def test_dirac_is_pytorchs(K, C, groups):
     np.testing.assert_array_equal(p.data.transpose(0, 3, 1, 2), want)
 
 
+def test_dirac_may_keep_the_filters_that_are_left(rng):
+    before = rng.standard_normal((6, 3, 3, 4))
+    p = Parameter(before.copy())
+    init.dirac_(p, keep=True)
+    np.testing.assert_array_equal(p.data[4:], before[4:])
+    init.dirac_(full := Parameter(np.empty((4, 3, 3, 4))))
+    np.testing.assert_array_equal(p.data[:4], full.data)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_whitening_filters_whiten(xp, rng, dtype, monkeypatch):
+    monkeypatch.setattr(init, "PATCHES", 5000)
+    mixed = rng.standard_normal((40, 12, 11, 3)) @ rng.standard_normal((3, 3))
+    x = (mixed + np.roll(mixed, 1, axis=1)).astype(dtype)
+    p = Parameter(xp.empty((24, 2, 2, 3), dtype))
+    init.whitening_(p, xp.asarray(x), eps=0)
+    patches = np.lib.stride_tricks.sliding_window_view(x, (2, 2), axis=(1, 2))  # (N, P, Q, C, R, S)
+    patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, 12).astype(np.float64)
+    w = host(p.data).reshape(24, 12)
+    np.testing.assert_array_equal(w[12:], -w[:12])
+    response = patches @ w[:12].T.astype(np.float64)
+    second = response.T @ response / len(patches)
+    close(second.astype(dtype), np.eye(12, dtype=dtype), terms=len(patches))
+    length = np.linalg.norm(w[:12], axis=1)
+    assert (np.diff(length) > 0).all()  # the first direction varies most
+
+
+def test_whitening_divides_by_the_root_of_what_is_added(rng):
+    x = rng.standard_normal((9, 6, 6, 2))
+    p = Parameter(np.empty((3, 1, 1, 2)))
+    init.whitening_(p, x, eps=7.0)
+    value, vector = np.linalg.eigh(x.reshape(-1, 2).T @ x.reshape(-1, 2) / (9 * 36))
+    want = vector[:, 1] / np.sqrt(value[1] + 7)
+    close(p.data[0].ravel(), want, terms=9 * 36)
+    np.testing.assert_array_equal(p.data[2], -p.data[0])
+
+
+@pytest.mark.parametrize("shape, images", [
+    ((25, 2, 2, 3), (5, 4, 4, 3)), ((24, 12), (5, 4, 4, 3)), ((24, 2, 2, 3), (0, 4, 4, 3)),
+    ((8, 2, 2, 1), (5, 4, 4, 3))])
+def test_whitening_refuses(shape, images):
+    with pytest.raises(ValueError, match="whitening_: weight"):
+        init.whitening_(Parameter(np.empty(shape)), np.zeros(images))
+
+
 @pytest.mark.parametrize("fill, shape, message", [
     (init.he_normal_, (3,), r"weight \(3,\), wanted \(K, R, S, C\) or \(K, C\)"),
     (init.he_normal_, (0, 3), r"weight \(0, 3\)"),

@@ -15,9 +15,12 @@ import math
 
 import numpy as np
 
-from gpuconv import random
+from gpuconv import random, threads
 from gpuconv.autograd import Parameter
-from gpuconv.backend import accumulator, array_device, get_array_module
+from gpuconv.backend import Array, accumulator, array_device, get_array_module, to_cpu
+from gpuconv.ops.im2col import im2col
+
+PATCHES = 16 << 20  # bytes of patches at a time, to take second moments of
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -78,12 +81,14 @@ def torch_default_(weight: Parameter, bias: Parameter | None = None) -> None:
         uniform_(bias, bound)
 
 
-def dirac_(p: Parameter, groups: int = 1) -> None:
+def dirac_(p: Parameter, groups: int = 1, keep: bool = False) -> None:
     """Filters that pass their input on: w[k, R//2, S//2, c] = 1 where k and c count alike.
 
     Args:
         p: (K, R, S, C/groups), R and S odd for an identity.
         groups: of the convolution, each counted from its own 0.
+        keep: leave the filters of each group that are more than its channels as they are? Else they
+            become zeros.
 
     >>> p = Parameter(np.empty((2, 1, 1, 2))); dirac_(p); p.data.reshape(2, 2)
     array([[1., 0.],
@@ -93,10 +98,42 @@ def dirac_(p: Parameter, groups: int = 1) -> None:
         raise ValueError(f"dirac_: weight {p.shape}, groups {groups}: wanted (K, R, S, C/groups) "
                          f"with K a multiple of groups")
     K, R, S, C = p.shape
-    values = np.zeros(p.shape, accumulator(p.dtype))
+    values = to_cpu(p.data).astype(accumulator(p.dtype)) if keep else np.zeros(p.shape)
     for k in range(min(K // groups, C)):
-        values[k :: K // groups, R // 2, S // 2, k] = 1  # filter k of each group
+        values[k :: K // groups] = 0  # filter k of each group
+        values[k :: K // groups, R // 2, S // 2, k] = 1
     _fill(p, values)
+
+
+def whitening_(p: Parameter, images: Array, eps: float = 5e-4) -> None:
+    """Filters that whiten the patches of images: their responses have variance 1, uncorrelated.
+
+    The second moments of all R x S patches, E[v v^T], not centred, have eigenvectors e and
+    eigenvalues l; the filters are e / sqrt(l + eps), from the largest l on, then the same negated:
+    behind a ReLU or GELU nothing of either sign is lost.
+
+    Args:
+        p: (K, R, S, C), K at most 2*R*S*C.
+        images: (N, H, W, C) floats, normalised as the network will see them; a few thousand do.
+        eps: what a direction that hardly varies is divided by, squared.
+
+    Raises:
+        ValueError: the shapes do not fit, or K is more than there are filters.
+
+    Source: Page, "How to train your ResNet 8: bag of tricks", 2019.
+    """
+    K, R, S, C = p.shape if len(p.shape) == 4 else (0, 0, 0, 0)
+    if not 0 < K <= 2 * R * S * C or images.ndim != 4 or images.shape[3] != C or not len(images):
+        raise ValueError(f"whitening_: weight {p.shape}, images {images.shape}, wanted "
+                         "(K, R, S, C) with K at most 2*R*S*C, and (N, H, W, C)")
+    moments, count = np.zeros((R * S * C, R * S * C)), 0
+    for some in threads.chunks(len(images), R * S * images[:1].nbytes, PATCHES):
+        patches = im2col(images[some], (R, S)).reshape(-1, R * S * C)
+        wide = patches.astype(accumulator(images.dtype), copy=False)
+        moments, count = moments + to_cpu(wide.T @ wide), count + len(patches)
+    value, vector = np.linalg.eigh(moments / count)  # smallest first
+    filters = (vector / np.sqrt(value + eps)).T[::-1]
+    _fill(p, np.concatenate([filters, -filters])[:K].reshape(p.shape))
 
 
 def constant_(p: Parameter, value: float) -> None:
