@@ -4,18 +4,23 @@
 //   gx[n,h,w,c] = sum_{(p,q) over (h,w)} gy[n,p,q,c] / D[p,q]
 //   D[p,q]      = pixels of the window inside x or, with INCLUDE, inside x and its padding
 //
-// Launch   1-d, one thread per element of the output array, any grid, any block, no shared memory.
-//          Neighbouring threads hold neighbouring channels.
+// Launch   1-d, any grid, any block, no shared memory. A thread has 16 bytes of channels where C
+//          and the addresses allow, else one channel: of y in forward, of gx in backward, of a whole
+//          window of gx in tiles, where windows lie side by side. Neighbouring threads hold
+//          neighbouring channels.
 // Traffic  forward   reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C), writes y
 //                    N*P*Q*C.
 //          backward  reads gy N*P*Q*C (likewise: asks <= N*P*Q*R*S*C), writes gx N*H*W*C, every one
 //                    once: no memset before it.
+//          tiles     reads gy N*P*Q*C, writes gx N*H*W*C.
 //          Coalesced where C fills whole sectors, else at most 3 times the sectors.
 // Order    both sum in a fixed order, without atomics: runs are bit-identical.
 //
 // Source: CS231n, Convolutional Networks, Pooling Layer (General pooling).
 
 #include "common.cuh"
+#include "pack.cuh"
+#include "window.cuh"
 
 using T = CFG_T;                               // stored element of x, y, gy, gx
 using A = CFG_A;                               // arithmetic: float, or double for double
@@ -25,6 +30,7 @@ constexpr int SH = CFG_SH, SW = CFG_SW;        // stride, pixels
 constexpr int PT = CFG_PT, PB = CFG_PB;        // padding above and below x, pixels
 constexpr int PL = CFG_PL, PR = CFG_PR;        // padding left and right of x, pixels
 constexpr bool INCLUDE = CFG_INCLUDE;          // does padding count in the mean?
+constexpr int V = Pack<T>::V;                  // channels of 16 bytes
 static_assert(CFG_DH == 1 && CFG_DW == 1, "a window without holes");
 static_assert(2 * PT <= R && 2 * PB <= R && 2 * PL <= S && 2 * PR <= S, "a window without pixels");
 
@@ -33,24 +39,83 @@ __device__ inline int counted(int start, int size, int n, int far) {
     return INCLUDE ? min(start + size, n + far) - start : min(start + size, n) - max(start, 0);
 }
 
+// How many pixels the mean of window (p, q) is over.
+__device__ inline A divisor(int p, int q, int H, int W) {
+    return (A)(counted(p * SH - PT, R, H, PB) * counted(q * SW - PL, S, W, PR));
+}
+
+template <int V>
+__device__ inline void forward(const T* x, T* y, int N, int H, int W, int C, int P, int Q)
+{
+    const int packs = C / V;
+    for (I t : grid_stride<I>((long long)N * P * Q * packs)) {
+        const Place at = place(t, P, Q, packs);
+        const Pack<T, V>* image = reinterpret_cast<const Pack<T, V>*>(x) + (I)at.n * H * W * packs;
+
+        A sum[V] = {};
+        const auto load = [&](int h, int w) { return image[((I)h * W + w) * packs + at.c]; };
+        each_pixel<R, S, 1, 1>(
+            at.h * SH - PT, at.w * SW - PL, H, W, load, [&](Pack<T, V> pixel, int, int, int) {
+                for (int i = 0; i < V; ++i) sum[i] += (A)pixel.v[i];
+            });
+        const A D = divisor(at.h, at.w, H, W);
+        Pack<T, V> result;
+        for (int i = 0; i < V; ++i) result.v[i] = (T)(sum[i] / D);
+        reinterpret_cast<Pack<T, V>*>(y)[t] = result;
+    }
+}
+
+template <int V>
+__device__ inline void backward(const T* gy, T* gx, int N, int H, int W, int C, int P, int Q)
+{
+    const int packs = C / V;
+    for (I t : grid_stride<I>((long long)N * H * W * packs)) {
+        const Place at = place(t, H, W, packs);
+        const Pack<T, V>* image = reinterpret_cast<const Pack<T, V>*>(gy) + (I)at.n * P * Q * packs;
+
+        A sum[V] = {};
+        const auto load = [&](int p, int q) { return image[((I)p * Q + q) * packs + at.c]; };
+        each_window<R, S, SH, SW, 1, 1, PT, PL>(
+            at.h, at.w, P, Q, load, [&](Pack<T, V> g, int p, int q, int) {
+                const A each = (A)1 / divisor(p, q, H, W);
+                for (int i = 0; i < V; ++i) sum[i] += (A)g.v[i] * each;
+            });
+        Pack<T, V> result;
+        for (int i = 0; i < V; ++i) result.v[i] = (T)sum[i];
+        reinterpret_cast<Pack<T, V>*>(gx)[t] = result;
+    }
+}
+
+template <int V>
+__device__ inline void tiles(const T* gy, T* gx, int N, int H, int W, int C, int P, int Q)
+{
+    const int packs = C / V, down = ceil_div(H + PT, R), across = ceil_div(W + PL, S);
+    for (I t : grid_stride<I>((long long)N * down * across * packs)) {
+        const Place at = place(t, down, across, packs);
+        Pack<T, V> share;
+        for (int i = 0; i < V; ++i) share.v[i] = (T)(A)0;    // what no window covers
+        if (at.h < P && at.w < Q) {
+            const I o = (((I)at.n * P + at.h) * Q + at.w) * packs + at.c;
+            share = reinterpret_cast<const Pack<T, V>*>(gy)[o];
+            const A D = divisor(at.h, at.w, H, W);
+            for (int i = 0; i < V; ++i) share.v[i] = (T)((A)share.v[i] / D);
+        }
+        Pack<T, V>* image = reinterpret_cast<Pack<T, V>*>(gx) + (I)at.n * H * W * packs;
+        each_pixel<R, S, 1, 1>(
+            at.h * R - PT, at.w * S - PL, H, W, [](int, int) { return 0; },
+            [&](int, int h, int w, int) { image[((I)h * W + w) * packs + at.c] = share; });
+    }
+}
+
 extern "C" __global__ void avg_pool_forward(
     const T* __restrict__ x,             // (N, H, W, C)
     T* __restrict__ y,                   // (N, P, Q, C)
     int N, int H, int W, int C, int P, int Q)
 {
-    for (I t : grid_stride<I>((long long)N * P * Q * C)) {
-        const int c = t % C, q = t / C % Q, p = t / C / Q % P;
-        const T* image = x + t / C / Q / P * H * W * C + c;
-
-        const int top = p * SH - PT, left = q * SW - PL;
-        const int r0 = max(0, -top), r1 = min(R, H - top);    // the part of the window inside x
-        const int s0 = max(0, -left), s1 = min(S, W - left);
-
-        A sum = 0;
-        for (int r = r0; r < r1; ++r)
-            for (int s = s0; s < s1; ++s) sum += (A)image[((I)(top + r) * W + left + s) * C];
-        y[t] = (T)(sum / (A)(counted(top, R, H, PB) * counted(left, S, W, PR)));
-    }
+    if (C % V == 0 && is_aligned(x) && is_aligned(y))
+        forward<V>(x, y, N, H, W, C, P, Q);
+    else
+        forward<1>(x, y, N, H, W, C, P, Q);
 }
 
 extern "C" __global__ void avg_pool_backward(
@@ -58,22 +123,20 @@ extern "C" __global__ void avg_pool_backward(
     T* __restrict__ gx,                  // (N, H, W, C)
     int N, int H, int W, int C, int P, int Q)
 {
-    for (I t : grid_stride<I>((long long)N * H * W * C)) {
-        const int c = t % C, w = t / C % W, h = t / C / W % H;
-        const I image = t / C / W / H * P * Q;
+    if (C % V == 0 && is_aligned(gy) && is_aligned(gx))
+        backward<V>(gy, gx, N, H, W, C, P, Q);
+    else
+        backward<1>(gy, gx, N, H, W, C, P, Q);
+}
 
-        // The windows over (h, w): those with 0 <= h + PT - p*SH < R, and the same for q.
-        const int p0 = max(0, ceil_div(h + PT - R + 1, SH)), p1 = min(P - 1, (h + PT) / SH);
-        const int q0 = max(0, ceil_div(w + PL - S + 1, SW)), q1 = min(Q - 1, (w + PL) / SW);
-
-        A sum = 0;
-        for (int p = p0; p <= p1; ++p) {
-            const int rows = counted(p * SH - PT, R, H, PB);
-            for (int q = q0; q <= q1; ++q) {
-                const A g = (A)gy[(image + (I)p * Q + q) * C + c];
-                sum += g / (A)(rows * counted(q * SW - PL, S, W, PR));
-            }
-        }
-        gx[t] = (T)sum;
-    }
+// Windows side by side: stride R x S. A pixel belongs to one of them, or to none.
+extern "C" __global__ void avg_pool_backward_tiles(
+    const T* __restrict__ gy,            // (N, P, Q, C)
+    T* __restrict__ gx,                  // (N, H, W, C)
+    int N, int H, int W, int C, int P, int Q)
+{
+    if (C % V == 0 && is_aligned(gy) && is_aligned(gx))
+        tiles<V>(gy, gx, N, H, W, C, P, Q);
+    else
+        tiles<1>(gy, gx, N, H, W, C, P, Q);
 }

@@ -3,18 +3,23 @@
 //   y[n,p,q,c]  = max_{r<R, s<S} x[n, p*SH-PT+r*DH, q*SW-PL+s*DW, c]          -inf outside x
 //   gx[n,h,w,c] = sum_{p,q} gy[n,p,q,c] * [argmax[n,p,q,c] points at (h,w)]
 //
-// Launch   1-d, one thread per element of the output array, any grid, any block, no shared memory.
-//          Neighbouring threads hold neighbouring channels.
+// Launch   1-d, any grid, any block, no shared memory. A thread has 16 bytes of channels where C
+//          and the addresses allow, else one channel: of y in forward, of gx in backward, of a whole
+//          window of gx in tiles, where windows lie side by side. Neighbouring threads hold
+//          neighbouring channels.
 // Traffic  forward   reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C), writes y
 //                    N*P*Q*C, argmax N*P*Q*C: 1 byte each, 4 for windows over 256 pixels.
-//          backward  reads argmax N*P*Q*C (overlaps: asks <= N*P*Q*R*S*C), gy N*P*Q*C (only where
-//                    its pixel won: sectors <= 4), writes gx N*H*W*C, every one once: no memset.
+//          backward  reads argmax/gy <= N*P*Q*C (overlaps: asks <= N*P*Q*R*S*C), writes gx N*H*W*C,
+//                    every one once: no memset.
+//          tiles     reads argmax/gy N*P*Q*C, writes gx N*H*W*C.
 //          Coalesced where C fills whole sectors, else at most 3 times the sectors.
 // Order    backward gathers in a fixed order, without atomics: runs are bit-identical.
 //
 // Source: CS231n, Convolutional Networks, Pooling Layer.
 
 #include "common.cuh"
+#include "pack.cuh"
+#include "window.cuh"
 
 using T = CFG_T;                               // stored element of x, y, gy, gx
 using A = CFG_A;                               // arithmetic: float, or double for double
@@ -25,8 +30,107 @@ constexpr int R = CFG_R, S = CFG_S;            // window, pixels
 constexpr int SH = CFG_SH, SW = CFG_SW;        // stride, pixels
 constexpr int DH = CFG_DH, DW = CFG_DW;        // distance of a window's pixels
 constexpr int PT = CFG_PT, PL = CFG_PL;        // padding above and left of x, pixels
+constexpr int V = Pack<T>::V;                  // channels of 16 bytes
 static_assert(2 * PT <= R && 2 * PL <= S, "the padding is over half of the window");
 static_assert(R * S <= 256 || sizeof(Mark) == 4, "r*S + s does not fit one byte");
+
+template <int V>
+struct Marked {
+    Pack<T, V> g;
+    Pack<Mark, V> where;
+};
+
+// The first pixel of a window that lies in x, r*S + s. Dilation may leave none: a place outside x.
+__device__ inline int first_inside(int top, int left)
+{
+    return ceil_div(max(0, -top), DH) * S + ceil_div(max(0, -left), DW);
+}
+
+template <int V>
+__device__ inline void forward(
+    const T* x, T* y, Mark* argmax, int N, int H, int W, int C, int P, int Q)
+{
+    const int packs = C / V;
+    for (I t : grid_stride<I>((long long)N * P * Q * packs)) {
+        const Place at = place(t, P, Q, packs);
+        const int top = at.h * SH - PT, left = at.w * SW - PL;
+        const Pack<T, V>* image = reinterpret_cast<const Pack<T, V>*>(x) + (I)at.n * H * W * packs;
+
+        A best[V];
+        Pack<Mark, V> where;
+        for (int i = 0; i < V; ++i) {
+            best[i] = log((A)0);         // -inf
+            where.v[i] = (Mark)first_inside(top, left);
+        }
+        const auto load = [&](int h, int w) { return image[((I)h * W + w) * packs + at.c]; };
+        each_pixel<R, S, DH, DW>(top, left, H, W, load, [&](Pack<T, V> pixel, int, int, int rs) {
+            for (int i = 0; i < V; ++i) {
+                const A v = (A)pixel.v[i];
+                if (!(v <= best[i]) && !isnan(best[i])) {  // larger, or the first NaN
+                    best[i] = v;
+                    where.v[i] = (Mark)rs;
+                }
+            }
+        });
+        Pack<T, V> result;
+        for (int i = 0; i < V; ++i) result.v[i] = (T)best[i];
+        reinterpret_cast<Pack<T, V>*>(y)[t] = result;
+        if constexpr (SAVE) reinterpret_cast<Pack<Mark, V>*>(argmax)[t] = where;
+    }
+}
+
+template <int V>
+__device__ inline void backward(
+    const T* gy, const Mark* argmax, T* gx, int N, int H, int W, int C, int P, int Q)
+{
+    const int packs = C / V;
+    for (I t : grid_stride<I>((long long)N * H * W * packs)) {
+        const Place at = place(t, H, W, packs);
+        const I image = (I)at.n * P * Q;
+
+        A sum[V] = {};
+        const auto load = [&](int p, int q) {
+            const I o = (image + (I)p * Q + q) * packs + at.c;
+            return Marked<V>{reinterpret_cast<const Pack<T, V>*>(gy)[o],
+                             reinterpret_cast<const Pack<Mark, V>*>(argmax)[o]};
+        };
+        each_window<R, S, SH, SW, DH, DW, PT, PL>(
+            at.h, at.w, P, Q, load, [&](Marked<V> m, int, int, int rs) {
+                for (int i = 0; i < V; ++i) sum[i] += m.where.v[i] == rs ? (A)m.g.v[i] : (A)0;
+            });
+        Pack<T, V> result;
+        for (int i = 0; i < V; ++i) result.v[i] = (T)sum[i];
+        reinterpret_cast<Pack<T, V>*>(gx)[t] = result;
+    }
+}
+
+template <int V>
+__device__ inline void tiles(
+    const T* gy, const Mark* argmax, T* gx, int N, int H, int W, int C, int P, int Q)
+{
+    const int packs = C / V, down = ceil_div(H + PT, R), across = ceil_div(W + PL, S);
+    for (I t : grid_stride<I>((long long)N * down * across * packs)) {
+        const Place at = place(t, down, across, packs);
+        Marked<V> m;
+        for (int i = 0; i < V; ++i) {
+            m.g.v[i] = (T)(A)0;          // where there is no window
+            m.where.v[i] = 0;
+        }
+        if (at.h < P && at.w < Q) {
+            const I o = (((I)at.n * P + at.h) * Q + at.w) * packs + at.c;
+            m = {reinterpret_cast<const Pack<T, V>*>(gy)[o],
+                 reinterpret_cast<const Pack<Mark, V>*>(argmax)[o]};
+        }
+        Pack<T, V>* image = reinterpret_cast<Pack<T, V>*>(gx) + (I)at.n * H * W * packs;
+        const auto store = [&](int, int h, int w, int rs) {
+            Pack<T, V> result;
+            for (int i = 0; i < V; ++i) result.v[i] = m.where.v[i] == rs ? m.g.v[i] : (T)(A)0;
+            image[((I)h * W + w) * packs + at.c] = result;
+        };
+        each_pixel<R, S, 1, 1>(at.h * R - PT, at.w * S - PL, H, W,
+                               [](int, int) { return 0; }, store);
+    }
+}
 
 extern "C" __global__ void max_pool_forward(
     const T* __restrict__ x,             // (N, H, W, C)
@@ -34,25 +138,10 @@ extern "C" __global__ void max_pool_forward(
     Mark* __restrict__ argmax,           // (N, P, Q, C)   r*S + s of the first NaN, or maximum
     int N, int H, int W, int C, int P, int Q)
 {
-    for (I t : grid_stride<I>((long long)N * P * Q * C)) {
-        const int c = t % C, q = t / C % Q, p = t / C / Q % P;
-        const T* image = x + t / C / Q / P * H * W * C + c;
-
-        const int top = p * SH - PT, left = q * SW - PL;
-        const int r0 = ceil_div(max(0, -top), DH), r1 = min(R, ceil_div(H - top, DH));   // inside x
-        const int s0 = ceil_div(max(0, -left), DW), s1 = min(S, ceil_div(W - left, DW));
-
-        int where = r0 * S + s0;         // all -inf: the first. Dilation may leave no pixel in x:
-        A best = log((A)0);              // -inf, at a place outside x
-        for (int r = r0; r < r1; ++r) {
-            for (int s = s0; s < s1; ++s) {
-                const A v = (A)image[((I)(top + r * DH) * W + left + s * DW) * C];
-                if (v > best || (isnan(v) && !isnan(best))) { best = v; where = r * S + s; }
-            }
-        }
-        y[t] = (T)best;
-        if constexpr (SAVE) argmax[t] = (Mark)where;
-    }
+    if (C % V == 0 && is_aligned(x) && is_aligned(y) && is_aligned(argmax))
+        forward<V>(x, y, argmax, N, H, W, C, P, Q);
+    else
+        forward<1>(x, y, argmax, N, H, W, C, P, Q);
 }
 
 extern "C" __global__ void max_pool_backward(
@@ -61,26 +150,21 @@ extern "C" __global__ void max_pool_backward(
     T* __restrict__ gx,                  // (N, H, W, C)
     int N, int H, int W, int C, int P, int Q)
 {
-    constexpr int EH = DH * (R - 1) + 1, EW = DW * (S - 1) + 1;   // extent of a window, pixels
-    for (I t : grid_stride<I>((long long)N * H * W * C)) {
-        const int c = t % C, w = t / C % W, h = t / C / W % H;
-        const I image = t / C / W / H * P * Q;
+    if (C % V == 0 && is_aligned(gy) && is_aligned(argmax) && is_aligned(gx))
+        backward<V>(gy, argmax, gx, N, H, W, C, P, Q);
+    else
+        backward<1>(gy, argmax, gx, N, H, W, C, P, Q);
+}
 
-        // The windows over (h, w): those with 0 <= h + PT - p*SH < EH, and the same for q.
-        const int p0 = max(0, ceil_div(h + PT - EH + 1, SH)), p1 = min(P - 1, (h + PT) / SH);
-        const int q0 = max(0, ceil_div(w + PL - EW + 1, SW)), q1 = min(Q - 1, (w + PL) / SW);
-
-        A sum = 0;
-        for (int p = p0; p <= p1; ++p) {
-            const int dh = h + PT - p * SH;
-            if (dh % DH) continue;                                // between two of its pixels
-            for (int q = q0; q <= q1; ++q) {
-                const int dw = w + PL - q * SW;
-                if (dw % DW) continue;
-                const I o = (image + (I)p * Q + q) * C + c;
-                if (argmax[o] == dh / DH * S + dw / DW) sum += (A)gy[o];
-            }
-        }
-        gx[t] = (T)sum;
-    }
+// Windows side by side: stride R x S, no dilation. A pixel belongs to one of them, or to none.
+extern "C" __global__ void max_pool_backward_tiles(
+    const T* __restrict__ gy,            // (N, P, Q, C)
+    const Mark* __restrict__ argmax,     // (N, P, Q, C)
+    T* __restrict__ gx,                  // (N, H, W, C)
+    int N, int H, int W, int C, int P, int Q)
+{
+    if (C % V == 0 && is_aligned(gy) && is_aligned(argmax) && is_aligned(gx))
+        tiles<V>(gy, argmax, gx, N, H, W, C, P, Q);
+    else
+        tiles<1>(gy, argmax, gx, N, H, W, C, P, Q);
 }

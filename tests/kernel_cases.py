@@ -8,12 +8,14 @@ remainders everywhere: more than one block, channels that fill no warp, sizes th
 import numpy as np
 
 import gpuconv as gpc
-from gpuconv import ops, optim
+from gpuconv import backend, ops, optim
 from gpuconv.data import Augment, augment_batch
 from gpuconv.nn import Module
 from gpuconv.ops.im2col import im2col
+from gpuconv.train import step
 
 IMAGES = 2, 9, 7, 5  # N, H, W, C
+PACKS = 2, 5, 7, 8   # channels that fill packs of 16 bytes
 
 
 def both(f, *arrays):
@@ -27,8 +29,8 @@ def elementwise(f, n=1031):
     return lambda xp, make: both(f, make(n)) + both(f, make(n)[1:])  # at no multiple of 16 bytes
 
 
-def pool(f, **how):
-    return lambda xp, make: both(lambda x: f(x, **how), make(*IMAGES))
+def pool(f, images=IMAGES, **how):
+    return lambda xp, make: both(lambda x: f(x, **how), make(*images))
 
 
 def batch_norm(training, C=37, rows=130):
@@ -56,6 +58,29 @@ def augment(**how):
         index = xp.asarray(np.int32([3, 0, 0, 2, 1]))
         return [augment_batch(xp.asarray(pixels), index, mean=(0.5, 0.4, 0.3), std=(0.2,) * 3,
                               key=(1, 2), epoch=1, augment=Augment(**how) if how else None)]
+
+    return run
+
+
+def clock(scaled):
+    """Two steps of a clock, in the second epoch; its last batch is smaller."""
+    def run(xp, make):
+        time, order = xp.asarray(np.int64([1, 1, 4])), xp.asarray(np.arange(11, dtype=np.int32)[::-1])
+        order, loss, right = order.copy(), make(), xp.asarray(np.int64(3))
+        scale = xp.asarray(np.float32([1024])) if scaled else None
+        factors, control = xp.asarray(np.arange(9.0)), xp.asarray(np.array([1, 0.5, 1, 0]))
+        records, index = xp.asarray(np.zeros((3, 4))), []
+        for n in (4, 3):
+            if xp is not np:
+                loss = loss.astype(backend.accumulator(loss.dtype))
+                index.append(step.rows(time, order, n, 4))
+                step.tick(time, loss, right, scale, factors, control, records)
+                continue
+            index.append(order[time[1] * 4 : time[1] * 4 + n])
+            records[time[1]] = loss, right, control[2], 1024 if scaled else 1
+            control[0] = factors[time[2]]
+            time[1:] += 1
+        return [*index, time, control, records]
 
     return run
 
@@ -97,6 +122,9 @@ CASES = {
                                     make(*IMAGES), make(4, 3, 3, 5), make(4)),
     "max_pool2d": pool(ops.max_pool2d, kernel_size=3, stride=2, padding=1),
     "max_pool2d dilated": pool(ops.max_pool2d, kernel_size=2, stride=1, dilation=2, ceil_mode=True),
+    "max_pool2d side by side": pool(ops.max_pool2d, kernel_size=2),
+    "max_pool2d in packs": pool(ops.max_pool2d, PACKS, kernel_size=2, padding=((1, 0), (0, 1))),
+    "avg_pool2d in packs": pool(ops.avg_pool2d, PACKS, kernel_size=3, stride=1, padding=1),
     "avg_pool2d": pool(ops.avg_pool2d, kernel_size=3, stride=2, padding=1),
     "avg_pool2d ceil": pool(ops.avg_pool2d, kernel_size=(2, 3), padding=(0, 1), ceil_mode=True,
                             count_include_pad=False),
@@ -105,6 +133,7 @@ CASES = {
     "cross_entropy": cross_entropy(19, 10, "mean"),
     "cross_entropy of many classes": cross_entropy(3, 1100, "none"),
     "augment": augment(), "augment reflect": augment(padding_mode="reflect"),
+    "clock": clock(False), "clock of a scaled loss": clock(True),
     "sgd": training(lambda ps: optim.SGD(ps, 0.1, weight_decay=1e-3)),
     "sgd nesterov": training(lambda ps: optim.SGD(ps, 0.1, momentum=0.9, nesterov=True)),
     "adamw": training(lambda ps: optim.AdamW(ps, 0.01)),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from check import DTYPES, close, grad_check, host, make, nchw, nhwc
+from check import DTYPES, close, grad_check, host, make, nchw, nhwc, shifted
 from gpuconv import kernels
 from gpuconv.autograd import Tensor
 from gpuconv.ops.avg_pool import avg_pool2d
@@ -56,6 +56,28 @@ def run(xp, x, *options, gy=None):
     gy = np.ones(y.shape, y.dtype) if gy is None else gy(y.shape).astype(y.dtype)
     y.backward(xp.asarray(gy))
     return host(y.data), host(x.grad), gy
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("image, options", GEOMETRIES)
+def test_channels_in_packs_of_16_bytes(cp, rng, image, options, dtype):
+    x = make(rng.standard_normal((1, *image, 8)), dtype)
+    y, gx, gy = run(cp, x, *options, gy=rng.standard_normal)
+    want_y, want_gx = by_loops(x, gy, *options)
+    close(y, want_y, terms=9)
+    close(gx, want_gx, terms=9)
+
+
+@pytest.mark.parametrize("options", [(2,), (3, 2, 1)])
+def test_arrays_that_begin_anywhere(cp, rng, options):
+    a = rng.standard_normal((2, 8, 8, 8)).astype("float32")
+    x = Tensor(shifted(cp, a), requires_grad=True)
+    y = avg_pool2d(x, *options)
+    gy = rng.standard_normal(y.shape).astype("float32")
+    y.backward(shifted(cp, gy))
+    want_y, want_gx = by_loops(a, gy, *options)
+    close(y.data, want_y, terms=9)
+    close(x.grad, want_gx, terms=9)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -143,7 +143,7 @@ FAULTS = {  # what is wrong: a case, the text, what it becomes, the report (None
     "a lost update": (
         "bias_relu", "if (row == 0 && c < C) gb[c]", "if (c < C) gb[c]", "write-write race"),
     "reads one row too far down": (
-        "max_pool2d", "ceil_div(H - top, DH)", "ceil_div(H - top + 1, DH)", "out-of-bounds read"),
+        "max_pool2d", "(r0 + i) * DH, 0), H - 1)", "(r0 + i) * DH, 0), H)", "out-of-bounds read"),
     "goes one too far": (
         "sgd", "grid_stride<long long>(n)) average", "grid_stride<long long>(n + 1)) average",
         "out-of-bounds"),
@@ -159,7 +159,8 @@ FAULTS = {  # what is wrong: a case, the text, what it becomes, the report (None
         "bias_relu", "const I n = M * C;", "const I n = M * C * 1000000 / 1000000;",
         r"overflow: 5550 \* 1000000 does not fit 'int'"),
     "an output left unwritten": (
-        "max_pool2d", "        gx[t] = (T)sum;", "        if (sum != 0) gx[t] = (T)sum;", None),
+        "max_pool2d", "reinterpret_cast<Pack<T, V>*>(gx)[t] =",
+        "if (sum[0] != 0) reinterpret_cast<Pack<T, V>*>(gx)[t] =", None),
     "a sum in the order of arrival": (
         "bias_relu", "    A sum = 0;\n    if (threadIdx.x < WIDE)",
         ATOMIC_SUM + "\n    if (threadIdx.x < WIDE)", None),

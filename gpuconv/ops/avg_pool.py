@@ -18,7 +18,7 @@ from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.checks import check_images
 from gpuconv.ops.cpu.pieces import Piece, cut
 from gpuconv.ops.cpu.windows import Windows, add_back, clear, copy_pixels
-from gpuconv.ops.window import POOL_WORKSPACE, IntOrPair, Padding, Window, pool_window
+from gpuconv.ops.window import POOL_WORKSPACE, IntOrPair, Padding, Window, packs, pool_window
 
 
 def avg_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None,
@@ -122,14 +122,16 @@ class AvgPool2d(Op):
         N, H, W, C = self.x_shape = x.shape
         P, Q = self.window.out_shape(H, W)
         y = cupy().empty((N, P, Q, C), x.dtype)
-        self.kernel("avg_pool_forward", x, y)(y.size, x, y, N, H, W, C, P, Q)
+        self.kernel("avg_pool_forward", x, y)(packs(y, C), x, y, N, H, W, C, P, Q)
         return y
 
     def backward_gpu(self, gy):
         N, H, W, C = self.x_shape
         _, P, Q, _ = gy.shape
         gx = cupy().empty(self.x_shape, gy.dtype)
-        self.kernel("avg_pool_backward", gx, gy)(gx.size, gy, gx, N, H, W, C, P, Q)
+        tiles = self.window.side_by_side  # a thread writes a whole window
+        name = "avg_pool_backward_tiles" if tiles else "avg_pool_backward"
+        self.kernel(name, gx, gy)(packs(gy if tiles else gx, C), gy, gx, N, H, W, C, P, Q)
         return (gx,)
 
     def kernel(self, function: str, x: Array, y: Array) -> Any:

@@ -19,7 +19,7 @@ from gpuconv.autograd import Op
 from gpuconv.backend import Array, array_device, cupy, get_array_module
 from gpuconv.ops.checks import check_images
 from gpuconv.ops.cpu.largest import largest, send_back
-from gpuconv.ops.window import IntOrPair, Padding, Window, pool_window
+from gpuconv.ops.window import IntOrPair, Padding, Window, packs, pool_window
 
 
 def max_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None,
@@ -115,14 +115,17 @@ class MaxPool2d(Op):
         P, Q = self.window.out_shape(H, W)
         y = cp.empty((N, P, Q, C), x.dtype)
         self.argmax = cp.empty(y.shape, self.mark_dtype) if self.saving else None
-        self.kernel("max_pool_forward", x, y)(y.size, x, y, self.argmax, N, H, W, C, P, Q)
+        self.kernel("max_pool_forward", x, y)(packs(y, C), x, y, self.argmax, N, H, W, C, P, Q)
         return y
 
     def backward_gpu(self, gy):
         N, H, W, C = self.x_shape
         _, P, Q, _ = gy.shape
         gx = cupy().empty(self.x_shape, gy.dtype)
-        self.kernel("max_pool_backward", gx, gy)(gx.size, gy, self.argmax, gx, N, H, W, C, P, Q)
+        tiles = self.window.side_by_side  # a thread writes a whole window
+        name = "max_pool_backward_tiles" if tiles else "max_pool_backward"
+        self.kernel(name, gx, gy)(
+            packs(gy if tiles else gx, C), gy, self.argmax, gx, N, H, W, C, P, Q)
         return (gx,)
 
     def kernel(self, function: str, x: Array, y: Array) -> Any:

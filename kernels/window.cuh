@@ -1,0 +1,90 @@
+// Windows that move over images, NHWC: what max_pool, avg_pool, im2col and pad have in common.
+#pragma once
+
+constexpr int TOGETHER = 9;  // loads that a thread has under way at once
+
+constexpr __device__ int batch(int lines, int each) { return lines * each <= TOGETHER ? lines : 1; }
+
+template <class I> struct unsigned_of { using type = unsigned long long; };
+template <> struct unsigned_of<int> { using type = unsigned; };
+
+// Where flat element t of an array (N, H, W, C) lies: one chain of divisions, of unsigned numbers,
+// which take half the instructions of signed ones.
+struct Place {
+    int n, h, w, c;
+};
+
+template <class I>
+__device__ inline Place place(I t, int H, int W, int C)
+{
+    typename unsigned_of<I>::type line = t, row, image;
+    line /= C;
+    row = line / W;
+    image = row / H;
+    return {(int)image, (int)(row - image * H), (int)(line - row * W), (int)((I)t - (I)line * C)};
+}
+
+// use(load(h, w), h, w, r*S + s) for each pixel (r, s) of a window that lies in x, in scan order; the
+// window's first pixel is (top, left). All loads of a batch come before its first use: outside of x
+// the nearest pixel is loaded, and not used.
+template <int R, int S, int DH, int DW, class Load, class Use>
+__device__ inline void each_pixel(int top, int left, int H, int W, Load load, Use use)
+{
+    constexpr int ROWS = batch(R, S), COLUMNS = batch(S, 1);
+    for (int r0 = 0; r0 < R; r0 += ROWS) {
+        for (int s0 = 0; s0 < S; s0 += COLUMNS) {
+            decltype(load(0, 0)) v[ROWS][COLUMNS];
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i) {
+                const int h = min(max(top + (r0 + i) * DH, 0), H - 1);
+#pragma unroll
+                for (int j = 0; j < COLUMNS; ++j)
+                    v[i][j] = load(h, min(max(left + (s0 + j) * DW, 0), W - 1));
+            }
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i) {
+                const int h = top + (r0 + i) * DH;
+#pragma unroll
+                for (int j = 0; j < COLUMNS; ++j) {
+                    const int w = left + (s0 + j) * DW;
+                    if (0 <= h && h < H && 0 <= w && w < W)
+                        use(v[i][j], h, w, (r0 + i) * S + s0 + j);
+                }
+            }
+        }
+    }
+}
+
+// use(load(p, q), p, q, r*S + s) for each window that has (h, w) as its pixel (r, s), p rising, then
+// q. In batches likewise: where there is no such window, the nearest one is loaded.
+template <int R, int S, int SH, int SW, int DH, int DW, int PT, int PL, class Load, class Use>
+__device__ inline void each_window(int h, int w, int P, int Q, Load load, Use use)
+{
+    constexpr int EH = DH * (R - 1) + 1, EW = DW * (S - 1) + 1;          // extent of a window, pixels
+    constexpr int DOWN = (EH - 1) / SH + 1, ACROSS = (EW - 1) / SW + 1;  // windows over a pixel
+    constexpr int ROWS = batch(DOWN, ACROSS), COLUMNS = batch(ACROSS, 1);
+    const int p0 = (h + PT) / SH - DOWN + 1, q0 = (w + PL) / SW - ACROSS + 1;
+    for (int a = 0; a < DOWN; a += ROWS) {
+        for (int b = 0; b < ACROSS; b += COLUMNS) {
+            decltype(load(0, 0)) v[ROWS][COLUMNS];
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i) {
+                const int p = min(max(p0 + a + i, 0), P - 1);
+#pragma unroll
+                for (int j = 0; j < COLUMNS; ++j)
+                    v[i][j] = load(p, min(max(q0 + b + j, 0), Q - 1));
+            }
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i) {
+                const int p = p0 + a + i, dh = h + PT - p * SH;
+#pragma unroll
+                for (int j = 0; j < COLUMNS; ++j) {
+                    const int q = q0 + b + j, dw = w + PL - q * SW;
+                    if (0 <= p && p < P && dh < EH && dh % DH == 0 &&
+                        0 <= q && q < Q && dw < EW && dw % DW == 0)
+                        use(v[i][j], p, q, dh / DH * S + dw / DW);
+                }
+            }
+        }
+    }
+}
