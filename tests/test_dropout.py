@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from check import DTYPES, close, grad_check, host, make
-from gpuconv import kernels, random
+from gpuconv import kernels, nn, random
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backend import accumulator
 from gpuconv.ops.dropout import dropout
@@ -143,6 +143,45 @@ def test_an_array_that_starts_anywhere_in_memory(xp, start):
     np.testing.assert_array_equal(host(y), definition(a[start:], 0.5))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_counter_on_the_device_is_part_of_the_step(cp, rng, dtype):
+    x, gy = (make(a, dtype) for a in rng.standard_normal((2, 1027)))
+    counter = cp.asarray(np.int64([2**32 + 3]))
+    got = run(cp, x, gy, 0.3, key=KEY, step=2, counter=counter)
+    want = run(cp, x, gy, 0.3, key=KEY, step=2**32 + 5)
+    for a, b in zip(got, want, strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_a_captured_layer_draws_other_masks_as_its_counter_goes_on(cp):
+    model = nn.Sequential(nn.Dropout(0.4), nn.Dropout(0.2))
+    x, counter = cp.ones((5, 33), "float16"), cp.zeros(1, "int64")
+
+    def step(number, counter=None):
+        t = Tensor(x, requires_grad=True)
+        model.reseed(3, number, counter)
+        y = model(t)
+        y.backward(cp.ones(y.shape, y.dtype))
+        return y.data, t.grad
+
+    eager = [[host(a).tobytes() for a in step(number)] for number in range(2, 6)]
+    stream, pool = cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool()
+    cp.cuda.get_current_stream().synchronize()
+    with stream:
+        step(0, counter)  # compiles
+        with cp.cuda.using_allocator(pool.malloc):
+            stream.begin_capture()
+            results = step(1, counter)
+            graph = stream.end_capture()
+        for want in eager:
+            counter += 1
+            graph.launch(stream)
+            assert [host(a).tobytes() for a in results] == want
+    assert len(set(map(tuple, eager))) == 4
+    model.reseed(None)
+    assert all(layer.counter is None for layer in model)
+
+
 def test_as_on_huge_arrays(cp, monkeypatch):
     monkeypatch.setattr(kernels, "MAX_BLOCKS", 1)
     x = np.ones(5001, "float32")
@@ -162,6 +201,21 @@ def test_saves_no_array(xp):
 def test_empty_batch(xp):
     y, gx = run(xp, np.ones((0, 3), "float32"), np.ones((0, 3), "float32"), 0.5)
     assert y.shape == gx.shape == (0, 3)
+
+
+@pytest.mark.parametrize("options, error, message", [
+    (dict(counter=np.zeros(1, "int64")), TypeError, r"counter is ndarray int64 \(1,\), wanted"),
+    (dict(counter=[0]), TypeError, "counter is list"),
+])
+def test_refuses_a_counter_elsewhere(cp, options, error, message):
+    with pytest.raises(error, match=message):
+        dropout(cp.ones(3), key=(1, 2), step=0, **options)
+    with pytest.raises(TypeError, match="wanted a GPU array of int64"):
+        dropout(cp.ones(3), key=(1, 2), step=0, counter=cp.zeros(1, "int32"))
+    with pytest.raises(ValueError, match="a counter without key and step"):
+        dropout(cp.ones(3), counter=cp.zeros(1, "int64"))
+    with pytest.raises(TypeError, match="do not mix"):
+        dropout(np.ones(3), key=(1, 2), step=0, counter=cp.zeros(1, "int64"))
 
 
 @pytest.mark.parametrize("x, options, error, message", [

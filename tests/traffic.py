@@ -10,13 +10,14 @@ says what is counted and what is not.
 
 import argparse
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import gpuconv as gpc
-from gpuconv import backend, ops, optim
+from gpuconv import backend, ops, optim, train
 from hostcuda import fake_cupy
 from hostcuda.traffic import Access, Launch, recording
 
@@ -103,6 +104,17 @@ def ema(make: Callable, o: Any) -> None:
     optim.EMA(layer).update()
 
 
+def clock(make: Callable, o: Any) -> None:
+    """A step in the middle of an epoch, whose batches are of such a size."""
+    wide = backend.accumulator(o.dtype)
+    time, n = fake_cupy.asarray(np.int64([0, 1, 1])), math.prod(o.shape)
+    zero = fake_cupy.zeros((), np.int64)
+    train.step.rows(time, fake_cupy.arange(3 * n, dtype=np.int32), n, n)
+    for scale in (None, fake_cupy.ones(1, np.float32)):
+        train.step.tick(time, fake_cupy.zeros((), wide), zero, scale, fake_cupy.ones(9),
+                        fake_cupy.zeros(4), fake_cupy.zeros((3, 4)))
+
+
 CASES = {
     "activation": Case("8x32x32x64", activation),
     "adam": Case("64x1024", optimiser(optim.Adam)),
@@ -112,8 +124,10 @@ CASES = {
     "bias_relu": Case("8x32x32x64", bias_relu),
     "clip": Case("64x1024", optimiser(
         functools.partial(optim.SGD, lr=0.1), step=lambda its: optim.clip_grad_norm(its, 1.0))),
+    "clock": Case("1000", clock),
     "dropout": Case("8x32x32x64", lambda make, o: both_ways(
-        lambda x: ops.dropout(x), make(*o.shape))),
+        lambda x: ops.dropout(x, key=(1, 2), step=0, counter=fake_cupy.ones(1, np.int64)),
+        make(*o.shape))),
     "ema": Case("64x1024", ema),
     "im2col": Case("2x32x32x64", im2col, "kernel_size stride padding dilation"),
     "max_pool": Case("8x32x32x64", pool(ops.max_pool2d), "kernel_size stride padding"),

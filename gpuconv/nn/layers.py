@@ -6,7 +6,7 @@ import numpy as np
 
 from gpuconv import random
 from gpuconv.autograd import Parameter, Tensor
-from gpuconv.backend import array_device
+from gpuconv.backend import Array, array_device
 from gpuconv.nn import init
 from gpuconv.nn.module import Module
 from gpuconv.ops.activation import gelu, relu, sigmoid, tanh
@@ -128,6 +128,7 @@ class Dropout(Module):
             raise ValueError(f"Dropout: p is {p}, wanted 0..1")
         self.p = p
         self.key: tuple[int, int] | None = None
+        self.counter: Array | None = None
         self.step = self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +136,8 @@ class Dropout(Module):
         if self.key is None:
             return dropout(x, self.p, training=self.training)
         key = once(self.next_key)
-        return dropout(x, self.p, training=self.training, key=key, step=self.step)
+        return dropout(x, self.p, training=self.training, key=key, step=self.step,
+                       counter=self.counter)
 
     def next_key(self) -> tuple[int, int]:
         """A second call in one step draws from the next stream."""
@@ -144,9 +146,10 @@ class Dropout(Module):
         self.calls += self.training
         return seed, (stream + self.calls - self.training) & random.LOW
 
-    def reseed_layer(self, key: tuple[int, int] | None, step: int) -> None:
-        """Draw with this key and step from now on."""
-        self.key, self.step, self.calls = key, step, 0
+    def reseed_layer(self, key: tuple[int, int] | None, step: int,
+                     counter: Array | None = None) -> None:
+        """Draw with this key and step (and what the counter adds to it) from now on."""
+        self.key, self.step, self.counter, self.calls = key, step, counter, 0
 
     def arguments(self) -> str:
         """The probability."""

@@ -180,19 +180,27 @@ class Module:
         for p in self.parameters():
             p.zero_grad()
 
-    def reseed(self, seed: int | None, step: int = 0) -> None:
+    def reseed(self, seed: int | None, step: int = 0, counter: Array | None = None) -> None:
         """Key what is random here (dropout) to a run's seed, the layer's path, and the step.
 
         Args:
             seed: 0 .. 2**32 - 1. None: new numbers at each call, as before the first ``reseed``.
             step: number of the training step: another step, other numbers.
+            counter: (1,) int64 on the GPU that kernels add to ``step``: a captured step draws the
+                numbers of step + counter[0] at each replay. It stays until backward is through.
         """
+        more = () if counter is None else (counter,)
         for path, module in self.named_modules():
             key = None if seed is None else (random.check_seed(seed), random.stream(path))
-            module.reseed_layer(key, step)
+            module.reseed_layer(key, step, *more)
 
-    def reseed_layer(self, key: tuple[int, int] | None, step: int) -> None:
-        """For layers that draw: draw with this key and step from now on."""
+    def reseed_layer(self, key: tuple[int, int] | None, step: int,
+                     counter: Array | None = None) -> None:
+        """For layers that draw: draw with this key and step from now on.
+
+        A layer whose kernels cannot read a counter leaves that argument out; then it cannot be
+        part of a captured step.
+        """
 
     # -- where and in what dtype ----------------------------------------------------------
 

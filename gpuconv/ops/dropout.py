@@ -5,7 +5,8 @@
     gx[i]   = gy[i] / (1-p) where keep[i], else 0
 
 The mask is a function of (key, step, index): backward draws it again instead of keeping it, the CPU
-and the GPU draw the same bits, and a resumed run continues with the masks it would have drawn.
+and the GPU draw the same bits, and a resumed run continues with the masks it would have drawn. A
+captured training step keeps the step in device memory: there ``step + counter[0]`` counts.
 
 Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent
 neural networks from overfitting", JMLR 15, 2014; CS231n, "Neural networks part 2", on the inverted
@@ -19,15 +20,16 @@ from typing import Any
 import numpy as np
 
 from gpuconv import kernels, memory, random, threads
-from gpuconv.autograd import Op
-from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.autograd import Op, Tensor
+from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_gpu
 from gpuconv.ops.checkpoint import once
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.cpu.philox import words_at_least
 
 
 def dropout(x: Array, p: float = 0.5, *, training: bool = True,
-            key: tuple[int, int] | None = None, step: int | None = None) -> Array:
+            key: tuple[int, int] | None = None, step: int | None = None,
+            counter: Array | None = None) -> Array:
     """Zero each element with probability p, and scale the others by 1/(1-p).
 
     Args:
@@ -37,14 +39,17 @@ def dropout(x: Array, p: float = 0.5, *, training: bool = True,
         key: (seed, stream), two words of 32 bits, for ``gpuconv.random``. Default: both key and
             step from ``random.fresh()``, other ones at each call, the same again after ``seed``.
         step: which of the masks of this key, 0 .. 2**64 - 1; it comes with a key.
+        counter: (1,) int64 on the GPU, beside x: added to step by the kernels, so that a captured
+            graph draws other masks at each replay. Backward reads it again: until then it stays.
 
     Returns:
         Shape and dtype of x; a Tensor if x is one. Elements are counted in C order, whatever the
         memory layout of x. A zeroed element is 0 even where x is inf or NaN.
 
     Raises:
-        ValueError: p, key or step is out of range, or one of key and step came without the other.
-        TypeError: x is not floating-point.
+        ValueError: p, key or step is out of range, or one of key and step came without the other,
+            or a counter without them.
+        TypeError: x is not floating-point, or the counter not as above.
 
     >>> dropout(np.ones(8), 0.5, key=(0, 0), step=0)
     array([0., 2., 2., 2., 2., 0., 2., 0.])
@@ -54,6 +59,8 @@ def dropout(x: Array, p: float = 0.5, *, training: bool = True,
         raise ValueError(f"dropout: p is {p}, wanted 0 to 1")
     if (key is None) != (step is None):
         raise ValueError(f"dropout: key is {key}, step is {step}: wanted both or neither")
+    if counter is not None:
+        _check_counter(counter, x, key)
     if not training or p == 0:
         return x
     if key is None or step is None:
@@ -63,14 +70,24 @@ def dropout(x: Array, p: float = 0.5, *, training: bool = True,
     if not (0 <= seed <= random.LOW and 0 <= stream <= random.LOW and 0 <= step < 2**64):
         raise ValueError(f"dropout: key {key} is not two words of 32 bits, or step {step} "
                          "is outside 0..2**64 - 1")
-    return Dropout(p, (seed, stream), step)(x)
+    return Dropout(p, (seed, stream), step, counter)(x)
+
+
+def _check_counter(counter: Array, x: Array, key: tuple[int, int] | None) -> None:
+    if key is None:
+        raise ValueError("dropout: a counter without key and step")
+    if not is_gpu(counter) or counter.dtype != np.int64 or counter.shape != (1,):
+        raise TypeError(f"dropout: counter is {type(counter).__name__} "
+                        f"{getattr(counter, 'dtype', '')} {getattr(counter, 'shape', '')}, "
+                        "wanted a GPU array of int64, shape (1,)")
+    get_array_module(x.data if isinstance(x, Tensor) else x, counter)
 
 
 class Dropout(Op):
-    """Saves: no array; p, key and step."""
+    """Saves: no array; p, key, step, and the counter it was given."""
 
-    def __init__(self, p: float, key: tuple[int, int], step: int):
-        self.key, self.step = key, step
+    def __init__(self, p: float, key: tuple[int, int], step: int, counter: Array | None = None):
+        self.key, self.step, self.counter = key, step, counter
         self.threshold = math.ceil(p * 2**32)  # word >= threshold is word >= p * 2**32
         self.scale = 1 / (1 - p) if p < 1 else 0.0
 
@@ -102,7 +119,8 @@ class Dropout(Op):
     def forward_gpu(self, x: Any) -> Any:
         y = cupy().empty(x.shape, x.dtype)
         launch = kernels.kernel("dropout.cu", "dropout", T=x.dtype)
-        launch(-(-x.size // 4), x, y, x.size, *self.key, self.step, self.threshold, self.scale)
+        launch(-(-x.size // max(4, 16 // x.dtype.itemsize)), x, y, self.counter, x.size, *self.key,
+               self.step, self.threshold, self.scale)
         return y
 
     def backward_gpu(self, gy: Any) -> tuple:
