@@ -5,12 +5,18 @@ the list of arrays that come out: results, gradients, what was updated in place.
 remainders everywhere: more than one block, channels that fill no warp, sizes that fill no pack.
 """
 
+import functools
+
 import numpy as np
 
 import gpuconv as gpc
 from gpuconv import backend, ops, optim
 from gpuconv.data import Augment, augment_batch
+from gpuconv.data import augment as augment_module
 from gpuconv.nn import Module
+from gpuconv.ops.gpu import tensor_cores as engine
+from gpuconv.ops.gpu.problem import Problem
+from gpuconv.ops.gpu.tile import Tile
 from gpuconv.ops.im2col import im2col
 from gpuconv.train import step
 
@@ -43,6 +49,41 @@ def batch_norm(training, C=37, rows=130):
     return run
 
 
+def tensor_cores(unit, **flags):
+    """A product of tensor cores with its epilogue, and the gradient of its images."""
+    def run(xp, make):
+        N, H, W, C, K = 2, 9, 6, unit, 4 * unit
+        p = Problem(N, H, W, C, K, 3, 3, 5, 3, (2, 2), (1, 1), (1, 1), 1)
+        x, w, gy, b, residual = (  # tf32 has the bits of float16
+            make(*shape).astype(np.float16) for shape in (
+                (N, H, W, C), (K, 3, 3, C), (N, 5, 3, K), (K,), (N, 5, 3, K)))
+        dtype = make().dtype
+        x, w, gy, b, residual = (a.astype(dtype) for a in (x, w, gy, b, residual))
+        if xp is np:
+            f = functools.partial(ops.conv2d, stride=2, padding=1)
+            y, (gx, *_) = f(x, w, b), gpc.vjp(f, x, w)[1](gy)
+            if not flags:
+                return [gx, ops.relu(y + residual)]
+            best, where = ops.max_pool2d(y, 2, return_indices=True)
+            marks = where // 3 % 2 * 2 + (where % 3) % 2
+            rows = best.reshape(-1, K)
+            return [gx, best, marks.astype(np.uint8), rows.mean(0)[None],
+                    ((rows - rows.mean(0)) ** 2).sum(0)[None]]
+        gx, tile = xp.empty(x.shape, dtype), Tile(64, 32, 64 // dtype.itemsize, 32, 16, 3)
+        engine.input_gradient(p, gy, w, gx, tile=tile)
+        if not flags:
+            y = xp.empty(gy.shape, dtype)
+            engine.forward(p, x, w, y, bias=b, residual=residual, activation="relu", tile=tile)
+            return [gx, y]
+        y, means, m2s = xp.empty((N, 2, 1, K), dtype), *(
+            xp.empty((1, K), np.float32) for _ in range(2))
+        marks = xp.empty(y.shape, np.uint8)
+        engine.forward(p, x, w, y, bias=b, pool=marks, moments=(means, m2s), tile=tile)
+        return [gx, y, marks, means, m2s]
+
+    return run
+
+
 def cross_entropy(N, K, reduction):
     def run(xp, make):
         labels = xp.asarray(np.arange(N) * 5 % K)
@@ -63,26 +104,42 @@ def augment(**how):
 
 
 def clock(scaled):
-    """Two steps of a clock, in the second epoch; its last batch is smaller."""
+    """The last two steps of an epoch, the second one."""
     def run(xp, make):
-        time, order = xp.asarray(np.int64([1, 1, 4])), xp.asarray(np.arange(11, dtype=np.int32)[::-1])
-        order, loss, right = order.copy(), make(), xp.asarray(np.int64(3))
+        time, loss, right = xp.asarray(np.int64([1, 1, 4])), make(), xp.asarray(np.int64(3))
         scale = xp.asarray(np.float32([1024])) if scaled else None
         factors, control = xp.asarray(np.arange(9.0)), xp.asarray(np.array([1, 0.5, 1, 0]))
-        records, index = xp.asarray(np.zeros((3, 4))), []
-        for n in (4, 3):
+        records = xp.asarray(np.zeros((3, 4)))
+        for _ in range(2):
             if xp is not np:
                 loss = loss.astype(backend.accumulator(loss.dtype))
-                index.append(step.rows(time, order, n, 4))
                 step.tick(time, loss, right, scale, factors, control, records)
                 continue
-            index.append(order[time[1] * 4 : time[1] * 4 + n])
             records[time[1]] = loss, right, control[2], 1024 if scaled else 1
             control[0] = factors[time[2]]
             time[1:] += 1
-        return [*index, time, control, records]
+        return [time, control, records]
 
     return run
+
+
+def fetch(xp, make):
+    """The last batch of an epoch, which is smaller; of bytes, and of floats."""
+    rng, results = np.random.default_rng(4), []
+    pixels = rng.integers(0, 256, (7, 6, 5, 3)).astype(np.uint8)
+    labels, order = np.arange(7, dtype=np.int32) * 3, rng.permutation(7).astype(np.int32)
+    clock, how = np.int64([2**33 + 1, 1, 9]), dict(batch_size=4)
+    for images in (pixels, make(7, 6, 5, 3), make(7, 2, 4, 4)):
+        dtype = make(1).dtype
+        x, chosen = xp.empty((3, *images.shape[1:]), dtype), xp.empty(3, np.int32)
+        arrays = *map(xp.asarray, (images, labels, order, clock)), x, chosen
+        if images is pixels:
+            augment_module.fetch_batch(*arrays, mean=(0.5,) * 3, std=(0.2,) * 3, key=(1, 2),
+                                       augment=Augment(), **how)
+        else:
+            augment_module.gather_batch(*arrays, **how)
+        results += [x, chosen]
+    return results
 
 
 class Weights(Module):
@@ -93,18 +150,22 @@ class Weights(Module):
         self.w, self.b = gpc.Parameter(make(41, 13)), gpc.Parameter(make(7))
 
 
-def training(build):
-    """Two steps: gradients clipped, parameters updated, an average kept."""
+def training(build, scaled=False):
+    """Two steps: gradients clipped, parameters updated, an average kept; losses scaled, or not."""
     def run(xp, make):
         weights = Weights(make)
+        weights.register_buffer("count", xp.asarray(np.arange(3)))
         optimiser, average = build(list(weights.parameters())), optim.EMA(weights)
-        norms = []
+        scaler, norms = optim.LossScale(optimiser, 2.0, interval=1) if scaled else None, []
         for _ in range(2):
             optimiser.zero_grad()
             gpc.ops.sum((weights.w * make(41, 13)) + ops.mean(weights.b * make(7))).backward()
+            if scaler:
+                scaler.check()
             norms.append(optim.clip_grad_norm(optimiser, 0.5))
             optimiser.step()
-            average.update()
+            average.update(optimiser if scaler else None)
+        norms += scaler.state_dict().values() if scaler else []
         return [*norms, *(p.data for p in weights.parameters()), *average.state_dict().values()]
 
     return run
@@ -120,6 +181,8 @@ CASES = {
         lambda x: im2col(x, (3, 2), (2, 1), ((1, 0), (0, 1)), (1, 2)), make(*IMAGES)),
     "conv2d": lambda xp, make: both(lambda x, w, b: ops.conv2d(x, w, b, stride=2, padding=1),
                                     make(*IMAGES), make(4, 3, 3, 5), make(4)),
+    "tensor cores": tensor_cores(8), "tensor cores pool": tensor_cores(8, pool=1),
+    "tensor cores of few channels": tensor_cores(3),
     "max_pool2d": pool(ops.max_pool2d, kernel_size=3, stride=2, padding=1),
     "max_pool2d dilated": pool(ops.max_pool2d, kernel_size=2, stride=1, dilation=2, ceil_mode=True),
     "max_pool2d side by side": pool(ops.max_pool2d, kernel_size=2),
@@ -133,10 +196,13 @@ CASES = {
     "cross_entropy": cross_entropy(19, 10, "mean"),
     "cross_entropy of many classes": cross_entropy(3, 1100, "none"),
     "augment": augment(), "augment reflect": augment(padding_mode="reflect"),
+    "fetch": fetch,
     "clock": clock(False), "clock of a scaled loss": clock(True),
     "sgd": training(lambda ps: optim.SGD(ps, 0.1, weight_decay=1e-3)),
     "sgd nesterov": training(lambda ps: optim.SGD(ps, 0.1, momentum=0.9, nesterov=True)),
+    "sgd master": training(lambda ps: optim.SGD(ps, 0.1, momentum=0.9, master=True), scaled=True),
     "adamw": training(lambda ps: optim.AdamW(ps, 0.01)),
+    "adam master": training(lambda ps: optim.Adam(ps, 0.01, master=True), scaled=True),
 }
 
 

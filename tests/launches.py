@@ -21,6 +21,10 @@ import gpuconv as gpc
 from check import DTYPES
 from gpuconv import backend, kernels, models, nn, ops, optim
 from gpuconv.data import Augment, augment, augment_batch
+from gpuconv.ops.gpu import tensor_cores
+from gpuconv.ops.gpu.problem import problem
+from gpuconv.ops.window import Window
+from gpuconv.train import step
 
 # -- what a device can run ---------------------------------------------------------------
 #
@@ -221,6 +225,8 @@ def drive():
                 with mock.patch.object(kernels, "INT_ITEMS", items):
                     drive_ops(fake_cupy, dtype, 2 if huge else None)
                     drive_training(fake_cupy, dtype)
+            if dtype.name != "float64":
+                drive_tensor_cores(fake_cupy, dtype)
         augment._table.cache_clear()
     return noted
 
@@ -269,14 +275,45 @@ def drive_ops(cp, dtype, geometries=None):
                 z, cp.zeros(shape[:1], np.int64), label_smoothing=0.1, reduction=reduction), shape)
 
 
+def drive_tensor_cores(cp, dtype):
+    """Both directions with the tiles that defaults are made of, and every way to end."""
+    N, H, W, C, K = 2, 12, 13, 16, 32
+    x, w, row = cp.zeros((N, H, W, C), dtype), cp.zeros((K, 3, 3, C), dtype), cp.zeros(K, dtype)
+    y, best = cp.zeros((N, H, W, K), dtype), cp.zeros((N, 6, 6, K), dtype)
+    marks, part = cp.zeros(best.shape, np.uint8), cp.zeros((9, K), np.float32)
+    p = problem(x.shape, w.shape, Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)))
+    strided = problem(x.shape, w.shape, Window((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)))
+    for tile in tensor_cores.tiles(dtype):
+        if tile[:2] in tensor_cores.DEFAULTS and tile.STAGES == 3:
+            tensor_cores.forward(p, x, w, y, tile=tile)
+            tensor_cores.input_gradient(p, y, w, x, tile=tile)
+    for how in (dict(activation="gelu"), dict(residual=y, activation="relu"),
+                dict(moments=(part, part))):
+        tensor_cores.forward(p, x, w, y, bias=row, **how)
+    tensor_cores.forward(p, x, w, best, bias=row, pool=marks, moments=(part, part))
+    gy = cp.zeros((N, strided.P, strided.Q, K), dtype)
+    tensor_cores.forward(strided, x, w, gy)
+    tensor_cores.input_gradient(strided, gy, w, x)
+
+
 def drive_training(cp, dtype):
     """Two steps with every optimiser, and with the models that have a name."""
     rows, labels = cp.zeros((2, 4), dtype), cp.zeros(2, np.int64)
     for make in (lambda ps: optim.SGD(ps, 0.1), lambda ps: optim.SGD(ps, 0.1, momentum=0.9),
                  lambda ps: optim.SGD(ps, 0.1, momentum=0.9, nesterov=True),
-                 lambda ps: optim.Adam(ps), lambda ps: optim.AdamW(ps)):
+                 lambda ps: optim.SGD(ps, 0.1, master=True),
+                 lambda ps: optim.SGD(ps, 0.1, momentum=0.9, master=True),
+                 lambda ps: optim.SGD(ps, 0.1, momentum=0.9, nesterov=True, master=True),
+                 lambda ps: optim.Adam(ps), lambda ps: optim.AdamW(ps, master=True)):
         drive_steps(nn.Linear(4, 4), make, rows, labels, dtype)
+    step.tick(cp.zeros(3, np.int64), cp.zeros((), backend.accumulator(dtype)),
+              cp.zeros((), np.int64), None, cp.zeros(9), cp.zeros(4), cp.zeros((3, 4)))
     pixels, index = cp.zeros((10, 8, 8, 3), np.uint8), cp.zeros(4, np.int32)
+    floats, order = cp.zeros(pixels.shape, dtype), cp.zeros(10, np.int32)
+    chosen, clock = cp.zeros(4, np.int32), cp.zeros(2, np.int64)
+    augment.fetch_batch(pixels, order, order, clock, floats[:4], chosen, batch_size=4,
+                        mean=(0.5,) * 3, std=(0.2,) * 3)
+    augment.gather_batch(floats, order, order, clock, floats[:4], chosen, batch_size=4)
     for build in (models.simple_convnet, models.cifar_convnet):
         for how in (None, Augment(), Augment(padding_mode="reflect")):
             x = augment_batch(pixels, index, mean=(0.5,) * 3, std=(0.2,) * 3, dtype=dtype.name,
@@ -289,12 +326,14 @@ def drive_steps(model, make, x, labels, dtype):
     """Two steps of training, and a prediction."""
     model = model.to("cuda", dtype)
     optimiser, average = make(model.parameters()), optim.EMA(model)
+    scaler = optim.LossScale(optimiser)
     for _ in range(2):
         optimiser.zero_grad()
-        ops.softmax_cross_entropy(model(x), labels).backward()
+        scaler.multiply(ops.softmax_cross_entropy(model(x), labels)).backward()
+        scaler.check()
         optim.clip_grad_norm(optimiser, 1.0)
         optimiser.step()
-        average.update()
+        average.update(optimiser)
     model.eval().predict(x)
 
 

@@ -86,6 +86,15 @@ def archs(file):
     return tuple(found)
 
 
+def dtypes(file):
+    """Names of the dtypes that a source is for: all, or what its header says in a line such as
+
+        // Dtypes   float16, bfloat16: the products that tensor cores have
+    """
+    line = re.search(r"^// Dtypes\s+([^:\n]+)", header(file), re.M)
+    return re.findall(r"\w+", line[1]) if line else [d for d in kernels.C_TYPES if "float" in d]
+
+
 def excused(file):
     """{kernel: why it may use the stack}, from lines of the header such as
 

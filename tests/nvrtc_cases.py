@@ -12,23 +12,30 @@ from gpuconv import backend, kernels
 
 WINDOW = dict(R=3, S=2, SH=2, SW=1, DH=1, DW=2, PT=1, PL=0)
 SOLID = dict(WINDOW, DH=1, DW=1)
+TENSOR = dict(WINDOW, C=24, GRADIENT=0, UNIT=16, WIDE=1, BIAS=1, RESIDUAL=0, POOL=0, MOMENTS=0,
+              ACTIVATION=0, BM=128, BN=64, BK=32, WM=64, WN=32, STAGES=3)
 BYTE, INT = np.dtype("uint8"), np.dtype("int32")
 
 CASES = {  # file: its configurations
     "activation.cu": [{}],
-    "adam.cu": [{}],
+    "adam.cu": [dict(MASTER=0), dict(MASTER=1)],
     "augment.cu": [{}],
     "avg_pool.cu": [dict(SOLID, PB=1, PR=0, INCLUDE=1),
                     dict(SOLID, PB=0, PR=1, INCLUDE=0)],
     "batch_norm.cu": [dict(BLOCK=256)],
     "bias_relu.cu": [{}],
     "clip.cu": [dict(BLOCK=256)],
+    "clock.cu": [{}],
+    "conv_filters.cu": [WINDOW],
+    "conv_forward.cu": [dict(TENSOR, POOL=1, MOMENTS=1), dict(TENSOR, GRADIENT=1, UNIT=4),
+                        dict(TENSOR, RESIDUAL=1, ACTIVATION=2, WIDE=0)],
     "dropout.cu": [{}],
-    "ema.cu": [{}],
+    "ema.cu": [dict(W=np.dtype("int64"), MASTER=0), dict(W=np.dtype("int64"), MASTER=1)],
     "im2col.cu": [WINDOW],
+    "loss_scale.cu": [dict(BLOCK=256)],
     "max_pool.cu": [dict(WINDOW, MARK=BYTE, SAVE=1), dict(WINDOW, MARK=INT, SAVE=0)],
-    "sgd.cu": [dict(MOMENTUM=1, NESTEROV=0), dict(MOMENTUM=1, NESTEROV=1),
-               dict(MOMENTUM=0, NESTEROV=0)],
+    "sgd.cu": [dict(MOMENTUM=m, NESTEROV=n, MASTER=master)
+               for m, n in [(0, 0), (1, 0), (1, 1)] for master in (0, 1)],
     "softmax_cross_entropy.cu": [dict(BLOCK=256, WARPS=1), dict(BLOCK=256, WARPS=8)],
 }
 

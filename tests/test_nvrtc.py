@@ -74,7 +74,7 @@ def cold(tmp_path, monkeypatch):
 def test_a_source_compiles_in_every_dtype(file):
     """And for every architecture, and whatever is launched: in test_launches."""
     several = [job(file, nvrtc.archs(file)[-1], T, ("int32", "int64")[i % 2], i % len(CASES[file]))
-               for i, T in enumerate(DTYPES)]
+               for i, T in enumerate(nvrtc.dtypes(file))]
     for its, found in nvrtc.needs_of(several).items():
         assert set(found) - {""} == set(kernels.signatures(kernels.source(file))), its
         assert not list(nvrtc.complaints({its: found}))

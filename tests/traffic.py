@@ -10,7 +10,6 @@ says what is counted and what is not.
 
 import argparse
 import functools
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -18,6 +17,10 @@ import numpy as np
 
 import gpuconv as gpc
 from gpuconv import backend, ops, optim, train
+from gpuconv.ops.gpu import tensor_cores as engine
+from gpuconv.ops.gpu.problem import problem
+from gpuconv.ops.gpu.tile import Tile
+from gpuconv.ops.window import Window, sides
 from hostcuda import fake_cupy
 from hostcuda.traffic import Access, Launch, recording
 
@@ -73,6 +76,27 @@ def batch_norm(make: Callable, o: Any) -> None:
         both_ways(f, x, gamma, beta)
 
 
+def tensor_cores(make: Callable, o: Any) -> None:
+    N, H, W, C = o.shape
+    K, size, edge = o.filters, o.kernel_size, 2 if o.pool else 1
+    p = problem(o.shape, (K, size, size, C), Window((size, size), (o.stride or 1,) * 2, sides(
+        o.padding), (1, 1)))
+    y = fake_cupy.empty((N, p.P // edge, p.Q // edge, K), o.dtype)
+    tile = Tile(64, 32, 64 // o.dtype.itemsize, 32, 16, 3)
+    slices = -(-p.N * p.P * p.Q // tile.BM)
+    means, m2s = (fake_cupy.empty((slices, K), np.float32) for _ in range(2))
+    how = dict(pool=fake_cupy.empty(y.shape, np.uint8), moments=(means, m2s)) if o.pool else dict(
+        residual=make(*y.shape))
+    engine.forward(p, make(*o.shape), make(K, size, size, C), y, bias=make(K), tile=tile,
+                             **how)
+
+
+def conv_filters(make: Callable, o: Any) -> None:
+    K, C, size = o.filters, o.shape[-1], o.kernel_size
+    window = Window((size, size), (o.stride or 1,) * 2, sides(o.padding), (1, 1))
+    engine.turn(problem(o.shape, (K, size, size, C), window), make(K, size, size, C))
+
+
 def softmax_cross_entropy(make: Callable, o: Any) -> None:
     logits = make(*o.shape)
     labels = fake_cupy.arange(o.shape[0]) % o.shape[1]
@@ -82,9 +106,14 @@ def softmax_cross_entropy(make: Callable, o: Any) -> None:
 def augment(make: Callable, o: Any) -> None:
     N, *_, C = o.shape
     images = fake_cupy.asarray(np.random.default_rng(0).integers(0, 256, o.shape, np.uint8))
-    gpc.data.augment_batch(images, fake_cupy.arange(N, dtype=np.int32), mean=[0.5] * C,
-                           std=[0.25] * C, dtype=o.dtype, key=(0, 0), epoch=0,
-                           augment=gpc.data.Augment(pad=4))
+    numbers = dict(mean=[0.5] * C, std=[0.25] * C, key=(0, 0), augment=gpc.data.Augment(pad=4))
+    order = fake_cupy.arange(N, dtype=np.int32)
+    gpc.data.augment_batch(images, order, dtype=o.dtype, epoch=0, **numbers)
+    B = N - N // 2  # the second batch
+    x, clock = make(*o.shape)[:B], fake_cupy.asarray(np.int64([0, 1]))
+    arrays = order, order, clock, x, fake_cupy.empty(B, np.int32)
+    gpc.data.augment.fetch_batch(images, *arrays, batch_size=N // 2, **numbers)
+    gpc.data.augment.gather_batch(make(*o.shape), *arrays, batch_size=N // 2)
 
 
 def optimiser(*kinds: Callable, step: Callable = optim.Optimizer.step) -> Callable:
@@ -100,43 +129,50 @@ def optimiser(*kinds: Callable, step: Callable = optim.Optimizer.step) -> Callab
 
 def ema(make: Callable, o: Any) -> None:
     layer = gpc.nn.Linear(o.shape[1], o.shape[0], bias=False)
+    layer.register_buffer("counts", np.arange(o.shape[1]))
     layer.to("cuda:0").to(o.dtype)
-    optim.EMA(layer).update()
+    average, its = optim.EMA(layer), optim.SGD(layer.parameters(), 0.1, master=True)
+    average.update()
+    its.master_of(its.all_flats()[0])  # as after a step
+    average.update(its)
 
 
 def clock(make: Callable, o: Any) -> None:
-    """A step in the middle of an epoch, whose batches are of such a size."""
-    wide = backend.accumulator(o.dtype)
-    time, n = fake_cupy.asarray(np.int64([0, 1, 1])), math.prod(o.shape)
-    zero = fake_cupy.zeros((), np.int64)
-    train.step.rows(time, fake_cupy.arange(3 * n, dtype=np.int32), n, n)
-    for scale in (None, fake_cupy.ones(1, np.float32)):
-        train.step.tick(time, fake_cupy.zeros((), wide), zero, scale, fake_cupy.ones(9),
-                        fake_cupy.zeros(4), fake_cupy.zeros((3, 4)))
+    """A step in the middle of an epoch of so many."""
+    wide, (steps,) = backend.accumulator(o.dtype), o.shape
+    time, zero = fake_cupy.asarray(np.int64([0, 1, 1])), fake_cupy.zeros((), np.int64)
+    for scale in (None, fake_cupy.ones((), np.float32)):
+        train.step.tick(time, fake_cupy.zeros((), wide), zero, scale, fake_cupy.ones(steps),
+                        fake_cupy.zeros(4), fake_cupy.zeros((steps, 4)))
 
 
 CASES = {
     "activation": Case("8x32x32x64", activation),
-    "adam": Case("64x1024", optimiser(optim.Adam)),
+    "adam": Case("64x1024", optimiser(optim.Adam, functools.partial(optim.Adam, master=True))),
     "augment": Case("32x32x32x3", augment),
     "avg_pool": Case("8x32x32x64", pool(ops.avg_pool2d), "kernel_size stride padding"),
     "batch_norm": Case("8x32x32x64", batch_norm),
     "bias_relu": Case("8x32x32x64", bias_relu),
     "clip": Case("64x1024", optimiser(
         functools.partial(optim.SGD, lr=0.1), step=lambda its: optim.clip_grad_norm(its, 1.0))),
-    "clock": Case("1000", clock),
+    "clock": Case("100", clock),
+    "conv_filters": Case("2x32x32x64", conv_filters, "kernel_size stride padding filters"),
+    "conv_forward": Case("2x32x32x64", tensor_cores, "kernel_size stride padding filters pool"),
     "dropout": Case("8x32x32x64", lambda make, o: both_ways(
         lambda x: ops.dropout(x, key=(1, 2), step=0, counter=fake_cupy.ones(1, np.int64)),
         make(*o.shape))),
     "ema": Case("64x1024", ema),
     "im2col": Case("2x32x32x64", im2col, "kernel_size stride padding dilation"),
+    "loss_scale": Case("64x1024", optimiser(functools.partial(optim.SGD, lr=0.1),
+                                            step=lambda its: optim.LossScale(its).check())),
     "max_pool": Case("8x32x32x64", pool(ops.max_pool2d), "kernel_size stride padding"),
     "sgd": Case("64x1024", optimiser(
-        functools.partial(optim.SGD, lr=0.1),
-        functools.partial(optim.SGD, lr=0.1, momentum=0.9))),
+        *(functools.partial(optim.SGD, lr=0.1, momentum=m, master=master)
+          for m in (0, 0.9) for master in (False, True)))),
     "softmax_cross_entropy": Case("128x1000", softmax_cross_entropy),
 }
-DEFAULTS = dict(dtype="float32", kernel_size=2, stride=None, padding=0, dilation=1)
+DEFAULTS = dict(dtype="float32", kernel_size=2, stride=None, padding=0, dilation=1,
+                filters=64, pool=False)
 
 
 def record(op: str, shape: tuple[int, ...], **options: Any) -> list[Launch]:

@@ -1,0 +1,67 @@
+// Filters as the input gradient of a convolution reads them.       gpuconv/ops/gpu/tensor_cores.py
+//
+//   turned[c, i, j, k] = w[k, r, s, c]      for each class (a, b) of the pixels of gx, a < SH, b < SW:
+//       its taps are the r with (a + PT - r*DH) % SH == 0, i = 0 at the largest, and alike s, j
+//
+// The classes lie one after the other, a first: a tap belongs to one class, so there are as many
+// numbers as in w. Without a stride there is one class: w turned by half a turn, k and c exchanged.
+//
+// Launch   1-d, blocks of 256 threads, each takes tiles of 32 x 32 (k, c) of one tap, any grid.
+// Traffic  filters  reads w K*R*S*C, writes turned K*R*S*C.
+//          Coalesced where C fills whole sectors, else at most 4 times the sectors. No bank conflicts.
+// Order    moves only.
+
+#include "common.cuh"
+
+using T = CFG_T;                                 // stored element
+using A = CFG_A;                                 // on the way: holds every T
+constexpr int R = CFG_R, S = CFG_S;              // filter, pixels
+constexpr int SH = CFG_SH, SW = CFG_SW;          // stride, pixels
+constexpr int DH = CFG_DH, DW = CFG_DW;          // dilation, pixels
+constexpr int PT = CFG_PT, PL = CFG_PL;          // padding above and left, pixels
+constexpr int EDGE = 32, ROWS = 8;               // of a tile; rows of it that are moved at once
+
+// Of tap r on one axis: its class, its place there, the taps of that class and of those before it.
+struct Tap {
+    int at, taps, before;
+    __device__ Tap(int r, int count, int stride, int dilation, int pad) : at(0), taps(0), before(0) {
+        const int mine = rest(r, stride, dilation, pad);
+        for (int other = 0; other < count; ++other) {
+            const int its = rest(other, stride, dilation, pad);
+            before += its < mine;
+            taps += its == mine;
+            at += its == mine && other > r;
+        }
+    }
+    __device__ static int rest(int r, int stride, int dilation, int pad) {
+        return ((r * dilation - pad) % stride + stride) % stride;
+    }
+};
+
+extern "C" __global__ void conv_filters(
+    const T* __restrict__ w,                     // (K, R, S, C)
+    T* __restrict__ turned,                      // (classes, C, their taps, K)
+    int K, int C)
+{
+    __shared__ A tile[EDGE][EDGE + 1];
+    const int u = threadIdx.x % EDGE, v = threadIdx.x / EDGE;
+    const int across = (C + EDGE - 1) / EDGE, down = (K + EDGE - 1) / EDGE;
+    for (int b = blockIdx.x; b < R * S * down * across; b += gridDim.x) {
+        const int c0 = b % across * EDGE, k0 = b / across % down * EDGE, rs = b / across / down;
+        for (int i = v; i < EDGE; i += ROWS) {
+            if (k0 + i < K && c0 + u < C) {
+                tile[i][u] = (A)w[((long long)(k0 + i) * (R * S) + rs) * C + c0 + u];
+            }
+        }
+        __syncthreads();
+        const Tap r(rs / S, R, SH, DH, PT), s(rs % S, S, SW, DW, PL);
+        T* const filters = turned + (long long)(r.before * S + r.taps * s.before) * C * K;
+        for (int i = v; i < EDGE; i += ROWS) {
+            if (c0 + i < C && k0 + u < K) {
+                const long long to = ((c0 + i) * (long long)r.taps + r.at) * s.taps + s.at;
+                filters[to * K + k0 + u] = (T)tile[u][i];
+            }
+        }
+        __syncthreads();                         // before the tile is written again
+    }
+}

@@ -1,0 +1,427 @@
+// Convolution on tensor cores, NHWC, and its input gradient.       gpuconv/ops/gpu/tensor_cores.py
+//
+//   y[n,p,q,k]  = f(bias[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] x[n,h,v,c])
+//                 h = p*SH-PT+r*DH, v = q*SW-PL+s*DW; f: nothing, ReLU or GELU
+//   POOL        y is the maximum over windows of 2 x 2 of that, marks the first place 2*r + s of it
+//   MOMENTS     mean and m2 = sum (y - mean)^2 per channel, of the rows of y that a block wrote
+//   GRADIENT    gx[n,h,v,c] = sum w[k,r,s,c] gy[n,p,q,k] over all p, q, r, s that lead to h, v.
+//               Here x is gy, y is gx, k and c change places, w comes from conv_filters.cu
+//
+// As a product of matrices, the left one only ever in shared memory, tile by tile:
+//
+//   Y (pixels x K) = X (pixels x depth) * W^T (depth x K),   pixels = N*P*Q,  depth = R*S*C
+//
+// The pixels of gx fall into SH*SW classes by (h % SH, v % SW): each is a convolution of gy with its
+// own taps of w, so no product has a zero for a factor.
+//
+// Archs    sm_80 and newer: mma, ldmatrix and cp.async
+// Dtypes   float16, bfloat16, float32: 16-bit products, tf32 products
+// Launch   1-d, a block of THREADS per BM x BN tile of Y, every one; tiles of the same pixels are
+//          neighbours, then those of the classes. Dynamic shared memory: STAGES tiles of BM x BK and
+//          BN x BK, or one of BM x BN where that is more.
+// Traffic  forward  reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C*(K+BN-1)/BN), w
+//                   K*R*S*C (asks <= K*R*S*C*(N*P*Q+BM-1)/BM), bias K if bias (asks <=
+//                   K*(N*P*Q+BM-1)/WM), residual N*P*Q*K if residual, writes y N*P*Q*K if not
+//                   marks, y/marks <= N*P*Q*K/4 if marks, means/m2s <= K*(N*P*Q+BM-1)/BM if means.
+//          Coalesced where C fills whole sectors, else at most 6 times the sectors. 4 passes where
+//          UNIT < 16, else no bank conflicts.
+// Order    a sum runs through the depth in steps of one MMA, a block's moments through its rows, both
+//          in a fixed order: the same bits from run to run. The hardware adds inside an MMA.
+// Source   Chetlur et al., cuDNN, arXiv 1410.0759 (implicit GEMM); NVIDIA, CUTLASS, implicit_gemm.md.
+
+#include "activate.cuh"
+#include "common.cuh"
+#include "gemm.cuh"
+
+using T = CFG_T;                                 // stored element
+using A = CFG_A;                                 // sums
+constexpr bool GRADIENT = CFG_GRADIENT;          // of the input; then w is what conv_filters makes
+constexpr int C = CFG_C;                         // channels of x
+constexpr int R = CFG_R, S = CFG_S;              // filter, pixels
+constexpr int SH = CFG_SH, SW = CFG_SW;          // stride of the convolution, pixels
+constexpr int DH = CFG_DH, DW = CFG_DW;          // dilation, pixels
+constexpr int PT = CFG_PT, PL = CFG_PL;          // padding above and left of its images, pixels
+constexpr int UNIT = CFG_UNIT;                   // bytes of x and w that can be copied at once
+constexpr bool WIDE = CFG_WIDE;                  // rows of y, residual, marks: multiples of 16 bytes?
+constexpr bool BIAS = CFG_BIAS, RESIDUAL = CFG_RESIDUAL, POOL = CFG_POOL, MOMENTS = CFG_MOMENTS;
+constexpr int ACTIVATION = CFG_ACTIVATION;       // NONE, RELU or GELU
+
+constexpr int BM = CFG_BM, BN = CFG_BN;          // tile of a block: pixels, channels k
+constexpr int WM = CFG_WM, WN = CFG_WN;          // tile of a warp
+constexpr int BK = CFG_BK;                       // depth of a stage, elements
+constexpr int STAGES = CFG_STAGES;
+
+constexpr int V = Pack<T>::V;                    // elements of a chunk of 16 bytes
+constexpr int WARPS_N = BN / WN, THREADS = BM / WM * WARPS_N * WARP;
+constexpr int TM = WM / MMA_M, TN = WN / MMA_N;  // products of a warp
+constexpr int CHUNKS = BK / V;                   // of a row of a stage
+constexpr int PASS = THREADS / CHUNKS;           // rows of a stage that the block copies at once
+constexpr int X_ROWS = BM / PASS, W_ROWS = (BN + PASS - 1) / PASS;   // that a thread copies
+constexpr int CLASSES = GRADIENT ? SH * SW : 1;
+constexpr int EDGE = POOL ? 2 : 1;               // pixels of a pooling window, each way
+constexpr int OUT = BM / EDGE / EDGE;            // rows of y that a block writes
+constexpr int COLUMNS = BN / V;                  // chunks of a row of the tile of Y
+constexpr int GROUPS = THREADS / COLUMNS;        // rows of y that the block writes at once
+
+static_assert(sizeof(A) == 4, "sums are float");
+static_assert(UNIT <= 16 && UNIT >= sizeof(T) && C * sizeof(T) % UNIT == 0, "a unit is of one pixel");
+static_assert(R + S < 32, "the taps of a pixel inside x are R + S bits");
+static_assert(BM % WM == 0 && BN % WN == 0 && WM % MMA_M == 0 && WN % (2 * MMA_N) == 0, "tiles");
+static_assert(BM % PASS == 0 && PASS % 8 == 0 && THREADS % COLUMNS == 0, "the copies come out even");
+static_assert(!(POOL && (GRADIENT || RESIDUAL)) && !(MOMENTS && (GRADIENT || ACTIVATION || RESIDUAL)),
+              "nobody asks for these together");
+
+// The taps of one axis: output position p meets rows p*step + first + i*dilation, i < taps, of x.
+struct Axis {
+    int taps, step, first, dilation;
+};
+
+__device__ constexpr int gcd(int a, int b) { return b ? gcd(b, a % b) : a; }
+
+// The axis of a convolution; or of the class `rest` of its input gradient: its position i is row
+// i*stride + rest of gx, and meets those rows of gy that r leads to, from the largest r down.
+__device__ inline Axis axis(int taps, int stride, int dilation, int pad, int rest) {
+    if (!GRADIENT) return {taps, stride, -pad, dilation};
+    int count = 0, last = 0;
+    for (int r = 0; r < taps; ++r) {
+        if ((rest + pad - r * dilation) % stride == 0) ++count, last = r;
+    }
+    return {count, 1, (rest + pad - last * dilation) / stride, dilation / gcd(dilation, stride)};
+}
+
+// What this block computes: rows row0 ... of the product, of one class of pixels.
+struct Part {
+    Axis v, h;                                   // vertical, horizontal
+    int rest_v, rest_h;                          // of the class
+    unsigned P, Q;                               // positions of the class, or pooling windows
+    unsigned row0, rows;                         // its first row, and all rows of the class
+    long long w_at;                              // where the filters of the class begin
+
+    __device__ Part(unsigned block, int N, int height, int width, int K) {
+        const int c = block % CLASSES;
+        rest_v = c / SW, rest_h = c % SW;
+        if (CLASSES == 1) rest_v = rest_h = 0;
+        v = axis(R, SH, DH, PT, rest_v), h = axis(S, SW, DW, PL, rest_h);
+        row0 = block / CLASSES * BM;
+        P = height / EDGE, Q = width / EDGE;
+        w_at = 0;
+        if (CLASSES > 1) {
+            P = (height - rest_v + SH - 1) / SH, Q = (width - rest_h + SW - 1) / SW;
+            int taps = 0;                        // of the classes before this one
+            for (int a = 0; a < rest_v; ++a) taps += axis(R, SH, DH, PT, a).taps * S;
+            for (int b = 0; b < rest_h; ++b) taps += axis(S, SW, DW, PL, b).taps * v.taps;
+            w_at = (long long)taps * C * K;
+        }
+        rows = N * P * Q * EDGE * EDGE;
+    }
+    __device__ int depth() const { return v.taps * h.taps * C; }
+
+    // Image n and output position (p, q) of a row. The pixels of a pooling window are neighbours.
+    __device__ void place(unsigned row, unsigned& n, unsigned& p, unsigned& q) const {
+        const unsigned window = row / (EDGE * EDGE), rest = window / Q;   // no 64-bit division
+        n = rest / P;
+        p = rest % P * EDGE + (POOL ? row / 2 % 2 : 0);
+        q = window % Q * EDGE + (POOL ? row % 2 : 0);
+    }
+};
+
+// The first row of x that a window meets, or would; and a bit for each of its taps inside x.
+__device__ inline int window(const Axis& axis, int at, int size, unsigned& bits) {
+    bits = 0;
+    const int first = at * axis.step + axis.first;
+    for (int i = 0; i < axis.taps; ++i) {
+        const int here = first + i * axis.dilation;
+        if (here >= 0 && here < size) bits |= 1u << i;
+    }
+    return first;
+}
+
+// Copies this thread's share of the tiles of x and w, stage after stage.
+struct Loader {
+    const Axis v, h;
+    const int W, depth, to;                      // to: its place in a tile
+    const T* x_row[X_ROWS];                      // the tap (0, 0) of each of its pixels
+    unsigned inside[X_ROWS];                     // bits 0..R-1: rows inside x; R..R+S-1: columns
+    const T* w_at;                               // its next chunk of its first filter
+    int filters;                                 // from that filter to the end of w
+    int d, r, s, c;                              // its next chunk in depth: d = (r*S + s)*C + c
+    int tap;                                     // that chunk of x, from tap (0, 0)
+    unsigned need;                               // the bits of tap (r, s)
+
+    __device__ Loader(const T* x, const T* w, const Part& part, int k0, int H, int W, int K)
+        : v(part.v), h(part.h), W(W), depth(part.depth()),
+          to(swizzle<T, BK>(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS)) {
+        const int row = threadIdx.x / CHUNKS;
+        d = c = threadIdx.x % CHUNKS * V, r = s = 0;
+        filters = K - k0 - row;
+        w_at = w + part.w_at + (long long)(k0 + row) * depth + d;
+#pragma unroll
+        for (int i = 0; i < X_ROWS; ++i) {
+            unsigned n, p, q, rows, columns;
+            const unsigned at = part.row0 + row + i * PASS;
+            part.place(at, n, p, q);
+            const int top = window(v, p, H, rows), left = window(h, q, W, columns);
+            x_row[i] = x + (((long long)n * H + top) * W + left) * C;
+            inside[i] = at < part.rows ? rows | columns << R : 0;
+        }
+        find_tap();
+    }
+
+    __device__ int offset(int r, int s, int c) const {
+        return (r * v.dilation * W + s * h.dilation) * C + c;
+    }
+    __device__ unsigned bits(int r, int s) const {
+        return r < v.taps ? 1u << r | 1u << (R + s) : ~0u;   // past the end of depth: none
+    }
+
+    __device__ void find_tap() {
+        constexpr int CARRIES = (BK - V) / C + 1;            // taps that a step of BK can pass
+#pragma unroll
+        for (int i = 0; i < CARRIES; ++i) {
+            if (c >= C) {
+                c -= C;
+                if (++s == h.taps) { s = 0; ++r; }
+            }
+        }
+        tap = offset(r, s, c);
+        need = bits(r, s);
+    }
+
+    __device__ void copy(T* stage) {
+        constexpr int E = UNIT / sizeof(T), UNITS = 16 / UNIT;
+        int taps[UNITS];
+        unsigned needs[UNITS];
+        if constexpr (UNITS == 1) {
+            taps[0] = tap, needs[0] = need;
+        } else {
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) {
+                const int rs = (d + u * E) / C;
+                taps[u] = offset(rs / h.taps, rs % h.taps, (d + u * E) % C);
+                needs[u] = bits(rs / h.taps, rs % h.taps);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < X_ROWS; ++i) {
+            copy_chunk<UNIT>(stage + to + i * PASS * BK,
+                             [&](int u) { return x_row[i] + taps[u]; },
+                             [&](int u) { return (inside[i] & needs[u]) == needs[u]; });
+        }
+#pragma unroll
+        for (int i = 0; i < W_ROWS; ++i) {
+            if (BN % PASS && (int)threadIdx.x / CHUNKS + i * PASS >= BN) break;
+            copy_chunk<UNIT>(stage + to + (BM + i * PASS) * BK,
+                             [&](int u) { return w_at + (long long)i * PASS * depth + u * E; },
+                             [&](int u) { return i * PASS < filters && d + u * E < depth; });
+        }
+        w_at += BK, d += BK;
+        if constexpr (UNITS == 1) {
+            c += BK, tap += BK;
+            if (c >= C) find_tap();
+        }
+    }
+};
+
+// Element e of this thread's V in a row of the tile of Y: 16 bytes, or every COLUMNS-th.
+__device__ inline int column(int e) {
+    const int chunk = threadIdx.x % COLUMNS;
+    return WIDE ? chunk * V + e : chunk + e * COLUMNS;
+}
+
+// Its V elements of a row of the tile.
+__device__ inline Pack<T> row_of(const T* tile, int row) {
+    Pack<T> p;
+    if constexpr (WIDE) {
+        p = *reinterpret_cast<const Pack<T>*>(tile + swizzle<T, BN>(row, threadIdx.x % COLUMNS));
+    } else {
+#pragma unroll
+        for (int e = 0; e < V; ++e) p.v[e] = tile[swizzle<T, BN>(row, column(e) / V) + column(e) % V];
+    }
+    return p;
+}
+
+// They, written back: only this thread reads them.
+__device__ inline void put(T* tile, int row, const Pack<T>& p) {
+    if constexpr (WIDE) {
+        *reinterpret_cast<Pack<T>*>(tile + swizzle<T, BN>(row, threadIdx.x % COLUMNS)) = p;
+    } else {
+#pragma unroll
+        for (int e = 0; e < V; ++e) tile[swizzle<T, BN>(row, column(e) / V) + column(e) % V] = p.v[e];
+    }
+}
+
+// Its V elements to a row of y, or of marks.
+template <class E>
+__device__ inline void store(E* row, const E (&v)[V], int k0, int K) {
+    if constexpr (WIDE) {
+        Pack<E, V> p;
+#pragma unroll
+        for (int e = 0; e < V; ++e) p.v[e] = v[e];
+        if (k0 + column(0) < K) *reinterpret_cast<Pack<E, V>*>(row + column(0)) = p;
+    } else {
+#pragma unroll
+        for (int e = 0; e < V; ++e) if (k0 + column(e) < K) row[column(e)] = v[e];
+    }
+}
+
+// The residual's tile, to where the sums will be staged.
+__device__ inline void fetch(T* tile, const T* residual, int k0, int rows, int K) {
+    for (int row = threadIdx.x / COLUMNS; row < rows; row += GROUPS) {
+        const T* const from = residual + (long long)row * K;
+        if constexpr (WIDE) {
+            cp_async<16>(tile + swizzle<T, BN>(row, threadIdx.x % COLUMNS), from + column(0),
+                         k0 + column(0) < K);
+        } else {
+            for (int e = 0; e < V; ++e) {
+                const int at = swizzle<T, BN>(row, column(e) / V) + column(e) % V;
+                tile[at] = k0 + column(e) < K ? from[column(e)] : (T)0.0f;
+            }
+        }
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+}
+
+// The sums of a warp, finished and rounded, into the tile of Y.
+__device__ inline void stage(T* tile, const A (&sum)[TM][TN][4], const T* bias, int m, int n, int k0,
+                             int K) {
+    const int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int j = 0; j < TN; ++j) {
+        const int at = n + j * MMA_N + lane % 4 * 2, k = k0 + at;
+        const A low = BIAS && k < K ? (A)bias[k] : (A)0;
+        const A high = BIAS && k + 1 < K ? (A)bias[k + 1] : (A)0;
+#pragma unroll
+        for (int i = 0; i < 2 * TM; ++i) {
+            const int row = m + i * 8 + lane / 4;
+            Pack<T, 2>* const to = reinterpret_cast<Pack<T, 2>*>(
+                    tile + swizzle<T, BN>(row, at / V) + at % V);
+            A v = sum[i / 2][j][i % 2 * 2] + low, u = sum[i / 2][j][i % 2 * 2 + 1] + high;
+            if constexpr (RESIDUAL) {
+                const Pack<T, 2> before = *to;
+                v += (A)before.v[0], u += (A)before.v[1];
+            }
+            *to = {{(T)activate<ACTIVATION>(v), (T)activate<ACTIVATION>(u)}};
+        }
+    }
+}
+
+// The maxima of a pooling window, four rows of the tile: NaN wins, else the first that is largest.
+__device__ inline Pack<T> largest(const T* tile, int window, unsigned char (&marks)[V]) {
+    Pack<T> best = row_of(tile, 4 * window);
+#pragma unroll
+    for (int e = 0; e < V; ++e) marks[e] = 0;
+#pragma unroll
+    for (int i = 1; i < 4; ++i) {
+        const Pack<T> other = row_of(tile, 4 * window + i);
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+            const A v = (A)other.v[e], most = (A)best.v[e];
+            if (v > most || (isnan(v) && !isnan(most))) best.v[e] = other.v[e], marks[e] = i;
+        }
+    }
+    return best;
+}
+
+// The tile's mean and m2 of each channel. sums: this thread's rows, added; tile: free afterwards.
+__device__ inline void moments(T* tile, const A (&sums)[V], A* means, A* m2s, int k0, int rows,
+                               int K) {
+    const int group = threadIdx.x / COLUMNS;
+    A mean[V], m2[V] = {};
+#pragma unroll
+    for (int e = 0; e < V; ++e) mean[e] = sums[e] / ((rows - group + GROUPS - 1) / GROUPS);
+    for (int row = group; row < rows; row += GROUPS) {
+        const Pack<T> p = row_of(tile, row * EDGE * EDGE);
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+            const A apart = (A)p.v[e] - mean[e];
+            m2[e] += apart * apart;
+        }
+    }
+    __syncthreads();                             // the tile has been read
+    A* const part_mean = reinterpret_cast<A*>(tile);         // (GROUPS, BN)
+    A* const part_m2 = part_mean + GROUPS * BN;
+    static_assert(2 * GROUPS * BN * sizeof(A) <= STAGES * (BM + BN) * BK * sizeof(T), "they fit");
+    constexpr int W = WIDE ? Pack<A>::V : 1;     // at once
+#pragma unroll
+    for (int e = 0; e < V; e += W) {
+        Pack<A, W> a, b;
+#pragma unroll
+        for (int i = 0; i < W; ++i) a.v[i] = mean[e + i], b.v[i] = m2[e + i];
+        *reinterpret_cast<Pack<A, W>*>(part_mean + group * BN + column(e)) = a;
+        *reinterpret_cast<Pack<A, W>*>(part_m2 + group * BN + column(e)) = b;
+    }
+    __syncthreads();
+    for (int k = threadIdx.x; k < BN && k0 + k < K; k += THREADS) {
+        A n = 0, mean = 0, m2 = 0;
+        for (int g = 0; g < GROUPS && g < rows; ++g) {       // Chan, Golub, LeVeque, 1979
+            const A some = (rows - g + GROUPS - 1) / GROUPS, delta = part_mean[g * BN + k] - mean;
+            m2 += part_m2[g * BN + k] + delta * delta * n * some / (n + some);
+            n += some;
+            mean += delta * some / n;
+        }
+        means[k] = mean, m2s[k] = m2;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(
+    const T* __restrict__ x,                     // (N, H, W, C)
+    const T* __restrict__ w,                     // (K, R, S, C)
+    const T* __restrict__ bias,                  // (K,)            null without BIAS
+    const T* __restrict__ residual,              // (N, P, Q, K)    null without RESIDUAL
+    T* __restrict__ y,                           // (N, P, Q, K)    with POOL (N, P/2, Q/2, K)
+    unsigned char* __restrict__ marks,           // like y          null without POOL
+    A* __restrict__ means,                       // (blocks, K)     null without MOMENTS
+    A* __restrict__ m2s,                         // (blocks, K)
+    int N, int H, int W, int P, int Q, int K)
+{
+    GC_DYN_SHARED(T, shared);
+    const int tiles = (K + BN - 1) / BN, k0 = blockIdx.x % tiles * BN;
+    const Part part(blockIdx.x / tiles, N, P, Q, K);
+    if (part.row0 >= part.rows) return;          // classes differ by a few rows
+    const int warp = threadIdx.x / WARP, m = warp / WARPS_N * WM, n = warp % WARPS_N * WN;
+
+    A sum[TM][TN][4] = {};
+    if (CLASSES == 1 || part.depth()) {          // the same for the whole block
+        Loader loader(x, w, part, k0, H, W, K);
+        const RowReader<T, BM, BK, TM, TN> reader(m, n);
+        multiply_stages<STAGES, (BM + BN) * BK, BK / Mma<T>::K>(
+            shared, (part.depth() + BK - 1) / BK, loader, reader, sum);
+        cp_async_wait<0>();
+        __syncthreads();                         // nobody reads the stages any more
+    }
+
+    const unsigned left = (part.rows - part.row0) / (EDGE * EDGE);
+    const int rows = left < OUT ? left : OUT;
+    const long long first = part.row0 / (EDGE * EDGE);
+    if constexpr (RESIDUAL) fetch(shared, residual + first * K + k0, k0, rows, K);
+    stage(shared, sum, bias, m, n, k0, K);
+    __syncthreads();
+
+    A sums[V] = {};
+    for (int row = threadIdx.x / COLUMNS; row < rows; row += GROUPS) {
+        long long to = first + row;
+        if constexpr (CLASSES > 1) {
+            unsigned n, i, j;
+            part.place(part.row0 + row, n, i, j);
+            to = ((long long)n * P + i * SH + part.rest_v) * Q + j * SW + part.rest_h;
+        }
+        Pack<T> p;
+        if constexpr (POOL) {
+            unsigned char where[V];
+            p = largest(shared, row, where);
+            store(marks + to * K + k0, where, k0, K);
+            if constexpr (MOMENTS) put(shared, row * EDGE * EDGE, p);
+        } else {
+            p = row_of(shared, row);
+        }
+        store(y + to * K + k0, p.v, k0, K);
+#pragma unroll
+        for (int e = 0; e < V; ++e) sums[e] += (A)p.v[e];
+    }
+    if constexpr (MOMENTS) {
+        const long long slice = part.row0 / BM * (long long)K + k0;
+        moments(shared, sums, means + slice, m2s + slice, k0, rows, K);
+    }
+}
