@@ -1,26 +1,52 @@
-// Normalise, crop and mirror a batch of images, NHWC bytes to floats.      gpuconv/data/augment.py
+// Fetch a batch of images: normalised, cropped and mirrored bytes, or floats.  gpuconv/data/augment.py
 //
-//   y[b,h,w,c] = table[c, pixel],   pixel = images[i, h + oh, w' + ow, c],   i = index[b]
+//   y[b,h,w,c] = table[c, pixel],   pixel = images[i, h + oh, w' + ow, c]
+//   i          = order[clock[1]*batch_size + b],   chosen[b] = labels[i]
 //   w'         = w, or W-1-w where image i is mirrored
 //   oh, ow     = -pad .. pad, and mirrored or not: words of Philox at counter (i, 0, epoch)
 //
 // Outside the image a pixel is 0, or with `reflect` its mirror image. The table was computed by NumPy,
-// with the operations of the CPU path: the bits are the same.
+// with the operations of the CPU path: the bits are the same. A captured graph replays with the
+// epoch = clock[0] and the batch that its clock holds then; without one, batch 0 of `epoch`.
 //
-// Launch   1-d, one thread per element of y, any grid, any block, no shared memory.
-//          Neighbouring threads hold neighbouring channels, then columns: writes are coalesced.
-// Traffic  forward  reads images <= B*H*W*C (rows begin anywhere: sectors <= 2), index B (asks
-//          <= B*H*W*C/16), table <= 256*C (a gather from L1, 1 KB per channel: asks <= B*H*W*C;
-//          sectors <= 8), writes y B*H*W*C. Coalesced, but for those two. Each thread draws its
-//          image's words again: ten rounds of integers cost less than storing them.
+// Launch   1-d, any grid, any block, no shared memory; a block for each of `parts` parts of an image,
+//          a thread for 16 bytes of y at a time where the size of an image and the addresses allow,
+//          else for one element. A thread draws its image's words once per part.
+// Traffic  forward  reads images <= B*H*W*C (bytes from L1, rows begin anywhere: asks <= B*H*W*C;
+//                   sectors <= 9), order B (asks <= 8*B*parts), clock 2 (asks <= 16*B*parts), labels
+//                   B (sectors <= 4), table <= 256*C (a gather from L1, 1 KB per channel: asks <=
+//                   B*H*W*C; sectors <= 8), writes y B*H*W*C (sectors <= 1.5 where an image fills no
+//                   packs), chosen B (sectors <= 8).
+//          gather   reads images <= B*size (sectors <= 1.5, likewise), order B (asks <= 8*B*parts),
+//                   clock 1 (asks <= 8*B*parts), labels B (sectors <= 4), writes y B*size (sectors
+//                   <= 1.5), chosen B (sectors <= 8).
+//          Coalesced, but for those.
 // Order    every element is written once; nothing is added up.
 
 #include "common.cuh"
+#include "pack.cuh"
 #include "philox.cuh"
 
-using T = CFG_T;                          // stored element of y
-using A = CFG_A;                          // table
+using T = CFG_T;                          // stored element of y, table; images, if they are floats
 using I = CFG_I;                          // flat index: int, or long long for huge arrays
+constexpr int V = Pack<T>::V;             // elements of 16 bytes
+
+// How an image is moved: down, right, and mirrored.
+struct Move {
+    int h, w;
+    bool flip;
+};
+
+__device__ inline Move moved(
+    int i, int pad, bool flip, unsigned seed, unsigned stream, unsigned long long epoch)
+{
+    if (!pad && !flip) return {0, 0, false};
+    const Words random = philox(
+        {{(unsigned)i, 0, (unsigned)epoch, (unsigned)(epoch >> 32)}}, seed, stream);
+    const unsigned long long reach = 2 * pad + 1;
+    return {(int)(random.w[0] * reach >> 32) - pad, (int)(random.w[1] * reach >> 32) - pad,
+            flip && random.w[2] >> 31};
+}
 
 // The pixel that lies at position p of a line of n, mirrored at its ends; |p| < 2n - 1.
 __device__ inline int reflected(int p, int n) {
@@ -28,34 +54,107 @@ __device__ inline int reflected(int p, int n) {
     return p < n ? p : 2 * (n - 1) - p;
 }
 
+// Which image is number b of the batch: within the arrays, whatever order and clock hold.
+__device__ inline int image_at(const int* order, long long first, int b, long long count, int N)
+{
+    const long long at = max(0ll, min(first + b, count - 1));
+    return min(max(order[at], 0), N - 1);
+}
+
+// V elements of an image's y, from element e on.
+template <int V>
+__device__ inline Pack<T, V> pixels(
+    const unsigned char* image, const T* table, int e, int H, int W, int C, Move move, bool reflect)
+{
+    Pack<T, V> result;
+    int h = (unsigned)e / (unsigned)(W * C), c = e - h * (W * C), w = (unsigned)c / (unsigned)C;
+    c -= w * C;
+    unsigned char byte[V];
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+        int y = h + move.h, x = (move.flip ? W - 1 - w : w) + move.w;
+        if (reflect) {
+            y = reflected(y, H);
+            x = reflected(x, W);
+        }
+        const bool inside = 0 <= y && y < H && 0 <= x && x < W;
+        byte[k] = image[(min(max(y, 0), H - 1) * W + min(max(x, 0), W - 1)) * C + c];
+        if (!inside) byte[k] = 0;
+        if (++c == C) {
+            c = 0;
+            if (++w == W) {
+                w = 0;
+                ++h;
+            }
+        }
+    }
+    c = (unsigned)e % (unsigned)C;
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+        result.v[k] = table[c * 256 + byte[k]];
+        if (++c == C) c = 0;
+    }
+    return result;
+}
+
 extern "C" __global__ void augment_forward(
     const unsigned char* __restrict__ images,   // (N, H, W, C)
-    const int* __restrict__ index,              // (B,)            clamped to 0 .. N-1
-    const A* __restrict__ table,                // (C, 256)
+    const int* __restrict__ labels,             // (N,)            null: none are wanted
+    const int* __restrict__ order,              // (count,)        clamped to 0 .. N-1
+    const long long* __restrict__ clock,        // (2,) or longer  epoch, batch; null: epoch, 0
+    const T* __restrict__ table,                // (C, 256)
     T* __restrict__ y,                          // (B, H, W, C)
+    int* __restrict__ chosen,                   // (B,)
     int B, int N, int H, int W, int C,
+    int batch_size, long long count, int parts,
     int pad, bool flip, bool reflect,           // pad: pixels
     unsigned seed, unsigned stream, unsigned long long epoch)
 {
-    for (I t : grid_stride<I>((I)B * H * W * C)) {
-        const int c = t % C;
-        int w = t / C % W, h = t / C / W % H;
-        const int i = min(max(index[t / C / W / H], 0), N - 1);
+    const long long first = clock ? clock[1] * batch_size : 0;
+    if (clock) epoch = (unsigned long long)clock[0];
+    const int size = H * W * C;
+    const bool packs = size % V == 0 && is_aligned(y);
+    for (long long unit = blockIdx.x; unit < (long long)B * parts; unit += gridDim.x) {
+        const int b = unit / parts, part = unit % parts, i = image_at(order, first, b, count, N);
+        const Move move = moved(i, pad, flip, seed, stream, epoch);
+        const unsigned char* image = images + (I)i * size;
+        T* mine = y + (I)b * size;
+        const int start = part * blockDim.x + threadIdx.x, step = parts * blockDim.x;
+        if (labels && start == 0) chosen[b] = labels[i];
+        if (packs) {
+            for (int k = start; k < size / V; k += step)
+                reinterpret_cast<Pack<T>*>(mine)[k] =
+                    pixels<V>(image, table, k * V, H, W, C, move, reflect);
+        } else {
+            for (int k = start; k < size; k += step)
+                mine[k] = pixels<1>(image, table, k, H, W, C, move, reflect).v[0];
+        }
+    }
+}
 
-        if (pad || flip) {
-            const Words random = philox(
-                {{(unsigned)i, 0, (unsigned)epoch, (unsigned)(epoch >> 32)}}, seed, stream);
-            const unsigned long long reach = 2 * pad + 1;
-            if (flip && random.w[2] >> 31) w = W - 1 - w;
-            h += (int)(random.w[0] * reach >> 32) - pad;
-            w += (int)(random.w[1] * reach >> 32) - pad;
+extern "C" __global__ void augment_gather(
+    const T* __restrict__ images,               // (N, size)
+    const int* __restrict__ labels,             // (N,)
+    const int* __restrict__ order,              // (count,)        clamped to 0 .. N-1
+    const long long* __restrict__ clock,        // (2,) or longer  epoch, batch
+    T* __restrict__ y,                          // (B, size)
+    int* __restrict__ chosen,                   // (B,)
+    int B, int N, int size,
+    int batch_size, long long count, int parts)
+{
+    const long long first = clock[1] * batch_size;
+    const bool packs = size % V == 0 && is_aligned(images) && is_aligned(y);
+    for (long long unit = blockIdx.x; unit < (long long)B * parts; unit += gridDim.x) {
+        const int b = unit / parts, part = unit % parts, i = image_at(order, first, b, count, N);
+        const T* image = images + (I)i * size;
+        T* mine = y + (I)b * size;
+        const int start = part * blockDim.x + threadIdx.x, step = parts * blockDim.x;
+        if (start == 0) chosen[b] = labels[i];
+        if (packs) {
+            for (int k = start; k < size / V; k += step)
+                reinterpret_cast<Pack<T>*>(mine)[k] = reinterpret_cast<const Pack<T>*>(image)[k];
+        } else {
+            for (int k = start; k < size; k += step) mine[k] = image[k];
         }
-        if (reflect) {
-            h = reflected(h, H);
-            w = reflected(w, W);
-        }
-        const bool inside = 0 <= h && h < H && 0 <= w && w < W;
-        const int pixel = inside ? images[(((I)i * H + h) * W + w) * C + c] : 0;
-        y[t] = (T)table[c * 256 + pixel];
     }
 }

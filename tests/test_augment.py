@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from check import close, host
+from check import close, host, make
 from gpuconv import kernels
 from gpuconv.backend import float_dtype
 from gpuconv.data import Augment, augment_batch
-from gpuconv.data.augment import moves
+from gpuconv.data.augment import fetch_batch, gather_batch, moves
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 KEY = 7, 11
@@ -62,6 +62,15 @@ def test_is_the_definition(xp, rng, augment, dtype):
 def test_cuda_gives_the_bits_of_numpy(cp, rng, augment, dtype):
     x, index = images(rng, 40), rng.permutation(40)
     got, want = (run(xp, x, index, dtype, augment, epoch=2**33 + 5) for xp in (cp, np))
+    assert got.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size, channels", [((6, 8), 3), ((4, 2), 1), ((3, 5), 8), ((40, 50), 3)])
+def test_cuda_in_packs_of_16_bytes(cp, rng, size, channels, dtype):
+    x, index = images(rng, 5, size, channels), [3, 0, 4]
+    how = dict(mean=[0.4] * channels, std=[0.3] * channels, augment=Augment(pad=2))
+    got, want = (run(xp, x, index, dtype, **how) for xp in (cp, np))
     assert got.tobytes() == want.tobytes()
 
 
@@ -121,6 +130,75 @@ def test_views_give_what_their_copies_give(xp, rng):
                          key=KEY, epoch=3, augment=Augment())
     want = run(xp, x[::2, :, ::-1].copy(), [3, 1, 0], augment=Augment())
     np.testing.assert_array_equal(host(view), want)
+
+
+def pieces(xp, rng, dtype, size=(6, 8), n=11, B=4):
+    """images, labels, order, x, out_labels of a set; x begins at no multiple of 16 bytes."""
+    x, order = images(rng, n, size), rng.permutation(n)
+    if dtype:
+        x = make(rng.standard_normal((n, *size, 3)), dtype)
+    labels = rng.integers(0, 10, n)
+    return [xp.asarray(x), *(xp.asarray(a.astype(np.int32)) for a in (labels, order)),
+            xp.empty(1 + B * size[0] * size[1] * 3, float_dtype(dtype or "float32"))[1:].reshape(
+                B, *size, 3), xp.zeros(B, np.int32)]
+
+
+def test_fetch_is_augment_batch_of_what_the_clock_says(xp, rng):
+    x, labels, order, y, chosen = pieces(xp, rng, None)
+    how = dict(mean=MEAN, std=STD, key=KEY, augment=Augment())
+    for batch, n in ((0, 4), (1, 4), (2, 3)):
+        clock = xp.asarray(np.int64([2**32 + 1, batch, 77]))
+        fetch_batch(x, labels, order, clock, y[:n], chosen[:n], batch_size=4, **how)
+        index = host(order)[batch * 4 : batch * 4 + n]
+        want = augment_batch(host(x), index, epoch=2**32 + 1, **how)
+        assert host(y[:n]).tobytes() == want.tobytes()
+        np.testing.assert_array_equal(host(chosen)[:n], host(labels)[index])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(6, 8), (5, 3)])
+def test_gather_takes_float_images_as_they_are(xp, rng, size, dtype):
+    x, labels, order, _, chosen = pieces(xp, rng, dtype, size)
+    y, clock = xp.empty((3, *size, 3), x.dtype), xp.asarray(np.int64([0, 2]))
+    gather_batch(x, labels, order, clock, y, chosen[:3], batch_size=4)
+    index = host(order)[8:]
+    assert host(y).tobytes() == host(x)[index].tobytes()
+    np.testing.assert_array_equal(host(chosen)[:3], host(labels)[index])
+
+
+def test_gather_into_an_array_that_begins_anywhere(cp, rng):
+    x, labels, order, y, chosen = pieces(cp, rng, "float32")
+    gather_batch(x, labels, order, cp.zeros(2, "int64"), y, chosen, batch_size=4)
+    np.testing.assert_array_equal(host(y), host(x)[host(order)[:4]])
+
+
+def test_a_clock_that_is_too_far_stays_inside_the_set_on_the_gpu(cp, rng):
+    x, labels, order, y, chosen = pieces(cp, rng, None)
+    for batch in (100, -100):
+        clock = cp.asarray(np.int64([0, batch]))
+        fetch_batch(x, labels, order, clock, y, chosen, batch_size=4, mean=MEAN, std=STD)
+        last = host(order)[-1 if batch > 0 else 0]
+        assert (host(chosen) == host(labels)[last]).all()
+
+
+@pytest.mark.parametrize("at, change, error, message", [
+    (1, lambda a: a.astype("int64"), TypeError, "labels are int64, out_labels int32"),
+    (1, lambda a: a[:3], ValueError, r"labels \(3,\), .* they do not fit"),
+    (2, lambda a: a.astype("int64"), TypeError, "int64, wanted"),
+    (3, lambda a: a[:, :3], ValueError, r"x \(4, 3, 8, 3\).* they do not fit"),
+    (4, lambda a: a[:3], ValueError, r"out_labels \(3,\): they do not fit"),
+])
+@pytest.mark.parametrize("dtype", [None, "float32"], ids=["fetch", "gather"])
+def test_fetch_refuses(xp, rng, dtype, at, change, error, message):
+    arrays = pieces(xp, rng, dtype)
+    arrays[at] = change(arrays[at])
+    x, labels, order, y, chosen = arrays
+    arrays, how = (x, labels, order, xp.zeros(2, "int64"), y, chosen), dict(mean=MEAN, std=STD)
+    with pytest.raises(error, match=message):
+        if dtype:
+            gather_batch(*arrays, batch_size=4)
+        else:
+            fetch_batch(*arrays, batch_size=4, **how)
 
 
 def test_empty_batch(xp, rng):

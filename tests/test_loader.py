@@ -143,6 +143,40 @@ def test_a_test_set_is_normalised_like_the_training_set(xp):
     close(host(own).mean((0, 1, 2)) + 1, np.ones(3))
 
 
+def test_an_order_can_be_filled_in_place(xp):
+    for shuffle in (True, False):
+        loader, room = Loader(dataset(xp), 5, shuffle=shuffle), xp.zeros(23, "int32")
+        assert loader.order(4, out=room) is room
+        np.testing.assert_array_equal(host(room), host(loader.order(4)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_captured_fetch_gives_the_batches_of_every_epoch(cp, dtype):
+    d = dataset(np)
+    loader = Loader(d.to("cuda"), 5, augment=Augment(), seed=3, dtype=dtype, mean=d.mean, std=d.std)
+    order, clock = cp.empty(23, "int32"), cp.zeros(2, "int64")
+    stream, pool, graphs = cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool(), {}
+    with stream:
+        for n in (5, 3):  # a graph for the last batch
+            loader.order(0, out=order)
+            x, labels = cp.empty((n, 6, 6, 3), dtype), cp.empty(n, "int32")
+            loader.fetch(order, clock, x, labels)
+            with cp.cuda.using_allocator(pool.malloc):
+                stream.begin_capture()
+                loader.fetch(order, clock, x, labels)
+                clock[1:] += 1
+                graphs[n] = stream.end_capture(), x, labels
+        for epoch in (1, 2):
+            loader.order(epoch, out=order)
+            clock[...] = cp.asarray(np.int64([epoch, 0]))
+            got = []
+            for n in (5, 5, 5, 5, 3):
+                graph, x, labels = graphs[n]
+                graph.launch(stream)
+                got += bits([(x, labels)])
+            assert got == bits(loader.epoch(epoch))
+
+
 def test_a_bfloat16_loader(xp):
     (x, _), = Loader(dataset(xp), 23, dtype="bfloat16").epoch(0)
     assert x.dtype.name == "bfloat16"

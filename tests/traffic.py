@@ -111,7 +111,7 @@ def augment(make: Callable, o: Any) -> None:
     gpc.data.augment_batch(images, order, dtype=o.dtype, epoch=0, **numbers)
     B = N - N // 2  # the second batch
     x, clock = make(*o.shape)[:B], fake_cupy.asarray(np.int64([0, 1]))
-    arrays = order, order, clock, x, fake_cupy.empty(B, np.int32)
+    arrays = order.copy(), order, clock, x, fake_cupy.empty(B, np.int32)
     gpc.data.augment.fetch_batch(images, *arrays, batch_size=N // 2, **numbers)
     gpc.data.augment.gather_batch(make(*o.shape), *arrays, batch_size=N // 2)
 

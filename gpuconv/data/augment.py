@@ -62,6 +62,7 @@ class Augment:
 
 
 NOTHING = Augment(flip=False, pad=0)
+BLOCK = 128  # GPU: threads of a block
 
 
 def augment_batch(images: Array, index: Array, *, mean: Numbers, std: Numbers,
@@ -100,6 +101,86 @@ def augment_batch(images: Array, index: Array, *, mean: Numbers, std: Numbers,
     run, augment = _gpu if is_gpu(images) else _cpu, augment or NOTHING
     with array_device(images):
         return run(images, index, middle, spread, float_dtype(dtype), key, epoch, augment)
+
+
+def fetch_batch(images: Array, labels: Array, order: Array, clock: Array, x: Array,
+                out_labels: Array, *, batch_size: int, mean: Numbers, std: Numbers,
+                key: tuple[int, int] = (0, 0), augment: Augment | None = None) -> None:
+    """``augment_batch`` for a captured step: which batch, and of which epoch, the device knows.
+
+    Writes images ``order[clock[1]*batch_size + b]`` as they are in epoch ``clock[0]``, for each b
+    below len(x): the bits that a Loader with this order gives. On the GPU one launch, with no
+    number from Python that changes from batch to batch.
+
+    Args:
+        images, labels: (N, H, W, C) uint8 and (N,) int32, the whole set.
+        order: (n,) int32: the images in the order of this epoch.
+        clock: (2,) int64, or longer: epoch, batch, and what else there is.
+        x, out_labels: (B, H, W, C) of a float dtype and (B,) int32: written. A last batch that
+            holds fewer images has fewer rows.
+        batch_size: images of all batches before.
+        mean, std, key, augment: as in ``augment_batch``.
+
+    Raises:
+        TypeError, ValueError: wrong dtypes, shapes or devices.
+
+    >>> image, x, label = np.uint8([[[[51]]], [[[255]]]]), np.empty((1, 1, 1, 1)), np.int32([0])
+    >>> clock, order = np.int64([3, 1]), np.int32([1, 0])
+    >>> fetch_batch(image, np.int32([7, 8]), order, clock, x, label, batch_size=1, mean=[0.0],
+    ...             std=[1.0])
+    >>> x.item(), label.item()
+    (0.2, 7)
+    """
+    get_array_module(images, labels, order, clock, x, out_labels)
+    _check(images, order, augment)
+    _check_batch("fetch_batch", images, labels, order, clock, x, out_labels)
+    middle, spread = _in_bytes(images.shape[3], mean, std)
+    float_dtype(x.dtype)
+    augment = augment or NOTHING
+    if is_gpu(images):
+        _launch(images, labels, order, clock, x, out_labels, batch_size, (middle, spread), key, 0,
+                augment)
+        return
+    index = order[int(clock[1]) * batch_size :][: len(x)]
+    x[...] = _cpu(images, index, middle, spread, x.dtype, key, int(clock[0]), augment)
+    out_labels[...] = labels[index]
+
+
+def gather_batch(images: Array, labels: Array, order: Array, clock: Array, x: Array,
+                 out_labels: Array, *, batch_size: int) -> None:
+    """``fetch_batch`` of float images (N, H, W, C), which are taken as they are.
+
+    >>> x, label = np.empty((1, 1, 1, 1)), np.int32([0])
+    >>> gather_batch(np.ones((2, 1, 1, 1)), np.int32([7, 8]), np.int32([1, 0]), np.int64([0, 1]), x,
+    ...              label, batch_size=1)
+    >>> x.item(), label.item()
+    (1.0, 7)
+    """
+    get_array_module(images, labels, order, clock, x, out_labels)
+    _check_batch("gather_batch", images, labels, order, clock, x, out_labels)
+    if images.dtype != x.dtype or order.dtype != np.int32:
+        raise TypeError(f"gather_batch: images are {images.dtype}, x is {x.dtype}, order "
+                        f"{order.dtype}, wanted one float dtype, and int32")
+    if is_gpu(images):
+        parts = _parts(x[0].size if len(x) else 1, x.dtype)
+        kernels.kernel("augment.cu", "augment_gather", T=x.dtype, I=kernels.index(images, x))(
+            len(x) * parts * BLOCK, images, labels, order, clock, x, out_labels, len(x),
+            len(images), x.size // max(1, len(x)), batch_size, len(order), parts, block=BLOCK)
+        return
+    index = order[int(clock[1]) * batch_size :][: len(x)]
+    x[...], out_labels[...] = images[index], labels[index]
+
+
+def _check_batch(caller: str, images: Array, labels: Array, order: Array, clock: Array, x: Array,
+                 out_labels: Array) -> None:
+    if (labels.dtype, out_labels.dtype, clock.dtype) != (np.int32, np.int32, np.int64):
+        raise TypeError(f"{caller}: labels are {labels.dtype}, out_labels {out_labels.dtype}, "
+                        f"clock is {clock.dtype}, wanted int32, int32, int64")
+    if (labels.shape != images.shape[:1] or x.shape[1:] != images.shape[1:] or clock.size < 2
+            or out_labels.shape != x.shape[:1] or order.ndim != 1 or len(x) > len(order)):
+        raise ValueError(f"{caller}: images {images.shape}, labels {labels.shape}, order "
+                         f"{order.shape}, clock {clock.shape}, x {x.shape}, out_labels "
+                         f"{out_labels.shape}: they do not fit")
 
 
 def _check(images: Array, index: Array, augment: Augment | None) -> None:
@@ -198,22 +279,37 @@ def moves(index: np.ndarray, key: tuple[int, int], epoch: int,
 
 def _gpu(images: Array, index: Array, middle: np.ndarray, spread: np.ndarray, dtype: np.dtype,
          key: tuple[int, int], epoch: int, augment: Augment) -> Array:
-    cp = cupy()
-    N, H, W, C = images.shape
     images, index = (a if a.flags.c_contiguous else a.copy(order="C") for a in (images, index))
-    y = cp.empty((len(index), H, W, C), dtype)
-    table = _table(middle.tobytes(), spread.tobytes(), accumulator(dtype), images.device.id)
-    reflect = augment.padding_mode == "reflect"
-    kernels.kernel("augment.cu", "augment_forward", T=dtype, I=kernels.index(images, y))(
-        y.size, images, index, table, y, len(index), N, H, W, C,
-        augment.pad, augment.flip, reflect, *key, epoch)
+    y = cupy().empty((len(index), *images.shape[1:]), dtype)
+    _launch(images, None, index, None, y, None, len(index), (middle, spread), key, epoch, augment)
     return y
+
+
+def _launch(images: Array, labels: Array | None, order: Array, clock: Array | None, y: Array,
+            chosen: Array | None, batch_size: int, numbers: tuple[np.ndarray, np.ndarray],
+            key: tuple[int, int], epoch: int, augment: Augment) -> None:
+    B, H, W, C = y.shape
+    middle, spread = numbers
+    table = _table(middle.tobytes(), spread.tobytes(), y.dtype, y.device.id)
+    parts = _parts(H * W * C, y.dtype)
+    kernels.kernel("augment.cu", "augment_forward", T=y.dtype, I=kernels.index(images, y))(
+        B * parts * BLOCK, images, labels, order, clock, table, y, chosen, B, len(images), H, W, C,
+        batch_size, len(order), parts, augment.pad, augment.flip,
+        augment.padding_mode == "reflect", *key, epoch, block=BLOCK)
+
+
+def _parts(size: int, dtype: np.dtype) -> int:
+    """Blocks for an image of that many elements, two turns each."""
+    per = 16 // dtype.itemsize
+    return -(-size // (2 * BLOCK * (per if size % per == 0 else 1)))
 
 
 @functools.lru_cache(maxsize=32)
 def _table(middle: bytes, spread: bytes, dtype: np.dtype, device: int) -> Array:
     """(C, 256) on the GPU: what a pixel becomes, by the very operations of the CPU."""
-    a, b = (np.frombuffer(v).astype(dtype)[:, None] for v in (middle, spread))  # (C, 1)
-    table = cupy().asarray((np.arange(256, dtype=np.uint8) - a) / b)
+    wide = accumulator(dtype)
+    a, b = (np.frombuffer(v).astype(wide)[:, None] for v in (middle, spread))  # (C, 1)
+    table = ((np.arange(256, dtype=np.uint8) - a) / b).astype(dtype)
+    there = cupy().asarray(table)
     cupy().cuda.get_current_stream().synchronize()  # other streams will use it too
-    return table
+    return there

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from gpuconv import random
 from gpuconv.backend import Array, array_device, float_dtype, get_array_module
-from gpuconv.data.augment import Augment, Numbers, augment_batch
+from gpuconv.data.augment import Augment, Numbers, augment_batch, fetch_batch
 from gpuconv.data.dataset import Dataset
 
 SHUFFLE, AUGMENT = random.stream("shuffle"), random.stream("augment")
@@ -62,14 +62,31 @@ class Loader:
         whole, rest = divmod(len(self.dataset), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def order(self, epoch: int) -> Array:
-        """(N,) int32: the images in the order of this epoch."""
+    def order(self, epoch: int, out: Array | None = None) -> Array:
+        """(N,) int32: the images in the order of this epoch; into ``out`` where it is given."""
         labels = self.dataset.labels
         xp, n = get_array_module(labels), len(self.dataset)
         with array_device(labels):
-            if self.shuffle:
-                return random.permutation(n, (self.seed, SHUFFLE), epoch, xp)
-            return xp.arange(n, dtype="int32")
+            found = (random.permutation(n, (self.seed, SHUFFLE), epoch, xp) if self.shuffle
+                     else xp.arange(n, dtype="int32"))
+            if out is None:
+                return found
+            out[...] = found
+            return out
+
+    def fetch(self, order: Array, clock: Array, x: Array, labels: Array) -> None:
+        """Write the batch that a clock stands at into x and labels, as a captured step does.
+
+        Args:
+            order: (N,) int32, as ``order`` fills it at the beginning of an epoch.
+            clock: (2,) int64 or longer, beside the set: epoch, batch.
+            x: (B, H, W, C) of ``dtype``; B is batch_size, or what a last batch holds.
+            labels: (B,) int32.
+        """
+        with array_device(labels):
+            fetch_batch(self.dataset.images, self.dataset.labels, order, clock, x, labels,
+                        batch_size=self.batch_size, mean=self.mean, std=self.std,
+                        key=(self.seed, AUGMENT), augment=self.augment)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
         """Yield (x, labels) of each batch: x (B, H, W, C) of ``dtype``, labels (B,) int32.
