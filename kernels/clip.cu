@@ -1,7 +1,8 @@
 // Norm of all gradients, and gradients scaled to at most a given norm.        gpuconv/optim/clip.py
 //
 //   sums[s] = sum of g[i]^2 over slice s
-//   norm    = sqrt(sum_s sums[s])      factor = min(1, max_norm / (norm + small)), NaN where it is
+//   norm    = |multiplier| sqrt(sum_s sums[s])       multiplier and skip: an optimiser's control
+//   factor  = min(1, max_norm / (norm + small)), NaN where it is; 1 if this step is left out
 //   g[i]    = factor * g[i]            0 stays 0, whatever the factor
 //
 // Launch   squares  1-d, blocks of BLOCK threads, one per slice; a thread adds 16 bytes at a time.
@@ -9,7 +10,7 @@
 //          scale    one thread per 16 bytes, any grid, any block; writes nothing if factor is 1.
 //          g starts at a multiple of 16 bytes and n is a multiple of V: flat buffers see to both.
 // Traffic  squares  reads g n, writes sums S.
-//          norm     reads sums S, writes norm 1, factor 1.
+//          norm     reads sums S, control 2, writes norm 1, factor 1.
 //          scale    reads factor 1 (asks <= n/64), g <= n, writes g <= n: none if factor is 1.
 //          Coalesced. No bank conflicts.
 // Order    each slice's squares in a fixed order, then the slices' in a fixed order, in double; no
@@ -17,6 +18,7 @@
 // Source   Pascanu, Mikolov, Bengio, ICML 2013, section 3.2.
 
 #include "common.cuh"
+#include "optim.cuh"
 #include "pack.cuh"
 #include "reduce.cuh"
 
@@ -50,6 +52,7 @@ extern "C" __global__ void clip_squares(
 
 extern "C" __global__ void clip_norm(
     const double* __restrict__ sums,     // (S,)
+    const double* __restrict__ control,  // (4,)
     T* __restrict__ norm,                // ()
     double* __restrict__ factor,         // ()
     int S,
@@ -61,9 +64,10 @@ extern "C" __global__ void clip_norm(
     for (int s = threadIdx.x; s < S; s += BLOCK) sum += sums[s];
     sum = reduce_columns(shared, sum, 1, Add());
     if (threadIdx.x == 0) {
-        const double length = sqrt(sum), share = max_norm / (length + small);
+        const double length = fabs(control[MULTIPLIER]) * sqrt(sum);
+        const double share = max_norm / (length + small);
         norm[0] = (T)length;
-        factor[0] = share > 1 ? 1 : share;              // NaN stays
+        factor[0] = control[SKIP] != 0 || share > 1 ? 1 : share;        // NaN stays
     }
 }
 

@@ -200,7 +200,7 @@ def test_a_replayed_step_is_the_eager_step(late):
     assert len(set(want[:4])) == 4
 
 
-def test_a_step_of_today_bakes_learning_rate_and_dropout_in():
+def test_a_step_of_today_bakes_dropout_in():
     """The tool that a captured trainer starts from: nothing may be on this list."""
     parts = pieces()
     model, optimizer, x, y = parts
@@ -209,9 +209,7 @@ def test_a_step_of_today_bakes_learning_rate_and_dropout_in():
             "softmax_cross_entropy_forward", "sgd_step"} <= set(launches(first))
     assert changed(first, Captured(lambda: step(*parts)).graph) == []
     optimizer.factor = 0.5
-    assert changed(first, Captured(lambda: step(*parts)).graph) == [
-        "sgd_step: lr is 0.10000000149011612, then 0.05000000074505806"]
-    optimizer.factor = 1.0
+    assert changed(first, Captured(lambda: step(*parts)).graph) == []
     again = changed(first, Captured(lambda: step(*parts, number=1)).graph)
     assert len(again) == 2 and all(re.match(r"dropout: step is 0, then 1", text) for text in again)
     parts = model, optimizer, cp.zeros_like(x), y

@@ -9,25 +9,29 @@
       = p - lr r / (1 - beta1^t) * m / (sqrt(v) + eps r)           r = sqrt(1 - beta2^t)
 
 The two divisors with t in them undo that m and v began at 0; the last line, which is what runs, has
-them in two numbers per step. A parameter that is frozen for a while does not count those steps.
+them in two numbers per step. A parameter that is frozen for a while does not count those steps. On
+a GPU a small kernel counts, and computes the two numbers.
 
 The arithmetic, m and v are in accumulator(dtype of p): float32 for the 16-bit floats, whose p is
-rounded once, at the end. There is no wider copy of a 16-bit p: an update below half a unit in its
-last place is lost.
+rounded once, at the end. Then an update below half a unit in the last place of p is lost, unless p
+has a wider copy (``master``), which is updated in its place.
 
 Source: Kingma, Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1;
-Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019.
+Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019; for the wider copy
+Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.1.
 """
 
+import bisect
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gpuconv import kernels, memory, threads
-from gpuconv.backend import Array, accumulator, is_gpu
-from gpuconv.optim.flat import Flat, pieces
+from gpuconv.backend import Array, accumulator, array_device, cupy, is_gpu
+from gpuconv.optim.flat import Flat, behind, pieces
 from gpuconv.optim.optimizer import Optimizer
 
 SMALLEST = 1e-30  # eps: eps r must not be 0 in float32, else a gradient of 0 gives 0 / (0 + 0)
@@ -38,7 +42,7 @@ class Adam(Optimizer):
 
     A group keeps the pair ``betas`` as two settings, "beta1" and "beta2"; a group given to the
     constructor may have either form. ``state_dict`` holds m and v under PyTorch's names "exp_avg.3"
-    and "exp_avg_sq.3", and under "step" the steps of all parameters, by position.
+    and "exp_avg_sq.3", and under "step" the steps of all parameters, by position, where those are.
 
     Args:
         params: Parameters, or groups of them: dicts with "params" and their own settings.
@@ -46,6 +50,8 @@ class Adam(Optimizer):
         betas: shares of m and of v that are kept, each 0 <= beta < 1.
         eps: added to the root of v.
         weight_decay: pull towards 0; part of the gradient, so v divides it too.
+        master: keep float32 copies of 16-bit parameters ("master.3" in ``state_dict``), which the
+            updates act on?
 
     Raises:
         ValueError: lr or weight_decay is negative, a beta is outside 0 <= beta < 1, eps is not
@@ -64,10 +70,16 @@ class Adam(Optimizer):
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3,
                  betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0):
+                 weight_decay: float = 0.0, master: bool = False):
         super().__init__(params, dict(lr=lr, **self._pair(betas), eps=eps,
-                                      weight_decay=weight_decay))
-        self.counters["step"] = np.zeros(sum(len(g["params"]) for g in self.groups), np.int64)
+                                      weight_decay=weight_decay), master)
+        self.new_counter("step")
+        for flat in filter(lambda flat: is_gpu(flat.data), self.all_flats()):
+            with array_device(flat.data):
+                positions = np.array([position for position, _ in flat.members], np.int32)
+                flat.work["positions"] = cupy().asarray(positions)
+                flat.work["numbers"] = cupy().zeros((len(positions), 4),
+                                                    accumulator(flat.data.dtype))
 
     def _pair(self, betas: Any) -> dict[str, Any]:
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
@@ -91,36 +103,24 @@ class Adam(Optimizer):
         if not group["eps"] >= SMALLEST:
             raise ValueError(f"{self.name}: eps is {group['eps']}, wanted at least {SMALLEST}")
 
-    def state_dtype(self, flat: Flat) -> np.dtype:
-        """Wide: both moments are long sums."""
-        return accumulator(flat.data.dtype)
+    def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
+        """Count this step, then one pass; one for each piece that has made equally many.
 
-    def update(self, flat: Flat, part: slice, group: Mapping[str, Any], lr: float) -> None:
-        """One launch, or on the CPU one pass; one for each number of steps that occurs."""
-        m, v = (flat.state[name] if name in flat.state else
-                flat.new_state(name, self.state_dtype(flat)) for name in self.saved)
-        beta1, beta2, decay = (float(group[name]) for name in ("beta1", "beta2", "weight_decay"))
-        step = step_gpu if is_gpu(flat.data) else step_cpu
-        for piece, t in self._counted(flat, part):
-            r = math.sqrt(1 - beta2 ** t)
+        On a GPU each of them is a launch.
+        """
+        m, v = map(flat.kept, self.saved)
+        master = self.master_of(flat)
+        prepare, step = (prepare_gpu, step_gpu) if is_gpu(flat.data) else (prepare_cpu, step_cpu)
+        inside = slice(*(bisect.bisect_left(flat.starts, i) for i in (part.start, part.stop)))
+        numbers = prepare(flat, inside, group, self.decoupled)
+        flat.cuts |= {part.start, part.stop}  # beyond them is what is frozen, and counts no step
+        cuts = sorted(cut for cut in flat.cuts if part.start <= cut <= part.stop)
+        for start, stop in itertools.pairwise(cuts):
+            piece, member = slice(start, stop), bisect.bisect_right(flat.starts, start) - 1
             step(flat.data[piece], flat.grad[piece], m[piece], v[piece],
-                 lr=lr * r / (1 - beta1 ** t), eps=float(group["eps"]) * r, beta1=beta1,
-                 beta2=beta2, decay=0.0 if self.decoupled else decay,
-                 keep=1 - lr * decay if self.decoupled else 1.0)
-
-    def _counted(self, flat: Flat, part: slice) -> list[tuple[slice, int]]:
-        """Count this step; the pieces of the part whose parameters have made equally many."""
-        inside = [(start, position) for start, (position, p) in
-                  zip(flat.starts, flat.members, strict=True)
-                  if part.start <= start < part.stop and p.requires_grad]
-        steps, positions = self.counters["step"], [position for _, position in inside]
-        steps[positions] += 1
-        pieces: list[tuple[int, int]] = []  # where each begins, steps
-        for (start, _), t in zip(inside, steps[positions].tolist(), strict=True):
-            if not pieces or pieces[-1][1] != t:
-                pieces.append((start, t))
-        ends = [*(start for start, _ in pieces[1:]), part.stop]
-        return [(slice(start, end), t) for (start, t), end in zip(pieces, ends, strict=True)]
+                 None if master is None else master[piece], numbers[member - inside.start],
+                 flat.control, float(group["beta1"]), float(group["beta2"]),
+                 0.0 if self.decoupled else float(group["weight_decay"]))
 
 
 class AdamW(Adam):
@@ -138,23 +138,43 @@ class AdamW(Adam):
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3,
                  betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 1e-2):
-        super().__init__(params, lr, betas, eps, weight_decay)
+                 weight_decay: float = 1e-2, master: bool = False):
+        super().__init__(params, lr, betas, eps, weight_decay, master)
 
 
-def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, *, lr: float, eps: float,
-             beta1: float, beta2: float, decay: float, keep: float) -> None:
-    """Update p, m and v (in place) from g, all (n,), piece by piece; keeps nothing else.
+def prepare_cpu(flat: Flat, inside: slice, group: Mapping[str, Any],
+                decoupled: bool) -> list[tuple[float, float, float, float]]:
+    """Count a step of the members ``inside``; the numbers of each: rate, eps, keep, multiplier.
 
-    lr and eps are those of the last line of the module's docstring; decay is Adam's, keep AdamW's.
+    Rate and eps are those of the last line of the module's docstring, keep is AdamW's.
     """
+    factor, multiplier, *_ = flat.control.tolist()
+    rate, eps, beta1, beta2 = float(group["lr"] * factor), *(
+        float(group[name]) for name in ("eps", "beta1", "beta2"))
+    keep = 1 - rate * float(group["weight_decay"]) if decoupled else 1.0
+    positions, numbers = [position for position, _ in flat.members[inside]], []
+    flat.counters["step"][positions] += 1
+    for t in flat.counters["step"][positions].tolist():
+        r = math.sqrt(1 - beta2 ** t)
+        numbers.append((rate * r / (1 - beta1 ** t), eps * r, keep, multiplier))
+    return numbers
+
+
+def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray,
+             master: np.ndarray | None, numbers: tuple[float, float, float, float],
+             control: np.ndarray, beta1: float, beta2: float, decay: float) -> None:
+    """Update p, m, v, master (in place) from g, all (n,), piece by piece; keeps nothing else."""
     wide = accumulator(p.dtype)
+    lr, eps, keep, multiplier = numbers
 
     def chunk(piece: slice) -> None:
         old, mean, square = p[piece], m[piece], v[piece]
-        w, d = memory.widened(old, wide), memory.widened(g[piece], wide)
+        w = behind(old, None if master is None else master[piece])
+        d = memory.widened(g[piece], wide)
         t = memory.empty(mean.shape, wide)
         with np.errstate(all="ignore"):  # a gradient that overflows shows in the loss
+            if multiplier != 1:
+                d = np.multiply(d, multiplier, out=memory.empty(mean.shape, wide))
             if keep != 1:
                 w *= keep
             if decay:
@@ -174,13 +194,30 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, *, lr: 
             w -= t
             if w is not old:
                 old[...] = w
+            if master is not None:
+                master[piece] = w
 
     threads.each(chunk, pieces(p.size))
 
 
-def step_gpu(p: Array, g: Array, m: Array, v: Array, *, lr: float, eps: float, beta1: float,
-             beta2: float, decay: float, keep: float) -> None:
+def prepare_gpu(flat: Flat, inside: slice, group: Mapping[str, Any], decoupled: bool) -> Array:
+    """The same (members, 4), in kernels/adam.cu."""
+    positions, numbers = flat.work["positions"][inside], flat.work["numbers"][inside]
+    _kernel("adam_prepare", flat.data, flat.state.get("master"))(
+        len(positions), positions, flat.counters["step"], flat.control, numbers, group["lr"],
+        group["beta1"], group["beta2"], group["eps"], group["weight_decay"] if decoupled else 0,
+        len(positions), block=32)
+    return numbers
+
+
+def step_gpu(p: Array, g: Array, m: Array, v: Array, master: Array | None, numbers: Array,
+             control: Array, beta1: float, beta2: float, decay: float) -> None:
     """The same, in kernels/adam.cu."""
     items = 16 // p.dtype.itemsize  # that a thread updates at a time
-    kernels.kernel("adam.cu", "adam_step", T=p.dtype, I=kernels.index(p))(
-        -(-p.size // items), p, g, m, v, lr, eps, 1 - beta1, beta2, 1 - beta2, decay, keep, p.size)
+    _kernel("adam_step", p, master)(-(-p.size // items), p, g, m, v, master, numbers, control,
+                                    1 - beta1, beta2, 1 - beta2, decay, p.size)
+
+
+def _kernel(function: str, p: Array, master: Array | None) -> Callable[..., None]:
+    return kernels.kernel("adam.cu", function, T=p.dtype, I=kernels.index(p),
+                          MASTER=master is not None)

@@ -9,6 +9,9 @@ makes all gradients NaN; gradients that are exactly 0 stay so, and with them the
 buffers. Squares are summed in float64, cut by shape alone and added in a fixed order. On a GPU
 nothing waits: norm and factor stay there.
 
+Where a LossScale has made gradients larger, the norm is that of the true ones: g times the
+multiplier of ``optimizer.control``. In a step that is left out they keep their bits.
+
 Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", ICML
 2013, section 3.2.
 """
@@ -20,11 +23,10 @@ import numpy as np
 
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, array_device, cupy, device_name, is_gpu
-from gpuconv.optim.flat import pieces
-from gpuconv.optim.optimizer import Optimizer
+from gpuconv.optim.flat import pieces, slices_of
+from gpuconv.optim.optimizer import MULTIPLIER, SKIP, Optimizer
 
 SMALL = 1e-6   # added to the norm
-BLOCKS = 1024  # GPU: of a sum, enough to fill any device
 
 
 def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Array:
@@ -63,18 +65,20 @@ def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Array:
         raise ValueError(f"clip_grad_norm: parameters are on {' and '.join(places)}, "
                          "wanted one device")
     parts = [flat.grad[part] for flat in flats for part in flat.active()]
+    control = optimizer.control
     dtype = np.result_type(*(accumulator(flat.grad.dtype) for flat in flats))
     with array_device(flats[0].grad):
         clip = clip_gpu if is_gpu(flats[0].grad) else clip_cpu
-        return clip(parts, float(max_norm), dtype)
+        return clip(parts, control, float(max_norm), dtype)
 
 
-def clip_cpu(parts: list[np.ndarray], max_norm: float, dtype: np.dtype) -> np.ndarray:
+def clip_cpu(parts: list[np.ndarray], control: np.ndarray, max_norm: float,
+             dtype: np.dtype) -> np.ndarray:
     """Clip gradients (n,) in place, piece by piece; the norm before, ()."""
     with np.errstate(all="ignore"):
-        norm = math.sqrt(sum(_square(g) for g in parts))
+        norm = abs(float(control[MULTIPLIER])) * math.sqrt(sum(_square(g) for g in parts))
         share = max_norm / (norm + SMALL)
-        factor = 1.0 if share > 1 else share  # NaN stays
+        factor = 1.0 if control[SKIP] or share > 1 else share  # NaN stays
         if factor != 1:
             for g in parts:
                 _scale(g, factor)
@@ -109,11 +113,11 @@ def _scale(g: np.ndarray, factor: float) -> None:
     threads.each(chunk, pieces(g.size))
 
 
-def clip_gpu(parts: list[Array], max_norm: float, dtype: np.dtype) -> Array:
+def clip_gpu(parts: list[Array], control: Array, max_norm: float, dtype: np.dtype) -> Array:
     """The same, in kernels/clip.cu: two launches for each part, and one."""
     cp = cupy()
     packs = [g.size * g.dtype.itemsize // 16 for g in parts]  # of 16 bytes
-    slices = [max(1, min(BLOCKS, n // (8 * kernels.BLOCK))) for n in packs]
+    slices = list(map(slices_of, parts))
     sums, factor = cp.empty(sum(slices), np.float64), cp.empty((), np.float64)
     norm = cp.empty((), dtype)
 
@@ -124,7 +128,8 @@ def clip_gpu(parts: list[Array], max_norm: float, dtype: np.dtype) -> Array:
     for g, S in zip(parts, slices, strict=True):
         kernel("clip_squares", g.dtype)(S * kernels.BLOCK, g, sums[start : start + S], g.size, S)
         start += S
-    kernel("clip_norm", dtype)(kernels.BLOCK, sums, norm, factor, start, max_norm, SMALL)
+    kernel("clip_norm", dtype)(kernels.BLOCK, sums, control, norm, factor, start, max_norm,
+                                 SMALL)
     for g, n in zip(parts, packs, strict=True):
         kernel("clip_scale", g.dtype)(n, g, factor, g.size)
     return norm

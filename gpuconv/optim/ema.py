@@ -8,20 +8,38 @@ quickly: without it that value would still weigh decay^t. Parameters and float b
 statistics) are averaged, integer buffers are copied. Averages are kept in accumulator(dtype): in
 16 bits the small differences would be lost.
 
+Of parameters in an optimiser's flat buffers, ``update(optimizer)`` makes averages that lie in the
+same way, and follows each buffer in one pass; of 16-bit parameters with a wider copy (``master``)
+it averages that. A step that the optimiser leaves out is none for the averages, either. On a GPU t
+lies in device memory, so that a captured step counts on.
+
 Source: Polyak, Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J. Control
 and Optimization 30, 1992; the warm-up is tf.train.ExponentialMovingAverage's.
 """
 
 import contextlib
 import itertools
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from gpuconv import kernels, memory, threads
-from gpuconv.backend import FLOATS, Array, accumulator, array_device, asarray, device_name, is_gpu
-from gpuconv.optim.flat import PIECE, pieces
+from gpuconv.backend import (
+    FLOATS,
+    Array,
+    accumulator,
+    array_device,
+    asarray,
+    device_name,
+    get_array_module,
+    is_gpu,
+)
+from gpuconv.optim.flat import PIECE, Flat, behind, not_captured, pieces, zeros
+from gpuconv.optim.optimizer import SKIP, Optimizer
+
+Work = tuple[Array, Array, Array | None]  # average, value, the value's master: (n,) each
 
 
 class Averaged(Protocol):
@@ -42,7 +60,6 @@ class EMA:
 
     Attributes:
         averages: {path: array}, names and shapes of ``module.state_dict()``.
-        updates: t, how many there have been.
 
     Raises:
         ValueError: decay is outside 0 <= decay < 1.
@@ -66,36 +83,76 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA: decay is {decay}, wanted 0 <= decay < 1")
         self.module, self.decay, self.warmup = module, decay, warmup
-        self.updates = 0
         self.averages: dict[str, Array] = {}
+        self._clocks: dict[str, tuple[Array, Array]] = {}  # device: t, weight; () each
+        self._buffers: Any = weakref.WeakKeyDictionary()  # Flat: averages of its parameters
         self._like: dict[str, tuple] = {}  # what the module's arrays must stay like
         self._inside = False  # applied()?
         for name, value in module.state_dict().items():
             with array_device(value):
                 self.averages[name] = value.astype(_kept(value.dtype), order="C")
+                if device_name(value) not in self._clocks:
+                    self._clocks[device_name(value)] = tuple(
+                        get_array_module(value).zeros((), dtype) for dtype in ("int64", "float64"))
             self._like[name] = _description(value)
+        if not self._clocks:
+            self._clocks["cpu"] = np.zeros((), np.int64), np.zeros(())
         self._floats = [name for name, a in self.averages.items() if a.dtype.name in FLOATS]
         self._others = [name for name in self.averages if name not in self._floats]
 
-    def update(self) -> None:
+    @property
+    def updates(self) -> int:
+        """t, how many there have been. Reading it waits for a GPU."""
+        return int(next(iter(self._clocks.values()))[0])
+
+    def update(self, optimizer: Optimizer | None = None) -> None:
         """Let the averages follow the module's values of now: after each step of the optimiser.
 
+        Args:
+            optimizer: whose step it was, on the module's parameters or some of them. Steps that it
+                leaves out are left out here.
+
         Raises:
-            RuntimeError: inside ``applied``, or the module is not what it was.
+            RuntimeError: inside ``applied``, or the module is not what it was, or the first update
+                with this optimiser is captured.
         """
         if self._inside:
             raise RuntimeError("EMA: update inside applied(): the module holds the averages")
-        values, t = self._values(), self.updates
-        decay = min(self.decay, (1 + t) / (10 + t)) if self.warmup else self.decay
-        pairs = [(self.averages[name].reshape(-1), values[name].reshape(-1))
-                 for name in self._floats]
-        if any(is_gpu(average) for average, _ in pairs):
-            for average, value in pairs:
-                update_gpu(average, value, 1 - decay)
-        else:
-            update_cpu(pairs, 1 - decay)
-        _write({name: self.averages[name] for name in self._others}, values)
-        self.updates += 1
+        values = self._values()
+        work, done = self._packed(optimizer) if optimizer else ([], set())
+        work += [(self.averages[name].reshape(-1), values[name].reshape(-1), None)
+                 for name in self._floats if name not in done]
+        others = [(self.averages[name], values[name]) for name in self._others]
+        controls = optimizer.controls if optimizer else {}
+        for place, (updates, weight) in self._clocks.items():
+            its = [part for part in work if device_name(part[0]) == place]
+            whole = [pair for pair in others if device_name(pair[0]) == place]
+            follow = update_gpu if is_gpu(updates) else update_cpu
+            with array_device(updates):
+                follow(its, whole, updates, weight, controls.get(place), self.decay, self.warmup)
+
+    def _packed(self, optimizer: Optimizer) -> tuple[list[Work], set[str]]:
+        """The flat buffers of these parameters, and the names of what is in them."""
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        work, done = [], set()
+        for flat in optimizer.all_flats():
+            its = [names.get(id(p), "") for _, p in flat.members]
+            if all(its):
+                work.append((self._buffer(flat, its), flat.data, flat.state.get("master")))
+                done |= set(its)
+        return work, done
+
+    def _buffer(self, flat: Flat, names: list[str]) -> Array:
+        """Averages (n,) that lie as the parameters do; from now on ``averages`` are views of it."""
+        if flat not in self._buffers:
+            not_captured(flat.data, "EMA: averages move beside an optimiser's parameters")
+            with array_device(flat.data):
+                buffer = zeros(flat.data.size, accumulator(flat.data.dtype), flat.data)
+                for name, view in zip(names, flat.views(buffer), strict=True):
+                    view[...] = self.averages[name]
+                    self.averages[name] = view
+            self._buffers[flat] = buffer
+        return self._buffers[flat]
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -127,8 +184,8 @@ class EMA:
         _write(self._values(), self.averages)
 
     def state_dict(self) -> dict[str, Array]:
-        """"updates", an array of one number on the CPU, and "average.<path>", the live arrays."""
-        return {"updates": np.array(self.updates)} | {
+        """"updates" (), and "average.<path>", the live arrays."""
+        return {"updates": next(iter(self._clocks.values()))[0]} | {
             f"average.{name}": average for name, average in self.averages.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -152,7 +209,9 @@ class EMA:
             wrong = [f"updates is {int(found['updates'])}, wanted at least 0"]
         if wrong:
             raise ValueError("EMA: load_state_dict: " + "; ".join(wrong))
-        self.updates = int(found["updates"])
+        for updates, _ in self._clocks.values():
+            with array_device(updates):
+                updates.fill(int(found["updates"]))
         _write(self.averages, {name: asarray(found[f"average.{name}"], device_name(average))
                                for name, average in self.averages.items()})
 
@@ -169,30 +228,55 @@ class EMA:
         return values
 
 
-def update_cpu(pairs: list[tuple[np.ndarray, np.ndarray]], weight: float) -> None:
-    """Move each average (n,) towards its value (n,) by a share, in one threaded pass over all."""
-    work = [(average[piece], value[piece]) for average, value in pairs if average.size > PIECE
+def update_cpu(floats: list[Work], others: list[tuple[np.ndarray, np.ndarray]],
+               updates: np.ndarray, weight: np.ndarray, control: np.ndarray | None, decay: float,
+               warmup: bool) -> None:
+    """Move all averages towards their values, in one threaded pass; copy the others; count."""
+    if control is not None and control[SKIP]:
+        return
+    t = int(updates)
+    share = 1 - (min(decay, (1 + t) / (10 + t)) if warmup else decay)
+    work = [(average[piece], value[piece], None if master is None else master[piece])
+            for average, value, master in floats if average.size > PIECE
             for piece in pieces(average.size)]
-    work += [pair for pair in pairs if pair[0].size <= PIECE]
-    sums = itertools.accumulate(average.size for average, _ in work)
+    work += [part for part in floats if part[0].size <= PIECE]
+    sums = itertools.accumulate(average.size for average, *_ in work)
     load = [(n - 1) // PIECE for n in sums]  # of a thread: one large piece, or many small arrays
     cuts = [0, *(i for i in range(1, len(work)) if load[i] != load[i - 1]), len(work)]
 
     def move(some: slice) -> None:
         with np.errstate(all="ignore"):
-            for average, value in work[some]:
+            for average, value, master in work[some]:
                 t = memory.empty(average.size, average.dtype)
-                np.subtract(value, average, out=t, dtype=average.dtype)
-                t *= weight
+                np.subtract(value if master is None else behind(value, master), average, out=t,
+                            dtype=average.dtype)
+                t *= share
                 average += t
 
     threads.each(move, [slice(a, b) for a, b in itertools.pairwise(cuts)])
+    for average, value in others:
+        average[...] = value
+    updates += 1
 
 
-def update_gpu(average: Array, value: Array, weight: float) -> None:
-    """The same for one pair, in kernels/ema.cu."""
-    kernels.kernel("ema.cu", "ema_update", T=value.dtype)(
-        value.size, average, value, weight, value.size)
+def update_gpu(floats: list[Work], others: list[tuple[Array, Array]], updates: Array,
+               weight: Array, control: Array | None, decay: float, warmup: bool) -> None:
+    """The same, in kernels/ema.cu: a launch to count, and one for each pair."""
+    def kernel(name: str, T: Any = np.float32, W: Any = updates.dtype, master: Any = None) -> Any:
+        return kernels.kernel("ema.cu", name, T=T, W=W, MASTER=master is not None)
+
+    kernel("ema_prepare", floats[0][1].dtype if floats else np.float32)(
+        1, updates, weight, control, decay, warmup, block=32)
+    for average, value, master in floats:
+        items = 16 // average.dtype.itemsize  # that a thread moves at a time
+        kernel("ema_update", value.dtype, master=master)(
+            -(-value.size // items), average, value, master, weight, value.size)
+    for average, value in others:
+        if value.dtype.name in kernels.C_TYPES:
+            kernel("ema_copy", W=value.dtype)(value.size, average, value.reshape(-1), weight,
+                                              value.size)
+        else:  # whatever it is, it belongs to no layer of ours
+            average[...] = value
 
 
 def _kept(dtype: np.dtype) -> np.dtype:

@@ -6,6 +6,9 @@
 ``Parameter.data`` and ``.grad`` become views. An update is then one pass, the norm of all
 gradients one reduction, and the addresses never change. There is one Flat per group, dtype and
 device.
+
+Parameters of 16 bits may have a ``master``: wider copies that the updates act on. A parameter is
+its master, rounded; where that is no longer so, somebody has written the parameter, and it counts.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import threads
+from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Parameter
-from gpuconv.backend import Array, array_device, get_array_module, is_gpu
+from gpuconv.backend import Array, accumulator, array_device, cupy, get_array_module, is_gpu
 
 ALIGN = 256      # bytes: what cudaMalloc aligns to, and any vector load may ask for
+BLOCKS = 1024    # GPU: of a reduction, enough to fill any device
 PIECE = 1 << 19  # CPU: numbers; to hand less to another thread takes as long as updating them
 
 
@@ -30,6 +34,9 @@ class Flat:
     Attributes:
         data, grad: (n,), dtype of the parameters.
         state: {name: (n,) array} of the optimiser: momentum, say.
+        control, counters: the optimiser's, on this device; see Optimizer.
+        work: {name: array} of the optimiser, not worth saving.
+        cuts: where neighbouring parameters may have made different numbers of steps.
     """
 
     def __init__(self, members: list[tuple[int, Parameter]]):
@@ -42,8 +49,12 @@ class Flat:
             self.starts.append(n)
             n += -(-p.size // step) * step
         with array_device(first):
-            self.data, self.grad = (_zeros(n, first.dtype, first) for _ in range(2))
+            self.data, self.grad = (zeros(n, first.dtype, first) for _ in range(2))
             self.state: dict[str, Array] = {}
+            self.control: Array = None
+            self.counters: dict[str, Array] = {}
+            self.work: dict[str, Array] = {}
+            self.cuts: set[int] = set()
             self.grads: list[Array] = []  # of each parameter, its view
             for (_, p), data, grad in zip(members, self.views(self.data), self.views(self.grad),
                                           strict=True):
@@ -59,10 +70,25 @@ class Flat:
                 for start, (_, p) in zip(self.starts, self.members, strict=True)]
 
     def new_state(self, name: str, dtype: np.dtype) -> Array:
-        """(n,) zeros beside the parameters, kept as ``state[name]``."""
+        """(n,) zeros beside the parameters, kept as ``state[name]``.
+
+        Raises:
+            RuntimeError: the current stream is capturing: each replay would clear it.
+        """
+        not_captured(self.data, f"{name} is made by the first step")
         with array_device(self.data):
-            self.state[name] = _zeros(self.data.size, dtype, self.data)
+            self.state[name] = zeros(self.data.size, dtype, self.data)
         return self.state[name]
+
+    def kept(self, name: str) -> Array:
+        """``state[name]``, in the accumulator dtype; new where there is none."""
+        found = self.state.get(name)
+        return self.new_state(name, accumulator(self.data.dtype)) if found is None else found
+
+    @property
+    def narrow(self) -> bool:
+        """Do the parameters have 16 bits?"""
+        return self.data.dtype.itemsize == 2
 
     def active(self) -> Iterator[slice]:
         """The parts of the flat arrays to update: all of it, but for frozen parameters.
@@ -137,7 +163,32 @@ def pieces(n: int) -> list[slice]:
     return threads.chunks(n, 1, PIECE)
 
 
-def _zeros(n: int, dtype: np.dtype, like: Array) -> Array:
+def slices_of(g: Array) -> int:
+    """Into how many slices a reduction over g on a GPU is cut, a block of threads for each."""
+    return max(1, min(BLOCKS, g.size * g.dtype.itemsize // (16 * 8 * kernels.BLOCK)))
+
+
+def behind(p: np.ndarray, master: np.ndarray | None) -> np.ndarray:
+    """What numbers p (n,) stand for, in accumulator(dtype): itself, or a copy.
+
+    That is their master (n,), but p where somebody has written it since both were equal.
+    """
+    wide = memory.widened(p, accumulator(p.dtype))
+    if master is not None:
+        with np.errstate(over="ignore"):
+            rounded = memory.empty(p.shape, p.dtype)
+            rounded[...] = master
+        np.copyto(wide, master, where=rounded == p)
+    return wide
+
+
+def not_captured(array: Array, what: str) -> None:
+    """Refuse what must not happen while the current stream of a GPU is capturing."""
+    if is_gpu(array) and cupy().cuda.get_current_stream().is_capturing():
+        raise RuntimeError(f"{what}: do that once before the capture")
+
+
+def zeros(n: int, dtype: np.dtype, like: Array) -> Array:
     """(n,) zeros that start at a multiple of ALIGN bytes."""
     xp = get_array_module(like)
     if xp is not np:

@@ -1,4 +1,15 @@
-"""Optimizer: what all of them share: groups of parameters, flat buffers, state by position."""
+"""Optimizer: what all of them share: groups of parameters, flat buffers, state by position.
+
+What changes from step to step lies beside the parameters, on a GPU in device memory, and kernels
+read it there: so a step that was captured as a CUDA graph can be replayed.
+
+    control [factor, multiplier, skip, unused]    float64: of the learning rates; of the gradients;
+                                                  1 leaves the step out, and not a bit changes
+    counters                                      steps of each parameter that were not left out
+
+The settings of a group are constants of a captured step, and so is which parameters are frozen:
+``constants()`` says them all, and where it has changed the step must be captured again.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -6,8 +17,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv.autograd import Parameter
-from gpuconv.backend import Array, array_device, asarray, device_name
+from gpuconv.backend import (
+    Array,
+    accumulator,
+    array_device,
+    asarray,
+    device_name,
+    get_array_module,
+    is_gpu,
+)
 from gpuconv.optim.flat import Flat, pack
+
+MULTIPLIER, SKIP = 1, 2  # of control, as in kernels/optim.cuh; factor is the first
 
 
 class Optimizer:
@@ -20,17 +41,18 @@ class Optimizer:
         params: Parameters (``module.parameters()``), or groups: dicts with "params" and any of the
             settings that this group has for itself.
         settings: {name: default}; floats and bools.
+        master: keep float32 copies of 16-bit parameters, which the updates act on? Then an update
+            below half a unit in a parameter's last place is not lost.
 
     Attributes:
         groups: [{"params": [...], "lr": ...}, ...]; settings may be changed between steps.
-        factor: a schedule's: every group's lr is multiplied by it.
         flats: [[Flat, ...] for each group].
-        counters: {name: int64 array on the CPU}: whole numbers that state_dict holds as well.
+        controls: {device: its (4,) control}.
     """
 
     saved: ClassVar[tuple[str, ...]] = ()  # names of the state arrays that state_dict holds
 
-    def __init__(self, params: Iterable[Any], settings: Mapping[str, Any]):
+    def __init__(self, params: Iterable[Any], settings: Mapping[str, Any], master: bool = False):
         if isinstance(params, (Parameter, Mapping)) or not isinstance(params, Iterable):
             raise TypeError(f"{self.name}: params is {type(params).__name__}, wanted Parameters "
                             f"or dicts in a list")
@@ -38,17 +60,85 @@ class Optimizer:
         if not any(isinstance(group, Mapping) for group in listed):
             listed = [{"params": listed}]
         self.groups = [self._group(number, group, settings) for number, group in enumerate(listed)]
-        self.factor = 1.0
         try:
             self.flats = pack(group["params"] for group in self.groups)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from None
-        self.counters: dict[str, np.ndarray] = {}
+        self.master, self._factor = bool(master), 1.0
+        self.controls: dict[str, Array] = {}
+        self._counters: dict[str, dict[str, Array]] = {}  # {name: {device: array}}
+        for flat in self.all_flats():
+            place = device_name(flat.data)
+            if place not in self.controls:
+                with array_device(flat.data):
+                    control = get_array_module(flat.data).zeros(4, np.float64)
+                    control[:SKIP].fill(1)
+                self.controls[place] = control
+            flat.control = self.controls[place]
 
     @property
     def name(self) -> str:
         """For messages."""
         return type(self).__name__
+
+    def all_flats(self) -> list[Flat]:
+        """Of all groups."""
+        return [flat for flats in self.flats for flat in flats]
+
+    # -- what changes from step to step ---------------------------------------------------
+
+    @property
+    def factor(self) -> float:
+        """A schedule's: every group's lr is multiplied by it. Setting it waits for no GPU."""
+        return self._factor
+
+    @factor.setter
+    def factor(self, value: float) -> None:
+        self._factor = float(value)
+        for control in self.controls.values():
+            with array_device(control):
+                control[:1].fill(self._factor)
+
+    @property
+    def control(self) -> Array:
+        """(4,) float64, beside the parameters: factor, gradients' multiplier, skip (0, 1), unused.
+
+        Raises:
+            ValueError: the parameters are on several devices.
+        """
+        if len(self.controls) > 1:
+            raise ValueError(f"{self.name}: parameters are on {' and '.join(sorted(self.controls))}"
+                             ", wanted one device")
+        return next(iter(self.controls.values()))
+
+    @property
+    def counters(self) -> dict[str, Array]:
+        """{name: int64 array}: whole numbers that state_dict holds, the live arrays.
+
+        With parameters on several devices each has its own, and these are sums, on the CPU.
+        """
+        return {name: next(iter(its.values())) if len(its) == 1 else
+                np.sum([asarray(a, "cpu") for a in its.values()], 0)
+                for name, its in self._counters.items()}
+
+    def new_counter(self, name: str) -> None:
+        """A number for each parameter, by position; ``flat.counters[name]`` is that of its device.
+
+        A parameter is counted on its own device; its numbers on the others stay 0.
+        """
+        its = self._counters[name] = {}
+        for flat in self.all_flats():
+            place = device_name(flat.data)
+            if place not in its:
+                with array_device(flat.data):
+                    its[place] = get_array_module(flat.data).zeros(
+                        sum(len(group["params"]) for group in self.groups), np.int64)
+            flat.counters[name] = its[place]
+
+    def constants(self) -> tuple:
+        """All that a captured step cannot read anew: settings, and which parameters are frozen."""
+        return tuple((tuple((name, value) for name, value in group.items() if name != "params"),
+                      tuple(p.requires_grad for p in group["params"])) for group in self.groups)
 
     def _group(self, number: int, group: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(group, Mapping):
@@ -69,9 +159,13 @@ class Optimizer:
     def check(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError where a setting makes no sense; runs before each step, too."""
 
-    def update(self, flat: Flat, part: slice, group: Mapping[str, Any], lr: float) -> None:
-        """Update one part of the flat arrays; lr has the factor in it."""
+    def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
+        """Update one part of the flat arrays, with the numbers in ``flat.control``."""
         raise NotImplementedError
+
+    def master_of(self, flat: Flat) -> Array | None:
+        """The wide copies (n,) of its parameters, if it has any."""
+        return flat.kept("master") if self.master and flat.narrow else None
 
     def step(self) -> None:
         """Update all parameters that are not frozen, from their gradients.
@@ -89,15 +183,15 @@ class Optimizer:
             self.check(group)
             work += [(flat, list(flat.active()), group) for flat in flats]  # check all, then update
         for flat, parts, group in work:
-            for part in parts:
-                self.update(flat, part, group, float(group["lr"] * self.factor))
+            if is_gpu(flat.data) or not flat.control[SKIP]:  # a GPU's kernels look themselves
+                for part in parts:
+                    self.update(flat, part, group)
 
     def zero_grad(self) -> None:
         """Set all gradients to zero, in place."""
-        for flats in self.flats:
-            for flat in flats:
-                with array_device(flat.grad):
-                    flat.grad.fill(0)
+        for flat in self.all_flats():
+            with array_device(flat.grad):
+                flat.grad.fill(0)
 
     def __reduce__(self) -> Any:
         raise TypeError(f"{self.name} cannot be copied or pickled: its parameters live in its "
@@ -106,10 +200,9 @@ class Optimizer:
 
     def release(self) -> None:
         """Give the parameters arrays of their own again; this optimiser is then spent."""
-        for flats in self.flats:
-            for flat in flats:
-                flat.release()
-        self.flats, self.groups, self.counters = [], [], {}
+        for flat in self.all_flats():
+            flat.release()
+        self.flats, self.groups, self._counters = [], [], {}
 
     # -- state ----------------------------------------------------------------------------
 
@@ -120,12 +213,11 @@ class Optimizer:
         is the setting of a group, an array of one number on the CPU.
         """
         state = {}
-        for flats in self.flats:
-            for flat in flats:
-                for kind in flat.state:
-                    for (position, _), view in zip(flat.members, flat.views(flat.state[kind]),
-                                                   strict=True):
-                        state[f"{kind}.{position}"] = view
+        for flat in self.all_flats():
+            for kind in flat.state:
+                for (position, _), view in zip(flat.members, flat.views(flat.state[kind]),
+                                               strict=True):
+                    state[f"{kind}.{position}"] = view
         for number, group in enumerate(self.groups):
             for name, value in group.items():
                 if name != "params":
@@ -138,7 +230,8 @@ class Optimizer:
 
         Args:
             state: arrays of either library by name; numbers will do for settings. Where all state
-                arrays of a buffer are missing they become zeros: no step had needed them.
+                arrays of a buffer are missing they become zeros: no step had needed them. So do
+                masters, which then are the parameters.
 
         Raises:
             ValueError: a name, shape or dtype does not fit; lists all of them, and has changed
@@ -147,14 +240,15 @@ class Optimizer:
         settings = {f"group.{number}.{name}": (group, name) for number, group in
                     enumerate(self.groups) for name in group if name != "params"}
         kept = []
-        for flat in (flat for flats in self.flats for flat in flats):
-            names = {kind: [f"{kind}.{position}" for position, _ in flat.members]
-                     for kind in self.saved}
-            needed = any(name in state for listed in names.values() for name in listed)
-            kept += [(flat, kind, listed if needed else []) for kind, listed in names.items()]
+        for flat in self.all_flats():
+            for kinds in self.saved, ("master",) * (self.master and flat.narrow):
+                names = {kind: [f"{kind}.{position}" for position, _ in flat.members]
+                         for kind in kinds}
+                needed = any(name in state for listed in names.values() for name in listed)
+                kept += [(flat, kind, listed if needed else []) for kind, listed in names.items()]
         want: dict[str, Any] = {name: ((), None) for name in settings}
         want |= {name: (a.shape, a.dtype) for name, a in self.counters.items()}
-        want |= {name: (p.shape, self.state_dtype(flat)) for flat, _, listed in kept
+        want |= {name: (p.shape, accumulator(p.dtype)) for flat, _, listed in kept
                  for name, (_, p) in zip(listed, flat.members, strict=False)}
 
         found = {name: asarray(state[name]) for name in want if name in state}
@@ -179,18 +273,27 @@ class Optimizer:
 
         for group, values in zip(self.groups, loaded, strict=True):
             group.update(values)
-        for name, counter in self.counters.items():
-            counter[...] = asarray(found[name], "cpu")
+        for name, counters in self._counters.items():
+            self._load_counter(asarray(found[name], "cpu"), counters)
         for flat, kind, listed in kept:
             with array_device(flat.data):
                 if kind in flat.state:
                     flat.state[kind].fill(0)
                 elif listed:
-                    flat.new_state(kind, self.state_dtype(flat))
+                    flat.kept(kind)
                 for name, view in zip(listed, flat.views(flat.state[kind]) if listed else (),
                                       strict=True):
                     view[...] = asarray(found[name], device_name(view))
 
-    def state_dtype(self, flat: Flat) -> np.dtype:
-        """dtype of the state arrays."""
-        return flat.data.dtype
+    def _load_counter(self, found: np.ndarray, counters: Mapping[str, Array]) -> None:
+        for place, counter in counters.items():
+            with array_device(counter):
+                mine = [position for flat in self.all_flats() if device_name(flat.data) == place
+                        for position, _ in flat.members]
+                values = np.zeros_like(found)
+                values[mine] = found[mine]
+                counter[...] = asarray(values, place)
+        for flat in self.all_flats():
+            steps = [found[position] for position, _ in flat.members]
+            flat.cuts = {start for start, a, b in zip(flat.starts[1:], steps[1:], steps[:-1],
+                                                      strict=True) if a != b}

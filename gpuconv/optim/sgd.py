@@ -7,11 +7,13 @@
     p = p - lr * (d + momentum * m)           with Nesterov's
 
 Weight decay is coupled: it goes through the momentum, like the gradient. The arithmetic and m are
-in accumulator(dtype of p): float32 for the 16-bit floats, whose p is rounded once, at the end.
-There is no wider copy of a 16-bit p: an update below half a unit in its last place is lost.
+in accumulator(dtype of p): float32 for the 16-bit floats, whose p is rounded once, at the end. Then
+an update below half a unit in the last place of p is lost, unless p has a wider copy (``master``),
+which is updated in its place.
 
 Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in deep
-learning", ICML 2013, section 2 (here with the learning rate outside m).
+learning", ICML 2013, section 2 (here with the learning rate outside m); for the wider copy
+Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.1.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +23,7 @@ import numpy as np
 
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, is_gpu
-from gpuconv.optim.flat import Flat, pieces
+from gpuconv.optim.flat import Flat, behind, pieces
 from gpuconv.optim.optimizer import Optimizer
 
 
@@ -34,6 +36,8 @@ class SGD(Optimizer):
         momentum: share of m that is kept, 0 <= momentum.
         nesterov: look ahead along m?
         weight_decay: pull towards 0.
+        master: keep float32 copies of 16-bit parameters ("master.3" in ``state_dict``), which the
+            updates act on?
 
     Raises:
         ValueError: lr, momentum or weight_decay is negative, nesterov without momentum, no
@@ -50,9 +54,9 @@ class SGD(Optimizer):
     saved = "momentum",
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.0,
-                 nesterov: bool = False, weight_decay: float = 0.0):
+                 nesterov: bool = False, weight_decay: float = 0.0, master: bool = False):
         super().__init__(params, dict(lr=lr, momentum=momentum, nesterov=nesterov,
-                                      weight_decay=weight_decay))
+                                      weight_decay=weight_decay), master)
 
     def check(self, group: Mapping[str, Any]) -> None:
         """Nothing negative (nor NaN); momentum for Nesterov."""
@@ -62,32 +66,31 @@ class SGD(Optimizer):
         if group["nesterov"] and not group["momentum"]:
             raise ValueError(f"SGD: nesterov wants momentum, which is {group['momentum']}")
 
-    def state_dtype(self, flat: Flat) -> np.dtype:
-        """Wide: momentum is a long sum."""
-        return accumulator(flat.data.dtype)
-
-    def update(self, flat: Flat, part: slice, group: Mapping[str, Any], lr: float) -> None:
+    def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
         """One launch; on the CPU one pass."""
-        m = None
-        if group["momentum"]:
-            m = flat.state.get("momentum")
-            if m is None:
-                m = flat.new_state("momentum", self.state_dtype(flat))
-            m = m[part]
+        m = flat.kept("momentum")[part] if group["momentum"] else None
+        master = self.master_of(flat)
         step = step_gpu if is_gpu(flat.data) else step_cpu
-        step(flat.data[part], flat.grad[part], m, lr, float(group["momentum"]),
+        step(flat.data[part], flat.grad[part], m, None if master is None else master[part],
+             flat.control, float(group["lr"]), float(group["momentum"]),
              float(group["weight_decay"]), bool(group["nesterov"]))
 
 
-def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray | None, lr: float, momentum: float,
-             weight_decay: float, nesterov: bool) -> None:
-    """Update p and m (both in place) from g, all (n,), piece by piece; keeps nothing else."""
+def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray | None, master: np.ndarray | None,
+             control: np.ndarray, lr: float, momentum: float, weight_decay: float,
+             nesterov: bool) -> None:
+    """Update p, m and master (in place) from g, all (n,), piece by piece; keeps nothing else."""
     wide = accumulator(p.dtype)
+    factor, multiplier, *_ = control.tolist()
+    rate = lr * factor
 
     def chunk(piece: slice) -> None:
         old, n = p[piece], piece.stop - piece.start
-        w, d = memory.widened(old, wide), memory.widened(g[piece], wide)
+        w = behind(old, None if master is None else master[piece])
+        d = memory.widened(g[piece], wide)
         t = memory.empty(n, wide)
+        if multiplier != 1:
+            d = np.multiply(d, multiplier, out=memory.empty(n, wide))
         if weight_decay:
             np.multiply(w, weight_decay, out=t)
             t += d
@@ -101,17 +104,20 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray | None, lr: float, mome
                 d = np.add(d, ahead, out=t)
             else:
                 d = v
-        w -= np.multiply(d, lr, out=t)
+        w -= np.multiply(d, rate, out=t)
         if w is not old:
-            old[...] = w
+            with np.errstate(over="ignore"):
+                old[...] = w
+        if master is not None:
+            master[piece] = w
 
     threads.each(chunk, pieces(p.size))
 
 
-def step_gpu(p: Array, g: Array, m: Array | None, lr: float, momentum: float,
-             weight_decay: float, nesterov: bool) -> None:
+def step_gpu(p: Array, g: Array, m: Array | None, master: Array | None, control: Array, lr: float,
+             momentum: float, weight_decay: float, nesterov: bool) -> None:
     """The same, in kernels/sgd.cu."""
     items = 16 // p.dtype.itemsize  # that a thread updates at a time
     kernels.kernel("sgd.cu", "sgd_step", T=p.dtype, I=kernels.index(p), MOMENTUM=m is not None,
-                   NESTEROV=nesterov)(-(-p.size // items), p, g, m, lr, momentum, weight_decay,
-                                      p.size)
+                   NESTEROV=nesterov, MASTER=master is not None)(
+        -(-p.size // items), p, g, m, master, control, lr, momentum, weight_decay, p.size)

@@ -1,0 +1,184 @@
+"""Loss scaling: gradients too small for float16 are computed larger, and divided again.
+
+    loss * scale                       what is differentiated: all gradients are scale times larger
+    all gradients finite:              the step is made, with gradients / scale
+        counter = counter + 1          at ``interval`` scale = growth * scale, counter = 0
+    else:                              the step is left out, bit for bit
+        scale = backoff * scale, counter = 0
+
+float16 has nothing between 0 and 6e-8, and nothing above 65504; a scale that grows until something
+overflows keeps the gradients as far away from 0 as they can be. Scales are powers of two, so that
+neither the product nor the quotient rounds. bfloat16 has the range of float32 and needs none.
+
+On a GPU nothing waits: scale, counter and what follows from them stay in device memory, and kernels
+read them there. A captured step may hold all of it.
+
+    loss.backward(scaler.scale)    for a loss () in float32, else scaler.multiply(loss).backward()
+    scaler.check()                 then clip_grad_norm, optimizer.step, ema.update(optimizer)
+
+Source: Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gpuconv import kernels, memory, threads
+from gpuconv.backend import (
+    Array,
+    array_device,
+    asarray,
+    cupy,
+    device_name,
+    get_array_module,
+    is_gpu,
+)
+from gpuconv.optim.flat import pieces, slices_of
+from gpuconv.optim.optimizer import MULTIPLIER, SKIP, Optimizer
+
+LEAST, MOST = 2.0**-126, 2.0**127  # powers of two that float32 holds in full
+
+
+class LossScale:
+    """The scale of a loss, and what the gradients make of it.
+
+    Args:
+        optimizer: of the parameters, all on one device. Until another ``check`` it multiplies
+            gradients by 1 / scale, and leaves steps out or not, as the last one found.
+        scale: the first; a power of two.
+        growth: what a scale is multiplied by after ``interval`` steps without an overflow.
+        backoff: what it is multiplied by after an overflow.
+        interval: steps.
+
+    With growth=1 and backoff=1 the scale stays; steps that overflow are still left out.
+
+    Attributes:
+        scale: (), float32, beside the parameters: of the next backward pass.
+        counter: (), int64, beside it: steps since the scale changed or something overflowed.
+
+    Raises:
+        ValueError: a number is no power of two, growth < 1, backoff > 1, interval < 1, or the
+            parameters are on several devices.
+
+    >>> from gpuconv.autograd import Parameter
+    >>> from gpuconv.optim import SGD
+    >>> p = Parameter(np.float16([1.0])); sgd = SGD([p], lr=0.5)
+    >>> scaler = LossScale(sgd, 4.0)
+    >>> p.grad[...] = 2; scaler.check(); sgd.step(); p.data  # 1 - 0.5 * 2 / 4
+    array([0.75], dtype=float16)
+    >>> p.grad[...] = np.inf; scaler.check(); sgd.step(); p.data, scaler.scale
+    (array([0.75], dtype=float16), array(2., dtype=float32))
+    """
+
+    def __init__(self, optimizer: Optimizer, scale: float = 65536.0, growth: float = 2.0,
+                 backoff: float = 0.5, interval: int = 2000):
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"LossScale: optimizer is {type(optimizer).__name__}, "
+                            "wanted an Optimizer")
+        for name, value in (("scale", scale), ("growth", growth), ("backoff", backoff)):
+            if not _is_power_of_two(value):
+                raise ValueError(f"LossScale: {name} is {value}, wanted a power of two")
+        if growth < 1 or backoff > 1 or interval < 1:
+            raise ValueError(f"LossScale: growth {growth}, backoff {backoff}, interval {interval}, "
+                             "wanted at least 1, at most 1, at least 1")
+        control = optimizer.control
+        self.optimizer, self.growth, self.backoff = optimizer, float(growth), float(backoff)
+        self.interval = int(interval)
+        with array_device(control):
+            xp = get_array_module(control)
+            self.scale, self.counter = xp.zeros((), np.float32), xp.zeros((), np.int64)
+            self.scale.fill(scale)
+
+    def multiply(self, y: Any) -> Any:
+        """A loss, or the gradient of one: an array or a Tensor of any shape, times the scale.
+
+        Raises:
+            TypeError: its dtype has 16 bits: the scale might not fit.
+        """
+        if y.dtype.itemsize < 4:
+            raise TypeError(f"LossScale: multiply wants a loss of float32 or float64, got "
+                            f"{y.dtype}")
+        with array_device(self.scale):
+            return y * self.scale.astype(y.dtype)
+
+    def check(self) -> None:
+        """Look at the gradients: is this step to be made, and with which scale does the next begin?
+
+        Writes the multiplier and "skip" into ``optimizer.control``. Frozen parameters do not count.
+
+        Raises:
+            RuntimeError: a ``grad`` was replaced by hand, or the parameters have been released.
+        """
+        flats = self.optimizer.all_flats()
+        if not flats:
+            raise RuntimeError("LossScale: the optimiser has released its parameters")
+        parts = [flat.grad[part] for flat in flats for part in flat.active()]
+        with array_device(self.scale):
+            (self._check_gpu if is_gpu(self.scale) else self._check_cpu)(parts)
+
+    def _check_cpu(self, parts: list[np.ndarray]) -> None:
+        found = not all([finite(g) for g in parts])
+        clean = 0 if found else int(self.counter) + 1
+        grow, now = clean >= self.interval, float(self.scale)
+        self.optimizer.control[MULTIPLIER] = 1 / now
+        self.optimizer.control[SKIP] = found
+        scale = now * (self.backoff if found else self.growth if grow else 1)
+        if LEAST <= scale <= MOST:
+            self.scale[...] = scale
+        self.counter[...] = 0 if grow else clean
+
+    def _check_gpu(self, parts: list[Array]) -> None:
+        """The same, in kernels/loss_scale.cu: a launch for each part, and one."""
+        slices = list(map(slices_of, parts))
+        flags = cupy().empty(sum(slices), np.int32)
+        start = 0
+        for g, S in zip(parts, slices, strict=True):
+            kernels.kernel("loss_scale.cu", "loss_scale_find", T=g.dtype, BLOCK=kernels.BLOCK)(
+                S * kernels.BLOCK, g, flags[start : start + S], g.size, S)
+            start += S
+        T = self.optimizer.all_flats()[0].data.dtype
+        kernels.kernel("loss_scale.cu", "loss_scale_update", T=T, BLOCK=kernels.BLOCK)(
+            kernels.BLOCK, flags, self.scale, self.counter, self.optimizer.control, self.growth,
+            self.backoff, self.interval, start)
+
+    def state_dict(self) -> dict[str, Array]:
+        """"scale" and "counter", the live arrays."""
+        return {"scale": self.scale, "counter": self.counter}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy in what ``state_dict`` gave.
+
+        Raises:
+            ValueError: a name, shape or dtype does not fit, or a number makes no sense; lists all
+                of that, and has changed nothing.
+        """
+        mine = self.state_dict()
+        found = {name: asarray(state[name], "cpu") for name in mine if name in state}
+        wrong = [f"missing {name}" for name in mine if name not in state]
+        wrong += [f"unexpected {name}" for name in state if name not in mine]
+        wrong += [f"{name} is {a.dtype} {a.shape}, wanted {mine[name].dtype} ()"
+                  for name, a in found.items() if (a.dtype, a.shape) != (mine[name].dtype, ())]
+        if not wrong and not _is_power_of_two(float(found["scale"])):
+            wrong.append(f"scale is {float(found['scale'])}, wanted a power of two")
+        if not wrong and int(found["counter"]) < 0:
+            wrong.append(f"counter is {int(found['counter'])}, wanted at least 0")
+        if wrong:
+            raise ValueError("LossScale: load_state_dict: " + "; ".join(wrong))
+        for name, array in mine.items():
+            with array_device(array):
+                array[...] = asarray(found[name], device_name(array))
+
+
+def finite(g: np.ndarray) -> bool:
+    """Is there neither an infinity nor a NaN among g (n,)?"""
+
+    def chunk(piece: slice) -> bool:
+        return bool(np.isfinite(g[piece], out=memory.empty(piece.stop - piece.start, bool)).all())
+
+    return all(threads.each(chunk, pieces(g.size)))
+
+
+def _is_power_of_two(x: float) -> bool:
+    return LEAST <= x <= MOST and math.frexp(x)[0] == 0.5
