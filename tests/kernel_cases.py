@@ -8,6 +8,7 @@ remainders everywhere: more than one block, channels that fill no warp, sizes th
 import functools
 
 import numpy as np
+import simt_cases
 
 import gpuconv as gpc
 from gpuconv import backend, ops, optim
@@ -18,6 +19,7 @@ from gpuconv.ops.gpu import tensor_cores as engine
 from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.gpu.tile import Tile
 from gpuconv.ops.im2col import im2col
+from gpuconv.ops.softmax_cross_entropy import count_correct as count_right
 from gpuconv.train import step
 
 IMAGES = 2, 9, 7, 5  # N, H, W, C
@@ -91,6 +93,15 @@ def cross_entropy(N, K, reduction):
             z, labels, label_smoothing=0.1, reduction=reduction), make(N, K))
 
     return run
+
+
+def count_correct(xp, make):
+    found = []
+    for N, K in ((1050, 3), (45, 33)):
+        out, labels = xp.asarray(np.int64([-1])), xp.asarray(np.arange(N, dtype=np.int32) % K)
+        count_right(make(N, K), labels, out)
+        found.append(out)
+    return found
 
 
 def augment(**how):
@@ -183,6 +194,10 @@ CASES = {
                                     make(*IMAGES), make(4, 3, 3, 5), make(4)),
     "tensor cores": tensor_cores(8), "tensor cores pool": tensor_cores(8, pool=1),
     "tensor cores of few channels": tensor_cores(3),
+    "simt": simt_cases.kernel_case("packs"), "simt stride 2": simt_cases.kernel_case("packs", 2),
+    "simt of three channels": simt_cases.kernel_case("single"),
+    "simt in groups": simt_cases.kernel_case("groups"),
+    "simt depthwise": simt_cases.kernel_case("depthwise", 2),
     "max_pool2d": pool(ops.max_pool2d, kernel_size=3, stride=2, padding=1),
     "max_pool2d dilated": pool(ops.max_pool2d, kernel_size=2, stride=1, dilation=2, ceil_mode=True),
     "max_pool2d side by side": pool(ops.max_pool2d, kernel_size=2),
@@ -194,6 +209,9 @@ CASES = {
     "batch_norm": batch_norm(True), "batch_norm inference": batch_norm(False),
     "batch_norm of few channels": batch_norm(True, 3, 600),
     "cross_entropy": cross_entropy(19, 10, "mean"),
+    "cross_entropy in tiles": cross_entropy(600, 31, "mean"),
+    "cross_entropy of some classes": cross_entropy(19, 40, "sum"),
+    "count_correct": count_correct,
     "cross_entropy of many classes": cross_entropy(3, 1100, "none"),
     "augment": augment(), "augment reflect": augment(padding_mode="reflect"),
     "fetch": fetch,

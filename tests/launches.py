@@ -16,11 +16,13 @@ from unittest import mock
 
 import numpy as np
 import nvrtc
+import simt_cases
 
 import gpuconv as gpc
 from check import DTYPES
 from gpuconv import backend, kernels, models, nn, ops, optim
 from gpuconv.data import Augment, augment, augment_batch
+from gpuconv.ops.softmax_cross_entropy import count_correct
 from gpuconv.ops.gpu import tensor_cores
 from gpuconv.ops.gpu.problem import problem
 from gpuconv.ops.window import Window
@@ -206,7 +208,7 @@ POOLS = {
     "ceil": dict(kernel_size=3, stride=2, ceil_mode=True), "2x3": dict(kernel_size=(2, 3)),
 }
 HUGE_POOL = dict(kernel_size=17, padding=8)  # more than 256 elements: marks are int32
-ROWS = {"few classes": (6, 10), "many classes": (2, 1025)}
+ROWS = {"small": (6, 10), "few classes": (6, 40), "many classes": (2, 1025)}
 
 
 def drive():
@@ -224,6 +226,7 @@ def drive():
                 items = 0 if huge else kernels.INT_ITEMS
                 with mock.patch.object(kernels, "INT_ITEMS", items):
                     drive_ops(fake_cupy, dtype, 2 if huge else None)
+                    simt_cases.drive(fake_cupy, dtype)
                     drive_training(fake_cupy, dtype)
             if dtype.name != "float64":
                 drive_tensor_cores(fake_cupy, dtype)
@@ -269,6 +272,8 @@ def drive_ops(cp, dtype, geometries=None):
         both(lambda x, gamma, beta, training=training: ops.batch_norm(
             x, gamma, beta, cp.zeros(row, wide), cp.ones(row, wide), training=training),
              images, row, row)
+    for label in (np.int32, np.int64):
+        count_correct(cp.zeros((4, 5), dtype), cp.zeros(4, label), cp.zeros(1, np.int64))
     for shape in ROWS.values():
         for reduction in ("mean", "none"):
             both(lambda z, shape=shape, reduction=reduction: ops.softmax_cross_entropy(

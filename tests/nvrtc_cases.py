@@ -14,6 +14,8 @@ WINDOW = dict(R=3, S=2, SH=2, SW=1, DH=1, DW=2, PT=1, PL=0)
 SOLID = dict(WINDOW, DH=1, DW=1)
 TENSOR = dict(WINDOW, C=24, GRADIENT=0, UNIT=16, WIDE=1, BIAS=1, RESIDUAL=0, POOL=0, MOMENTS=0,
               ACTIVATION=0, BM=128, BN=64, BK=32, WM=64, WN=32, STAGES=3)
+SIMT = dict(WINDOW, BM=128, BN=64, TM=8, TN=8, LX=4, LW=4, LY=4, TURNED=0, ACTIVATION=0)
+SMALL = dict(BM=64, BN=32, TM=4, TN=4, LX=1)
 BYTE, INT = np.dtype("uint8"), np.dtype("int32")
 
 CASES = {  # file: its configurations
@@ -29,6 +31,9 @@ CASES = {  # file: its configurations
     "conv_filters.cu": [WINDOW],
     "conv_forward.cu": [dict(TENSOR, POOL=1, MOMENTS=1), dict(TENSOR, GRADIENT=1, UNIT=4),
                         dict(TENSOR, RESIDUAL=1, ACTIVATION=2, WIDE=0)],
+    "conv_direct.cu": [dict(WINDOW, ACTIVATION=1, BLOCK=256)],
+    "conv_simt.cu": [dict(SIMT, **SMALL | dict(LW=1, LY=2)), dict(SIMT, TURNED=1, **SMALL)],
+    "conv_simt_weight.cu": [dict(WINDOW, LY=2, **SMALL), dict(WINDOW, LY=1, **SMALL)],
     "dropout.cu": [{}],
     "ema.cu": [dict(W=np.dtype("int64"), MASTER=0), dict(W=np.dtype("int64"), MASTER=1)],
     "im2col.cu": [WINDOW],
@@ -36,7 +41,9 @@ CASES = {  # file: its configurations
     "max_pool.cu": [dict(WINDOW, MARK=BYTE, SAVE=1), dict(WINDOW, MARK=INT, SAVE=0)],
     "sgd.cu": [dict(MOMENTUM=m, NESTEROV=n, MASTER=master)
                for m, n in [(0, 0), (1, 0), (1, 1)] for master in (0, 1)],
-    "softmax_cross_entropy.cu": [dict(BLOCK=256, WARPS=1), dict(BLOCK=256, WARPS=8)],
+    "softmax_cross_entropy.cu": [dict(BLOCK=256, WARPS=1, LABEL=INT),
+                                 dict(BLOCK=256, WARPS=8, LABEL=np.dtype("int64"))],
+    "sum_splits.cu": [dict(BLOCK=256)],
 }
 
 

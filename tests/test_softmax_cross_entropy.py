@@ -7,7 +7,7 @@ from check import DTYPES, close, grad_check, host, make
 from gpuconv import backend, kernels
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backend import accumulator
-from gpuconv.ops.softmax_cross_entropy import softmax_cross_entropy
+from gpuconv.ops.softmax_cross_entropy import FEW, count_correct, softmax_cross_entropy
 
 SIZES = [
     pytest.param((7, 10), id="ten-classes"),
@@ -52,6 +52,56 @@ def test_is_the_definition(xp, rng, shape, smoothing, dtype):
         loss, gz = definition(z, labels, smoothing, reduction, gy)
         close(got[0], np.asarray(loss).astype(wide), terms=K + N)
         close(got[1], gz.astype(z.dtype), terms=K)
+
+
+@pytest.mark.parametrize("N, K", [(600, 31), (1100, 2), (FEW // 10, 10), (FEW // 10 + 1, 10)],
+                         ids=["tiles", "more-rows-than-threads", "the-largest", "one-too-many"])
+def test_small_batches_in_one_launch(cp, rng, monkeypatch, N, K):
+    launched, real = [], kernels.kernel
+    monkeypatch.setattr(kernels, "kernel",
+                        lambda file, name, **c: launched.append(name) or real(file, name, **c))
+    z, labels = 3 * rng.standard_normal((N, K)).astype("float32"), rng.integers(0, K, N)
+    got = run(cp, z, labels, np.float32(1.5), label_smoothing=0.1)
+    loss, gz = definition(z, labels, 0.1, "mean", 1.5)
+    close(got[0], np.asarray(loss).astype("float32"), terms=K + N)
+    close(got[1], gz.astype("float32"), terms=K)
+    assert len(launched) == (3 if N * K > FEW else 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N, K", [(1100, 3), (50, 33), (3, 1), (4, 1500)])
+def test_counts_right_answers(xp, rng, N, K, dtype):
+    logits = make(rng.integers(-3, 4, (N, K)), dtype)  # many ties
+    logits[:2] = np.nan
+    logits[2, -1] = np.nan
+    labels = logits.astype(float).argmax(axis=1)
+    labels[N // 2 :] = rng.integers(-1, K + 1, N - N // 2)
+    want = sum(0 <= k < K and not np.isnan(row.astype(float)).any() and row.argmax() == k
+               for row, k in zip(logits, labels, strict=True))
+    for kind in ("int32", "int64", "int16"):
+        for out in (xp.asarray(np.int64(-7)), xp.asarray(np.int64([-7]))):
+            count_correct(xp.asarray(logits), xp.asarray(labels.astype(kind)), out)
+            assert host(out) == want
+
+
+def test_counts_of_views_and_of_nothing(xp, rng):
+    logits, labels, out = rng.standard_normal((5, 8)), np.arange(8), xp.asarray(np.int64([9]))
+    count_correct(xp.asarray(logits).T, xp.asarray(labels % 5)[::-1], out)
+    assert host(out) == (logits.T.argmax(axis=1) == (labels % 5)[::-1]).sum()
+    count_correct(xp.zeros((0, 3)), xp.zeros(0, "int32"), out)
+    assert host(out) == 0
+
+
+@pytest.mark.parametrize("change, error, message", [
+    (dict(labels=np.zeros(2)), TypeError, "labels are float64, out is int64, wanted integers"),
+    (dict(out=np.zeros(1, "int32")), TypeError, "out is int32"),
+    (dict(labels=np.zeros(3, "int64")), ValueError, r"labels \(3,\), out \(1,\), wanted"),
+    (dict(out=np.zeros(2, "int64")), ValueError, r"out \(2,\)"),
+])
+def test_count_correct_refuses(change, error, message):
+    good = dict(logits=np.zeros((2, 3)), labels=np.zeros(2, "int32"), out=np.zeros(1, "int64"))
+    with pytest.raises(error, match=message):
+        count_correct(**good | change)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -304,6 +304,15 @@ SHAPES = {  # op: shapes and options that its header must hold for
                      ("2x9x8x24", dict(kernel_size=3, stride=2, filters=40)),
                      ("2x8x8x3", dict(kernel_size=3, padding=1, filters=10, **HALF)),
                      ("2x8x8x32", dict(kernel_size=1, **HALF))],
+    "conv_direct": [("1x8x8x32", dict(kernel_size=3, padding=1)),
+                    ("1x9x8x5", dict(kernel_size=3, stride=2)), ("1x6x6x64", HALF)],
+    "conv_simt": [("1x8x8x16", dict(kernel_size=3, padding=1, filters=32)),
+                  ("1x9x8x8", dict(kernel_size=3, stride=2, padding=1, filters=8)),
+                  ("1x9x8x3", dict(kernel_size=3, padding=1, filters=5)),
+                  ("1x8x8x16", dict(kernel_size=1, filters=16, **HALF))],
+    "conv_simt_weight": [("1x8x8x16", dict(kernel_size=3, padding=1, filters=32)),
+                         ("1x9x8x3", dict(kernel_size=3, padding=1, filters=5)),
+                         ("1x8x8x16", dict(kernel_size=2, stride=2, filters=16, **HALF))],
     "dropout": [("2x8x8x16", {}), ("2x8x8x16", HALF)],
     "ema": [("64x32", {}), ("64x32", HALF)],
     "im2col": [("2x8x8x32", {}), ("2x8x8x32", dict(kernel_size=3, padding=1, stride=2)),
@@ -312,7 +321,8 @@ SHAPES = {  # op: shapes and options that its header must hold for
     "max_pool": [("2x8x8x32", {}), ("2x9x9x32", dict(kernel_size=3, stride=2, padding=1)),
                  ("2x9x7x3", {}), ("2x8x8x32", HALF), ("2x9x9x8", HALF)],
     "sgd": [("64x32", {}), ("64x32", HALF)],
-    "softmax_cross_entropy": [("64x16", {}), ("64x10", {}), ("4x2000", {})],
+    "softmax_cross_entropy": [("64x16", {}), ("64x10", HALF), ("64x40", {}), ("4x2000", {})],
+    "sum_splits": [("9x256", {}), ("20x37", {}), ("3x512", HALF)],
 }
 
 

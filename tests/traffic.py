@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+import simt_cases
 
 import gpuconv as gpc
 from gpuconv import backend, ops, optim, train
@@ -21,6 +22,7 @@ from gpuconv.ops.gpu import tensor_cores as engine
 from gpuconv.ops.gpu.problem import problem
 from gpuconv.ops.gpu.tile import Tile
 from gpuconv.ops.window import Window, sides
+from gpuconv.ops.softmax_cross_entropy import count_correct
 from hostcuda import fake_cupy
 from hostcuda.traffic import Access, Launch, recording
 
@@ -101,6 +103,7 @@ def softmax_cross_entropy(make: Callable, o: Any) -> None:
     logits = make(*o.shape)
     labels = fake_cupy.arange(o.shape[0]) % o.shape[1]
     both_ways(lambda z: ops.softmax_cross_entropy(z, labels), logits)
+    count_correct(logits, labels, fake_cupy.empty(1, np.int64))
 
 
 def augment(make: Callable, o: Any) -> None:
@@ -158,6 +161,13 @@ CASES = {
     "clock": Case("100", clock),
     "conv_filters": Case("2x32x32x64", conv_filters, "kernel_size stride padding filters"),
     "conv_forward": Case("2x32x32x64", tensor_cores, "kernel_size stride padding filters pool"),
+    "conv_direct": Case("2x32x32x64", simt_cases.traffic(
+        "forward", "input_gradient", "weight_gradient", groups=True),
+        "kernel_size stride padding dilation"),
+    "conv_simt": Case("2x32x32x64", simt_cases.traffic("forward", "input_gradient"),
+                      "kernel_size stride padding dilation filters"),
+    "conv_simt_weight": Case("1x16x16x64", simt_cases.traffic("weight_gradient"),
+                             "kernel_size stride padding dilation filters"),
     "dropout": Case("8x32x32x64", lambda make, o: both_ways(
         lambda x: ops.dropout(x, key=(1, 2), step=0, counter=fake_cupy.ones(1, np.int64)),
         make(*o.shape))),
@@ -170,6 +180,7 @@ CASES = {
         *(functools.partial(optim.SGD, lr=0.1, momentum=m, master=master)
           for m in (0, 0.9) for master in (False, True)))),
     "softmax_cross_entropy": Case("128x1000", softmax_cross_entropy),
+    "sum_splits": Case("40x4096", simt_cases.sum_splits),
 }
 DEFAULTS = dict(dtype="float32", kernel_size=2, stride=None, padding=0, dilation=1,
                 filters=64, pool=False)

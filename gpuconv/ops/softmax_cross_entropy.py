@@ -18,11 +18,22 @@ import numpy as np
 
 from gpuconv import kernels, threads
 from gpuconv.autograd import Op, Tensor
-from gpuconv.backend import Array, accumulator, cupy, error_word, get_array_module
+from gpuconv.backend import (
+    Array,
+    accumulator,
+    array_device,
+    cupy,
+    error_word,
+    get_array_module,
+    is_gpu,
+)
 from gpuconv.ops.checks import check_arrays
 
 REDUCTIONS = "mean", "sum", "none"
-WARPS = 8  # GPU: warps that share a long row; a power of two
+WARPS = 8         # GPU: warps that share a long row; a power of two
+SMALL = 1024      # GPU: threads of the one block that does a small batch
+FEW = 20480       # logits of a small batch, 2,000 of CIFAR-10, and
+FEW_CLASSES = 32  # of a row that one thread reads
 
 
 def softmax_cross_entropy(logits: Array, labels: Array, *, label_smoothing: float = 0.0,
@@ -126,27 +137,79 @@ class SoftmaxCrossEntropy(Op):
         cp = cupy()
         N, K = logits.shape
         wide = accumulator(logits.dtype)
-        self.dtype = logits.dtype
+        self.dtype, labels = logits.dtype, _narrow(labels)
         self.gz = cp.empty((N, K), wide) if self.needs[0] else None
-        loss, y = cp.empty(N, wide), cp.empty((), wide)
+        y, mean = cp.empty((), wide), self.reduction == "mean"
+        if self.reduction != "none" and K <= FEW_CLASSES and N * K <= FEW:
+            _kernel("small", self.dtype, labels.dtype)(
+                SMALL, logits, labels, y, self.gz, error_word(), N, K, self.smoothing, mean,
+                block=SMALL)
+            return y
+        loss = cp.empty(N, wide)
         warps = 1 if K <= 1024 else WARPS  # per row
-        self.kernel("softmax_cross_entropy_forward", warps)(
-            N * warps * 32, logits, labels.astype(np.int64, copy=False), loss, self.gz,
-            error_word(), N, K, self.smoothing)
+        _kernel("forward", self.dtype, labels.dtype, warps)(
+            N * warps * 32, logits, labels, loss, self.gz, error_word(), N, K, self.smoothing)
         if self.reduction == "none":
             return loss
-        self.kernel("softmax_cross_entropy_sum", 1)(
-            kernels.BLOCK, loss, y, N, self.reduction == "mean")
+        _kernel("sum", self.dtype)(kernels.BLOCK, loss, y, N, mean)
         return y
 
     def backward_gpu(self, gy: Any) -> tuple:
         N, K = self.gz.shape
         gx = cupy().empty((N, K), self.dtype)
-        self.kernel("softmax_cross_entropy_backward", 1)(
-            gx.size, self.gz, gy, gx, N, K, self.reduction == "mean", self.reduction == "none")
+        each = self.reduction == "none"
+        _kernel("backward", self.dtype)(
+            gx.size if each else -(-gx.size // 4), self.gz, gy, gx, N, K,
+            self.reduction == "mean", each)
         return gx, None
 
-    def kernel(self, function: str, warps: int) -> Any:
-        """The CUDA function, compiled for logits of this dtype."""
-        return kernels.kernel("softmax_cross_entropy.cu", function, T=self.dtype, WARPS=warps,
-                              BLOCK=kernels.BLOCK)
+
+def count_correct(logits: Array, labels: Array, out: Array) -> None:
+    """Write how many rows of logits have their largest number at the label.
+
+    Of equal ones the first counts; a row with a NaN, and a label outside 0 .. K-1, is wrong. One
+    small launch on the GPU, with nothing to wait for: a captured step may hold it.
+
+    Args:
+        logits: (N, K) array of any float dtype.
+        labels: (N,) integers on the same device.
+        out: () or (1,) int64 on the same device: written.
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or devices are not these.
+
+    >>> out = np.zeros((), np.int64)
+    >>> count_correct(np.array([[1.0, 3.0], [2.0, 2.0]]), np.array([1, 1]), out)
+    >>> out.item()
+    1
+    """
+    get_array_module(logits, labels, out)
+    if labels.dtype.kind not in "iu" or out.dtype != np.int64:
+        raise TypeError(f"count_correct: labels are {labels.dtype}, out is {out.dtype}, wanted "
+                        "integers, and int64")
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or out.size != 1:
+        raise ValueError(f"count_correct: logits have shape {logits.shape}, labels {labels.shape}, "
+                         f"out {out.shape}, wanted (N, K), (N,) and (1,)")
+    N, K = logits.shape
+    if is_gpu(logits):
+        with array_device(logits):
+            logits, labels = cupy().ascontiguousarray(logits), _narrow(labels)
+            _kernel("count", logits.dtype, labels.dtype)(
+                SMALL, logits, labels, out, N, K, 1 if K <= FEW_CLASSES else 32, block=SMALL)
+        return
+    wide = logits.astype(accumulator(logits.dtype), copy=False)
+    whole = ~np.isnan(wide).any(axis=1)
+    out[...] = np.sum((wide.argmax(axis=1) == labels) & whole) if K else 0
+
+
+def _narrow(labels: Array) -> Array:
+    """Labels as the kernels take them: contiguous int32 or int64."""
+    if labels.dtype not in (np.int32, np.int64):
+        labels = labels.astype(np.int64)
+    return labels if labels.flags.c_contiguous else labels.copy()
+
+
+def _kernel(function: str, dtype: np.dtype, label: Any = np.int64, warps: int = 1) -> Any:
+    """The CUDA function, compiled for logits and labels of these dtypes."""
+    return kernels.kernel("softmax_cross_entropy.cu", f"softmax_cross_entropy_{function}", T=dtype,
+                          LABEL=np.dtype(label), WARPS=warps, BLOCK=kernels.BLOCK)
