@@ -22,9 +22,9 @@ import gpuconv as gpc
 from check import DTYPES
 from gpuconv import backend, kernels, models, nn, ops, optim
 from gpuconv.data import Augment, augment, augment_batch
-from gpuconv.ops.softmax_cross_entropy import count_correct
 from gpuconv.ops.gpu import tensor_cores
 from gpuconv.ops.gpu.problem import problem
+from gpuconv.ops.softmax_cross_entropy import count_correct
 from gpuconv.ops.window import Window
 from gpuconv.train import step
 

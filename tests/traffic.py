@@ -21,8 +21,8 @@ from gpuconv import backend, ops, optim, train
 from gpuconv.ops.gpu import tensor_cores as engine
 from gpuconv.ops.gpu.problem import problem
 from gpuconv.ops.gpu.tile import Tile
-from gpuconv.ops.window import Window, sides
 from gpuconv.ops.softmax_cross_entropy import count_correct
+from gpuconv.ops.window import Window, sides
 from hostcuda import fake_cupy
 from hostcuda.traffic import Access, Launch, recording
 
