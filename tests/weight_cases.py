@@ -1,0 +1,81 @@
+"""Weight gradients of tensor cores and column sums, as the tables of kernels know them."""
+
+import numpy as np
+
+import gpuconv as gpc
+from gpuconv import backend, ops
+from gpuconv.ops.gpu import weight_gradient as engine
+from gpuconv.ops.gpu.column_sums import column_sums
+from gpuconv.ops.gpu.problem import problem
+from gpuconv.ops.gpu.tile import Tile
+from gpuconv.ops.window import Window, sides
+
+SMALL = Tile(64, 32, 32, 32, 16, 3)  # for 16-bit floats; float32 has half of its depth
+
+
+def window(size, stride=1, padding=0):
+    """A square one."""
+    return Window((size,) * 2, (stride,) * 2, sides(padding), (1, 1))
+
+
+def of(tile, dtype):
+    """The tile with stages of as many bytes."""
+    return tile._replace(BK=tile.BK * 2 // dtype.itemsize)
+
+
+def kernel_case(C, K, splits):
+    """A case of kernel_cases: numbers that tf32 holds."""
+    def run(xp, make):
+        x, gy = (make(*shape).astype(np.float16) for shape in ((2, 9, 7, C), (2, 5, 4, K)))
+        dtype = make().dtype
+        x, gy, w = x.astype(dtype), gy.astype(dtype), make(K, 3, 3, C)
+        if xp is np:
+            return [gpc.vjp(lambda w: ops.conv2d(x, w, stride=2, padding=1), w)[1](gy)[0]]
+        p = problem(x.shape, w.shape, window(3, 2, 1))
+        engine.weight_gradient(p, x, gy, w, tile=of(SMALL, dtype), splits=splits)
+        return [w]
+
+    return run
+
+
+def column_case(n, K):
+    """A case of kernel_cases."""
+    def run(xp, make):
+        rows, out = make(n, K), xp.empty(K, make().dtype)
+        if xp is np:
+            return [ops.sum(rows, 0)]
+        column_sums(rows, out)
+        return [out]
+
+    return run
+
+
+def drive(cp, dtype):
+    """Every tile, both ways to end, and the narrow copies that defaults allow."""
+    for n, K in [(1000, 64), (1000, 10), (3, 10), (3, 64)]:
+        column_sums(cp.empty((n, K), dtype), cp.empty(K, dtype))
+        column_sums(cp.empty((n, K), dtype), cp.empty(K, backend.accumulator(dtype)))
+    if dtype.name == "float64":
+        return
+    for C, K, size in [(16, 32, 3), (3, 32, 3), (16, 7, 3), (1, 1, 1), (10, 6, 3), (16, 16, 1)]:
+        x, w = cp.empty((2, 12, 13, C), dtype), cp.empty((K, size, size, C), dtype)
+        p = problem(x.shape, w.shape, window(size, 1, size // 2))
+        gy = cp.empty((2, 12, 13, K), dtype)
+        tiles = [t for t in engine.tiles(dtype) if engine.runs_on(t, p, dtype)]
+        for tile in tiles if C == K // 2 else [engine.default_tile(p, dtype, 80)]:
+            for splits in (1, 2):
+                engine.weight_gradient(p, x, gy, w, tile=tile, splits=splits)
+
+
+def traffic(make, o):
+    """The weight gradient, on the shapes of tests/traffic.py; no second pass."""
+    win, K = window(o.kernel_size, o.stride or 1, o.padding), o.filters
+    w = make(K, o.kernel_size, o.kernel_size, o.shape[-1])
+    p = problem(o.shape, w.shape, win)
+    engine.weight_gradient(p, make(*o.shape), make(p.N, p.P, p.Q, K), w, splits=1,
+                           tile=of(SMALL, o.dtype))
+
+
+def column_traffic(make, o):
+    """A matrix (n, K)."""
+    column_sums(make(*o.shape), make(o.shape[1]))
