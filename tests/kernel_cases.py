@@ -9,6 +9,7 @@ import functools
 
 import numpy as np
 import simt_cases
+import weight_cases
 
 import gpuconv as gpc
 from gpuconv import backend, ops, optim
@@ -198,6 +199,11 @@ CASES = {
     "simt of three channels": simt_cases.kernel_case("single"),
     "simt in groups": simt_cases.kernel_case("groups"),
     "simt depthwise": simt_cases.kernel_case("depthwise", 2),
+    "weight gradient": weight_cases.kernel_case(16, 40, 1),
+    "weight gradient in runs": weight_cases.kernel_case(8, 72, 3),
+    "weight gradient of odd channels": weight_cases.kernel_case(3, 5, 2),
+    "column_sums": weight_cases.column_case(40, 37),
+    "column_sums in slices": weight_cases.column_case(4100, 6),
     "max_pool2d": pool(ops.max_pool2d, kernel_size=3, stride=2, padding=1),
     "max_pool2d dilated": pool(ops.max_pool2d, kernel_size=2, stride=1, dilation=2, ceil_mode=True),
     "max_pool2d side by side": pool(ops.max_pool2d, kernel_size=2),

@@ -17,6 +17,7 @@ from unittest import mock
 import numpy as np
 import nvrtc
 import simt_cases
+import weight_cases
 
 import gpuconv as gpc
 from check import DTYPES
@@ -227,6 +228,7 @@ def drive():
                 with mock.patch.object(kernels, "INT_ITEMS", items):
                     drive_ops(fake_cupy, dtype, 2 if huge else None)
                     simt_cases.drive(fake_cupy, dtype)
+                    weight_cases.drive(fake_cupy, dtype)
                     drive_training(fake_cupy, dtype)
             if dtype.name != "float64":
                 drive_tensor_cores(fake_cupy, dtype)

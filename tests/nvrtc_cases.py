@@ -16,6 +16,8 @@ TENSOR = dict(WINDOW, C=24, GRADIENT=0, UNIT=16, WIDE=1, BIAS=1, RESIDUAL=0, POO
               ACTIVATION=0, BM=128, BN=64, BK=32, WM=64, WN=32, STAGES=3)
 SIMT = dict(WINDOW, BM=128, BN=64, TM=8, TN=8, LX=4, LW=4, LY=4, TURNED=0, ACTIVATION=0)
 SMALL = dict(BM=64, BN=32, TM=4, TN=4, LX=1)
+WEIGHT = dict(BM=64, BN=32, BK=32, WM=32, WN=16, STAGES=3, PLAIN=0, GY_UNIT=16,
+              O=np.dtype("float32"))
 BYTE, INT = np.dtype("uint8"), np.dtype("int32")
 
 CASES = {  # file: its configurations
@@ -34,6 +36,9 @@ CASES = {  # file: its configurations
     "conv_direct.cu": [dict(WINDOW, ACTIVATION=1, BLOCK=256)],
     "conv_simt.cu": [dict(SIMT, **SMALL | dict(LW=1, LY=2)), dict(SIMT, TURNED=1, **SMALL)],
     "conv_simt_weight.cu": [dict(WINDOW, LY=2, **SMALL), dict(WINDOW, LY=1, **SMALL)],
+    "column_sums.cu": [dict(BLOCK=256, V=2, O=np.dtype("float32")),
+                       dict(BLOCK=256, V=1, O=np.dtype("float64"))],
+    "conv_weight_gradient.cu": [dict(WEIGHT, X_UNIT=16), dict(WEIGHT, X_UNIT=4, PLAIN=1)],
     "dropout.cu": [{}],
     "ema.cu": [dict(W=np.dtype("int64"), MASTER=0), dict(W=np.dtype("int64"), MASTER=1)],
     "im2col.cu": [WINDOW],

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import simt_cases
+import weight_cases
 
 import gpuconv as gpc
 from gpuconv import backend, ops, optim, train
@@ -168,6 +169,9 @@ CASES = {
                       "kernel_size stride padding dilation filters"),
     "conv_simt_weight": Case("1x16x16x64", simt_cases.traffic("weight_gradient"),
                              "kernel_size stride padding dilation filters"),
+    "column_sums": Case("4096x256", weight_cases.column_traffic),
+    "conv_weight_gradient": Case("2x32x32x64", weight_cases.traffic,
+                                 "kernel_size stride padding filters"),
     "dropout": Case("8x32x32x64", lambda make, o: both_ways(
         lambda x: ops.dropout(x, key=(1, 2), step=0, counter=fake_cupy.ones(1, np.int64)),
         make(*o.shape))),

@@ -65,7 +65,7 @@ def column_sums(rows: Array, out: Array) -> None:
     if how.slices > 1:
         partial = cupy().empty((how.slices * how.line // K, K), accumulator(rows.dtype))
         _launch(rows, partial, how)
-        rows, how = partial, last_cut(*partial.shape, partial.dtype.itemsize)
+        rows, how = partial, last_cut(len(partial), K, partial.dtype.itemsize)
     _launch(rows, out, how)
 
 

@@ -92,8 +92,8 @@ def default_splits(p: Problem, dtype: Any, tile: Tile, architecture: int) -> int
     itemsize = float_dtype(dtype).itemsize
     known = max(a for a in tensor_cores.SMS if a <= max(architecture, 80))
     multiprocessors, shared = tensor_cores.SMS[known], tensor_cores.SHARED[known] << 10
-    threads = tile.WM * tile.WN // 32 + 100  # registers of one, about
-    together = min(65536 // (threads * tile.threads), shared // (shared_bytes(tile, itemsize) + 1024))
+    registers = (tile.WM * tile.WN // 32 + 100) * tile.threads  # of a block, about
+    together = min(65536 // registers, shared // (shared_bytes(tile, itemsize) + 1024))
     blocks = max(1, math.ceil(p.K / tile.BM) * math.ceil(p.depth / tile.BN))
     steps = math.ceil(p.pixels / tile.BK)
     size = p.K * p.depth
