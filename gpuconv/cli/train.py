@@ -24,6 +24,13 @@ EXAMPLES = (
     "gpuconv train --data-dir ~/cifar-10-batches-bin --device cuda --seed 1",
     'gpuconv train --model "INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10"',
     "gpuconv train --resume runs/20261121-093000-cifar10")
+
+
+def loss_scale(text: str) -> str | float:
+    """"dynamic" or a number."""
+    return text if text == "dynamic" else number(float, 0)(text)
+
+
 CHANGES: dict[str, tuple[Callable[[str], Any], str]] = {  # of a recipe's settings: type, help
     "epochs": (number(int, 1), "passes over the data"),
     "batch_size": (number(int, 1), "images of a step"),
@@ -37,8 +44,11 @@ CHANGES: dict[str, tuple[Callable[[str], Any], str]] = {  # of a recipe's settin
     "clip_norm": (number(float, 0), "largest norm of all gradients"),
     "ema": (number(float, 0, 1), "decay of the average of weights that is tested and kept"),
     "patience": (number(int, 1), "epochs without a better test before the run ends"),
+    "loss_scale": (loss_scale, "what keeps gradients in the range of 16 bits: dynamic, or a power "
+                               "of two (default: dynamic in float16)"),
 }
-MAY_CHANGE = ("resume", "device", "minutes", "keep", "tensorboard", "nvtx")  # when a run goes on
+MAY_CHANGE = ("resume", "device", "minutes", "keep", "tensorboard", "nvtx",
+              "eager")  # when a run goes on
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
@@ -50,11 +60,16 @@ def add_options(to: argparse.ArgumentParser) -> None:
     for name, (kind, says) in CHANGES.items():
         settings.add_argument(f"--{name.replace('_', '-')}", type=kind, help=says,
                               metavar="NAME" if kind is str else "X")
+    settings.add_argument("--master-weights", action=argparse.BooleanOptionalAction,
+                          help="keep float32 copies of 16-bit weights, so that small updates are "
+                               "not lost (default: yes)")
     settings.add_argument("--no-augment", dest="augment", action="store_false",
                           help="neither mirror nor crop training images")
     run = to.add_argument_group("the run")
     add_device(run)
-    run.add_argument("--dtype", choices=backend.FLOATS, help="default: float32")
+    run.add_argument("--dtype", choices=backend.FLOATS,
+                     help="of weights, activations and gradients; sums are float32 at least "
+                          "(default: float32)")
     run.add_argument("--seed", type=number(int, 0, random.LOW), metavar="N",
                      help="the same seed gives the same bits (default: 0)")
     run.add_argument("--run", type=pathlib.Path, metavar="DIR",
@@ -66,8 +81,11 @@ def add_options(to: argparse.ArgumentParser) -> None:
     run.add_argument("--keep", type=number(int, 1), default=2, metavar="N",
                      help="checkpoints to keep besides the best (default: 2)")
     run.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+    run.add_argument("--eager", action="store_true",
+                     help="on a GPU, launch each kernel of a step by itself: for debugging; the "
+                          "numbers are the same (default: a step is one CUDA graph)")
     run.add_argument("--nvtx", action="store_true",
-                     help="mark each layer's forward pass for NVIDIA's profilers")
+                     help="mark each layer's forward pass for NVIDIA's profilers; eager")
 
 
 def recipes() -> str:
@@ -110,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         outcome = runs.train(config, folder, data=sets, resume=bool(args.resume), keep=args.keep,
                              minutes=args.minutes, tensorboard=args.tensorboard, ranges=args.nvtx,
-                             callbacks=[progress])
+                             eager=args.eager, callbacks=[progress])
     except (KeyboardInterrupt, OSError):
         resume_hint(folder)
         raise
@@ -130,7 +148,8 @@ def chosen(args: argparse.Namespace,
     from gpuconv.runs import Config
     if args.recipe and args.recipe not in RECIPES:
         raise ValueError(f"--recipe {args.recipe}: wanted one of {', '.join(RECIPES)}")
-    changes = {field: given for field in CHANGES if (given := getattr(args, field)) is not None}
+    changes = {field: given for field in (*CHANGES, "master_weights")
+               if (given := getattr(args, field)) is not None}
     if not args.augment:
         changes |= {"flip": False, "crop": 0}
     RECIPES["folder"].settings.replace(**changes)  # wrong ones: before minutes of reading
@@ -191,11 +210,14 @@ def introduce(console: Any, config: "Config", sets: "tuple[Dataset, Dataset]",
 def finish(console: Any, folder: "RunFolder", history: "History") -> None:
     """How it went, and what can be done next."""
     from gpuconv import report
+    from gpuconv.train.progress import overflow
     last, best = history.last, history.best
     assert last.test is not None and best.test is not None  # there always is a test set here
     better = "" if best is last else f"; {best.test.accuracy:.2%} after epoch {best.epoch}"
     say(console, f"{last.test.accuracy:.2%} of {last.test.count:,} test images right after "
                  f"{sum(row.seconds for row in history.rows):.1f} s{better}")
+    if skipped := sum(row.skipped for row in history.rows):
+        say(console, f"{overflow(skipped)} in all")
     curves = folder.plots / "curves.png"
     say(console, f"curves    {curves}" if report.plot_curves(history, curves) else report.HINT)
     for what in ("evaluate", "report"):

@@ -32,7 +32,8 @@ class Outcome:
 
 def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | None = None,
           resume: bool = False, minutes: float = 5.0, keep: int = 2, tensorboard: bool = False,
-          ranges: bool = False, callbacks: Sequence[Callback] = ()) -> Outcome:
+          ranges: bool = False, eager: bool = False,
+          callbacks: Sequence[Callback] = ()) -> Outcome:
     """Train as the config says, and keep everything in the folder.
 
     Ctrl-C and SIGTERM end it after the current step, or batch of the test, saved.
@@ -45,7 +46,8 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
         minutes: at most so long between two checkpoints.
         keep: checkpoints to keep besides the best.
         tensorboard: also write TensorBoard events?
-        ranges: mark each layer's forward pass for NVIDIA's profilers?
+        ranges: mark each layer's forward pass for NVIDIA's profilers? Its steps are eager.
+        eager: on a GPU, no CUDA graphs?
         callbacks: more of them, called last.
 
     Raises:
@@ -66,7 +68,8 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
     with nn.nvtx_ranges(model) if ranges else contextlib.nullcontext():
         history = training.fit(
             model, train_set, test=test_set, seed=config.seed,
-            resume=checkpoint, callbacks=[*watching, *callbacks], **settings.fit_arguments(model))
+            resume=checkpoint, callbacks=[*watching, *callbacks],
+            eager=True, **settings.fit_arguments(model))
     finished = len(history.rows) >= settings.epochs  # a signal came too late to stop anything
     return Outcome(history, None if finished else interrupt.received)
 

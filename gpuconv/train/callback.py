@@ -4,14 +4,16 @@ import dataclasses
 import math
 import pathlib
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from gpuconv.data import Dataset
 from gpuconv.nn import Module
-from gpuconv.optim import EMA, Optimizer
+from gpuconv.optim import EMA, LossScale, Optimizer
 from gpuconv.train.feed import Floats
 from gpuconv.train.history import History
-from gpuconv.train.measure import Tally
+from gpuconv.train.measure import Seen, Tally
+
+SMALLEST = 2.0**-14  # loss scale: where gradients overflow even so, it is not their size
 
 
 @dataclasses.dataclass
@@ -41,6 +43,7 @@ class Run:
     stop: bool = False       # a callback may set it: the run ends after this step, or this epoch
     checkpoint: pathlib.Path | None = None  # the newest that was written, or gone on from
     tally: Tally = dataclasses.field(default_factory=Tally)  # of the current epoch
+    scale: LossScale | None = None  # what keeps gradients in the range of float16
     began: float = 0.0       # when the epoch did, time.perf_counter seconds
 
     def begin(self) -> None:
@@ -53,18 +56,37 @@ class Run:
         """Wait for the device, and bring loss, accuracy and speed up to date.
 
         Raises:
-            FloatingPointError: a loss is not finite; says where, the learning rate, and which
-                checkpoint is the last good one.
+            FloatingPointError: a loss is not finite, or with a loss scale no gradient is any more;
+                says where, the learning rate, and which checkpoint is the last good one.
         """
         first = self.step - len(self.tally.waiting) + 1
-        for step, loss in enumerate(self.tally.read(), first):
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"fit: the loss is {loss} in epoch {self.epoch}, step "
-                                         f"{step} of {self.steps}; {self.hint()}")
+        for step, seen in enumerate(self.tally.read(), first):
+            if problem := self._problem(seen):
+                raise FloatingPointError(f"fit: {problem} in epoch {self.epoch}, step {step} of "
+                                         f"{self.steps}; {self.hint()}")
+        if self.tally.skipped >= self.steps and not self.dynamic:
+            raise FloatingPointError(f"fit: no step of epoch {self.epoch} had finite gradients: "
+                                     f"a smaller loss scale may help; {self.hint()}")
         if self.tally.count:
             metrics = self.tally.metrics()
             self.loss, self.accuracy = metrics.loss, metrics.accuracy
             self.images_per_second = metrics.count / (time.perf_counter() - self.began)
+
+    def _problem(self, seen: Seen) -> str | None:
+        """What ends a run, if this step does.
+
+        With a dynamic loss scale gradients may overflow: the step is skipped, and the scale falls.
+        """
+        if seen.skipped and seen.scale < SMALLEST:
+            return f"gradients are not finite, even with a loss scale of {seen.scale:.2g},"
+        if not math.isfinite(seen.loss) and not (seen.skipped and self.dynamic):
+            return f"the loss is {seen.loss}"
+        return None
+
+    @property
+    def dynamic(self) -> bool:
+        """Does the loss scale follow the gradients?"""
+        return self.arguments.get("loss_scale") == "dynamic"
 
     def hint(self) -> str:
         """What to do when numbers are no longer finite."""
@@ -77,10 +99,16 @@ class Run:
 class Callback:
     """Watches a run: override any of these. All are called in the order of ``callbacks``.
 
+    A callback may change settings: a learning rate, which parameters are frozen. A captured step
+    must then be captured anew, so after each ``on_step`` all that could have changed is looked at,
+    which takes some time. A callback that only looks says ``passive = True``.
+
     >>> class Enough(Callback):
     ...     def on_epoch_end(self, run):
     ...         run.stop = run.history.last.test.accuracy > 0.9
     """
+
+    passive: ClassVar[bool] = False  # does on_step leave model and optimiser as they are?
 
     def on_fit_start(self, run: Run) -> None:
         """Before the first step; of a run that goes on, too."""

@@ -4,10 +4,11 @@
     best.safetensors              the epoch of the highest test accuracy so far
 
 One file holds it all: the weights under their own names, as in use (``gpuconv.load`` reads them);
-"optimizer/..." what the optimiser keeps; with averaged weights "ema/...", and "raw/..." the weights
-that training goes on with. Its metadata name the model, the classes, mean and std, and the
-position: epoch, step, sums of the epoch so far, history. Order, augmentation, dropout and schedule
-need nothing: they are functions of seed and step.
+"optimizer/..." what the optimiser keeps, "scale/..." the loss scale, if there is one; with
+averaged weights "ema/...", and "raw/..." the weights that training goes on with. Its metadata name
+the model, the classes, mean and std, and the position: epoch, step, sums of the epoch so far,
+history. Order, augmentation, dropout and schedule need nothing: they are functions of seed and
+step.
 """
 
 import os
@@ -43,6 +44,8 @@ class Checkpoint(Callback):
         ValueError: keep is less than 1, or minutes is not positive.
         OSError: the folder cannot be made or written to.
     """
+
+    passive = True
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 2, minutes: float = 5.0,
                  model: Any = None):
@@ -128,6 +131,8 @@ def capture(run: Run) -> tuple[dict[str, Array], dict[str, Any]]:
             state |= {name: to_cpu(a).copy() for name, a in run.model.state_dict().items()}
         state |= {f"ema/{name}": array for name, array in run.ema.state_dict().items()}
     state |= {f"optimizer/{name}": a for name, a in run.optimizer.state_dict().items()}
+    if run.scale:
+        state |= {f"scale/{name}": a for name, a in run.scale.state_dict().items()}
     rows = run.history.rows
     metadata: dict[str, Any] = {
         "epoch": run.epoch, "step": run.step, "steps": run.steps, "tally": run.tally.numbers(),
@@ -183,6 +188,8 @@ def resume_from(place: str | os.PathLike, run: Run) -> None:
     run.optimizer.load_state_dict(part("optimizer/"))
     if run.ema:
         run.ema.load_state_dict(part("ema/"))
+    if run.scale:
+        run.scale.load_state_dict(part("scale/"))
     run.history.rows[:] = map(unflat, metadata["history"])
     run.epoch, run.step, run.lr = metadata["epoch"], metadata["step"], metadata["lr"]
     run.tally = Tally(**metadata["tally"])

@@ -11,6 +11,7 @@ import numpy as np
 from gpuconv import random
 from gpuconv.backend import FLOATS, Array, array_device, asarray, get_array_module, to_cpu
 from gpuconv.data import Augment, Dataset, Loader
+from gpuconv.data.augment import gather_batch
 from gpuconv.data.loader import SHUFFLE
 from gpuconv.nn import Module
 
@@ -56,13 +57,27 @@ class FloatBatches:
         """Batches of an epoch."""
         return -(-len(self.data) // self.batch_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
-        """Yield (x, labels) of each batch from number ``start`` on."""
-        images, labels = self.data.images, self.data.labels
+    def order(self, epoch: int, out: Array | None = None) -> Array:
+        """(N,) int32: the images in the order of this epoch; into ``out`` where it is given."""
+        labels = self.data.labels
         xp, n = get_array_module(labels), len(labels)
         with array_device(labels):
-            order = (random.permutation(n, (self.seed, SHUFFLE), epoch, xp) if self.shuffle
-                     else xp.arange(n))
+            found = (random.permutation(n, (self.seed, SHUFFLE), epoch, xp) if self.shuffle
+                     else xp.arange(n, dtype="int32"))
+            if out is None:
+                return found
+            out[...] = found
+            return out
+
+    def fetch(self, order: Array, clock: Array, x: Array, labels: Array) -> None:
+        """Write the batch that a clock stands at into x and labels, as a captured step does."""
+        with array_device(labels):
+            gather_batch(self.data.images, self.data.labels, order, clock, x, labels,
+                         batch_size=self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
+        """Yield (x, labels) of each batch from number ``start`` on."""
+        images, labels, order = self.data.images, self.data.labels, self.order(epoch)
         for batch in range(start, len(self)):
             with array_device(labels):
                 index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
@@ -91,7 +106,10 @@ def dataset(caller: str, data: Data, model: Module) -> Dataset | Floats:
                         "(images, labels)")
     if not len(found):
         raise ValueError(f"{caller}: no images")
-    return found.to(model.device)
+    there = found.to(model.device)
+    with array_device(there.images):
+        dense = get_array_module(there.images).ascontiguousarray(there.images)
+    return there if dense is there.images else dataclasses.replace(there, images=dense)
 
 
 def _from_pair(caller: str, images: Array, labels: Array, model: Module) -> Dataset | Floats:

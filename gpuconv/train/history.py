@@ -24,6 +24,7 @@ class Epoch:
     images_per_second: float  # of training alone, augmentation included
     seconds: float   # of training and test
     lr: float        # learning rate of the last step, first parameter group
+    skipped: int = 0  # updates that did not happen: in float16 a gradient was not finite
 
 
 def flat(row: Epoch) -> dict[str, float | int | None]:
@@ -37,7 +38,8 @@ def flat(row: Epoch) -> dict[str, float | int | None]:
     test = dataclasses.asdict(row.test) if row.test else none
     return {"epoch": row.epoch, **dataclasses.asdict(row.train),
             **{f"test_{name}": value for name, value in test.items()},
-            "images_per_second": row.images_per_second, "seconds": row.seconds, "lr": row.lr}
+            "images_per_second": row.images_per_second, "seconds": row.seconds, "lr": row.lr,
+            "skipped": row.skipped}
 
 
 def unflat(numbers: Mapping[str, Any]) -> Epoch:
@@ -47,7 +49,8 @@ def unflat(numbers: Mapping[str, Any]) -> Epoch:
 
     return Epoch(numbers["epoch"], metrics(""),
                  None if numbers["test_count"] is None else metrics("test_"),
-                 numbers["images_per_second"], numbers["seconds"], numbers["lr"])
+                 numbers["images_per_second"], numbers["seconds"], numbers["lr"],
+                 numbers.get("skipped", 0))
 
 
 def _test(field: str) -> Callable[[Epoch], Any]:

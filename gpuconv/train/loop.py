@@ -14,31 +14,31 @@ import math
 import operator
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from gpuconv import random, threads
+from gpuconv.backend import array_device
 from gpuconv.data import Augment, Dataset
 from gpuconv.nn import Module
-from gpuconv.ops import softmax_cross_entropy
-from gpuconv.optim import EMA, Constant, Optimizer, clip_grad_norm
+from gpuconv.optim import EMA, Constant, LossScale, Optimizer
 from gpuconv.train.callback import Callback, Run, check_callbacks
 from gpuconv.train.checkpoint import resume_from
 from gpuconv.train.feed import Data, Floats, batches, dataset
-from gpuconv.train.history import Epoch, History
+from gpuconv.train.history import Epoch, History, Metrics
 from gpuconv.train.measure import measure, mode
 from gpuconv.train.memory import explain
-
-READ = 20  # steps between two looks at the loss on a GPU; on the CPU each is looked at
-
-Schedule = Callable[[int, int], float]
+from gpuconv.train.step import EagerStep, Plan, Schedule, training_step
 
 
 def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, batch_size: int,
         optimizer: Optimizer, schedule: Schedule | None = None, augment: Augment | None = None,
         label_smoothing: float = 0.0, clip_norm: float | None = None, ema: EMA | None = None,
         seed: int = 0, resume: str | os.PathLike | None = None,
-        callbacks: Sequence[Callback] = ()) -> History:
+        callbacks: Sequence[Callback] = (), eager: bool | None = True,
+        loss_scale: str | float | None = None) -> History:
     """Train a model to classify images.
 
     Args:
@@ -62,6 +62,12 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         resume: a file that a ``Checkpoint`` wrote, or their folder: go on from there, to the bits
             that the run would have come to. All other arguments must be those of that run.
         callbacks: what watches the run.
+        eager: on a GPU, launch each kernel of a step by itself? Else a step is one CUDA graph, with
+            the same bits: False demands that, None goes on eagerly, with a warning, where an op
+            cannot be captured. The schedule is then asked for all steps beforehand.
+        loss_scale: what the loss is multiplied by, a power of two, so that small gradients do not
+            vanish in 16 bits; updates do not see it. "dynamic": as much as does not overflow; a
+            step whose gradients did is left out. Default: "dynamic" in float16, else 1.
 
     Returns:
         What was measured, epoch by epoch.
@@ -89,75 +95,65 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
     data = dataset("fit: train", train, model)
     trial = None if test is None else dataset("fit: test", test, model)
     _check_alike(data, trial, augment)
-
     loader = batches(data, batch_size, dtype=model.dtype, shuffle=True, seed=seed, augment=augment)
-    statistics = dict(mean=data.mean, std=data.std) if isinstance(data, Dataset) else {}
     run = Run(model, optimizer, data, epochs, len(loader), dict(
         epochs=epochs, batch_size=batch_size, schedule=_words(schedule), augment=_words(augment),
         label_smoothing=label_smoothing, clip_norm=clip_norm, seed=seed, dtype=model.dtype.name,
-        optimizer=_settings(optimizer), ema=ema and ema.decay), ema=ema, test=trial)
-    if resume is not None:
-        resume_from(resume, run)
+        optimizer=_settings(optimizer), ema=ema and ema.decay,
+        loss_scale=_scaling(loss_scale, model.dtype)), ema=ema, test=trial)
+    plan = Plan(schedule, label_smoothing, clip_norm, seed)
     with contextlib.ExitStack() as during:
         during.enter_context(_memory(run, batch_size))
+        during.enter_context(_scaled(run))
+        if resume is not None:
+            resume_from(resume, run)
         during.enter_context(threads.single_threaded_blas())  # once, not in each op
         during.enter_context(mode(model, True))
         during.callback(model.reseed, None)  # dropout of later calls is not that of the last step
+        step = during.enter_context(training_step(run, loader, plan, eager, callbacks))
         during.enter_context(_watched(run, callbacks))
         while len(run.history.rows) < epochs and not run.stop:
             run.begin()
-            _epoch(run, loader, schedule, label_smoothing, clip_norm, seed, callbacks)
-            if run.stop:  # in the middle of the epoch: it is no row of the history
-                break
-            tested = None
-            if trial is not None:
-                for callback in callbacks:
-                    callback.on_test_start(run)
-                with ema.applied() if ema else contextlib.nullcontext():
-                    tested = measure(model, trial, batch_size, **statistics,
-                                     stopped=lambda: run.stop)
-                if tested is None:  # it will be measured when the run goes on
-                    break
-                if not math.isfinite(tested.loss):
-                    raise FloatingPointError(f"fit: the test loss is {tested.loss} after epoch "
-                                             f"{run.epoch}; {run.hint()}")
-            run.history.rows.append(Epoch(run.epoch, run.tally.metrics(), tested,
-                                          run.images_per_second, time.perf_counter() - run.began,
-                                          run.lr))
-            for callback in callbacks:
-                callback.on_epoch_end(run)
+            _epoch(run, step, batch_size, callbacks)
     if ema and len(run.history.rows) == run.epoch:
         ema.copy_to_module()
     return run.history
 
 
-def _epoch(run: Run, loader: Any, schedule: Schedule, label_smoothing: float,
-           clip_norm: float | None, seed: int, callbacks: Sequence[Callback]) -> None:
-    """One pass over the training set, or the rest of it."""
-    model, optimizer = run.model, run.optimizer
-    done, total = (run.epoch - 1) * run.steps, run.epochs * run.steps
-    every = 1 if model.device == "cpu" else READ
-    for step, (x, labels) in enumerate(loader.epoch(run.epoch - 1, run.step), done + run.step):
-        model.reseed(seed, step)
-        logits = model(x)
-        loss = softmax_cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        run.step = step - done + 1
-        run.tally.add(logits.data, loss.data, labels)
-        if run.step % every == 0 or run.step == run.steps:
-            run.read()  # before a loss that is NaN can reach the weights
-        if clip_norm is not None:
-            clip_grad_norm(optimizer, clip_norm)
-        optimizer.factor = schedule(step, total)
-        optimizer.step()
-        if run.ema:
-            run.ema.update()
-        run.lr = float(optimizer.groups[0]["lr"] * optimizer.factor)
+def _epoch(run: Run, step: EagerStep, batch_size: int, callbacks: Sequence[Callback]) -> None:
+    """One pass over the training set, or the rest of it, and the test. May be stopped anywhere."""
+    step.begin()
+    while run.step < run.steps:
+        step.take()
         for callback in callbacks:
             callback.on_step(run)
         if run.stop:
             break
+    if run.stop:  # in the middle of the epoch: it is no row of the history
+        return
+    tested = _test(run, batch_size, callbacks) if run.test is not None else None
+    if run.test is not None and tested is None:  # it will be measured when the run goes on
+        return
+    run.history.rows.append(Epoch(
+        run.epoch, run.tally.metrics(), tested, run.images_per_second,
+        time.perf_counter() - run.began, run.lr, run.tally.skipped))
+    for callback in callbacks:
+        callback.on_epoch_end(run)
+
+
+def _test(run: Run, batch_size: int, callbacks: Sequence[Callback]) -> Metrics | None:
+    """The measurement of the test set; None if it was stopped before its end."""
+    for callback in callbacks:
+        callback.on_test_start(run)
+    data = run.data
+    statistics = dict(mean=data.mean, std=data.std) if isinstance(data, Dataset) else {}
+    assert run.test is not None
+    with run.ema.applied() if run.ema else contextlib.nullcontext():
+        tested = measure(run.model, run.test, batch_size, **statistics, stopped=lambda: run.stop)
+    if tested is not None and not math.isfinite(tested.loss):
+        raise FloatingPointError(f"fit: the test loss is {tested.loss} after epoch {run.epoch}; "
+                                 f"{run.hint()}")
+    return tested
 
 
 @contextlib.contextmanager
@@ -168,6 +164,34 @@ def _watched(run: Run, callbacks: Sequence[Callback]) -> Iterator[None]:
             ends.callback(callback.on_fit_end, run)
             callback.on_fit_start(run)
         yield
+
+
+def _scaling(loss_scale: str | float | None, dtype: np.dtype) -> str | float | None:
+    """"dynamic", a number, or None for no loss scale."""
+    if loss_scale is None:
+        return "dynamic" if dtype.name == "float16" else None
+    if loss_scale == "dynamic":
+        return "dynamic"
+    if isinstance(loss_scale, str):
+        raise ValueError(f"fit: loss_scale {loss_scale!r}, wanted 'dynamic' or a number")
+    return None if loss_scale == 1 else float(loss_scale)
+
+
+@contextlib.contextmanager
+def _scaled(run: Run) -> Iterator[None]:
+    """With the loss scale of ``run.arguments``; afterwards the optimiser knows of none."""
+    scaling, optimizer = run.arguments["loss_scale"], run.optimizer
+    if scaling is None:
+        yield
+        return
+    run.scale = (LossScale(optimizer) if scaling == "dynamic" else
+                 LossScale(optimizer, scaling, growth=1, backoff=1))
+    try:
+        yield
+    finally:
+        with array_device(optimizer.control):
+            optimizer.control[1:2].fill(1)  # the multiplier
+            optimizer.control[2:3].fill(0)  # skip
 
 
 @contextlib.contextmanager

@@ -1,16 +1,19 @@
 """The measurement of a model: loss and share of correct answers over a set."""
 
 import contextlib
+import math
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from gpuconv.autograd import no_grad
 from gpuconv.backend import Array, array_device, get_array_module, to_cpu
 from gpuconv.data import Dataset
 from gpuconv.nn import Module
 from gpuconv.ops import softmax_cross_entropy
-from gpuconv.ops.arithmetic import wide
+from gpuconv.ops.softmax_cross_entropy import count_correct
 from gpuconv.train.feed import Data, Floats, Numbers, batches, dataset
 from gpuconv.train.history import Metrics
 
@@ -73,41 +76,92 @@ def mode(model: Module, training: bool) -> Iterator[None]:
             module.training = was
 
 
+class Seen(NamedTuple):
+    """What one batch gave."""
+
+    images: int
+    loss: float            # mean over them, nats
+    correct: int           # of them, answered right
+    skipped: float = 0.0   # 1: its update did not happen, because a gradient was not finite
+    scale: float = 1.0     # loss scale, after it
+
+
+class Queue:
+    """Results of batches that are still where they were computed."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.rows: list[tuple[Array, ...]] = []  # loss (), correct (); skipped (), scale ()
+
+    def __len__(self) -> int:
+        """Batches."""
+        return len(self.sizes)
+
+    def add(self, images: int, *row: Array) -> None:
+        """One more."""
+        self.sizes.append(images)
+        self.rows.append(row)
+
+    def fetch(self) -> list[Seen]:
+        """All of them, in one copy each; then there are none. Waits for the device."""
+        if not self.rows:
+            return []
+        columns, sizes = list(zip(*self.rows, strict=True)), self.sizes
+        self.sizes, self.rows = [], []
+        xp = get_array_module(*columns[0])
+        with array_device(columns[0][0]):
+            numbers = [to_cpu(xp.stack(column)).tolist() for column in columns]
+        return [Seen(n, *row) for n, *row in zip(sizes, *numbers, strict=True)]
+
+
 class Tally:
     """Losses and correct answers of batches. ``add`` only queues; ``read`` waits for the device.
 
-    Losses are added one by one, in order: when they are read makes no difference to the sum.
+    Losses are added one by one, in order: when they are read makes no difference to the sum. A
+    batch whose loss is not finite is left out if its update was skipped.
+
+    Attributes:
+        waiting: what ``read`` fetches from.
+        skipped: how many updates did not happen.
     """
 
-    def __init__(self, loss: float = 0.0, correct: int = 0, count: int = 0) -> None:
-        self.loss, self.correct, self.count = loss, correct, count
-        self.waiting: list[tuple[int, Array, Array]] = []  # images, mean loss (), correct ()
+    def __init__(self, loss: float = 0.0, correct: int = 0, count: int = 0,
+                 skipped: int = 0) -> None:
+        self.loss, self.correct, self.count, self.skipped = loss, correct, count, skipped
+        self.waiting: Any = Queue()
 
-    def add(self, logits: Array, loss: Array, labels: Array) -> None:
-        """Count one batch, without waiting."""
+    def add(self, logits: Array, loss: Array, labels: Array, *more: Array) -> None:
+        """Count one batch, without waiting.
+
+        Args:
+            logits: (N, K).
+            loss: () mean.
+            labels: (N,).
+            more: (), whether its update is skipped, and () the loss scale.
+        """
         with array_device(logits):
-            correct = (wide(logits).argmax(axis=1) == labels).sum()
-        self.waiting.append((len(labels), loss, correct))
+            correct = get_array_module(logits).empty((), np.int64)
+            count_correct(logits, labels, correct)
+        self.waiting.add(len(labels), loss, correct, *more)
 
-    def read(self) -> list[float]:
-        """Fetch what is waiting, in one copy each; its losses."""
-        if not self.waiting:
-            return []
-        counts, losses, correct = zip(*self.waiting, strict=True)
-        self.waiting = []
-        xp = get_array_module(*losses)
-        with array_device(losses[0]):
-            losses, correct = (to_cpu(xp.stack(a)).tolist() for a in (losses, correct))
-        for n, loss in zip(counts, losses, strict=True):
-            self.loss += n * loss
-        self.correct += sum(correct)
-        self.count += sum(counts)
-        return losses
+    def read(self) -> list[Seen]:
+        """Fetch what is waiting, and count it."""
+        found: list[Seen] = self.waiting.fetch()
+        for seen in found:
+            self.skipped += int(seen.skipped)
+            if math.isfinite(seen.loss) or not seen.skipped:
+                self.loss += seen.images * seen.loss
+                self.correct += seen.correct
+                self.count += seen.images
+        return found
 
     def metrics(self) -> Metrics:
-        """Means over what has been read."""
+        """Means over what has been read; NaN where that is nothing."""
+        if not self.count:
+            return Metrics(math.nan, math.nan, 0)
         return Metrics(self.loss / self.count, self.correct / self.count, self.count)
 
     def numbers(self) -> dict[str, Any]:
         """What makes an equal one: ``Tally(**numbers)``."""
-        return {"loss": self.loss, "correct": self.correct, "count": self.count}
+        return {"loss": self.loss, "correct": self.correct, "count": self.count,
+                "skipped": self.skipped}

@@ -121,7 +121,8 @@ def slots_of(optimizer: Optimizer | None) -> int:
     if optimizer is None:
         return 0
     moved = any(group.get("momentum", True) for group in optimizer.groups)
-    return len(optimizer.saved) if moved else 0
+    masters = optimizer.master and any(flat.narrow for flat in optimizer.all_flats())
+    return (len(optimizer.saved) if moved else 0) + masters
 
 
 class _Forecast:

@@ -17,6 +17,8 @@ class Progress(Callback):
         console: rich.console.Console to write to. Default: standard output.
     """
 
+    passive = True
+
     def __init__(self, live: bool | None = None, console: Any = None):
         from rich.console import Console
         self.console = console or Console()
@@ -47,11 +49,14 @@ class Progress(Callback):
             self._show(run, "testing")
 
     def on_epoch_end(self, run: Run) -> None:
-        """Another row."""
+        """Another row; and a line about updates that did not happen, if there were any."""
         if self.live:
             self.view.update(self._frame(run))
         else:
             self._plain(line(cells(run.history.last)))
+        if skipped := run.history.last.skipped:
+            says = f"epoch {run.epoch}: {overflow(skipped)}"
+            self.view.console.print(says) if self.live else self._plain(says)
 
     def on_fit_end(self, run: Run) -> None:
         """Leave the table behind."""
@@ -75,6 +80,16 @@ class Progress(Callback):
 
     def _plain(self, text: str) -> None:
         print(text, file=self.console.file, flush=True)
+
+
+def overflow(skipped: int) -> str:
+    """Of updates that were skipped.
+
+    >>> overflow(1)
+    '1 update was left out: its gradients were beyond the range of the dtype'
+    """
+    what = "update was left out: its" if skipped == 1 else "updates were left out: their"
+    return f"{skipped} {what} gradients were beyond the range of the dtype"
 
 
 def table(history: History) -> Any:

@@ -1,6 +1,7 @@
 """How a model is trained, as plain values: a recipe sets them, a run keeps them."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,6 +38,8 @@ class Settings:
     clip_norm: float | None = None  # largest norm of all gradients
     ema: float | None = None      # decay of the average of weights that is tested and kept
     patience: int | None = None   # epochs without a better test before the run ends
+    loss_scale: str | float | None = None  # dynamic, or a power of two; default: dynamic in float16
+    master_weights: bool = True   # float32 copies of 16-bit weights, which the updates act on
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done, before any data are read."""
@@ -60,6 +63,10 @@ class Settings:
             raise ValueError(f"label_smoothing {self.label_smoothing}, wanted 0..1")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm {self.clip_norm}, wanted more than 0")
+        if self.loss_scale not in (None, "dynamic") and (
+                isinstance(self.loss_scale, str) or not self.loss_scale > 0
+                or math.frexp(self.loss_scale)[0] != 0.5):
+            raise ValueError(f"loss_scale {self.loss_scale}, wanted 'dynamic' or a power of two")
 
     def replace(self, **changes: Any) -> "Settings":
         """The same with other values."""
@@ -67,7 +74,7 @@ class Settings:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Settings":
-        """From what ``dataclasses.asdict`` gave.
+        """From what ``dataclasses.asdict`` gave, of this version or an older one.
 
         Raises:
             ValueError: unknown names, or values that make no sense.
@@ -75,7 +82,8 @@ class Settings:
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown settings {', '.join(unknown)}")
-        return cls(**values)
+        before = {"loss_scale": 1.0, "master_weights": False}  # what there was before these were
+        return cls(**before | dict(values))
 
     def fit_arguments(self, model: Module) -> dict[str, Any]:
         """What ``fit`` is called with, for this model: ``fit(model, data, **arguments)``."""
@@ -83,15 +91,17 @@ class Settings:
                 "optimizer": self._optimizer(model), "schedule": SCHEDULES[self.schedule](),
                 "augment": Augment(self.flip, self.crop) if self.flip or self.crop else None,
                 "label_smoothing": self.label_smoothing, "clip_norm": self.clip_norm,
+                "loss_scale": self.loss_scale,
                 "ema": EMA(model, self.ema) if self.ema else None}
 
     def _optimizer(self, model: Module) -> Optimizer:
+        master = self.master_weights and model.dtype.itemsize == 2
         if self.optimizer == "sgd":
             return SGD(model.parameters(), self.lr, self.momentum, self.momentum > 0,
-                       self.weight_decay)
+                       self.weight_decay, master=master)
         kind = {"adam": Adam, "adamw": AdamW}[self.optimizer]
         return kind(model.parameters(), self.lr, (self.momentum, 0.999),
-                    weight_decay=self.weight_decay)
+                    weight_decay=self.weight_decay, master=master)
 
     def __str__(self) -> str:
         """In a few words.
@@ -104,4 +114,5 @@ class Settings:
         words += ["mirrored"] * self.flip + [f"cropped by {self.crop}"] * (self.crop > 0)
         words += [f"{name.replace('_', ' ')} {value:g}" for name in (
             "label_smoothing", "clip_norm", "ema", "patience") if (value := getattr(self, name))]
+        words += [] if self.loss_scale is None else [f"loss scale {self.loss_scale}"]
         return ", ".join(words)

@@ -20,6 +20,8 @@ class TensorBoard(Callback):
         ValueError: every is less than 1.
     """
 
+    passive = True
+
     def __init__(self, folder: str | os.PathLike, every: int = 20):
         try:
             import tensorboardX

@@ -1,0 +1,348 @@
+"""A step of training, twice: eager, launch by launch; and captured, as one CUDA graph.
+
+    fetch, forward, loss, backward, [loss scale], clip, factor of the schedule, update, averages
+
+A small network is launch-bound: Python takes longer to ask for a kernel than the GPU to run it. A
+graph is asked for once. It repeats the launches of its capture with the same addresses and numbers,
+so whatever changes from step to step lies in device memory, and a kernel (clock.cu) moves it on:
+
+    clock      epoch, batch, step      which images, which dropout masks, which factor
+    order      (N,)                    images of the epoch, filled once per epoch
+    factors    (steps of the run,)     the schedule, evaluated beforehand
+    records    (steps, 4)              loss, right answers, skipped?, loss scale: of this epoch
+
+There is a graph per batch size. The first step of each is run without one: it compiles kernels and
+allocates what stays. The second is captured. What a graph has baked in (addresses, settings,
+what is frozen, modes) is compared where a callback could have changed it: then it begins anew.
+Memory of the graphs comes from a pool of their own, which nobody else may use.
+
+Both give the same bits: the same kernels, in the same order.
+"""
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuconv import kernels
+from gpuconv.autograd import Op, Tensor
+from gpuconv.backend import Array, accumulator, array_device, cupy, device_name, is_gpu, to_cpu
+from gpuconv.data import Loader
+from gpuconv.nn import Module
+from gpuconv.ops import softmax_cross_entropy
+from gpuconv.ops.softmax_cross_entropy import count_correct
+from gpuconv.optim import Optimizer, clip_grad_norm
+from gpuconv.train.callback import Callback, Run
+from gpuconv.train.feed import FloatBatches
+from gpuconv.train.measure import Seen
+
+READ = 20  # steps between two looks at the loss on a GPU; on the CPU each is looked at
+
+Schedule = Callable[[int, int], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step does."""
+
+    schedule: Schedule
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    seed: int = 0
+
+
+class EagerStep:
+    """One step after the other, each launch asked for by Python.
+
+    Args:
+        run: whose steps.
+        loader: of the training set.
+        plan: what a step does.
+    """
+
+    def __init__(self, run: Run, loader: Loader | FloatBatches, plan: Plan):
+        self.run, self.loader, self.plan = run, loader, plan
+        self.total = run.epochs * run.steps
+        self.every = 1 if run.model.device == "cpu" else READ
+        self.batches: Iterator[tuple[Array, Array]] = iter(())
+
+    @property
+    def number(self) -> int:
+        """Of the next step, counted over the run from 0."""
+        return (self.run.epoch - 1) * self.run.steps + self.run.step
+
+    def begin(self) -> None:
+        """An epoch begins, or what is left of one."""
+        self.batches = self.loader.epoch(self.run.epoch - 1, self.run.step)
+
+    def take(self) -> None:
+        """One step."""
+        run, number = self.run, self.number
+        x, labels = next(self.batches)
+        run.model.reseed(self.plan.seed, number)
+        logits, loss = self.gradients(x, labels)
+        run.step += 1
+        run.tally.add(logits, loss, labels, *self.scaling())
+        self.read()  # before a loss that is NaN can reach the weights
+        run.optimizer.factor = self.plan.schedule(number, self.total)
+        self.update()
+        run.lr = float(run.optimizer.groups[0]["lr"] * run.optimizer.factor)
+
+    def gradients(self, x: Array, labels: Array, gy: Array | None = None) -> tuple[Array, Array]:
+        """Forward and backward: logits (N, K), mean loss (); the gradients are the optimiser's."""
+        run = self.run
+        logits = run.model(x)
+        loss = softmax_cross_entropy(logits, labels, label_smoothing=self.plan.label_smoothing)
+        run.optimizer.zero_grad()
+        if run.scale is None:
+            loss.backward(gy)
+        else:
+            gy = run.scale.scale  # of the loss's dtype, but for float64
+            with np.errstate(over="ignore", invalid="ignore"):  # it is what ``check`` looks for
+                loss.backward(gy if loss.dtype == gy.dtype else gy.astype(loss.dtype))
+            run.scale.check()
+        return logits.data, loss.data
+
+    def scaling(self) -> tuple[Array, ...]:
+        """(Is this step skipped? The loss scale after it.) Nothing without one."""
+        if self.run.scale is None:
+            return ()
+        return self.run.optimizer.control[2].copy(), self.run.scale.scale.copy()
+
+    def update(self) -> None:
+        """Clip, update, average."""
+        if self.plan.clip_norm is not None:
+            clip_grad_norm(self.run.optimizer, self.plan.clip_norm)
+        self.run.optimizer.step()
+        if self.run.ema:
+            self.run.ema.update(self.run.optimizer)
+
+    def read(self) -> None:
+        """Look at the losses, if it is time to."""
+        run = self.run
+        if run.step % self.every == 0 or run.step == run.steps:
+            run.read()
+
+
+class CapturedStep(EagerStep):
+    """The same as a CUDA graph.
+
+    Args:
+        run, loader, plan: as for EagerStep.
+        must: is a step that cannot be captured an error? Else it goes on without a graph, with a
+            warning.
+        passive: does no callback change anything between two steps?
+    """
+
+    def __init__(self, run: Run, loader: Loader | FloatBatches, plan: Plan, must: bool,
+                 passive: bool):
+        super().__init__(run, loader, plan)
+        cp = cupy()
+        self.must, self.passive = must, passive
+        self.factors = [float(plan.schedule(step, self.total)) for step in range(self.total)]
+        self.table = cp.asarray(np.array(self.factors, np.float64))
+        self.clock = cp.zeros(3, np.int64)
+        self.order = cp.empty(len(run.data), np.int32)
+        self.records = Records(cp.zeros((run.steps, 4), np.float64))
+        self.one = cp.ones((), accumulator(run.model.dtype))  # dL/dL
+        self.pool = cp.cuda.MemoryPool()
+        self.graphs: dict[int, Any] = {}  # batch size: graph
+        self.warm: set[int] = set()       # batch sizes of steps that have been taken
+        self.baked: Any = None            # what the graphs were captured with
+        self.captures = True              # until it turns out that it cannot
+
+    def begin(self) -> None:
+        """An epoch begins, or what is left of one: which, and in which order."""
+        run = self.run
+        self.loader.order(run.epoch - 1, out=self.order)
+        self.clock[...] = cupy().asarray(np.array([run.epoch - 1, run.step, self.number]))
+        self.records.begin(run.step)
+        run.tally.waiting = self.records
+        self.look()
+
+    def take(self) -> None:
+        """One step: one launch."""
+        run, number, size = self.run, self.number, self.loader.batch_size
+        n = min(size, len(run.data) - run.step * size)
+        if not self.passive:
+            self.look()
+        if self.captures and n in self.warm and n not in self.graphs:
+            self.capture(n)
+        if n in self.graphs:
+            self.graphs[n].launch()
+        else:
+            self.body(n)
+            self.warm.add(n)
+            cupy().get_default_memory_pool().free_all_blocks()  # the graph will want it
+        run.step += 1
+        self.records.sizes.append(n)
+        run.optimizer._factor = self.factors[number]  # what the kernel has written
+        run.lr = float(run.optimizer.groups[0]["lr"] * self.factors[number])
+        self.read()
+
+    def look(self) -> None:
+        """Forget the graphs if what is baked into them has changed."""
+        if self.graphs and baked(self.run) != self.baked:
+            self.forget()
+
+    def forget(self) -> None:
+        """Let go of the graphs, once they have run."""
+        cupy().cuda.get_current_stream().synchronize()
+        self.graphs.clear()
+        self.warm.clear()
+
+    def body(self, n: int) -> None:
+        """All that a step of n images launches."""
+        x, labels = self.fetch(n)
+        self.run.model.reseed(self.plan.seed, 0, self.clock[2:])
+        logits, loss = self.gradients(x, labels, self.one)
+        self.tick(logits, loss, labels)
+        self.update()
+
+    def fetch(self, n: int) -> tuple[Array, Array]:
+        """The batch of n images that the clock stands at, and its labels."""
+        images, cp = self.run.data.images, cupy()
+        x, labels = cp.empty((n, *images.shape[1:]), self.run.model.dtype), cp.empty(n, np.int32)
+        self.loader.fetch(self.order, self.clock, x, labels)
+        return x, labels
+
+    def tick(self, logits: Array, loss: Array, labels: Array) -> None:
+        """Note what the step gave, set the factor of its update, and let the clock move on."""
+        right = cupy().empty((), np.int64)
+        count_correct(logits, labels, right)
+        scale = None if self.run.scale is None else self.run.scale.scale
+        tick(self.clock, loss, right, scale, self.table, self.run.optimizer.control,
+             self.records.rows)
+
+    def capture(self, n: int) -> None:
+        """Make the graph for batches of n; or find out that there is none, and why."""
+        failure, cp = None, cupy()
+        stream = cp.cuda.Stream(non_blocking=True)  # on which nothing runs: graphs go to another
+        try:
+            with stream, cp.cuda.using_allocator(self.pool.malloc):
+                stream.begin_capture()
+                self.body(n)
+                self.graphs[n] = stream.end_capture()
+            self.baked = baked(self.run)
+        except RuntimeError as error:
+            failure = f"{culprit(error)}: {error}"
+            if self.must:
+                raise RuntimeError(f"fit: the step cannot be captured: {failure}; with eager=True "
+                                   "it need not be") from error
+        finally:
+            if n not in self.graphs:
+                with contextlib.suppress(RuntimeError):  # CUDA may have ended it already
+                    stream.end_capture()
+        if failure:
+            self.captures = False
+            warnings.warn(f"fit: the step is not captured as a CUDA graph, and goes on launch by "
+                          f"launch (as with eager=True, or --eager): {failure}", stacklevel=2)
+
+
+def tick(clock: Array, loss: Array, right: Array, scale: Array | None, factors: Array,
+         control: Array, records: Array) -> None:
+    """Note what a step gave, set the factor of its update, and let the clock move on.
+
+    Args:
+        clock: (3,) int64: epoch, batch, step.
+        loss, right: (), of the step; right int64.
+        scale: () float32, if the loss is scaled.
+        factors: (steps of the run,) float64.
+        control: (4,) float64, of the optimiser.
+        records: (steps of the epoch, 4) float64.
+    """
+    kernels.kernel("clock.cu", "clock_tick", T=loss.dtype)(
+        1, clock, loss, right, scale, factors, control, records, len(factors), len(records),
+        block=32)
+
+
+class Records:
+    """What captured steps have noted on the device, and nobody has read yet.
+
+    Args:
+        rows: (steps, 4) float64: loss, right answers, skipped?, loss scale.
+    """
+
+    def __init__(self, rows: Array):
+        self.rows, self.start = rows, 0
+        self.sizes: list[int] = []  # images of each step from ``start`` on
+
+    def __len__(self) -> int:
+        """Steps."""
+        return len(self.sizes)
+
+    def begin(self, step: int) -> None:
+        """The next row is that of this step of the epoch."""
+        self.start, self.sizes = step, []
+
+    def fetch(self) -> list[Seen]:
+        """All of them, in one copy; then there are none. Waits for the device."""
+        start, sizes = self.start, self.sizes
+        if not sizes:
+            return []
+        self.begin(start + len(sizes))
+        rows = to_cpu(self.rows[start : self.start]).tolist()
+        return [Seen(n, loss, int(right), *more)
+                for n, (loss, right, *more) in zip(sizes, rows, strict=True)]
+
+
+@contextlib.contextmanager
+def training_step(run: Run, loader: Loader | FloatBatches, plan: Plan, eager: bool | None,
+                  callbacks: Sequence[Callback]) -> Iterator[EagerStep]:
+    """What takes the steps of a run, for as long as it lasts.
+
+    Args:
+        run, loader, plan: as for EagerStep.
+        eager: if not, steps are captured. None: they are on a GPU, where that can be done. On the
+            CPU, and with parameters on several devices, it makes no difference.
+        callbacks: of the run.
+
+    Raises:
+        RuntimeError: later, where a step is taken: eager is False, and it cannot be captured.
+    """
+    homes = {device_name(p.data): p.data for group in run.optimizer.groups
+             for p in [*group["params"], *run.model.parameters()]}
+    if eager or len(homes) > 1 or "cpu" in homes:
+        yield EagerStep(run, loader, plan)
+        return
+    passive = all(callback.passive or type(callback).on_step is Callback.on_step
+                  for callback in callbacks)
+    with array_device(*homes.values()):
+        step = CapturedStep(run, loader, plan, eager is False, passive)
+        try:
+            yield step
+        finally:
+            step.forget()
+
+
+def baked(run: Run) -> list[Any]:
+    """What a graph has baked in: addresses, settings, modes, what is frozen; equal or changed."""
+    return [_plain([vars(module) for module in run.model.modules()]),
+            _plain(run.optimizer.groups)]
+
+
+def _plain(value: Any) -> Any:
+    """A value, by what a graph knows of it: of an array the address."""
+    if isinstance(value, Tensor):
+        return _plain([value.data, value.grad, value.requires_grad])
+    if is_gpu(value):
+        return value.data.ptr, value.shape
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (bool, int, float, str)) else id(value)
+
+
+def culprit(error: BaseException) -> str:
+    """The op (or layer, or optimiser) that raised it, by its name."""
+    found, frame = "the step", error.__traceback__
+    while frame is not None:
+        owner = frame.tb_frame.f_locals.get("self")
+        if isinstance(owner, (Op, Module, Optimizer)):
+            found = type(owner).__name__
+        frame = frame.tb_next
+    return found
