@@ -8,8 +8,9 @@
 // Launch   1-d, a block of BLOCK threads for each tile of `lanes` packs of a line and each of
 //          `slices` slices of the lines; thread t takes pack t % lanes of each (BLOCK / lanes)-th
 //          line. Static shared memory: V numbers a thread.
-// Traffic  column_sums  reads rows n*K, writes sums slices*line.
-//          Coalesced where V/lanes*V fills whole sectors, else at most 4 times. No bank conflicts.
+// Traffic  column_sums  reads rows n*K (sectors <= 5: small matrices are cut into few lanes), writes
+//                       sums slices*line (sectors <= 4).
+//          Coalesced where many rows are read. No bank conflicts.
 // Order    a thread adds its lines from first to last, then the block in a tree. Slices and lanes
 //          are cut by shape alone, and a view that begins anywhere is added in the same order: the
 //          same bits from run to run.

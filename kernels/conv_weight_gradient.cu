@@ -13,8 +13,9 @@
 //          pixels in L2. Dynamic shared
 //          memory: STAGES * STAGE elements.
 // Traffic  conv_weight_gradient  reads x <= N*H*W*C (asks <= N*P*Q*R*S*C*((K+BM-1)//BM)), gy
-//                                N*P*Q*K (asks N*P*Q*K*((R*S*C+BN-1)//BN)), writes gw
-//                                splits*K*R*S*C (sectors <= 2).
+//                                N*P*Q*K (asks N*P*Q*K*((R*S*C+BN-1)//BN), sectors <= 3), writes
+//                                gw splits*K*R*S*C (sectors <= 5: 8 numbers of a row at a time,
+//                                one by one where their rows are of odd length).
 //          Coalesced where C fills whole sectors, else at most 4.5 times. No bank conflicts.
 // Order    a run is summed from its first pixel to its last, inside one MMA as the hardware does;
 //          the runs by column_sums.cu. No atomics, and the runs follow from shape, tile and device:
@@ -236,7 +237,8 @@ __device__ inline void store(O* gw, const float (&sum)[TM][TN][4], int k, int d,
         for (int j = 0; j < TN; ++j) {
             const O a = (O)sum[i / 2][j][i % 2 * 2], b = (O)sum[i / 2][j][i % 2 * 2 + 1];
             if (pairs && k + i * 8 < K && d + j * MMA_N < depth) {
-                *reinterpret_cast<Pack<O, 2>*>(to + j * MMA_N) = {a, b};
+                const Pack<O, 2> both = {a, b};
+                *reinterpret_cast<Pack<O, 2>*>(to + j * MMA_N) = both;
             } else if (k + i * 8 < K) {
                 if (d + j * MMA_N < depth) to[j * MMA_N] = a;
                 if (d + j * MMA_N + 1 < depth) to[j * MMA_N + 1] = b;
