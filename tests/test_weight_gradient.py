@@ -1,10 +1,11 @@
-"""The weight gradient on tensor cores: the definition, splits, the tiles, what the compiler makes."""
+"""The weight gradient on tensor cores: its definition, splits and tiles; what is compiled."""
 
 import math
 
-import nvrtc
 import numpy as np
+import nvrtc
 import pytest
+import sass
 from test_tensor_cores import DTYPES, GEOMETRIES, NONE, Geometry, numbers, on_the_cpu, padded, taps
 from weight_cases import SMALL, of
 
@@ -14,7 +15,6 @@ from gpuconv.backend import float_dtype
 from gpuconv.ops.gpu import tensor_cores
 from gpuconv.ops.gpu import weight_gradient as engine
 from gpuconv.ops.gpu.problem import Problem
-from gpuconv.ops.gpu.tile import Tile
 from hostcuda import changed, fake_cupy
 from hostcuda.hostcuda import HostKernel
 
@@ -183,7 +183,8 @@ NETS = {  # N, H, W, C; K, size; stride
     "7x7 images": ((2000, 7, 7, 256), (256, 3), 1), "3x3 images": ((2000, 3, 3, 256), (256, 3), 1),
     "vgg first": ((256, 224, 224, 3), (64, 3), 1), "vgg 512": ((256, 14, 14, 512), (512, 3), 1),
     "vgg linear": ((256, 1, 1, 25088), (4096, 1), 1),
-    "resnet first": ((256, 224, 224, 3), (64, 7), 2), "resnet 1x1": ((256, 7, 7, 2048), (512, 1), 1),
+    "resnet first": ((256, 224, 224, 3), (64, 7), 2),
+    "resnet 1x1": ((256, 7, 7, 2048), (512, 1), 1),
 }
 
 
@@ -283,6 +284,19 @@ def check_needs(jobs, registers=255):
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_the_largest_tile_has_registers_for_two_blocks(arch):
     check_needs([job(engine.TILES[0], T, arch) for T in DTYPES])
+
+
+@pytest.mark.skipif(bool(nvrtc.missing()) or not sass.disassembler(), reason="no nvdisasm")
+@pytest.mark.parametrize("T, arch", [("float16", 80), ("float32", 90), ("bfloat16", 100)])
+def test_the_main_loop(T, arch):
+    """64 products to 16 reads of shared memory, which transpose; copies of 16 bytes."""
+    loop = sass.main_loop(nvrtc.build(job(engine.TILES[0], T, arch))[0], "conv_weight_gradient")
+    half = T != "float32"
+    assert sass.count(loop, "HMMA") == 64 and sass.count(loop, "LDGSTS", ".128") == 8
+    assert sass.count(loop, "LDSM", ".MT88.4") == 16 * half
+    assert sass.count(loop, "LDS") == 64 * (not half)
+    assert sass.count(loop, "BAR") == 1 and len(loop) < (260 if half else 440)
+    assert not any(sass.count(loop, name) for name in ("LDL", "STL", "LDG", "STS"))
 
 
 @pytest.mark.slow
