@@ -50,7 +50,7 @@ __device__ inline void forward(const T* x, T* y, int N, int H, int W, int C, int
     const int packs = C / V;
     for (I t : grid_stride<I>((long long)N * P * Q * packs)) {
         const Place at = place(t, P, Q, packs);
-        const Pack<T, V>* image = reinterpret_cast<const Pack<T, V>*>(x) + (I)at.n * H * W * packs;
+        const Pack<T, V>* image = reinterpret_cast<const Pack<T, V>*>(x) + at.n * H * W * packs;
 
         A sum[V] = {};
         const auto load = [&](int h, int w) { return image[((I)h * W + w) * packs + at.c]; };
@@ -71,7 +71,7 @@ __device__ inline void backward(const T* gy, T* gx, int N, int H, int W, int C, 
     const int packs = C / V;
     for (I t : grid_stride<I>((long long)N * H * W * packs)) {
         const Place at = place(t, H, W, packs);
-        const Pack<T, V>* image = reinterpret_cast<const Pack<T, V>*>(gy) + (I)at.n * P * Q * packs;
+        const Pack<T, V>* image = reinterpret_cast<const Pack<T, V>*>(gy) + at.n * P * Q * packs;
 
         A sum[V] = {};
         const auto load = [&](int p, int q) { return image[((I)p * Q + q) * packs + at.c]; };
@@ -95,12 +95,12 @@ __device__ inline void tiles(const T* gy, T* gx, int N, int H, int W, int C, int
         Pack<T, V> share;
         for (int i = 0; i < V; ++i) share.v[i] = (T)(A)0;    // what no window covers
         if (at.h < P && at.w < Q) {
-            const I o = (((I)at.n * P + at.h) * Q + at.w) * packs + at.c;
+            const I o = ((at.n * P + at.h) * Q + at.w) * packs + at.c;
             share = reinterpret_cast<const Pack<T, V>*>(gy)[o];
             const A D = divisor(at.h, at.w, H, W);
             for (int i = 0; i < V; ++i) share.v[i] = (T)((A)share.v[i] / D);
         }
-        Pack<T, V>* image = reinterpret_cast<Pack<T, V>*>(gx) + (I)at.n * H * W * packs;
+        Pack<T, V>* image = reinterpret_cast<Pack<T, V>*>(gx) + at.n * H * W * packs;
         each_pixel<R, S, 1, 1>(
             at.h * R - PT, at.w * S - PL, H, W, [](int, int) { return 0; },
             [&](int, int h, int w, int) { image[((I)h * W + w) * packs + at.c] = share; });

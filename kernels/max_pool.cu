@@ -54,7 +54,7 @@ __device__ inline void forward(
     for (I t : grid_stride<I>((long long)N * P * Q * packs)) {
         const Place at = place(t, P, Q, packs);
         const int top = at.h * SH - PT, left = at.w * SW - PL;
-        const Pack<T, V>* image = reinterpret_cast<const Pack<T, V>*>(x) + (I)at.n * H * W * packs;
+        const Pack<T, V>* image = reinterpret_cast<const Pack<T, V>*>(x) + at.n * H * W * packs;
 
         A best[V];
         Pack<Mark, V> where;
@@ -86,7 +86,7 @@ __device__ inline void backward(
     const int packs = C / V;
     for (I t : grid_stride<I>((long long)N * H * W * packs)) {
         const Place at = place(t, H, W, packs);
-        const I image = (I)at.n * P * Q;
+        const I image = at.n * P * Q;
 
         A sum[V] = {};
         const auto load = [&](int p, int q) {
@@ -117,11 +117,11 @@ __device__ inline void tiles(
             m.where.v[i] = 0;
         }
         if (at.h < P && at.w < Q) {
-            const I o = (((I)at.n * P + at.h) * Q + at.w) * packs + at.c;
+            const I o = ((at.n * P + at.h) * Q + at.w) * packs + at.c;
             m = {reinterpret_cast<const Pack<T, V>*>(gy)[o],
                  reinterpret_cast<const Pack<Mark, V>*>(argmax)[o]};
         }
-        Pack<T, V>* image = reinterpret_cast<Pack<T, V>*>(gx) + (I)at.n * H * W * packs;
+        Pack<T, V>* image = reinterpret_cast<Pack<T, V>*>(gx) + at.n * H * W * packs;
         const auto store = [&](int, int h, int w, int rs) {
             Pack<T, V> result;
             for (int i = 0; i < V; ++i) result.v[i] = m.where.v[i] == rs ? m.g.v[i] : (T)(A)0;

@@ -10,18 +10,20 @@ template <> struct unsigned_of<int> { using type = unsigned; };
 
 // Where flat element t of an array (N, H, W, C) lies: one chain of divisions, of unsigned numbers,
 // which take half the instructions of signed ones.
+template <class I>
 struct Place {
-    int n, h, w, c;
+    I n;
+    int h, w, c;
 };
 
 template <class I>
-__device__ inline Place place(I t, int H, int W, int C)
+__device__ inline Place<I> place(I t, int H, int W, int C)
 {
     typename unsigned_of<I>::type line = t, row, image;
     line /= C;
     row = line / W;
     image = row / H;
-    return {(int)image, (int)(row - image * H), (int)(line - row * W), (int)((I)t - (I)line * C)};
+    return {(I)image, (int)(row - image * H), (int)(line - row * W), (int)((I)t - (I)line * C)};
 }
 
 // use(load(h, w), h, w, r*S + s) for each pixel (r, s) of a window that lies in x, in scan order; the

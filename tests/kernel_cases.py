@@ -16,6 +16,7 @@ from gpuconv import backend, ops, optim
 from gpuconv.data import Augment, augment_batch
 from gpuconv.data import augment as augment_module
 from gpuconv.nn import Module
+from gpuconv.ops.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.gpu import tensor_cores as engine
 from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.gpu.tile import Tile
@@ -50,6 +51,30 @@ def batch_norm(training, C=37, rows=130):
                     make(rows, 1, 1, C), make(C), make(C)) + running
 
     return run
+
+
+def batch_norm_and_more(activation, C=40, rows=150):
+    def run(xp, make):
+        return both(lambda x, gamma, beta, residual: ops.batch_norm(
+            x, gamma, beta, None, None, training=True, activation=activation, residual=residual),
+                    make(rows, C), make(C), make(C), make(rows, C))
+
+    return run
+
+
+def batch_norm_of_moments(xp, make, C=5, rows=2 * SLICES + 1):
+    """Slices of two rows, the last of one; NumPy takes the pass over x."""
+    x = make(rows, C)
+    wide = backend.accumulator(x.dtype)
+    op = BatchNorm(xp.zeros(C, wide), xp.ones(C, wide), True, 0.1, 1e-5)
+    running, op.needs = op.running, (False,) * 3
+    if xp is np:
+        return [op.forward_cpu(x, None, None), *running]
+    v = x.astype(wide)
+    half, odd = (v[:-1:2] - v[1::2]) / 2, v[-1:]
+    means = xp.concatenate([v[1::2] + half, odd])
+    return [op.forward_gpu(x, None, None, moments=(
+        means, xp.concatenate([2 * half * half, 0 * odd])), moment_rows=2), *running]
 
 
 def tensor_cores(unit, **flags):
@@ -208,12 +233,21 @@ CASES = {
     "max_pool2d dilated": pool(ops.max_pool2d, kernel_size=2, stride=1, dilation=2, ceil_mode=True),
     "max_pool2d side by side": pool(ops.max_pool2d, kernel_size=2),
     "max_pool2d in packs": pool(ops.max_pool2d, PACKS, kernel_size=2, padding=((1, 0), (0, 1))),
+    "global_avg_pool2d": pool(ops.global_avg_pool2d, (2, 11, 13, 5)),
+    "global_max_pool2d": pool(ops.global_max_pool2d, (2, 11, 13, 8)),
+    "pad2d": pool(ops.pad2d, padding=((2, 1), (0, 3)), mode="reflect"),
+    "pad2d in packs": pool(ops.pad2d, PACKS, padding=2, mode="replicate"),
     "avg_pool2d in packs": pool(ops.avg_pool2d, PACKS, kernel_size=3, stride=1, padding=1),
     "avg_pool2d": pool(ops.avg_pool2d, kernel_size=3, stride=2, padding=1),
     "avg_pool2d ceil": pool(ops.avg_pool2d, kernel_size=(2, 3), padding=(0, 1), ceil_mode=True,
                             count_include_pad=False),
     "batch_norm": batch_norm(True), "batch_norm inference": batch_norm(False),
     "batch_norm of few channels": batch_norm(True, 3, 600),
+    "batch_norm in packs": batch_norm(True, 80, 300),
+    "batch_norm, residual, relu": batch_norm_and_more("relu"),
+    "batch_norm, gelu": lambda xp, make: both(lambda x: ops.batch_norm(
+        x, None, None, None, None, training=True, activation="gelu"), make(70, 24)),
+    "batch_norm of moments": batch_norm_of_moments,
     "cross_entropy": cross_entropy(19, 10, "mean"),
     "cross_entropy in tiles": cross_entropy(600, 31, "mean"),
     "cross_entropy of some classes": cross_entropy(19, 40, "sum"),

@@ -23,6 +23,8 @@ import gpuconv as gpc
 from check import DTYPES
 from gpuconv import backend, kernels, models, nn, ops, optim
 from gpuconv.data import Augment, augment, augment_batch
+from gpuconv.ops import pad
+from gpuconv.ops.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.gpu import tensor_cores
 from gpuconv.ops.gpu.problem import problem
 from gpuconv.ops.softmax_cross_entropy import count_correct
@@ -227,7 +229,7 @@ def drive():
                 items = 0 if huge else kernels.INT_ITEMS
                 with mock.patch.object(kernels, "INT_ITEMS", items):
                     drive_ops(fake_cupy, dtype, 2 if huge else None)
-                    simt_cases.drive(fake_cupy, dtype)
+                    simt_cases.drive(fake_cupy, dtype, 2 if huge else None)
                     weight_cases.drive(fake_cupy, dtype)
                     drive_training(fake_cupy, dtype)
             if dtype.name != "float64":
@@ -256,6 +258,8 @@ def drive_ops(cp, dtype, geometries=None):
     both(ops.linear, (6, 7), (10, 7), (10,))
     both(ops.bias_relu, images, row)
     both(lambda x: ops.dropout(x, 0.5, key=(1, 2), step=3), images)
+    for mode in pad.MODES:
+        both(lambda x, mode=mode: ops.pad2d(x, 1, mode), images)
     for filter_size, how in list(CONVOLUTIONS.values())[:geometries]:
         size = (filter_size, filter_size) if isinstance(filter_size, int) else filter_size
         both(lambda x, w, b, how=how: ops.conv2d(x, w, b, **how), images,
@@ -274,6 +278,14 @@ def drive_ops(cp, dtype, geometries=None):
         both(lambda x, gamma, beta, training=training: ops.batch_norm(
             x, gamma, beta, cp.zeros(row, wide), cp.ones(row, wide), training=training),
              images, row, row)
+    for activation in (None, "relu", "gelu"):
+        both(lambda x, gamma, beta, more, activation=activation: ops.batch_norm(
+            x, gamma, beta, None, None, training=True, activation=activation, residual=more),
+             (6, 16), (16,), (16,), (6, 16))
+    given = BatchNorm(None, None, True, 0.1, 1e-5)
+    given.needs = False, False, False
+    given.forward_gpu(cp.zeros((2 * SLICES + 1, 16), dtype), None, None, moments=cp.zeros(
+        (2, SLICES + 1, 16), wide), moment_rows=2)
     for label in (np.int32, np.int64):
         count_correct(cp.zeros((4, 5), dtype), cp.zeros(4, label), cp.zeros(1, np.int64))
     for shape in ROWS.values():

@@ -79,12 +79,16 @@ CASES = {
                                   "conv_forward.cu T=float C=16", "conv_forward.cu UNIT=2"]),
     "dropout.cu": ("dropout", ["", "T=__half", "T=double"]),
     "ema.cu": ("ema master", ["", "T=__half MASTER=1", "T=double"]),
+    "global_pool.cu": ("global_pool", ["SAVE=1", "T=__half SAVE=1", "T=double SAVE=1"]),
     "im2col.cu": ("im2col conv", ["R=2 S=3 SH=3", "DH=2 SW=1", "R=3 S=2"]),
     "loss_scale.cu": ("loss_scale", ["", "T=__half", "T=double"]),
     "max_pool.cu": ("max_pool", ["SAVE=1 R=2 S=3", "T=__half SAVE=1 DH=2",
                                  "SAVE=1 R=3 S=2 SH=1"]),
     "optim.cuh": ("master loss_scale sgd", [
         "sgd.cu MOMENTUM=0 MASTER=0", "sgd.cu T=__half MASTER=1", "loss_scale.cu"]),
+    "pad.cu": ("pad", ["MODE=1", "MODE=2 T=__half", "MODE=3"]),
+    "window.cuh": ("max_pool avg_pool im2col", [
+        "max_pool.cu SAVE=1 R=2 S=3", "avg_pool.cu R=3 PT=0 PL=1", "im2col.cu R=3 S=2"]),
     "pack.cuh": ("pack activation", ["pack.cuh", "activation.cu", "activation.cu T=__half"]),
     "philox.cuh": ("random dropout augment", ["philox.cuh", "dropout.cu", "augment.cu"]),
     "reduce.cuh": ("batch_norm softmax_cross_entropy", [

@@ -26,7 +26,8 @@ CASES = {  # file: its configurations
     "augment.cu": [{}],
     "avg_pool.cu": [dict(SOLID, PB=1, PR=0, INCLUDE=1),
                     dict(SOLID, PB=0, PR=1, INCLUDE=0)],
-    "batch_norm.cu": [dict(BLOCK=256)],
+    "batch_norm.cu": [dict(BLOCK=256, V=1, ACTIVATION=0), dict(BLOCK=256, V=2, ACTIVATION=1),
+                      dict(BLOCK=256, V=2, ACTIVATION=2)],
     "bias_relu.cu": [{}],
     "clip.cu": [dict(BLOCK=256)],
     "clock.cu": [{}],
@@ -41,14 +42,15 @@ CASES = {  # file: its configurations
     "conv_weight_gradient.cu": [dict(WEIGHT, X_UNIT=16), dict(WEIGHT, X_UNIT=4, PLAIN=1)],
     "dropout.cu": [{}],
     "ema.cu": [dict(W=np.dtype("int64"), MASTER=0), dict(W=np.dtype("int64"), MASTER=1)],
+    "global_pool.cu": [dict(MARK=BYTE, SAVE=1, BLOCK=256), dict(MARK=INT, SAVE=0, BLOCK=256)],
     "im2col.cu": [WINDOW],
     "loss_scale.cu": [dict(BLOCK=256)],
     "max_pool.cu": [dict(WINDOW, MARK=BYTE, SAVE=1), dict(WINDOW, MARK=INT, SAVE=0)],
+    "pad.cu": [dict(MODE=0), dict(MODE=1), dict(MODE=2), dict(MODE=3)],
     "sgd.cu": [dict(MOMENTUM=m, NESTEROV=n, MASTER=master)
                for m, n in [(0, 0), (1, 0), (1, 1)] for master in (0, 1)],
     "softmax_cross_entropy.cu": [dict(BLOCK=256, WARPS=1, LABEL=INT),
                                  dict(BLOCK=256, WARPS=8, LABEL=np.dtype("int64"))],
-    "sum_splits.cu": [dict(BLOCK=256)],
 }
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from check import DTYPES, close, grad_check, host, make, nchw, nhwc
+from check import DTYPES, close, grad_check, host, make, nchw, nhwc, shifted
 from gpuconv import kernels
 from gpuconv.autograd import Tensor
 from gpuconv.backend import accumulator
@@ -46,6 +46,30 @@ def test_maximum_is_the_definition(xp, rng, image, dtype):
         assert float(y[n, c]) == pixels[first]
         want[n, first // image[1], first % image[1], c] = gy[n, c]
     close(gx, want)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 16), (2, 10, 13, 8), (1, 30, 20, 3), (3, 17, 16, 72)],
+                         ids=str)
+def test_cuda_as_numpy_in_packs_with_few_threads_and_many(cp, rng, pool, shape, dtype):
+    values = rng.choice([-np.inf, np.nan, 0, 1, 2], shape, p=[.3, .01, .3, .3, .09])
+    x = make(rng.standard_normal(shape) if pool is global_avg_pool2d else values, dtype)
+    want_y, want_gx, gy = run(np, pool, x, rng.standard_normal)
+    y, gx, _ = run(cp, pool, x, lambda _: gy)
+    close(y, want_y, terms=shape[1] * shape[2])
+    close(gx, want_gx)
+
+
+@BOTH
+def test_arrays_that_begin_anywhere(cp, rng, pool):
+    x = rng.standard_normal((2, 6, 6, 8)).astype("float32")
+    want_y, want_gx, gy = run(np, pool, x, rng.standard_normal)
+    t = Tensor(shifted(cp, x), requires_grad=True)
+    y = pool(t)
+    y.backward(shifted(cp, gy))
+    close(y.data, want_y, terms=36)
+    close(t.grad, want_gx)
 
 
 @BOTH

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from check import DTYPES, close, grad_check, host
+from check import DTYPES, close, grad_check, host, make, shifted
 from gpuconv import kernels
 from gpuconv.autograd import Tensor
 from gpuconv.backend import float_dtype
-from gpuconv.ops.im2col import col2im, im2col
+from gpuconv.ops.im2col import col2im, im2col, images_of_gpu, rows_of_gpu
+from gpuconv.ops.window import Window
 
 GEOMETRIES = [  # (H, W), size, stride, padding, dilation
     pytest.param((6, 6), 3, 1, 1, 1, id="same"),
@@ -32,6 +33,31 @@ def by_loops(x, size, stride, padding, dilation):
         if 0 <= h < H and 0 <= w < W:
             col[n, p, q, r, s] = x[n, h, w]
     return col.reshape(N, P, Q, R * S * C)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("image, size, stride, padding, dilation", GEOMETRIES)
+def test_cuda_as_numpy_in_packs(cp, rng, image, size, stride, padding, dilation, dtype):
+    window = size, stride, padding, dilation
+    x = make(rng.standard_normal((2, *image, 8)), dtype)
+    want = im2col(x, *window)
+    assert host(im2col(cp.asarray(x), *window)).tobytes() == want.tobytes()
+    g = make(rng.standard_normal(want.shape), dtype)
+    close(col2im(cp.asarray(g), x.shape, *window), col2im(g, x.shape, *window), terms=30)
+
+
+def test_cuda_from_any_address_and_in_groups(cp, rng):
+    x = rng.standard_normal((2, 6, 6, 16)).astype("float32")
+    want, window = im2col(x, 3, 1, 1), Window((3, 3), (1, 1), ((1, 1), (1, 1)))
+    assert host(im2col(shifted(cp, x), 3, 1, 1)).tobytes() == want.tobytes()
+    close(col2im(shifted(cp, want), x.shape, 3, 1, 1), col2im(want, x.shape, 3, 1, 1), terms=9)
+    for groups in (2, 16):  # 8 channels of a group are packs, one is none
+        col = rows_of_gpu(cp.asarray(x), window, groups,
+                          cp.empty((groups, 72, 9 * 16 // groups), "float32"))
+        rows = want.reshape(72, 9, groups, -1).transpose(2, 0, 1, 3)
+        assert host(col).tobytes() == np.ascontiguousarray(rows).tobytes()
+        back = images_of_gpu(col, x.shape, window, groups)
+        close(back, col2im(want, x.shape, 3, 1, 1), terms=9)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

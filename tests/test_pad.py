@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from check import DTYPES, close, grad_check, host
+from check import DTYPES, close, grad_check, host, make, shifted
+from gpuconv import kernels, vjp
 from gpuconv.autograd import Tensor
 from gpuconv.backend import float_dtype
 from gpuconv.ops.pad import MODES, pad2d
@@ -43,6 +44,42 @@ def test_gradient_is_pytorchs(xp, rng, mode):
     u.backward(torch.from_numpy(gy).permute(0, 3, 1, 2))
     close(y.data, u.detach().permute(0, 2, 3, 1).numpy())
     close(x.grad, t.grad.permute(0, 2, 3, 1).numpy(), terms=16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", MODES)
+def test_cuda_as_numpy_in_packs_and_from_any_address(cp, rng, mode, dtype):
+    pads = ((3, 1), (0, 4))
+    x = make(rng.standard_normal((2, 4, 5, 8)), dtype)
+    gy = make(rng.standard_normal((2, 8, 9, 8)), dtype)
+    want_y, pull = vjp(lambda t: pad2d(t, pads, mode), x)
+    want_gx, = pull(gy)
+    for move in (lambda a: cp.asarray(a), lambda a: shifted(cp, a)):
+        t = Tensor(move(x), requires_grad=True)
+        y = pad2d(t, pads, mode)
+        y.backward(move(gy))
+        assert host(y).tobytes() == want_y.tobytes()
+        close(t.grad, want_gx, terms=25)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("limit, value", [("INT_ITEMS", 0), ("MAX_BLOCKS", 1)])
+def test_as_on_huge_arrays(cp, rng, monkeypatch, mode, limit, value):
+    monkeypatch.setattr(kernels, limit, value)
+    x = rng.standard_normal((3, 7, 5, 11)).astype("float32")
+    want, pull = vjp(lambda t: pad2d(t, 2, mode), x)
+    gx, = pull(want)
+    got, pull = vjp(lambda t: pad2d(t, 2, mode), cp.asarray(x))
+    close(got, want)
+    close(pull(got)[0], gx, terms=25)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "replicate", "circular"])
+def test_one_pixel_and_no_image(xp, mode):
+    y, pull = vjp(lambda t: pad2d(t, 1, mode), xp.full((1, 1, 1, 2), 3.0))
+    assert host(y)[0, 0, 0, 0] == (0 if mode == "zeros" else 3)
+    assert (host(pull(xp.ones(y.shape))[0]) == (1 if mode == "zeros" else 9)).all()
+    assert pad2d(xp.zeros((0, 2, 2, 3)), 1, mode).shape == (0, 4, 4, 3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -19,9 +19,11 @@ import weight_cases
 
 import gpuconv as gpc
 from gpuconv import backend, ops, optim, train
+from gpuconv.ops.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.gpu import tensor_cores as engine
 from gpuconv.ops.gpu.problem import problem
 from gpuconv.ops.gpu.tile import Tile
+from gpuconv.ops.pad import MODES
 from gpuconv.ops.softmax_cross_entropy import count_correct
 from gpuconv.ops.window import Window, sides
 from hostcuda import fake_cupy
@@ -77,6 +79,13 @@ def batch_norm(make: Callable, o: Any) -> None:
         f = functools.partial(ops.batch_norm, running_mean=mean, running_var=var,
                               training=training)
         both_ways(f, x, gamma, beta)
+        both_ways(lambda *a, f=f: f(*a[:3], residual=a[3], activation="relu"), x, gamma, beta,
+                  make(*o.shape))
+        both_ways(functools.partial(f, activation="relu"), x, gamma, beta)
+    given = BatchNorm(mean, var, True, 0.1, 1e-5)
+    given.needs = False, False, False
+    many = fake_cupy.zeros((2, SLICES + 1, C), wide)
+    given.forward_gpu(make(SLICES + 1, C), gamma, beta, moments=many, moment_rows=1)
 
 
 def tensor_cores(make: Callable, o: Any) -> None:
@@ -176,15 +185,19 @@ CASES = {
         lambda x: ops.dropout(x, key=(1, 2), step=0, counter=fake_cupy.ones(1, np.int64)),
         make(*o.shape))),
     "ema": Case("64x1024", ema),
+    "global_pool": Case("8x16x16x64", lambda make, o: [
+        both_ways(f, make(*o.shape)) for f in (ops.global_avg_pool2d, ops.global_max_pool2d)]),
     "im2col": Case("2x32x32x64", im2col, "kernel_size stride padding dilation"),
     "loss_scale": Case("64x1024", optimiser(functools.partial(optim.SGD, lr=0.1),
                                             step=lambda its: optim.LossScale(its).check())),
     "max_pool": Case("8x32x32x64", pool(ops.max_pool2d), "kernel_size stride padding"),
+    "pad": Case("8x32x32x64", lambda make, o: [
+        both_ways(lambda x, mode=mode: ops.pad2d(x, o.padding or 1, mode), make(*o.shape))
+        for mode in MODES], "padding"),
     "sgd": Case("64x1024", optimiser(
         *(functools.partial(optim.SGD, lr=0.1, momentum=m, master=master)
           for m in (0, 0.9) for master in (False, True)))),
     "softmax_cross_entropy": Case("128x1000", softmax_cross_entropy),
-    "sum_splits": Case("40x4096", simt_cases.sum_splits),
 }
 DEFAULTS = dict(dtype="float32", kernel_size=2, stride=None, padding=0, dilation=1,
                 filters=64, pool=False)

@@ -3,20 +3,22 @@
     mean      y[n,c] = 1/(H*W) * sum over h,w of x[n,h,w,c]    gx[n,h,w,c] = gy[n,c] / (H*W)
     maximum   y[n,c] = max over h,w of x[n,h,w,c]    gx = gy where the maximum sat, 0 elsewhere
 
-Pooling with a window as large as the image. On the GPU it is just that; on the CPU a reduction over
-both axes at once, because a window is walked pixel by pixel. Ties and NaN as in max_pool.py.
+Pooling with a window as large as the image, as a reduction over both axes at once: a window would be
+walked pixel by pixel. Ties and NaN as in max_pool.py.
 """
+
+from typing import Any
 
 import numpy as np
 
-from gpuconv import memory, threads
-from gpuconv.backend import Array, accumulator
+from gpuconv import kernels, memory, threads
+from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.avg_pool import AvgPool2d
 from gpuconv.ops.checks import check_images
 from gpuconv.ops.cpu.largest import give_back, largest_middle
 from gpuconv.ops.cpu.sums import sum_middle
 from gpuconv.ops.max_pool import MaxPool2d
-from gpuconv.ops.window import POOL_WORKSPACE, Window
+from gpuconv.ops.window import POOL_WORKSPACE, Window, packs
 
 
 def global_avg_pool2d(x: Array) -> Array:
@@ -84,13 +86,18 @@ class GlobalAvgPool2d(AvgPool2d):
         threads.each(piece_of, _pieces(gx.shape, dtype))
         return (gx,)
 
-    # -- GPU: kernels/avg_pool.cu ----------------------------------------------------
+    # -- GPU: kernels/global_pool.cu -------------------------------------------------
 
     def forward_gpu(self, x):
-        return super().forward_gpu(x).reshape(x.shape[0], x.shape[3])  # (N, C)
+        N, _, _, C = self.x_shape = x.shape
+        y = cupy().empty((N, C), x.dtype)
+        _launch("avg_forward", x, x, y)
+        return y
 
     def backward_gpu(self, gy):
-        return super().backward_gpu(gy.reshape(gy.shape[0], 1, 1, gy.shape[1]))  # (N, 1, 1, C)
+        gx = cupy().empty(self.x_shape, gy.dtype)
+        _launch("avg_backward", gx, gy, gx)
+        return (gx,)
 
 
 class GlobalMaxPool2d(MaxPool2d):
@@ -111,15 +118,41 @@ class GlobalMaxPool2d(MaxPool2d):
         give_back(gy, self.argmax, gx.reshape(N, H * W, C))
         return (gx,)
 
-    # -- GPU: kernels/max_pool.cu ----------------------------------------------------
+    # -- GPU: kernels/global_pool.cu -------------------------------------------------
 
     def forward_gpu(self, x):
-        return super().forward_gpu(x).reshape(x.shape[0], x.shape[3])  # (N, C)
+        N, _, _, C = self.x_shape = x.shape
+        y = cupy().empty((N, C), x.dtype)
+        self.argmax = cupy().empty((N, C), self.mark_dtype) if self.saving else None
+        _launch("max_forward", x, x, y, self.argmax, mark=self.mark_dtype, save=self.saving)
+        return y
 
     def backward_gpu(self, gy):
-        return super().backward_gpu(gy.reshape(gy.shape[0], 1, 1, gy.shape[1]))  # (N, 1, 1, C)
+        gx = cupy().empty(self.x_shape, gy.dtype)
+        _launch("max_backward", gx, gy, self.argmax, gx, mark=self.mark_dtype, save=self.saving)
+        return (gx,)
 
 
 def _pieces(x_shape: tuple[int, ...], dtype: np.dtype) -> list[slice]:
     N, H, W, C = x_shape
     return threads.chunks(N, H * W * C * dtype.itemsize, POOL_WORKSPACE)
+
+
+def _launch(function: str, images: Array, *arrays: Any, mark: Any = np.uint8,
+            save: bool = False) -> None:
+    """Run a kernel of global_pool.cu; ``images`` is the (N, H, W, C) one among the arrays.
+
+    A block is 2^n columns of channels by ``rows`` threads: enough for about 16 pixels each, as long
+    as 8 neighbours read 16 bytes of a pixel.
+    """
+    N, H, W, C = images.shape
+    wide = packs(images[:, 0, 0], C) // max(1, N)  # columns of an image
+    rows = min(_power(H * W // 16), kernels.BLOCK // min(8, _power(wide)))
+    kernels.kernel("global_pool.cu", f"global_pool_{function}", T=images.dtype,
+                   I=kernels.index(images), MARK=np.dtype(mark), SAVE=int(save),
+                   BLOCK=kernels.BLOCK)(N * wide * rows, *arrays, N, H * W, C, rows)
+
+
+def _power(n: int) -> int:
+    """The largest power of two up to n; 1 for 0."""
+    return 1 << max(0, n.bit_length() - 1)

@@ -18,7 +18,7 @@ from gpuconv.backend import Array, cupy
 from gpuconv.ops.checks import check_arrays, check_images
 from gpuconv.ops.cpu.patches import fold, unfold
 from gpuconv.ops.cpu.pieces import Slide
-from gpuconv.ops.window import IntOrPair, Pair, Window, pair, sides
+from gpuconv.ops.window import IntOrPair, Pair, Window, packs, pair, sides
 
 
 def im2col(x: Array, kernel_size: IntOrPair, stride: IntOrPair = 1,
@@ -170,7 +170,7 @@ def rows_of_gpu(x: Array, window: Window, groups: int = 1, col: Array | None = N
         col = cupy().empty(col_shape(x.shape, window), x.dtype)
     call = kernels.kernel("im2col.cu", "im2col", T=x.dtype, I=kernels.index(x, col),
                           **window.macros())
-    call(col.size, x, col, N, H, W, C, P, Q, groups)
+    call(packs(col, C // groups), x, col, N, H, W, C, P, Q, groups)
     return col
 
 
@@ -183,5 +183,5 @@ def images_of_gpu(col: Array, x_shape: tuple[int, ...], window: Window, groups: 
         x = cupy().empty(x_shape, col.dtype)
     call = kernels.kernel("im2col.cu", "col2im", T=col.dtype, I=kernels.index(x, col),
                           **window.macros())
-    call(x.size, col, x, N, H, W, C, P, Q, groups)
+    call(packs(x, C // groups), col, x, N, H, W, C, P, Q, groups)
     return x

@@ -10,11 +10,15 @@ The backward pass sends each padded pixel's gradient to its source: the padding 
 axis after the other.
 """
 
-from gpuconv import memory, threads
+from typing import Any
+
+import numpy as np
+
+from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Op
-from gpuconv.backend import Array, accumulator, get_array_module
+from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.checks import check_images
-from gpuconv.ops.window import IntOrPair, Pair, sides
+from gpuconv.ops.window import IntOrPair, Pair, packs, sides
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -58,6 +62,8 @@ class Pad2d(Op):
     def __init__(self, pads: tuple[Pair, Pair], mode: str):
         self.pads, self.mode = pads, mode
 
+    # -- CPU -------------------------------------------------------------------------
+
     def forward_cpu(self, x):
         (top, bottom), (left, right) = self.pads
         N, H, W, C = x.shape
@@ -78,29 +84,21 @@ class Pad2d(Op):
         threads.each(work, threads.chunks(len(out), out[:1].nbytes))
         return out
 
-    def forward_gpu(self, x):
-        return self.padded(x)
-
-    def backward_gpu(self, gy):
-        return (self.folded(gy),)
-
     def padded(self, x):
-        """The value, on either device."""
-        xp = get_array_module(x)
+        """The value."""
         for axis, (near, far) in enumerate(self.pads, start=1):
             x = x.swapaxes(0, axis)
-            pieces = [*self.border(xp, x, near, near=True), x,
-                      *self.border(xp, x, far, near=False)]
-            x = xp.concatenate(pieces) if len(pieces) > 1 else x  # (near + n + far, ...)
+            pieces = [*self.border(x, near, near=True), x, *self.border(x, far, near=False)]
+            x = np.concatenate(pieces) if len(pieces) > 1 else x  # (near + n + far, ...)
             x = x.swapaxes(0, axis)
-        return xp.ascontiguousarray(x)
+        return np.ascontiguousarray(x)
 
-    def border(self, xp, x, count, near):
+    def border(self, x, count, near):
         """The ``count`` lines that go before x (its axis 0), or after it, as a list of arrays."""
         if not count:
             return []
         if self.mode == "zeros":
-            return [xp.zeros((count, *x.shape[1:]), x.dtype)]
+            return [np.zeros((count, *x.shape[1:]), x.dtype)]
         if self.mode == "replicate":
             return [x[:1] if near else x[-1:]] * count
         if self.mode == "circular":
@@ -108,8 +106,7 @@ class Pad2d(Op):
         return [x[count:0:-1] if near else x[-2 : -count - 2 : -1]]  # reflect
 
     def folded(self, gy):
-        """The gradient, on either device."""
-        xp = get_array_module(gy)
+        """The gradient."""
         g = gy.astype(accumulator(gy.dtype), copy=False)
         for axis, (near, far) in enumerate(self.pads, start=1):
             g = g.swapaxes(0, axis)
@@ -119,7 +116,7 @@ class Pad2d(Op):
                 inside = inside.copy()
                 self.fold(inside, before, near, after, far)
             g = inside.swapaxes(0, axis)
-        return xp.ascontiguousarray(g.astype(gy.dtype, copy=False))
+        return np.ascontiguousarray(g.astype(gy.dtype, copy=False))
 
     def fold(self, inside, before, near, after, far):
         """Add the gradients of both borders to the lines they were copied from."""
@@ -136,3 +133,26 @@ class Pad2d(Op):
                 inside[near:0:-1] += before
             if far:
                 inside[-2 : -far - 2 : -1] += after
+
+    # -- GPU: kernels/pad.cu ---------------------------------------------------------
+
+    def forward_gpu(self, x):
+        (top, bottom), (left, right) = self.pads
+        N, H, W, C = x.shape
+        y = cupy().empty((N, top + H + bottom, left + W + right, C), x.dtype)
+        self.launch("pad_forward", y, x, y, x.shape, y.shape)
+        return y
+
+    def backward_gpu(self, gy):
+        (top, bottom), (left, right) = self.pads
+        N, H, W, C = gy.shape
+        gx = cupy().empty((N, H - top - bottom, W - left - right, C), gy.dtype)
+        self.launch("pad_backward", gx, gy, gx, gx.shape, gy.shape)
+        return (gx,)
+
+    def launch(self, function: str, out: Array, a: Array, b: Array, inner: Any, outer: Any) -> None:
+        """Run a kernel on two arrays, of images and of padded images of these shapes."""
+        (top, _), (left, _) = self.pads
+        kernels.kernel("pad.cu", function, T=out.dtype, I=kernels.index(a, b),
+                       MODE=MODES.index(self.mode))(
+            packs(out, out.shape[3]), a, b, *inner, *outer[1:3], top, left)
