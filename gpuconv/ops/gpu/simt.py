@@ -1,0 +1,170 @@
+"""Convolutions on the ordinary cores: every dtype, stride, dilation and group, exact arithmetic.
+
+    forward          y (N, P, Q, K)                 kernels/conv_simt.cu
+    input_gradient   gx (N, H, W, C)                kernels/conv_simt.cu, the filters turned
+    weight_gradient  gw (K, R, S, C/groups)         kernels/conv_simt_weight.cu
+
+Products and sums are in the accumulator of the dtype, rounded once at the end; the sums of a weight
+gradient over runs of the pixels are added in order by column_sums.py. Groups of a few
+channels, depthwise convolutions above all, fill no tile: kernels/conv_direct.cu takes them.
+"""
+
+from typing import Any, NamedTuple
+
+from gpuconv import kernels
+from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.ops.gpu.column_sums import column_sums
+from gpuconv.ops.gpu.problem import Problem
+
+ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
+STEP = 8             # depth of a step: CFG-less BK of the kernels
+FEW = 8              # channels or filters of a group, below which a tile is not worth while
+ENOUGH = 4 * 132     # blocks that keep a large GPU busy
+SLICE = 512          # pixels that are worth a partial sum of the weight gradient, at the least
+LANES = 32           # of a block of the direct weight gradient
+
+
+class Tile(NamedTuple):
+    """A block computes BM x BN of the result, one thread TM x TN of it.
+
+    >>> Tile(128, 64, 8, 8).threads
+    128
+    """
+
+    BM: int  # rows: pixels; filters in the weight gradient
+    BN: int  # columns: filters; numbers of a filter in the weight gradient
+    TM: int
+    TN: int
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return self.BM // self.TM * (self.BN // self.TN)
+
+
+TILES = (Tile(128, 64, 8, 8), Tile(64, 128, 8, 8), Tile(128, 32, 8, 4), Tile(32, 128, 4, 8),
+         Tile(64, 32, 4, 4))
+DOUBLE_TILES = (Tile(64, 64, 4, 4), Tile(64, 32, 4, 4))  # their sums take twice the registers
+SINGLE_TILES = TILES[2:]  # for x read number by number, whose addresses take registers
+
+
+def default_tile(rows: int, columns: int, parts: int, channels: int, dtype: Any) -> Tile:
+    """The tile that wastes and reads least and leaves no part of a GPU idle: by shape alone.
+
+    Args:
+        rows, columns: of a product of matrices.
+        parts: how many such products there are: groups, or runs of the weight gradient.
+        channels: of a group of the images that are read pixel by pixel.
+        dtype: of the arrays.
+
+    >>> default_tile(128 * 32 * 32, 64, 1, 64, "float32"), default_tile(64, 10, 1, 64, "float32")
+    (Tile(BM=128, BN=64, TM=8, TN=8), Tile(BM=64, BN=32, TM=4, TN=4))
+    """
+    wide = accumulator(dtype).name == "float64"
+    tiles = DOUBLE_TILES if wide else SINGLE_TILES if channels % 4 else TILES
+
+    def cost(tile: Tile) -> float:
+        blocks = parts * -(-rows // tile.BM) * -(-columns // tile.BN)
+        idle = max(1.0, ENOUGH / max(1, blocks))  # the share of the GPU that would stand still
+        return blocks * tile.BM * tile.BN * idle * (1 / tile.TM + 1 / tile.TN)
+
+    return min(tiles, key=cost)
+
+
+def forward(p: Problem, x: Array, w: Array, y: Array, *, bias: Array | None = None,
+            residual: Array | None = None, activation: str | None = None) -> None:
+    """y = activation(convolution + bias + residual), all arrays of one dtype."""
+    if _is_direct(p):
+        _direct(p, "forward", p.pixels * p.K, x, w, y, x, w, bias, residual, y,
+                activation=activation)
+    else:
+        _gather(p, x, w, y, bias, residual, activation, turned=False)
+
+
+def input_gradient(p: Problem, gy: Array, w: Array, gx: Array) -> None:
+    """Gradient of x, for the gradient gy of y."""
+    if _is_direct(p):
+        _direct(p, "input_gradient", gx.size, gy, w, gx, gy, w, gx)
+    else:
+        turned = p._replace(H=p.P, W=p.Q, C=p.K, P=p.H, Q=p.W, K=p.C)
+        _gather(turned, gy, w, gx, None, None, None, turned=True)
+
+
+def weight_gradient(p: Problem, x: Array, gy: Array, gw: Array) -> None:
+    """Gradient of w, for the gradient gy of y; gw may be float32 where x has 16 bits."""
+    filters, channels = p.K // p.groups, p.C // p.groups
+    if _is_direct(p):
+        function, block, tiles = "conv_direct_weight_gradient", kernels.BLOCK, p.R * -(
+            -p.K * channels // LANES)
+    else:
+        function = "conv_simt_weight"
+        tile = default_tile(filters, p.depth, p.groups * max(1, p.pixels // SLICE), channels,
+                            x.dtype)
+        block, tiles = tile.threads, p.groups * -(-filters // tile.BM) * -(-p.depth // tile.BN)
+    run, splits = _runs(p.pixels, tiles)
+
+    dtype = accumulator(x.dtype)
+    sums = gw if splits == 1 and gw.dtype == dtype else cupy().empty((splits, gw.size), dtype)
+    how = dict(_window(p), I=kernels.index(x, gy, sums))
+    if _is_direct(p):
+        how |= dict(ACTIVATION=0, BLOCK=block)
+    else:
+        how |= dict(tile._asdict(), LX=_pack(channels, x, sums), LY=_pack(filters, gy))
+    file = "conv_direct.cu" if _is_direct(p) else "conv_simt_weight.cu"
+    kernels.kernel(file, function, T=x.dtype, **how)(
+        tiles * splits * block, x, gy, sums, p.N, p.H, p.W, p.C, p.P, p.Q, p.K, p.groups, splits,
+        run, block=block, every=True)
+    if sums is not gw:
+        column_sums(sums, gw.reshape(-1))
+
+
+def _gather(p: Problem, x: Array, w: Array, y: Array, bias: Array | None, residual: Array | None,
+            activation: str | None, turned: bool) -> None:
+    rows, columns = p.N * p.P * p.Q, p.K // p.groups
+    tile = default_tile(rows, columns, p.groups, p.C // p.groups, x.dtype)
+    classes, pixels = 1, rows
+    if turned:
+        (SH, SW), classes = p.stride, p.stride[0] * p.stride[1]
+        pixels = p.N * -(-p.P // SH) * -(-p.Q // SW)
+    blocks = -(-pixels // tile.BM) * classes * -(-columns // tile.BN) * p.groups
+    lx, ly = _pack(p.C // p.groups, x), _pack(columns, y, bias, residual)
+    lw = _pack(columns if turned else p.C // p.groups, w)
+    if not turned:
+        lx = lw = min(lx, lw)  # the two walk along the depth together
+    kernels.kernel("conv_simt.cu", "conv_simt", T=x.dtype, I=kernels.index(x, w, y), **_window(p),
+                   **tile._asdict(), LX=lx, LW=lw, LY=ly, TURNED=turned,
+                   ACTIVATION=ACTIVATIONS[activation])(
+        blocks * tile.threads, x, w, bias, residual, y, p.N, p.H, p.W, p.C, p.P, p.Q, p.K,
+        p.groups, block=tile.threads, every=True)
+
+
+def _direct(p: Problem, direction: str, n: int, a: Array, b: Array, c: Array, *arrays: Any,
+            activation: str | None = None) -> None:
+    kernels.kernel("conv_direct.cu", f"conv_direct_{direction}", T=a.dtype,
+                   I=kernels.index(a, b, c), ACTIVATION=ACTIVATIONS[activation],
+                   BLOCK=kernels.BLOCK, **_window(p))(
+        n, *arrays, p.N, p.H, p.W, p.C, p.P, p.Q, p.K, p.groups)
+
+
+def _is_direct(p: Problem) -> bool:
+    return p.groups > 1 and min(p.C, p.K) // p.groups < FEW
+
+
+def _window(p: Problem) -> dict[str, int]:
+    (SH, SW), (DH, DW), (PT, PL) = p.stride, p.dilation, p.pad
+    return dict(R=p.R, S=p.S, SH=SH, SW=SW, DH=DH, DW=DW, PT=PT, PL=PL)
+
+
+def _pack(channels: int, *arrays: Array | None) -> int:
+    """How many neighbours are read at once: as many as make 16 bytes of the accumulator."""
+    given = [a for a in arrays if a is not None]
+    V = 16 // accumulator(given[0].dtype).itemsize
+    aligned = all(a.data.ptr % (V * a.itemsize) == 0 for a in given)
+    return V if channels % V == 0 and aligned else 1
+
+
+def _runs(pixels: int, tiles: int) -> tuple[int, int]:
+    """(pixels of a run, runs): enough of them to keep a GPU busy, each worth a pass over gw."""
+    splits = max(1, min(-(-ENOUGH // tiles), pixels // SLICE))
+    run = max(STEP, -(-pixels // (splits * STEP)) * STEP)
+    return run, max(1, -(-pixels // run))
