@@ -5,8 +5,8 @@
     weight_gradient  gw (K, R, S, C/groups)         kernels/conv_simt_weight.cu
 
 Products and sums are in the accumulator of the dtype, rounded once at the end; the sums of a weight
-gradient over runs of the pixels are added in order by column_sums.py. Groups of a few
-channels, depthwise convolutions above all, fill no tile: kernels/conv_direct.cu takes them.
+gradient over runs of the pixels are added in order by column_sums.py. Groups of a few channels,
+depthwise convolutions above all, fill no tile: kernels/conv_direct.cu takes them.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from gpuconv.ops.gpu.column_sums import column_sums
 from gpuconv.ops.gpu.problem import Problem
 
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
-STEP = 8             # depth of a step: CFG-less BK of the kernels
+STEP = 8             # pixels of a step of the weight gradient: BK of its kernel
 FEW = 8              # channels or filters of a group, below which a tile is not worth while
 ENOUGH = 4 * 132     # blocks that keep a large GPU busy
 SLICE = 512          # pixels that are worth a partial sum of the weight gradient, at the least
