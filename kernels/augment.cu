@@ -29,6 +29,7 @@
 
 using T = CFG_T;                          // stored element of y, table; images, if they are floats
 using I = CFG_I;                          // flat index: int, or long long for huge arrays
+constexpr int C = CFG_C;                  // channels; gather does not mind
 constexpr int V = Pack<T>::V;             // elements of 16 bytes
 
 // How an image is moved: down, right, and mirrored.
@@ -61,38 +62,41 @@ __device__ inline int image_at(const int* order, long long first, int b, long lo
     return min(max(order[at], 0), N - 1);
 }
 
-// V elements of an image's y, from element e on.
+// V elements of an image's y, from element e on: they lie in SPAN pixels at most.
 template <int V>
 __device__ inline Pack<T, V> pixels(
-    const unsigned char* image, const T* table, int e, int H, int W, int C, Move move, bool reflect)
+    const unsigned char* image, const T* table, int e, int H, int W, Move move, bool reflect)
 {
-    Pack<T, V> result;
-    int h = (unsigned)e / (unsigned)(W * C), c = e - h * (W * C), w = (unsigned)c / (unsigned)C;
-    c -= w * C;
-    unsigned char byte[V];
+    constexpr int SPAN = (V + C - 2) / C + 1;
+    const int first = (unsigned)e / C, c0 = e - first * C;
+    int h = (unsigned)first / (unsigned)W, w = first - h * W;
+    int begin[SPAN];                            // of each pixel's bytes; -1 outside the image
 #pragma unroll
-    for (int k = 0; k < V; ++k) {
+    for (int k = 0; k < SPAN; ++k) {
         int y = h + move.h, x = (move.flip ? W - 1 - w : w) + move.w;
         if (reflect) {
             y = reflected(y, H);
             x = reflected(x, W);
         }
-        const bool inside = 0 <= y && y < H && 0 <= x && x < W;
-        byte[k] = image[(min(max(y, 0), H - 1) * W + min(max(x, 0), W - 1)) * C + c];
-        if (!inside) byte[k] = 0;
-        if (++c == C) {
-            c = 0;
-            if (++w == W) {
-                w = 0;
-                ++h;
-            }
+        begin[k] = 0 <= y && y < H && 0 <= x && x < W ? (y * W + x) * C : -1;
+        if (++w == W) {
+            w = 0;
+            ++h;
         }
     }
-    c = (unsigned)e % (unsigned)C;
+    unsigned char byte[V];
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-        result.v[k] = table[c * 256 + byte[k]];
-        if (++c == C) c = 0;
+        const bool next = c0 + k % C >= C;      // of two pixels, which?
+        const int from = next ? begin[k / C + 1 < SPAN ? k / C + 1 : 0] : begin[k / C];
+        byte[k] = image[max(from, 0) + c0 + k % C - (next ? C : 0)];
+        if (from < 0) byte[k] = 0;
+    }
+    Pack<T, V> result;
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+        const int c = c0 + k % C;
+        result.v[k] = table[(c >= C ? c - C : c) * 256 + byte[k]];
     }
     return result;
 }
@@ -105,7 +109,7 @@ extern "C" __global__ void augment_forward(
     const T* __restrict__ table,                // (C, 256)
     T* __restrict__ y,                          // (B, H, W, C)
     int* __restrict__ chosen,                   // (B,)
-    int B, int N, int H, int W, int C,
+    int B, int N, int H, int W,
     int batch_size, long long count, int parts,
     int pad, bool flip, bool reflect,           // pad: pixels
     unsigned seed, unsigned stream, unsigned long long epoch)
@@ -124,10 +128,10 @@ extern "C" __global__ void augment_forward(
         if (packs) {
             for (int k = start; k < size / V; k += step)
                 reinterpret_cast<Pack<T>*>(mine)[k] =
-                    pixels<V>(image, table, k * V, H, W, C, move, reflect);
+                    pixels<V>(image, table, k * V, H, W, move, reflect);
         } else {
             for (int k = start; k < size; k += step)
-                mine[k] = pixels<1>(image, table, k, H, W, C, move, reflect).v[0];
+                mine[k] = pixels<1>(image, table, k, H, W, move, reflect).v[0];
         }
     }
 }

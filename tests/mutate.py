@@ -62,7 +62,7 @@ WAIT = 120.0    # seconds on the clock for a mutant, should it sleep for ever
 CASES = {
     "activation.cu": ("activation", ["", "T=__half", "I=long long"]),
     "adam.cu": ("adam master", ["", "T=__half MASTER=1", "I=long long"]),
-    "augment.cu": ("augment", ["", "T=__half", "I=long long"]),
+    "augment.cu": ("augment", ["C=3", "T=__half C=3", "I=long long C=3"]),
     "avg_pool.cu": ("avg_pool", ["R=2 S=3 INCLUDE=1", "R=3 PT=0 PL=1", "T=__half R=2 INCLUDE=0"]),
     "batch_norm.cu": ("batch_norm", ["", "T=__half", "T=double"]),
     "bias_relu.cu": ("bias_relu", ["", "T=__half", "I=long long"]),

@@ -23,7 +23,7 @@ BYTE, INT = np.dtype("uint8"), np.dtype("int32")
 CASES = {  # file: its configurations
     "activation.cu": [{}],
     "adam.cu": [dict(MASTER=0), dict(MASTER=1)],
-    "augment.cu": [{}],
+    "augment.cu": [dict(C=1), dict(C=3), dict(C=8)],
     "avg_pool.cu": [dict(SOLID, PB=1, PR=0, INCLUDE=1),
                     dict(SOLID, PB=0, PR=1, INCLUDE=0)],
     "batch_norm.cu": [dict(BLOCK=256, V=1, ACTIVATION=0), dict(BLOCK=256, V=2, ACTIVATION=1),

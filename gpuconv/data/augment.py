@@ -163,7 +163,7 @@ def gather_batch(images: Array, labels: Array, order: Array, clock: Array, x: Ar
                         f"{order.dtype}, wanted one float dtype, and int32")
     if is_gpu(images):
         parts = _parts(x[0].size if len(x) else 1, x.dtype)
-        kernels.kernel("augment.cu", "augment_gather", T=x.dtype, I=kernels.index(images, x))(
+        kernels.kernel("augment.cu", "augment_gather", T=x.dtype, I=kernels.index(images, x), C=1)(
             len(x) * parts * BLOCK, images, labels, order, clock, x, out_labels, len(x),
             len(images), x.size // max(1, len(x)), batch_size, len(order), parts, block=BLOCK)
         return
@@ -292,8 +292,8 @@ def _launch(images: Array, labels: Array | None, order: Array, clock: Array | No
     middle, spread = numbers
     table = _table(middle.tobytes(), spread.tobytes(), y.dtype, y.device.id)
     parts = _parts(H * W * C, y.dtype)
-    kernels.kernel("augment.cu", "augment_forward", T=y.dtype, I=kernels.index(images, y))(
-        B * parts * BLOCK, images, labels, order, clock, table, y, chosen, B, len(images), H, W, C,
+    kernels.kernel("augment.cu", "augment_forward", T=y.dtype, I=kernels.index(images, y), C=C)(
+        B * parts * BLOCK, images, labels, order, clock, table, y, chosen, B, len(images), H, W,
         batch_size, len(order), parts, augment.pad, augment.flip,
         augment.padding_mode == "reflect", *key, epoch, block=BLOCK)
 
