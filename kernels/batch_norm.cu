@@ -2,43 +2,55 @@
 //
 //   mean[c] = 1/rows sum_r x[r,c]         var[c] = 1/rows sum_r (x[r,c] - mean[c])^2
 //   xhat    = (x - mean) inv_std          inv_std = 1 / sqrt(var + eps)
-//   y       = gamma xhat + beta
-//   gbeta   = sum_r gy        ggamma = sum_r gy xhat
-//   gx      = gamma inv_std (gy - gbeta/rows - xhat ggamma/rows)     the last two not in inference
+//   z       = gamma xhat + beta           y = act(z + residual)
+//   gz      = gy act'(z + residual)       which is the residual's gradient, too
+//   gbeta   = sum_r gz        ggamma = sum_r gz xhat
+//   gx      = gamma inv_std (gz - gbeta/rows - xhat ggamma/rows)     the last two not in inference
 //
-// Launch   1-d, blocks of BLOCK threads. A block takes a tile of `lanes` neighbouring channels
-//          (a power of two, at most 32) over one of S slices of the rows; thread t holds channel
-//          t % lanes, so that a warp reads neighbouring addresses and no element costs a division.
-//          The finalising kernels: a block per tile, threads t / lanes share out the S slices.
-//          Shared memory: 12 bytes a thread (24 for double).
+//   Where the ops one after another would round to T, so do these, with the same bits; backward
+//   computes z again.
+//
+// Launch   1-d, blocks of BLOCK threads; a block takes a tile of channels over one of S slices of
+//          the rows, `per` rows each, see rows.cuh. A thread keeps V channels, 16 bytes where C and
+//          the addresses allow; it reads DEEP or 2*DEEP rows before it computes with them. The
+//          second pass over an array takes the slices from the last to the first: the last is what
+//          L2 still holds. merge, statistics, backward_totals: a thread keeps one channel.
+//          Shared memory: 12 bytes a thread and channel (24 for double).
 // Traffic  moments     reads x rows*C, writes mean/m2 S*C.
+//          merge       reads slice_mean/slice_m2 slices*C, writes mean/m2 S*C.
 //          statistics  reads slice_mean/slice_m2 S*C, running_mean/running_var C, writes
 //                      mean/inv_std/running_mean/running_var C.
-//          inv_std     reads var C, writes inv_std C.
-//          forward     reads x rows*C, gamma/beta/mean/inv_std C (asks S*C*BLOCK/32), writes y
-//                      rows*C.
-//          backward_sums    reads gy/x rows*C, mean C (asks S*C*BLOCK/32), writes
-//                           sum_gy/sum_gyx S*C.
-//          backward_totals  reads slice_gy/slice_gyx S*C, inv_std C, writes sum_gy/sum_gyxhat C,
+//          fixed       reads running_mean/running_var C, writes mean/inv_std C.
+//          forward     reads x rows*C, residual rows*C, gamma/beta/mean/inv_std C (asks
+//                      <= S*C*BLOCK/32, sectors <= 2), writes y rows*C.
+//          backward_sums    reads gy/x rows*C, residual rows*C, gamma/beta/inv_std C if ACTIVATION
+//                           (asks <= S*C*BLOCK/32, sectors <= 2), mean C (asks <= S*C*BLOCK/32,
+//                           sectors <= 2), writes gz rows*C, sum_gz/sum_gzx S*C.
+//          backward_totals  reads slice_gz/slice_gzx S*C, inv_std C, writes sum_gz/sum_gzxhat C,
 //                           ggamma/gbeta C.
-//          backward    reads gy rows*C, x rows*C if x, gamma C (asks S*C*BLOCK/32), inv_std C (asks
-//                      <= S*C*BLOCK/16), mean/sum_gy/sum_gyxhat C if x (asks S*C*BLOCK/32), writes
-//                      gx rows*C.
+//          backward    reads gy rows*C, x rows*C, gamma/beta/mean/inv_std/sum_gz/sum_gzxhat C (asks
+//                      <= S*C*BLOCK/32, sectors <= 2), writes gx rows*C.
 //          So training reads x twice, and its backward x and gy twice: the second time from L2, as
-//          far as that reaches. Coalesced where C fills whole sectors, else at most 1.5 times the
-//          sectors. No bank conflicts.
+//          far as that reaches. Coalesced where C fills whole sectors, else at most 1.8 times the
+//          sectors. Banks: 1.4 passes at most, one where 32 divides lanes*V.
 // Order    each slice's sums in a fixed order, then the slices' in a fixed order; no atomics. The
 //          slices are cut by shape alone: the same bits from run to run.
 // Source   Ioffe and Szegedy, ICML 2015; merging of moments: Chan, Golub, LeVeque, 1979.
 
 #include "common.cuh"
-#include "reduce.cuh"
+#include "activate.cuh"
+#include "rows.cuh"
 
 using T = CFG_T;                       // stored element of x, y, gamma, beta and their gradients
 using A = CFG_A;                       // arithmetic and statistics: float, or double for double
 constexpr int BLOCK = CFG_BLOCK;       // threads of a block
-constexpr int ROWS = 8;                // rows that a thread reads before it computes with them
-static_assert(BLOCK >= 32 && (BLOCK & (BLOCK - 1)) == 0, "the trees halve the block");
+constexpr int V = CFG_V;               // channels of a thread: they are one access
+constexpr int ACTIVATION = CFG_ACTIVATION;
+constexpr bool HEAVY = ACTIVATION == GELU;  // wants registers of its own
+constexpr int DEEP = HEAVY ? 2 : 4;    // rows that a thread reads at once, and of a second array
+constexpr int WITH = 2;                // rows where a residual is read as well
+constexpr int FEW = 8;                 // slices
+using P = Pack<T, V>;
 
 struct Moments {
     A n, mean, m2;                     // how many values, their mean, sum of squared deviations
@@ -47,219 +59,412 @@ struct Moments {
 struct MergeMoments {
     __device__ Moments operator()(Moments a, Moments b) const {
         const A n = a.n + b.n;
-        if (n == 0) return a;
+        if (b.n == 0) return a;
         const A delta = b.mean - a.mean, share = b.n / n;
         return {n, a.mean + delta * share, a.m2 + b.m2 + delta * delta * a.n * share};
     }
 };
 
 struct alignas(2 * sizeof(A)) Sums {   // one access, not two at every other word
-    A gy, gyx;                         // sum of gy, of gy * (x - mean)
+    A gz, gzx;                         // sum of gz, of gz * (x - mean)
 };
 
 struct AddSums {
-    __device__ Sums operator()(Sums a, Sums b) const { return {a.gy + b.gy, a.gyx + b.gyx}; }
+    __device__ Sums operator()(Sums a, Sums b) const { return {a.gz + b.gz, a.gzx + b.gzx}; }
 };
 
-// The part of block b: this thread's channel, and the rows top, top + height, ... < end.
-struct Part {
-    int slice, c, height;
-    long long top, end;
-    __device__ Part(long long b, long long rows, int C, int S, int lanes) {
-        const int tiles = (C + lanes - 1) / lanes;
-        slice = b / tiles;
-        c = b % tiles * lanes + threadIdx.x % lanes;
-        height = BLOCK / lanes;
-        end = c < C ? rows * (slice + 1) / S : 0;     // a lane beyond the last channel has no rows
-        top = rows * slice / S + threadIdx.x / lanes;
-    }
-};
+__device__ inline A rounded(A v) { return (A)(T)v; }
 
-__device__ inline long long parts(int C, int S, int lanes) {
-    return (long long)((C + lanes - 1) / lanes) * S;
+// A thread's V numbers of an array of channels, which may be null.
+template <class E>
+__device__ inline void get(A* to, const E* from, int c, A otherwise = 0)
+{
+    Pack<E, V> some;
+    if (from) some = *reinterpret_cast<const Pack<E, V>*>(from + c);
+#pragma unroll
+    for (int v = 0; v < V; ++v) to[v] = from ? (A)some.v[v] : otherwise;
 }
 
-extern "C" __global__ void batch_norm_moments(
+// Up to N of the rows that are left for a thread, all of them on their way at once; zeros beyond.
+template <int N>
+__device__ inline void get_rows(P* to, const T* from, long long step, int left)
+{
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        to[i] = i < left ? *reinterpret_cast<const P*>(from + i * step) : P{};
+    }
+}
+
+template <int N>
+__device__ inline void put_rows(T* to, const P* from, long long step, int left)
+{
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        if (i < left) *reinterpret_cast<P*>(to + i * step) = from[i];
+    }
+}
+
+// What the channels of a thread do to x: the same bits in forward and in backward. The mean goes into
+// the shift, which costs no more digits than x has lost, being rounded.
+struct Normalise {
+    A scale[V], shift[V];
+    __device__ Normalise(const T* gamma, const T* beta, const A* center, const A* inv, int c) {
+        get(scale, gamma, c, 1);
+        get(shift, beta, c);
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+            scale[v] *= inv[v];
+            shift[v] = fma(-center[v], scale[v], shift[v]);
+        }
+    }
+    __device__ A operator()(A x, int v) const { return fma(x, scale[v], shift[v]); }
+};
+
+// ---- forward
+
+extern "C" __global__ void __launch_bounds__(BLOCK, 4) batch_norm_moments(
     const T* __restrict__ x,              // (rows, C)
     A* __restrict__ mean,                 // (S, C)       of each slice
     A* __restrict__ m2,                   // (S, C)
-    long long rows, int C, int S, int lanes)
+    long long rows, int C, int S, int per, int lanes)
 {
-    __shared__ Moments shared[BLOCK];
-    for (long long b = blockIdx.x; b < parts(C, S, lanes); b += gridDim.x) {
-        const Part p(b, rows, C, S, lanes);
-        Moments all = {0, 0, 0};
-        for (long long r = p.top; r < p.end; r += ROWS * p.height) {
-            A v[ROWS];
-            Moments some = {0, 0, 0};
+    constexpr int N = 4;
+    __shared__ Moments shared[spread<Moments>(BLOCK * V)];
+    for (long long b = blockIdx.x; b < Part<V>::all(rows, C, per, lanes); b += gridDim.x) {
+        const Part<V> p(b, rows, C, per, lanes);
+        A count = 0, means[V] = {}, m2s[V] = {};
+        long long at = p.at;
+#pragma unroll 1
+        for (int left = p.count; left > 0; left -= N, at += N * p.step) {
+            P some[N];
+            const int n = min(N, left);
+            get_rows<N>(some, x + at, p.step, left);
+            const A inverse = (A)1 / n, share = n / (count + n), weight = count * share;
 #pragma unroll
-            for (int i = 0; i < ROWS; ++i) {
-                const long long row = r + i * p.height;
-                v[i] = row < p.end ? (A)x[row * C + p.c] : (A)0;
-                some.n += row < p.end;
-                some.mean += v[i];
-            }
-            some.mean /= some.n;
+            for (int v = 0; v < V; ++v) {
+                A here = 0;               // the mean of these rows
 #pragma unroll
-            for (int i = 0; i < ROWS; ++i) {
-                const A d = i < some.n ? v[i] - some.mean : (A)0;
-                some.m2 += d * d;
+                for (int i = 0; i < N; ++i) {
+                    here += (A)some[i].v[v];
+                }
+                here *= inverse;
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    const A d = i < n ? (A)some[i].v[v] - here : (A)0;
+                    m2s[v] = fma(d, d, m2s[v]);
+                }
+                const A delta = here - means[v];
+                means[v] = fma(delta, share, means[v]);
+                m2s[v] = fma(delta * delta, weight, m2s[v]);
             }
-            all = MergeMoments()(all, some);
+            count += n;
         }
-        all = reduce_columns(shared, all, lanes, MergeMoments());
-        if (threadIdx.x < lanes && p.c < C) {
-            mean[(long long)p.slice * C + p.c] = all.mean;
-            m2[(long long)p.slice * C + p.c] = all.m2;
+        Moments all[V];
+#pragma unroll
+        for (int v = 0; v < V; ++v) all[v] = {count, means[v], m2s[v]};
+        reduce_rows<V>(shared, all, p.height, lanes, MergeMoments());
+        for (int k = threadIdx.x; k < p.width; k += BLOCK) {
+            mean[(long long)p.slice * C + p.first + k] = shared[spread<Moments>(k)].mean;
+            m2[(long long)p.slice * C + p.first + k] = shared[spread<Moments>(k)].m2;
         }
+        __syncthreads();                  // before shared is written again
     }
 }
 
-extern "C" __global__ void batch_norm_statistics(
-    const A* __restrict__ slice_mean,     // (S, C)
+// The moments of the slices that are this thread's part of (slices, C), `each` rows in a slice.
+__device__ inline Moments merged(const Part<1>& p, const A* mean, const A* m2, long long rows,
+                                 int each)
+{
+    constexpr int N = FEW;
+    Moments all = {};
+    for (int r = 0; r < p.count; r += N) {
+        Moments some[N];
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const long long at = p.at + (r + i) * p.step, first = (p.row + (r + i) * p.height) * each;
+            some[i].n = i < p.count - r ? min((long long)each, rows - first) : 0;
+            if (i < p.count - r) some[i].mean = mean[at], some[i].m2 = m2[at];
+        }
+#pragma unroll
+        for (int i = 0; i < N; ++i) all = MergeMoments()(all, some[i]);
+    }
+    return all;
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK) batch_norm_merge(
+    const A* __restrict__ slice_mean,     // (slices, C)  of `each` rows
+    const A* __restrict__ slice_m2,       // (slices, C)
+    A* __restrict__ mean,                 // (S, C)       of `per` slices
+    A* __restrict__ m2,                   // (S, C)
+    long long rows, int slices, int each, int C, int S, int per, int lanes)
+{
+    __shared__ Moments shared[spread<Moments>(BLOCK)];
+    for (long long b = blockIdx.x; b < Part<1>::all(slices, C, per, lanes); b += gridDim.x) {
+        const Part<1> p(b, slices, C, per, lanes);
+        const Moments mine = merged(p, slice_mean, slice_m2, rows, each);
+        reduce_rows<1>(shared, &mine, p.height, lanes, MergeMoments());
+        for (int k = threadIdx.x; k < p.width; k += BLOCK) {
+            mean[(long long)p.slice * C + p.first + k] = shared[spread<Moments>(k)].mean;
+            m2[(long long)p.slice * C + p.first + k] = shared[spread<Moments>(k)].m2;
+        }
+        __syncthreads();                  // before shared is written again
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK) batch_norm_statistics(
+    const A* __restrict__ slice_mean,     // (S, C)       of `each` rows
     const A* __restrict__ slice_m2,       // (S, C)
     A* __restrict__ mean,                 // (C,)
     A* __restrict__ inv_std,              // (C,)
     A* __restrict__ running_mean,         // (C,)         updated; null: there is none
     A* __restrict__ running_var,          // (C,)
-    long long rows, int C, int S, int lanes,
+    long long rows, int each, int C, int S, int lanes,
     A momentum,                           // weight of this batch in the running statistics
     A eps)
 {
-    __shared__ Moments shared[BLOCK];
-    for (long long b = blockIdx.x; b < parts(C, 1, lanes); b += gridDim.x) {
-        const Part p(b, S, C, 1, lanes);
-        Moments all = {0, 0, 0};
-        for (long long s = p.top; s < p.end; s += p.height) {
-            const A n = rows * (s + 1) / S - rows * s / S;
-            all = MergeMoments()(all, {n, slice_mean[s * C + p.c], slice_m2[s * C + p.c]});
-        }
-        all = reduce_columns(shared, all, lanes, MergeMoments());
-        if (threadIdx.x < lanes && p.c < C) {
-            mean[p.c] = all.mean;
-            inv_std[p.c] = 1 / sqrt(all.m2 / rows + eps);
+    __shared__ Moments shared[spread<Moments>(BLOCK)];
+    for (long long b = blockIdx.x; b < Part<1>::all(S, C, S, lanes); b += gridDim.x) {
+        const Part<1> p(b, S, C, S, lanes);
+        const Moments mine = merged(p, slice_mean, slice_m2, rows, each);
+        reduce_rows<1>(shared, &mine, p.height, lanes, MergeMoments());
+        for (int k = threadIdx.x; k < p.width; k += BLOCK) {
+            const Moments all = shared[spread<Moments>(k)];
+            const int c = p.first + k;
+            mean[c] = all.mean;
+            inv_std[c] = 1 / sqrt(all.m2 / rows + eps);
             if (running_mean) {
                 const A keep = 1 - momentum;
-                running_mean[p.c] = keep * running_mean[p.c] + momentum * all.mean;
-                running_var[p.c] = keep * running_var[p.c] + momentum * (all.m2 / (rows - 1));
+                running_mean[c] = keep * running_mean[c] + momentum * all.mean;
+                running_var[c] = keep * running_var[c] + momentum * (all.m2 / (rows - 1));
             }
         }
+        __syncthreads();                  // before shared is written again
     }
 }
 
-extern "C" __global__ void batch_norm_inv_std(
-    const A* __restrict__ var,            // (C,)
+extern "C" __global__ void batch_norm_fixed(
+    const A* __restrict__ running_mean,   // (C,)
+    const A* __restrict__ running_var,    // (C,)
+    A* __restrict__ mean,                 // (C,)         what backward keeps
     A* __restrict__ inv_std,              // (C,)
     int C,
     A eps)
 {
-    for (int c : grid_stride<int>(C)) inv_std[c] = 1 / sqrt(var[c] + eps);
+    for (int c : grid_stride<int>(C)) {
+        mean[c] = running_mean[c];
+        inv_std[c] = 1 / sqrt(running_var[c] + eps);
+    }
 }
 
-extern "C" __global__ void batch_norm_forward(
+// y of this thread's rows of x, and of the residual if there is one.
+template <bool ADD>
+__device__ inline void normalise_rows(const Part<V>& p, const Normalise& normalise, const T* x,
+                                      const T* residual, T* y)
+{
+    constexpr int N = ADD ? WITH : DEEP;
+    long long at = p.at;
+#pragma unroll 1
+    for (int left = p.count; left > 0; left -= N, at += N * p.step) {
+        P some[N], more[N];
+        get_rows<N>(some, x + at, p.step, left);
+        if (ADD) get_rows<N>(more, residual + at, p.step, left);
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                A z = normalise((A)some[i].v[v], v);
+                if (ADD) z = rounded(z) + (A)more[i].v[v];
+                if (ACTIVATION == GELU) z = rounded(z);  // what ReLU gives is rounded alike
+                some[i].v[v] = (T)activate<ACTIVATION>(z);
+            }
+        }
+        put_rows<N>(y + at, some, p.step, left);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK, HEAVY ? 3 : 4) batch_norm_forward(
     const T* __restrict__ x,              // (rows, C)
     const T* __restrict__ gamma,          // (C,)         null: ones
     const T* __restrict__ beta,           // (C,)         null: zeros
     const A* __restrict__ mean,           // (C,)
     const A* __restrict__ inv_std,        // (C,)
+    const T* __restrict__ residual,       // (rows, C)    null: zeros
     T* __restrict__ y,                    // (rows, C)
-    long long rows, int C, int S, int lanes)
+    long long rows, int C, int S, int per, int lanes)
 {
-    for (long long b = blockIdx.x; b < parts(C, S, lanes); b += gridDim.x) {
-        const Part p(b, rows, C, S, lanes);
-        if (p.c >= C) continue;
-        const A center = mean[p.c], shift = beta ? (A)beta[p.c] : (A)0;
-        const A scale = gamma ? (A)gamma[p.c] * inv_std[p.c] : inv_std[p.c];
-#pragma unroll 8
-        for (long long r = p.top; r < p.end; r += p.height) {
-            y[r * C + p.c] = (T)(((A)x[r * C + p.c] - center) * scale + shift);
-        }
+    const long long parts = Part<V>::all(rows, C, per, lanes);
+    for (long long b = blockIdx.x; b < parts; b += gridDim.x) {
+        const Part<V> p(parts - 1 - b, rows, C, per, lanes);
+        if (!p.count) continue;
+        A center[V], inv[V];
+        get(center, mean, p.c);
+        get(inv, inv_std, p.c);
+        const Normalise normalise(gamma, beta, center, inv, p.c);
+        if (residual) normalise_rows<true>(p, normalise, x, residual, y);
+        else normalise_rows<false>(p, normalise, x, residual, y);
     }
 }
 
-extern "C" __global__ void batch_norm_backward_sums(
+// ---- backward
+
+// This thread's rows of gz, stored if it is wanted, and their sums.
+template <bool ADD>
+__device__ inline void pull_rows(const Part<V>& p, const Normalise& normalise, const A* center,
+                                 const T* gy, const T* x, const T* residual, T* gz, Sums* all)
+{
+    constexpr int N = ADD ? WITH : DEEP;
+    long long at = p.at;
+#pragma unroll 1
+    for (int left = p.count; left > 0; left -= N, at += N * p.step) {
+        P gs[N], xs[N], more[N];
+        get_rows<N>(gs, gy + at, p.step, left);
+        get_rows<N>(xs, x + at, p.step, left);
+        if (ADD) get_rows<N>(more, residual + at, p.step, left);
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                const A here = (A)xs[i].v[v];
+                A z = rounded(normalise(here, v));
+                if (ADD) z = rounded(z + (A)more[i].v[v]);
+                const T g = (T)pull_back<ACTIVATION>((A)gs[i].v[v], z);
+                gs[i].v[v] = g;
+                if (i < left) {
+                    all[v].gz += (A)g;
+                    all[v].gzx = fma((A)g, here - center[v], all[v].gzx);
+                }
+            }
+        }
+        if (gz) put_rows<N>(gz + at, gs, p.step, left);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK, 2) batch_norm_backward_sums(
     const T* __restrict__ gy,             // (rows, C)
     const T* __restrict__ x,              // (rows, C)
+    const T* __restrict__ gamma,          // (C,)         null: ones
+    const T* __restrict__ beta,           // (C,)         null: zeros
     const A* __restrict__ mean,           // (C,)
-    A* __restrict__ sum_gy,               // (S, C)       of each slice
-    A* __restrict__ sum_gyx,              // (S, C)       of gy * (x - mean)
-    long long rows, int C, int S, int lanes)
+    const A* __restrict__ inv_std,        // (C,)
+    const T* __restrict__ residual,       // (rows, C)    null: zeros
+    T* __restrict__ gz,                   // (rows, C)    null: not wanted
+    A* __restrict__ sum_gz,               // (S, C)       of each slice
+    A* __restrict__ sum_gzx,              // (S, C)       of gz * (x - mean)
+    long long rows, int C, int S, int per, int lanes)
 {
-    __shared__ Sums shared[BLOCK];
-    for (long long b = blockIdx.x; b < parts(C, S, lanes); b += gridDim.x) {
-        const Part p(b, rows, C, S, lanes);
-        const A center = p.c < C ? mean[p.c] : (A)0;
-        Sums all = {0, 0};
-#pragma unroll 8
-        for (long long r = p.top; r < p.end; r += p.height) {
-            const A g = (A)gy[r * C + p.c];
-            all.gy += g;
-            all.gyx += g * ((A)x[r * C + p.c] - center);
+    __shared__ Sums shared[spread<Sums>(BLOCK * V)];
+    for (long long b = blockIdx.x; b < Part<V>::all(rows, C, per, lanes); b += gridDim.x) {
+        const Part<V> p(b, rows, C, per, lanes);
+        Sums all[V] = {};
+        if (p.count) {
+            A center[V], inv[V] = {};
+            get(center, mean, p.c);
+            if (ACTIVATION != NONE) get(inv, inv_std, p.c);
+            const Normalise normalise(ACTIVATION != NONE ? gamma : nullptr,
+                                      ACTIVATION != NONE ? beta : nullptr, center, inv, p.c);
+            if (residual) pull_rows<true>(p, normalise, center, gy, x, residual, gz, all);
+            else pull_rows<false>(p, normalise, center, gy, x, residual, gz, all);
         }
-        all = reduce_columns(shared, all, lanes, AddSums());
-        if (threadIdx.x < lanes && p.c < C) {
-            sum_gy[(long long)p.slice * C + p.c] = all.gy;
-            sum_gyx[(long long)p.slice * C + p.c] = all.gyx;
+        reduce_rows<V>(shared, all, p.height, lanes, AddSums());
+        for (int k = threadIdx.x; k < p.width; k += BLOCK) {
+            const Sums total = shared[spread<Sums>(k)];
+            sum_gz[(long long)p.slice * C + p.first + k] = total.gz;
+            sum_gzx[(long long)p.slice * C + p.first + k] = total.gzx;
         }
+        __syncthreads();                  // before shared is written again
     }
 }
 
-extern "C" __global__ void batch_norm_backward_totals(
-    const A* __restrict__ slice_gy,       // (S, C)
-    const A* __restrict__ slice_gyx,      // (S, C)
+extern "C" __global__ void __launch_bounds__(BLOCK) batch_norm_backward_totals(
+    const A* __restrict__ slice_gz,       // (S, C)
+    const A* __restrict__ slice_gzx,      // (S, C)
     const A* __restrict__ inv_std,        // (C,)
-    A* __restrict__ sum_gy,               // (C,)
-    A* __restrict__ sum_gyxhat,           // (C,)
+    A* __restrict__ sum_gz,               // (C,)
+    A* __restrict__ sum_gzxhat,           // (C,)
     T* __restrict__ ggamma,               // (C,)         the same two, as stored
     T* __restrict__ gbeta,                // (C,)
     int C, int S, int lanes)
 {
-    __shared__ Sums shared[BLOCK];
-    for (long long b = blockIdx.x; b < parts(C, 1, lanes); b += gridDim.x) {
-        const Part p(b, S, C, 1, lanes);
-        Sums all = {0, 0};
-        for (long long s = p.top; s < p.end; s += p.height) {
-            all = AddSums()(all, {slice_gy[s * C + p.c], slice_gyx[s * C + p.c]});
+    constexpr int N = FEW;
+    __shared__ Sums shared[spread<Sums>(BLOCK)];
+    for (long long b = blockIdx.x; b < Part<1>::all(S, C, S, lanes); b += gridDim.x) {
+        const Part<1> p(b, S, C, S, lanes);
+        Sums all = {};
+        for (int r = 0; r < p.count; r += N) {
+            Sums some[N] = {};
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                const long long at = p.at + (r + i) * p.step;
+                if (i < p.count - r) some[i] = {slice_gz[at], slice_gzx[at]};
+            }
+#pragma unroll
+            for (int i = 0; i < N; ++i) all = AddSums()(all, some[i]);
         }
-        all = reduce_columns(shared, all, lanes, AddSums());
-        if (threadIdx.x < lanes && p.c < C) {
-            const A gyxhat = all.gyx * inv_std[p.c];
-            sum_gy[p.c] = all.gy;
-            sum_gyxhat[p.c] = gyxhat;
-            gbeta[p.c] = (T)all.gy;
-            ggamma[p.c] = (T)gyxhat;
+        reduce_rows<1>(shared, &all, p.height, lanes, AddSums());
+        for (int k = threadIdx.x; k < p.width; k += BLOCK) {
+            const Sums total = shared[spread<Sums>(k)];
+            const int c = p.first + k;
+            const A gzxhat = total.gzx * inv_std[c];
+            sum_gz[c] = total.gz;
+            sum_gzxhat[c] = gzxhat;
+            gbeta[c] = (T)total.gz;
+            ggamma[c] = (T)gzxhat;
         }
+        __syncthreads();                  // before shared is written again
     }
 }
 
-extern "C" __global__ void batch_norm_backward(
+extern "C" __global__ void __launch_bounds__(BLOCK, 2) batch_norm_backward(
     const T* __restrict__ gy,             // (rows, C)
-    const T* __restrict__ x,              // (rows, C)    null in inference, like mean and the sums
+    const T* __restrict__ x,              // (rows, C)    null in inference without an activation
     const T* __restrict__ gamma,          // (C,)         null: ones
+    const T* __restrict__ beta,           // (C,)         null: zeros
     const A* __restrict__ mean,           // (C,)
     const A* __restrict__ inv_std,        // (C,)
-    const A* __restrict__ sum_gy,         // (C,)
-    const A* __restrict__ sum_gyxhat,     // (C,)
+    const A* __restrict__ sum_gz,         // (C,)         null in inference
+    const A* __restrict__ sum_gzxhat,     // (C,)
     T* __restrict__ gx,                   // (rows, C)
-    long long rows, int C, int S, int lanes)
+    long long rows, int C, int S, int per, int lanes)
 {
-    for (long long b = blockIdx.x; b < parts(C, S, lanes); b += gridDim.x) {
-        const Part p(b, rows, C, S, lanes);
-        if (p.c >= C) continue;
-        const A scale = gamma ? (A)gamma[p.c] * inv_std[p.c] : inv_std[p.c];
-        if (!x) {
-#pragma unroll 8
-            for (long long r = p.top; r < p.end; r += p.height) {
-                gx[r * C + p.c] = (T)((A)gy[r * C + p.c] * scale);
+    constexpr int N = DEEP;
+    const long long parts = Part<V>::all(rows, C, per, lanes);
+    for (long long b = blockIdx.x; b < parts; b += gridDim.x) {
+        const Part<V> p(parts - 1 - b, rows, C, per, lanes);
+        if (!p.count) continue;
+        A center[V], inv[V], slope[V], level[V];
+        get(center, mean, p.c);
+        get(inv, inv_std, p.c);
+        const Normalise normalise(gamma, beta, center, inv, p.c);
+        if (sum_gz) {                     // slope and level of the line that is taken off
+            get(level, sum_gz, p.c);
+            get(slope, sum_gzxhat, p.c);
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+                slope[v] *= inv[v] / rows;
+                level[v] = normalise.scale[v] * fma(-slope[v], center[v], level[v] / rows);
+                slope[v] *= normalise.scale[v];
             }
-            continue;
         }
-        const A center = mean[p.c], level = sum_gy[p.c] / rows;
-        const A slope = sum_gyxhat[p.c] / rows * inv_std[p.c];
-#pragma unroll 8
-        for (long long r = p.top; r < p.end; r += p.height) {
-            const A along = ((A)x[r * C + p.c] - center) * slope;
-            gx[r * C + p.c] = (T)(((A)gy[r * C + p.c] - level - along) * scale);
+        long long at = p.at;
+#pragma unroll 1
+        for (int left = p.count; left > 0; left -= N, at += N * p.step) {
+            P gs[N], xs[N];
+            get_rows<N>(gs, gy + at, p.step, left);
+            if (x) get_rows<N>(xs, x + at, p.step, left);
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    A g = (A)gs[i].v[v];
+                    if (ACTIVATION != NONE) {
+                        g = rounded(pull_back<ACTIVATION>(g, rounded(normalise((A)xs[i].v[v], v))));
+                    }
+                    g *= normalise.scale[v];
+                    if (sum_gz) g -= fma((A)xs[i].v[v], slope[v], level[v]);
+                    gs[i].v[v] = (T)g;
+                }
+            }
+            put_rows<N>(gx + at, gs, p.step, left);
         }
     }
 }

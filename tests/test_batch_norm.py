@@ -216,7 +216,8 @@ def with_relu(xp, x, gamma, beta, gy, mean, var, training, together):
     """What ``run`` gives, by one op or by two."""
     x, gamma, beta = (Tensor(xp.asarray(a), requires_grad=True) for a in (x, gamma, beta))
     mean, var = (xp.asarray(a.copy()) for a in (mean, var))
-    y = batch_norm(x, gamma, beta, mean, var, training=training, relu=together)
+    y = batch_norm(x, gamma, beta, mean, var, training=training,
+                   activation="relu" if together else None)
     y = y if together else relu(y)
     y.backward(xp.asarray(gy))
     return [host(a) for a in (y, x.grad, gamma.grad, beta.grad, mean, var)]
@@ -265,7 +266,7 @@ def test_with_relu_the_gradients_that_are_asked_for(xp, rng, training, wanted):
     want = with_relu(xp, x, gamma, beta, gy, mean, var, training, together=False)[1:4]
     inputs = [Tensor(xp.asarray(a), requires_grad=i in wanted)
               for i, a in enumerate((x, gamma, beta))]
-    y = batch_norm(*inputs, xp.asarray(mean), xp.asarray(var), training=training, relu=True)
+    y = batch_norm(*inputs, xp.asarray(mean), xp.asarray(var), training=training, activation="relu")
     y.backward(xp.asarray(gy))
     for i, (tensor, w) in enumerate(zip(inputs, want, strict=True)):
         if i in wanted:
@@ -288,14 +289,15 @@ def test_with_relu_on_views_broadcasts_and_nothing(xp, rng):
 
 def test_with_relu_the_gradient_is_the_slope(rng):
     x, gamma, beta, _, mean, var = data(rng, (2, 4, 3, 2), "float64")
-    grad_check(lambda x, gamma, beta: batch_norm(x, gamma, beta, mean.copy(), var.copy(),
-                                                 training=True, relu=True), x, gamma, beta, rng=rng)
+    grad_check(lambda x, gamma, beta: batch_norm(
+        x, gamma, beta, mean.copy(), var.copy(), training=True, activation="relu"),
+               x, gamma, beta, rng=rng)
 
 
 def test_with_relu_it_saves_one_bit_more_for_each_number(rng):
     x, gamma, beta, gy, mean, var = data(rng, (4, 8, 8, 16), "float32")
     x, gamma, beta = (Tensor(a, requires_grad=True) for a in (x, gamma, beta))
-    y = batch_norm(x, gamma, beta, mean, var, training=True, relu=True)
+    y = batch_norm(x, gamma, beta, mean, var, training=True, activation="relu")
     held = [a for a in vars(y.creator).values() if hasattr(a, "nbytes") and a is not x.data]
     assert sum(a.nbytes for a in held) == 3 * 16 * 4 + x.size // 8
     before = x.data.copy(), gy.copy()

@@ -126,12 +126,19 @@ ATOMIC_SUM = """    if (threadIdx.x >= WIDE) atomicAdd(&sums[0][threadIdx.x % WI
     A sum = 0;"""
 FAULTS = {  # what is wrong: a case, the text, what it becomes, the report (None: other bits)
     "no barrier before a tree": (
-        "batch_norm", "shared[t] = v;\n    __syncthreads();\n", "shared[t] = v;\n",
+        "sgd", "shared[t] = v;\n    __syncthreads();\n", "shared[t] = v;\n",
         "race|uninitialised"),
     "no barrier within a tree": (
-        "batch_norm", "shared[t + half]);\n        __syncthreads();", "shared[t + half]);", "race"),
+        "sgd", "shared[t + half]);\n        __syncthreads();", "shared[t + half]);", "race"),
     "no barrier before the next turn": (
-        "batch_norm", "(lanes - 1)];\n    __syncthreads();", "(lanes - 1)];", "race"),
+        "batch_norm in packs", "= total.gzx;\n        }\n        __syncthreads();",
+        "= total.gzx;\n        }", "race"),
+    "no barrier before rows become one": (
+        "batch_norm", "= mine[v];\n    }\n    __syncthreads();", "= mine[v];\n    }",
+        "race|uninitialised"),
+    "no barrier while rows become one": (
+        "batch_norm", "row i / (lanes * V)\n        }\n        __syncthreads();",
+        "row i / (lanes * V)\n        }", "race"),
     "no barrier before the next tile": (
         "bias_relu", "__syncthreads();  // the next tile may", "// the next tile may", "race"),
     "a barrier that not all threads reach": (

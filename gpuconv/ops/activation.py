@@ -64,6 +64,25 @@ def tanh(x: Array) -> Array:
     return Tanh()(x)
 
 
+ACTIVATIONS = None, "relu", "gelu"  # that other ops can have inside; numbered in activate.cuh
+
+
+def check_activation(op: str, activation: str | None) -> None:
+    """It must be one of ACTIVATIONS.
+
+    >>> check_activation("batch_norm", "tanh")
+    Traceback (most recent call last):
+    ValueError: batch_norm: activation is 'tanh', wanted None, 'relu' or 'gelu'
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: activation is {activation!r}, wanted None, 'relu' or 'gelu'")
+
+
+def activated(y: Array, activation: str | None) -> Array:
+    """The activation of y, as an op of its own."""
+    return y if activation is None else {"relu": relu, "gelu": gelu}[activation](y)
+
+
 class Activation(Op):
     """How the four reach kernels/activation.cu; ``name`` is the name there."""
 

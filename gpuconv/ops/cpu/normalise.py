@@ -1,0 +1,163 @@
+"""The passes of batch normalisation over memory, on the CPU.
+
+A batch (..., C) is taken as long rows, F times C numbers each, in pieces of a few rows; see fold.
+ReLU goes into the same passes: ``positive`` holds one bit for each number of y.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpuconv import memory, threads
+from gpuconv.backend import accumulator
+from gpuconv.ops.cpu.rectify import masked, nonzero
+from gpuconv.ops.cpu.zeros import zeros
+
+WIDTH = 4096   # elements of one row of work, see fold
+
+
+def fold(x: Any) -> tuple[Any, list[slice], int]:
+    """x as (n/F, F*C) with F*C up to WIDTH, pieces of its rows, and F.
+
+    NumPy starts its loop again for each row, which takes as long as 100 numbers. Pieces are twice
+    as large as the cache of a core: threads that do less at a time wait longer for the
+    interpreter's lock than they gain. They begin at multiples of 8 rows.
+    """
+    C = x.shape[-1]
+    n = math.prod(x.shape[:-1])
+    F = math.gcd(n, 1 << max(0, (WIDTH // C).bit_length() - 1)) or 1
+    rows = np.ascontiguousarray(x).reshape(n // F, F * C)
+    eight = 8 * F * C * accumulator(x.dtype).itemsize  # bytes
+    eights = threads.chunks(-(-len(rows) // 8), eight, 2 * threads.CACHE)
+    return rows, [slice(8 * some.start, min(8 * some.stop, len(rows))) for some in eights], F
+
+
+def moments(x: Any) -> tuple[Any, Any]:
+    """Mean and sum of squared deviations (C,) of a batch that holds something, in float64."""
+    wide = accumulator(x.dtype)
+    rows, pieces, F = fold(x)                                    # (n/F, F*C)
+
+    def work(piece: slice) -> tuple[Any, Any, Any]:
+        v = memory.widened(rows[piece], wide)
+        d = memory.empty(v.shape, wide)
+        count = wide.type(len(v) * F)
+        mean = _sums(v, F) / count
+        np.subtract(v, np.tile(mean, F), out=d)
+        np.multiply(d, d, out=d)
+        return count, mean, _sums(d, F)
+
+    counts, *rest = (np.array(part, np.float64)
+                     for part in zip(*threads.each(work, pieces), strict=True))
+    return _merge(counts[:, None], *rest)
+
+
+def normalise(x: Any, scale: Any, shift: Any, relu: bool, keep: bool) -> tuple[Any, Any]:
+    """``x * scale + shift``, rectified if wanted, and ``positive`` if it is to be kept."""
+    wide = accumulator(x.dtype)
+    rows, pieces, F = fold(x)                                    # (n/F, F*C)
+    a, b = np.tile(scale, F), np.tile(shift, F)                  # (F*C,)
+    y = memory.empty(rows.shape, x.dtype)
+    positive = memory.empty(-(-x.size // 8), np.uint8) if relu and keep else None
+
+    def work(piece: slice) -> None:
+        here = y[piece]
+        v = _target(here, wide)
+        np.multiply(memory.widened(rows[piece], wide), a, out=v)
+        v += b
+        if relu:
+            np.maximum(v, zeros(v.shape[1], wide), out=v)
+        _store(here, v)
+        if positive is not None:
+            positive[_bits(rows, piece)] = nonzero(here)
+
+    threads.each(work, pieces)
+    return y.reshape(x.shape), positive
+
+
+def sums(gy: Any, x: Any, mean: Any, positive: Any, gz: Any) -> tuple[Any, Any]:
+    """Sums of gy and of gy * (x - mean) over the batch, (C,) in float64.
+
+    With ``positive`` of what the ReLU lets pass of gy, which is put into gz.
+    """
+    rows, pieces, F = fold(gy)                                   # (n/F, F*C)
+    wide = accumulator(gy.dtype)
+    x, center = fold(x)[0], np.tile(mean, F)                     # (n/F, F*C), (F*C,)
+
+    def work(piece: slice) -> tuple[Any, Any]:
+        g = memory.widened(_passed(rows, piece, positive, gz), wide)
+        d = memory.empty(g.shape, wide)
+        np.subtract(memory.widened(x[piece], wide), center, out=d)
+        d *= g
+        return _sums(g, F), _sums(d, F)
+
+    total, along = (np.sum(part, axis=0, dtype=np.float64)
+                    for part in zip(*threads.each(work, pieces), strict=True))
+    return total, along
+
+
+def pull(gy: Any, x: Any, scale: Any, slope: Any, level: Any, positive: Any, gx: Any) -> None:
+    """Into gx: ``scale * (gy + slope * x + level)``, or without x ``scale * gy``.
+
+    With ``positive`` of what the ReLU lets pass of gy.
+    """
+    rows, pieces, F = fold(gy)                                   # (n/F, F*C)
+    wide = accumulator(gy.dtype)
+    scale, a, b = (np.tile(v.astype(wide), F) for v in (scale, slope, level))  # (F*C,)
+    x = None if x is None else fold(x)[0]
+    gx = gx.reshape(rows.shape)
+
+    def work(piece: slice) -> None:
+        g = memory.widened(_passed(rows, piece, positive, gx), wide)
+        v = g
+        if x is not None:
+            v = memory.empty(g.shape, wide)
+            np.multiply(memory.widened(x[piece], wide), a, out=v)
+            v += b
+            v += g
+        here = _target(gx[piece], wide)  # with ReLU the memory of g
+        np.multiply(v, scale, out=here)
+        _store(gx[piece], here)
+
+    threads.each(work, pieces)
+
+
+def _passed(gy: Any, piece: slice, positive: Any, gz: Any) -> Any:
+    """A piece of gy; or what the ReLU lets pass of it, put into gz."""
+    if positive is None:
+        return gy[piece]
+    gz = gz.reshape(gy.shape)
+    masked(gy[piece].reshape(-1), positive[_bits(gy, piece)], gz[piece].reshape(-1))
+    return gz[piece]
+
+
+def _bits(rows: Any, piece: slice) -> slice:
+    """Where the bits of a piece of ``rows`` are: one for each element, and pieces begin at 8."""
+    W = rows.shape[1]
+    return slice(piece.start // 8 * W, -(-piece.stop * W // 8))
+
+
+def _sums(v: Any, F: int) -> Any:
+    """Sum over the rows of v (M, F*C), and over F: (C,). BLAS adds twice as fast as NumPy."""
+    both = np.dot(np.ones(len(v), v.dtype), v)
+    return np.dot(np.ones(F, v.dtype), both.reshape(F, -1))
+
+
+def _merge(counts: Any, means: Any, m2s: Any) -> tuple[Any, Any]:
+    """Mean and sum of squared deviations of all groups, from those of each.
+
+    counts is (groups, 1), the others are (groups, C).
+    """
+    mean = (counts * means).sum(axis=0) / counts.sum()
+    return mean, (m2s + counts * (means - mean) ** 2).sum(axis=0)
+
+
+def _target(out: Any, dtype: np.dtype) -> Any:
+    """Where to compute in dtype what goes to out: there, or elsewhere."""
+    return out if out.dtype == dtype else memory.empty(out.shape, dtype)
+
+
+def _store(out: Any, value: Any) -> None:
+    """Round to the dtype of out, unless the value was computed in place."""
+    if value.dtype != out.dtype:
+        out[...] = value
