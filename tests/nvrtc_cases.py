@@ -35,7 +35,7 @@ CASES = {  # file: its configurations
     "conv_forward.cu": [dict(TENSOR, POOL=1, MOMENTS=1), dict(TENSOR, GRADIENT=1, UNIT=4),
                         dict(TENSOR, RESIDUAL=1, ACTIVATION=2, WIDE=0)],
     "conv_direct.cu": [dict(WINDOW, ACTIVATION=1, BLOCK=256)],
-    "conv_simt.cu": [dict(SIMT, **SMALL | dict(LW=1, LY=2)), dict(SIMT, TURNED=1, **SMALL)],
+    "conv_simt.cu": [dict(SIMT, **SMALL | dict(LW=1, LY=2)), dict(SIMT, TURNED=1, **SMALL | dict(LW=2, LY=2))],
     "conv_simt_weight.cu": [dict(WINDOW, LY=2, **SMALL), dict(WINDOW, LY=1, **SMALL)],
     "column_sums.cu": [dict(BLOCK=256, V=2, O=np.dtype("float32")),
                        dict(BLOCK=256, V=1, O=np.dtype("float64"))],
