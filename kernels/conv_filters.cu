@@ -1,6 +1,6 @@
 // Filters as the input gradient of a convolution reads them.       gpuconv/ops/gpu/tensor_cores.py
 //
-//   turned[c, i, j, k] = w[k, r, s, c]      for each class (a, b) of the pixels of gx, a < SH, b < SW:
+//   turned[c, i, j, k] = w[k, r, s, c]    for each class (a, b) of pixels of gx, a < SH, b < SW:
 //       its taps are the r with (a + PT - r*DH) % SH == 0, i = 0 at the largest, and alike s, j
 //
 // The classes lie one after the other, a first: a tap belongs to one class, so there are as many
@@ -8,7 +8,8 @@
 //
 // Launch   1-d, blocks of 256 threads, each takes tiles of 32 x 32 (k, c) of one tap, any grid.
 // Traffic  filters  reads w K*R*S*C, writes turned K*R*S*C.
-//          Coalesced where C fills whole sectors, else at most 4 times the sectors. No bank conflicts.
+//          Coalesced where C fills whole sectors, else at most 4 times the sectors. No bank
+//          conflicts.
 // Order    moves only.
 
 #include "common.cuh"
@@ -24,7 +25,8 @@ constexpr int EDGE = 32, ROWS = 8;               // of a tile; rows of it that a
 // Of tap r on one axis: its class, its place there, the taps of that class and of those before it.
 struct Tap {
     int at, taps, before;
-    __device__ Tap(int r, int count, int stride, int dilation, int pad) : at(0), taps(0), before(0) {
+    __device__ Tap(int r, int count, int stride, int dilation, int pad)
+        : at(0), taps(0), before(0) {
         const int mine = rest(r, stride, dilation, pad);
         for (int other = 0; other < count; ++other) {
             const int its = rest(other, stride, dilation, pad);

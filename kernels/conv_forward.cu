@@ -11,26 +11,27 @@
 //
 //   Y (pixels x K) = X (pixels x depth) * W^T (depth x K),   pixels = N*P*Q,  depth = R*S*C
 //
-// The pixels of gx fall into SH*SW classes by (h % SH, v % SW): each is a convolution of gy with its
-// own taps of w, so no product has a zero for a factor.
+// The pixels of gx fall into SH*SW classes by (h % SH, v % SW). Each is a convolution of gy with
+// taps of its own: nothing is multiplied by zeros between the rows of gy.
 //
 // Archs    sm_80 and newer: mma, ldmatrix and cp.async
 // Dtypes   float16, bfloat16, float32: 16-bit products, tf32 products
 // Launch   1-d, a block of THREADS per BM x BN tile of Y, every one; tiles of the same pixels are
-//          neighbours, then those of the classes. Dynamic shared memory: STAGES tiles of BM x BK and
-//          BN x BK, or one of BM x BN where that is more.
+//          neighbours, then those of the classes. Dynamic shared memory: STAGES tiles of BM x BK
+//          and BN x BK, or one of BM x BN where that is more.
 // Traffic  forward  reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C*(K+BN-1)/BN), w
 //                   K*R*S*C (asks <= K*R*S*C*(N*P*Q+BM-1)/BM), bias K if bias (asks <=
 //                   K*(N*P*Q+BM-1)/WM), residual N*P*Q*K if residual, writes y N*P*Q*K if not
 //                   marks, y/marks <= N*P*Q*K/4 if marks, means/m2s <= K*(N*P*Q+BM-1)/BM if means.
 //          Coalesced where C fills whole sectors, else at most 6 times the sectors. 4 passes where
 //          UNIT < 16, else no bank conflicts.
-// Order    a sum runs through the depth in steps of one MMA, a block's moments through its rows, both
-//          in a fixed order: the same bits from run to run. The hardware adds inside an MMA.
-// Source   Chetlur et al., cuDNN, arXiv 1410.0759 (implicit GEMM); NVIDIA, CUTLASS, implicit_gemm.md.
+// Order    a sum runs through the depth in steps of one MMA, a block's moments through its rows,
+//          both in a fixed order: the same bits from run to run. The hardware adds inside an MMA.
+// Source   Chetlur et al., cuDNN, arXiv 1410.0759; NVIDIA, CUTLASS, implicit_gemm_convolution.md.
 
 #include "activate.cuh"
 #include "common.cuh"
+#include "epilogue.cuh"
 #include "gemm.cuh"
 
 using T = CFG_T;                                 // stored element
@@ -42,7 +43,7 @@ constexpr int SH = CFG_SH, SW = CFG_SW;          // stride of the convolution, p
 constexpr int DH = CFG_DH, DW = CFG_DW;          // dilation, pixels
 constexpr int PT = CFG_PT, PL = CFG_PL;          // padding above and left of its images, pixels
 constexpr int UNIT = CFG_UNIT;                   // bytes of x and w that can be copied at once
-constexpr bool WIDE = CFG_WIDE;                  // rows of y, residual, marks: multiples of 16 bytes?
+constexpr bool WIDE = CFG_WIDE;                  // may rows of y be stored 16 bytes at a time?
 constexpr bool BIAS = CFG_BIAS, RESIDUAL = CFG_RESIDUAL, POOL = CFG_POOL, MOMENTS = CFG_MOMENTS;
 constexpr int ACTIVATION = CFG_ACTIVATION;       // NONE, RELU or GELU
 
@@ -59,17 +60,20 @@ constexpr int PASS = THREADS / CHUNKS;           // rows of a stage that the blo
 constexpr int X_ROWS = BM / PASS, W_ROWS = (BN + PASS - 1) / PASS;   // that a thread copies
 constexpr int CLASSES = GRADIENT ? SH * SW : 1;
 constexpr int EDGE = POOL ? 2 : 1;               // pixels of a pooling window, each way
-constexpr int OUT = BM / EDGE / EDGE;            // rows of y that a block writes
-constexpr int COLUMNS = BN / V;                  // chunks of a row of the tile of Y
-constexpr int GROUPS = THREADS / COLUMNS;        // rows of y that the block writes at once
+constexpr int WINDOW = EDGE * EDGE;
+constexpr int OUT = BM / WINDOW;                 // rows of y that a block writes
+constexpr int SUMS = TM * TN * 4;                // of a thread
+constexpr int REGISTERS = SUMS > 64 ? 256 : SUMS > 32 ? 168 : SUMS > 16 ? 128 : 80;  // enough
+constexpr int BLOCKS = 65536 / (THREADS * REGISTERS);    // of a multiprocessor
 
 static_assert(sizeof(A) == 4, "sums are float");
-static_assert(UNIT <= 16 && UNIT >= sizeof(T) && C * sizeof(T) % UNIT == 0, "a unit is of one pixel");
+static_assert(UNIT <= 16 && UNIT >= sizeof(T) && C * sizeof(T) % UNIT == 0, "of one pixel");
 static_assert(R + S < 32, "the taps of a pixel inside x are R + S bits");
 static_assert(BM % WM == 0 && BN % WN == 0 && WM % MMA_M == 0 && WN % (2 * MMA_N) == 0, "tiles");
-static_assert(BM % PASS == 0 && PASS % 8 == 0 && THREADS % COLUMNS == 0, "the copies come out even");
-static_assert(!(POOL && (GRADIENT || RESIDUAL)) && !(MOMENTS && (GRADIENT || ACTIVATION || RESIDUAL)),
-              "nobody asks for these together");
+static_assert(BM % PASS == 0 && PASS % 8 == 0, "the copies come out even");
+static_assert(!(POOL && (GRADIENT || RESIDUAL)), "nobody asks for these together");
+static_assert(!(MOMENTS && (GRADIENT || RESIDUAL || ACTIVATION)), "nor for these");
+static_assert(8 * THREADS * V <= STAGES * (BM + BN) * BK * sizeof(T), "room for moments");
 
 // The taps of one axis: output position p meets rows p*step + first + i*dilation, i < taps, of x.
 struct Axis {
@@ -112,16 +116,22 @@ struct Part {
             for (int b = 0; b < rest_h; ++b) taps += axis(S, SW, DW, PL, b).taps * v.taps;
             w_at = (long long)taps * C * K;
         }
-        rows = N * P * Q * EDGE * EDGE;
+        rows = N * P * Q * WINDOW;
     }
     __device__ int depth() const { return v.taps * h.taps * C; }
 
     // Image n and output position (p, q) of a row. The pixels of a pooling window are neighbours.
     __device__ void place(unsigned row, unsigned& n, unsigned& p, unsigned& q) const {
-        const unsigned window = row / (EDGE * EDGE), rest = window / Q;   // no 64-bit division
+        const unsigned window = row / WINDOW, rest = window / Q;   // no 64-bit division
         n = rest / P;
         p = rest % P * EDGE + (POOL ? row / 2 % 2 : 0);
         q = window % Q * EDGE + (POOL ? row % 2 : 0);
+    }
+    // Which row of gx, N images of P x Q pixels, a row of the class is.
+    __device__ long long row_of_gx(unsigned row, int P, int Q) const {
+        unsigned n, i, j;
+        place(row, n, i, j);
+        return ((long long)n * P + i * SH + rest_v) * Q + j * SW + rest_h;
     }
 };
 
@@ -222,150 +232,7 @@ struct Loader {
     }
 };
 
-// Element e of this thread's V in a row of the tile of Y: 16 bytes, or every COLUMNS-th.
-__device__ inline int column(int e) {
-    const int chunk = threadIdx.x % COLUMNS;
-    return WIDE ? chunk * V + e : chunk + e * COLUMNS;
-}
-
-// Its V elements of a row of the tile.
-__device__ inline Pack<T> row_of(const T* tile, int row) {
-    Pack<T> p;
-    if constexpr (WIDE) {
-        p = *reinterpret_cast<const Pack<T>*>(tile + swizzle<T, BN>(row, threadIdx.x % COLUMNS));
-    } else {
-#pragma unroll
-        for (int e = 0; e < V; ++e) p.v[e] = tile[swizzle<T, BN>(row, column(e) / V) + column(e) % V];
-    }
-    return p;
-}
-
-// They, written back: only this thread reads them.
-__device__ inline void put(T* tile, int row, const Pack<T>& p) {
-    if constexpr (WIDE) {
-        *reinterpret_cast<Pack<T>*>(tile + swizzle<T, BN>(row, threadIdx.x % COLUMNS)) = p;
-    } else {
-#pragma unroll
-        for (int e = 0; e < V; ++e) tile[swizzle<T, BN>(row, column(e) / V) + column(e) % V] = p.v[e];
-    }
-}
-
-// Its V elements to a row of y, or of marks.
-template <class E>
-__device__ inline void store(E* row, const E (&v)[V], int k0, int K) {
-    if constexpr (WIDE) {
-        Pack<E, V> p;
-#pragma unroll
-        for (int e = 0; e < V; ++e) p.v[e] = v[e];
-        if (k0 + column(0) < K) *reinterpret_cast<Pack<E, V>*>(row + column(0)) = p;
-    } else {
-#pragma unroll
-        for (int e = 0; e < V; ++e) if (k0 + column(e) < K) row[column(e)] = v[e];
-    }
-}
-
-// The residual's tile, to where the sums will be staged.
-__device__ inline void fetch(T* tile, const T* residual, int k0, int rows, int K) {
-    for (int row = threadIdx.x / COLUMNS; row < rows; row += GROUPS) {
-        const T* const from = residual + (long long)row * K;
-        if constexpr (WIDE) {
-            cp_async<16>(tile + swizzle<T, BN>(row, threadIdx.x % COLUMNS), from + column(0),
-                         k0 + column(0) < K);
-        } else {
-            for (int e = 0; e < V; ++e) {
-                const int at = swizzle<T, BN>(row, column(e) / V) + column(e) % V;
-                tile[at] = k0 + column(e) < K ? from[column(e)] : (T)0.0f;
-            }
-        }
-    }
-    cp_async_commit();
-    cp_async_wait<0>();
-    __syncthreads();
-}
-
-// The sums of a warp, finished and rounded, into the tile of Y.
-__device__ inline void stage(T* tile, const A (&sum)[TM][TN][4], const T* bias, int m, int n, int k0,
-                             int K) {
-    const int lane = threadIdx.x % WARP;
-#pragma unroll
-    for (int j = 0; j < TN; ++j) {
-        const int at = n + j * MMA_N + lane % 4 * 2, k = k0 + at;
-        const A low = BIAS && k < K ? (A)bias[k] : (A)0;
-        const A high = BIAS && k + 1 < K ? (A)bias[k + 1] : (A)0;
-#pragma unroll
-        for (int i = 0; i < 2 * TM; ++i) {
-            const int row = m + i * 8 + lane / 4;
-            Pack<T, 2>* const to = reinterpret_cast<Pack<T, 2>*>(
-                    tile + swizzle<T, BN>(row, at / V) + at % V);
-            A v = sum[i / 2][j][i % 2 * 2] + low, u = sum[i / 2][j][i % 2 * 2 + 1] + high;
-            if constexpr (RESIDUAL) {
-                const Pack<T, 2> before = *to;
-                v += (A)before.v[0], u += (A)before.v[1];
-            }
-            *to = {{(T)activate<ACTIVATION>(v), (T)activate<ACTIVATION>(u)}};
-        }
-    }
-}
-
-// The maxima of a pooling window, four rows of the tile: NaN wins, else the first that is largest.
-__device__ inline Pack<T> largest(const T* tile, int window, unsigned char (&marks)[V]) {
-    Pack<T> best = row_of(tile, 4 * window);
-#pragma unroll
-    for (int e = 0; e < V; ++e) marks[e] = 0;
-#pragma unroll
-    for (int i = 1; i < 4; ++i) {
-        const Pack<T> other = row_of(tile, 4 * window + i);
-#pragma unroll
-        for (int e = 0; e < V; ++e) {
-            const A v = (A)other.v[e], most = (A)best.v[e];
-            if (v > most || (isnan(v) && !isnan(most))) best.v[e] = other.v[e], marks[e] = i;
-        }
-    }
-    return best;
-}
-
-// The tile's mean and m2 of each channel. sums: this thread's rows, added; tile: free afterwards.
-__device__ inline void moments(T* tile, const A (&sums)[V], A* means, A* m2s, int k0, int rows,
-                               int K) {
-    const int group = threadIdx.x / COLUMNS;
-    A mean[V], m2[V] = {};
-#pragma unroll
-    for (int e = 0; e < V; ++e) mean[e] = sums[e] / ((rows - group + GROUPS - 1) / GROUPS);
-    for (int row = group; row < rows; row += GROUPS) {
-        const Pack<T> p = row_of(tile, row * EDGE * EDGE);
-#pragma unroll
-        for (int e = 0; e < V; ++e) {
-            const A apart = (A)p.v[e] - mean[e];
-            m2[e] += apart * apart;
-        }
-    }
-    __syncthreads();                             // the tile has been read
-    A* const part_mean = reinterpret_cast<A*>(tile);         // (GROUPS, BN)
-    A* const part_m2 = part_mean + GROUPS * BN;
-    static_assert(2 * GROUPS * BN * sizeof(A) <= STAGES * (BM + BN) * BK * sizeof(T), "they fit");
-    constexpr int W = WIDE ? Pack<A>::V : 1;     // at once
-#pragma unroll
-    for (int e = 0; e < V; e += W) {
-        Pack<A, W> a, b;
-#pragma unroll
-        for (int i = 0; i < W; ++i) a.v[i] = mean[e + i], b.v[i] = m2[e + i];
-        *reinterpret_cast<Pack<A, W>*>(part_mean + group * BN + column(e)) = a;
-        *reinterpret_cast<Pack<A, W>*>(part_m2 + group * BN + column(e)) = b;
-    }
-    __syncthreads();
-    for (int k = threadIdx.x; k < BN && k0 + k < K; k += THREADS) {
-        A n = 0, mean = 0, m2 = 0;
-        for (int g = 0; g < GROUPS && g < rows; ++g) {       // Chan, Golub, LeVeque, 1979
-            const A some = (rows - g + GROUPS - 1) / GROUPS, delta = part_mean[g * BN + k] - mean;
-            m2 += part_m2[g * BN + k] + delta * delta * n * some / (n + some);
-            n += some;
-            mean += delta * some / n;
-        }
-        means[k] = mean, m2s[k] = m2;
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
     const T* __restrict__ x,                     // (N, H, W, C)
     const T* __restrict__ w,                     // (K, R, S, C)
     const T* __restrict__ bias,                  // (K,)            null without BIAS
@@ -392,36 +259,33 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(
         __syncthreads();                         // nobody reads the stages any more
     }
 
-    const unsigned left = (part.rows - part.row0) / (EDGE * EDGE);
+    const unsigned left = (part.rows - part.row0) / WINDOW;
     const int rows = left < OUT ? left : OUT;
-    const long long first = part.row0 / (EDGE * EDGE);
-    if constexpr (RESIDUAL) fetch(shared, residual + first * K + k0, k0, rows, K);
-    stage(shared, sum, bias, m, n, k0, K);
+    const long long first = part.row0 / WINDOW;      // row of y
+    const Staged<T, BN, THREADS, WIDE> staged(shared, k0, K);
+    if constexpr (RESIDUAL) staged.fetch(residual + first * K + k0, rows);
+    staged.stage<ACTIVATION, BIAS, RESIDUAL>(sum, bias + k0, m, n);
     __syncthreads();
 
     A sums[V] = {};
-    for (int row = threadIdx.x / COLUMNS; row < rows; row += GROUPS) {
-        long long to = first + row;
-        if constexpr (CLASSES > 1) {
-            unsigned n, i, j;
-            part.place(part.row0 + row, n, i, j);
-            to = ((long long)n * P + i * SH + part.rest_v) * Q + j * SW + part.rest_h;
-        }
+    for (int row = staged.group; row < rows; row += staged.GROUPS) {
+        const long long its = CLASSES > 1 ? part.row_of_gx(part.row0 + row, P, Q) : first + row;
+        const long long to = its * K + k0;
         Pack<T> p;
         if constexpr (POOL) {
             unsigned char where[V];
-            p = largest(shared, row, where);
-            store(marks + to * K + k0, where, k0, K);
-            if constexpr (MOMENTS) put(shared, row * EDGE * EDGE, p);
+            p = staged.largest(row * WINDOW, where);
+            staged.store(marks + to, where);
+            if constexpr (MOMENTS) staged.write(row * WINDOW, p);    // nobody else reads there
         } else {
-            p = row_of(shared, row);
+            p = staged.read(row);
         }
-        store(y + to * K + k0, p.v, k0, K);
+        staged.store(y + to, p.v);
 #pragma unroll
         for (int e = 0; e < V; ++e) sums[e] += (A)p.v[e];
     }
     if constexpr (MOMENTS) {
         const long long slice = part.row0 / BM * (long long)K + k0;
-        moments(shared, sums, means + slice, m2s + slice, k0, rows, K);
+        staged.moments<WINDOW>(sums, means + slice, m2s + slice, rows);
     }
 }

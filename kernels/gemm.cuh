@@ -45,8 +45,9 @@ __device__ inline int swizzle(int row, int chunk) {
     constexpr int V = Pack<T>::V, CHUNKS = WIDTH / V;
     static_assert(CHUNKS >= 2 && (CHUNKS & (CHUNKS - 1)) == 0, "a power of two");
     constexpr int FOLD = CHUNKS < 8 ? CHUNKS : 8;
-    const int at = row / (8 / FOLD) % FOLD;    // its bits rotated: pairs of chunks lie apart as well
-    return row * WIDTH + (chunk ^ (at * 2 % FOLD | at / (FOLD / 2))) * V;
+    const int at = row / (8 / FOLD) % FOLD;
+    const int rotated = at * 2 % FOLD | at / (FOLD / 2);   // even rows keep pairs of chunks apart
+    return row * WIDTH + (chunk ^ rotated) * V;
 }
 
 // Copy one chunk to shared memory in units of UNIT bytes: unit u from at(u), or zeros where not

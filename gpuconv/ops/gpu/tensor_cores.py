@@ -21,7 +21,7 @@ from gpuconv.ops.gpu.tile import Tile
 TILES = (                           # BK for 16-bit floats; float32 has half of it, see tiles()
     Tile(128, 128, 32, 64, 64, 3), Tile(128, 128, 32, 64, 64, 4), Tile(128, 128, 64, 64, 64, 3),
     Tile(128, 256, 32, 64, 64, 3), Tile(256, 128, 32, 64, 64, 3), Tile(256, 64, 32, 64, 64, 3),
-    Tile(128, 64, 32, 64, 32, 3), Tile(128, 64, 64, 64, 32, 3), Tile(256, 32, 32, 64, 32, 3),
+    Tile(128, 64, 32, 64, 32, 3), Tile(128, 64, 32, 64, 32, 4), Tile(256, 32, 32, 64, 32, 3),
     Tile(128, 32, 32, 32, 32, 4), Tile(64, 64, 32, 32, 32, 4), Tile(64, 32, 32, 32, 16, 4),
 )
 DEFAULTS = {                        # (BM, BN): share of the speed of the first, by its traffic
@@ -151,8 +151,9 @@ def input_gradient(p: Problem, gy: Array, w: Array, gx: Array, *, tile: Tile | N
     SH, SW = p.stride
     rows = p.N * math.ceil(p.H / SH) * math.ceil(p.W / SW)  # of the largest class
     flags = dict.fromkeys(("BIAS", "RESIDUAL", "POOL", "MOMENTS", "ACTIVATION"), 0)
-    _launch(p, tile, p.K, rows, flags | dict(GRADIENT=1), [gx], gy, turn(p, w), None, None, gx, None,
-            None, None, p.N, p.P, p.Q, p.H, p.W, p.C, classes=SH * SW)
+    flags |= dict(GRADIENT=1)
+    _launch(p, tile, p.K, rows, flags, [gx], gy, turn(p, w), None, None, gx, None, None, None,
+            p.N, p.P, p.Q, p.H, p.W, p.C, classes=SH * SW)
 
 
 def turn(p: Problem, w: Array) -> Array:
