@@ -99,7 +99,8 @@ using CopyGY = Copies<BM, GY_UNIT>;
 using CopyX = Copies<BN, X_UNIT>;
 
 constexpr int HELD = CopyGY::HELD * CopyGY::COUNT + CopyX::HELD * CopyX::COUNT;
-constexpr int REGISTERS = 4 * TM * TN + 8 * TM + 4 * TN + 2 * HELD + 56;   // of a thread, about
+constexpr int REGISTERS = 4 * TM * TN + 8 * TM + 4 * TN + 48           // of a thread, about
+                          + (HELD + 8) * (int)sizeof(I) / 4 + HELD;
 constexpr int BLOCKS = 65536 / (THREADS * REGISTERS);  // that a multiprocessor has registers for
 
 struct Sizes {

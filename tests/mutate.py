@@ -71,6 +71,10 @@ CASES = {
                                     "max_pool.cu SAVE=1 R=3 SH=2 PT=1 PL=1"]),
     "activate.cuh": ("tensor_cores", ["conv_forward.cu T=__half ACTIVATION=1",
                                       "conv_forward.cu T=float ACTIVATION=2"]),
+    "column_sums.cu": ("column_sums", ["T=float V=4", "T=__half V=8", "T=float V=1"]),
+    "conv_weight_gradient.cu": ("weight_gradient", [
+        "T=__half BM=64 O=float X_UNIT=16 GY_UNIT=16 PLAIN=0", "T=float BM=64 O=float PLAIN=0",
+        "T=__half BM=64 X_UNIT=2 O=float"]),
     "conv_filters.cu": ("tensor_cores", ["T=__half SH=1 DH=1", "T=__half SH=2 R=3 DH=2",
                                          "T=__half SH=3"]),
     "conv_forward.cu": ("tensor_cores", ["T=__half GRADIENT=0 POOL=1 MOMENTS=1",
