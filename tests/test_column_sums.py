@@ -5,8 +5,7 @@ import pytest
 from test_tensor_cores import on_the_cpu
 
 from check import DTYPES, close, make
-from gpuconv import kernels
-from gpuconv.backend import accumulator, float_dtype
+from gpuconv.backend import accumulator
 from gpuconv.ops.gpu import column_sums as engine
 from hostcuda import changed, fake_cupy
 from hostcuda.hostcuda import HostKernel
@@ -109,20 +108,3 @@ def test_a_pass_over_much_fills_the_device_and_the_next_has_little_to_do(K, item
 def test_the_cut_does_not_depend_on_anything_but_the_shape():
     assert engine.cut(128 * 1024, 64, 2) == engine.Cut(V=8, line=64, lanes=8, slices=512)
     assert engine.cut(16, 64, 2) == engine.last_cut(16, 64, 2)
-
-
-@on_the_cpu
-@pytest.mark.parametrize("old, new", [
-    ("row + half < high", "row + half <= high"), ("slice + 1) / slices", "slice) / slices + 1"),
-    ("at + V <= end)", "at <= end)"), ("here < end ? size", "here <= end ? size")])
-def test_a_planted_mistake_is_caught(cp, rng, monkeypatch, old, new):
-    source = kernels.source
-    assert source("column_sums.cu").count(old) == 1
-    monkeypatch.setattr(kernels, "source", lambda file: source(file).replace(old, new))
-    kernels.kernel.cache_clear()
-    a = make(rng.standard_normal((4801, 10)), "float16").astype(float_dtype("float16"))
-    try:
-        with pytest.raises((AssertionError, RuntimeError)):
-            close(summed(cp, a, np.float32), a.astype(float).sum(0).astype("float32"), terms=4801)
-    finally:
-        kernels.kernel.cache_clear()

@@ -166,8 +166,18 @@ FAULTS = {  # what is wrong: a case, the text, what it becomes, the report (None
         "bias_relu", "const I n = M * C;", "const I n = M * C * 1000000 / 1000000;",
         r"overflow: 5550 \* 1000000 does not fit 'int'"),
     "an output left unwritten": (
-        "max_pool2d", "reinterpret_cast<Pack<T, V>*>(gx)[t] =",
-        "if (sum[0] != 0) reinterpret_cast<Pack<T, V>*>(gx)[t] =", None),
+        "max_pool2d", "image[((I)h * W + w) * packs] =",
+        "if (sum[0] != 0) image[((I)h * W + w) * packs] =", None),
+    "copies that nobody waits for": (
+        "weight gradient", "cp_async_wait<0>();\n    store", "store", "a cp.async in flight"),
+    "pixels of another image": ("weight gradient", "h -= z.P * z.SH;", ";", None),
+    "a run that counts a pixel twice": (
+        "weight gradient in runs", "count = min(run,", "count = min(run + 1,", None),
+    "a column added to its neighbour": (
+        "column_sums in slices", "row + half < high", "row + half <= high", "race|uninit|bounds"),
+    "a line that two slices count": (
+        "column_sums in slices", "lines * (slice + 1) / slices : 0",
+        "lines * (slice + 1) / slices + 1 : 0", None),
     "a sum in the order of arrival": (
         "bias_relu", "    A sum = 0;\n    if (threadIdx.x < WIDE)",
         ATOMIC_SUM + "\n    if (threadIdx.x < WIDE)", None),
