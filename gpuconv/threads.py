@@ -130,15 +130,17 @@ def each(f: Callable[[Part], Result], pieces: Sequence[Part]) -> list[Result]:
     workers = min(count(), len(pieces))
     results: list[Any] = [None] * len(pieces)
     todo = iter(enumerate(pieces))
+    handling = np.geterr()  # of floating-point errors, as the caller wants it
 
     def work() -> None:
         _inside.worker = True
-        buffer = np.setbufsize(BUFFER)  # of this thread
+        buffer, before = np.setbufsize(BUFFER), np.seterr(**handling)  # of this thread
         try:
             for number, piece in todo:
                 results[number] = f(piece)
         finally:
             np.setbufsize(buffer)
+            np.seterr(**before)
             _inside.worker = False
 
     with single_threaded_blas():

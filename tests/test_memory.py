@@ -16,7 +16,7 @@ import gpuconv as gpc
 from gpuconv import backend, models, nn, optim, random, system, threads, train
 from gpuconv.autograd import Op
 from gpuconv.memory import free_all_blocks, fresh
-from gpuconv.ops import conv, softmax_cross_entropy
+from gpuconv.ops import softmax_cross_entropy
 from gpuconv.ops.cpu import zeros
 from gpuconv.train import memory
 from gpuconv.train.memory import explain, largest_batch, predict
@@ -248,18 +248,9 @@ def small(dtype="float32"):
 def test_on_a_gpu_the_arrays_on_the_tape_are_counted(cp, dtype, size):
     m = predict(small(dtype), (8, 8, 3), 100)
     volume = 100 * 8 * 8 * 4 * size
-    assert m.activations == volume                           # while the convolution computes y
-    assert m.workspace == 100 * 8 * 8 * 27 * size + volume   # its patches, and their product
+    # backward of Linear: what it was given and the gradient of that; logits, their gradient, loss
+    assert 2 * volume <= m.activations <= 2 * volume + 3 * 100 * 10 * 4 + 1000
     assert m.data == 100 * (8 * 8 * 3 * size + 4)
-
-
-def test_on_a_gpu_patches_stay_within_their_workspace(cp, monkeypatch):
-    monkeypatch.setattr(conv, "GPU_WORKSPACE", 10 * 8 * 8 * 27 * 4)  # ten images
-    m = predict(small(), (8, 8, 3), 100)
-    volume = 100 * 8 * 8 * 4 * 4
-    assert m.workspace <= 10 * 8 * 8 * (27 + 4) * 4
-    # backward of ReLU: its output, the gradients on both sides, logits (twice), loss and its 1
-    assert 3 * volume <= m.activations <= 3 * volume + 3 * 100 * 10 * 4 + 1000
 
 
 # -- what fits ---------------------------------------------------------------------------
@@ -396,6 +387,12 @@ def test_explain_takes_cupys_error(cp):
     (lambda p: optim.SGD(p, lr=1), 0), (sgd, 1), (lambda p: optim.Adam(p), 2)])
 def test_an_optimisers_numbers_per_parameter(optimizer, slots):
     assert memory.slots_of(optimizer(nn.Linear(2, 2).parameters())) == slots
+
+
+def test_masters_are_numbers_per_16_bit_parameter():
+    for dtype, slots in (("float32", 0), ("float16", 1)):
+        layer = nn.Linear(2, 2).to("cpu", dtype)
+        assert memory.slots_of(optim.SGD(layer.parameters(), lr=1, master=True)) == slots
 
 
 CODE = """

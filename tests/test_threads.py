@@ -78,6 +78,19 @@ def test_the_work_is_shared(monkeypatch):
     assert threads.each(lambda piece: together.wait() >= 0, PIECES[:3]) == [True] * 3
 
 
+def test_workers_take_floating_point_errors_as_the_caller_does(monkeypatch):
+    monkeypatch.setattr(threads, "count", lambda: 4)
+    ready = threading.Barrier(4, timeout=60)
+
+    def handling(_):
+        ready.wait()
+        return np.geterr()["over"]
+
+    for want in ("ignore", "raise", "warn"):
+        with np.errstate(over=want):
+            assert threads.each(handling, PIECES[:4]) == [want] * 4
+
+
 def test_one_chunk_runs_here():
     assert threads.each(lambda piece: threading.get_ident(), PIECES[:1]) == [threading.get_ident()]
 

@@ -89,24 +89,24 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray | None, master: np.ndar
         w = behind(old, None if master is None else master[piece])
         d = memory.widened(g[piece], wide)
         t = memory.empty(n, wide)
-        if multiplier != 1:
-            d = np.multiply(d, multiplier, out=memory.empty(n, wide))
-        if weight_decay:
-            np.multiply(w, weight_decay, out=t)
-            t += d
-            d = t
-        if m is not None:
-            v = m[piece]
-            v *= momentum
-            v += d
-            if nesterov:
-                ahead = np.multiply(v, momentum, out=memory.empty(n, wide))
-                d = np.add(d, ahead, out=t)
-            else:
-                d = v
-        w -= np.multiply(d, rate, out=t)
-        if w is not old:
-            with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):  # a gradient that overflows shows in the loss
+            if multiplier != 1:
+                d = np.multiply(d, multiplier, out=memory.empty(n, wide))
+            if weight_decay:
+                np.multiply(w, weight_decay, out=t)
+                t += d
+                d = t
+            if m is not None:
+                v = m[piece]
+                v *= momentum
+                v += d
+                if nesterov:
+                    ahead = np.multiply(v, momentum, out=memory.empty(n, wide))
+                    d = np.add(d, ahead, out=t)
+                else:
+                    d = v
+            w -= np.multiply(d, rate, out=t)
+            if w is not old:
                 old[...] = w
         if master is not None:
             master[piece] = w

@@ -1,0 +1,344 @@
+"""What changes from step to step: factor, multiplier, skip, counts; in device memory, captured."""
+
+import numpy as np
+import pytest
+from optim_tools import SHAPES, draw, give, joined, parameters
+
+from check import DTYPES, close, host
+from gpuconv import backend, kernels
+from gpuconv.autograd import Parameter
+from gpuconv.nn import Module
+from gpuconv.optim import EMA, SGD, Adam, AdamW, LossScale, clip_grad_norm
+from hostcuda import changed, fake_cupy, launches
+
+KINDS = [
+    pytest.param(SGD, dict(lr=0.1), id="SGD"),
+    pytest.param(SGD, dict(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.05), id="Nesterov"),
+    pytest.param(Adam, dict(lr=0.1, weight_decay=0.05), id="Adam"),
+    pytest.param(AdamW, dict(lr=0.1), id="AdamW"),
+]
+captures = pytest.mark.skipif(backend._cupy is not fake_cupy, reason="wants the stand-in")
+
+
+class Weights(Module):
+    """A module of these parameters, and a buffer of whole numbers."""
+
+    def __init__(self, ps, xp):
+        super().__init__()
+        for i, p in enumerate(ps):
+            setattr(self, f"p{i}", p)
+        self.register_buffer("count", xp.asarray(np.arange(5)))
+
+
+def everything(module, optimizer, ema=None):
+    """All that a step changes, as bytes by name."""
+    state = dict(module.state_dict()) | optimizer.state_dict() | (ema.state_dict() if ema else {})
+    return {name: host(a).tobytes() for name, a in state.items()}
+
+
+# -- factor, multiplier --------------------------------------------------------------------
+
+
+def test_factor_is_written_where_the_kernels_read_it(xp, rng):
+    sgd = SGD(parameters(xp, rng), 0.1)
+    assert sgd.factor == 1 and host(sgd.control).tolist() == [1, 1, 0, 0]
+    assert isinstance(sgd.control, xp.ndarray) and sgd.control.dtype == "float64"
+    sgd.factor = 1 / 3
+    assert sgd.factor == 1 / 3 and host(sgd.control).tolist() == [1 / 3, 1, 0, 0]
+
+
+def test_a_control_that_somebody_else_wrote_counts(xp):
+    """A captured step writes it by a kernel: ``factor`` is only what was last set from here."""
+    p = Parameter(xp.ones(3, "float32"))
+    sgd = SGD([p], 0.5)
+    p.grad.fill(1)
+    sgd.control[:1].fill(0.5)
+    sgd.step()
+    assert host(p.data).tolist() == [0.75] * 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind, settings", KINDS)
+def test_the_multiplier_divides_what_the_loss_was_multiplied_by(xp, rng, kind, settings, dtype):
+    gradients = [draw(rng) for _ in range(3)]
+    ps = parameters(xp, rng, dtype)
+    twins = [Parameter(p.data.copy()) for p in ps]
+    plain, scaled = kind(ps, **settings), kind(twins, **settings)
+    scaled.control[1:2].fill(1 / 64)
+    for some in gradients:
+        give(ps, some, xp)
+        for p, q in zip(ps, twins, strict=True):
+            q.grad[...] = p.grad * 64
+        plain.step()
+        scaled.step()
+        for p, q in zip(ps, twins, strict=True):
+            np.testing.assert_array_equal(host(p.data), host(q.data))
+
+
+def test_clip_measures_the_true_gradients(xp, rng):
+    torch = pytest.importorskip("torch")
+    ps, gradients = parameters(xp, rng), draw(rng)
+    theirs = [torch.nn.Parameter(torch.zeros(s)) for s in SHAPES]
+    for q, g in zip(theirs, gradients, strict=True):
+        q.grad = torch.tensor(g.astype("float32"))
+    want = torch.nn.utils.clip_grad_norm_(theirs, 0.5)
+    sgd = SGD(ps, 0.1)
+    give(ps, [1024 * g for g in gradients], xp)
+    sgd.control[1:2].fill(1 / 1024)
+    close(clip_grad_norm(sgd, 0.5), want.numpy(), terms=158)
+    close(joined([p.grad for p in ps]), 1024 * joined([q.grad.numpy() for q in theirs]), terms=158)
+
+
+# -- skip ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kind, settings", KINDS)
+def test_a_step_that_is_left_out_changes_not_a_bit(xp, rng, kind, settings, dtype):
+    model = Weights(parameters(xp, rng, dtype), xp)
+    ps = list(model.parameters())
+    optimizer, ema = kind(ps, master=True, **settings), EMA(model, 0.9)
+    give(ps, draw(rng), xp)
+    optimizer.step()
+    ema.update(optimizer)
+    give(ps, [np.full(s, v) for s, v in zip(SHAPES, (np.inf, np.nan, 1, -np.inf), strict=True)], xp)
+    model.count[...] = xp.asarray(np.arange(5) + 7)
+    before, slopes = everything(model, optimizer, ema), [host(p.grad).tobytes() for p in ps]
+    optimizer.control[2:3].fill(1)
+    assert not np.isfinite(float(clip_grad_norm(optimizer, 0.5)))
+    optimizer.step()
+    ema.update(optimizer)
+    assert everything(model, optimizer, ema) == before and ema.updates == 1
+    assert [host(p.grad).tobytes() for p in ps] == slopes
+    optimizer.control[2:3].fill(0)
+    give(ps, draw(rng), xp)
+    optimizer.step()
+    ema.update(optimizer)
+    after = everything(model, optimizer, ema)
+    assert ema.updates == 2 and all(
+        after[name] != before[name] for name in before if not name.startswith(("group", "count")))
+
+
+def test_the_first_step_may_be_left_out(xp):
+    p = Parameter(xp.ones(3, "float16"))
+    adam, ema = Adam([p], 0.5, master=True), EMA(Weights([p], xp))
+    p.grad.fill(np.inf)
+    adam.control[2:3].fill(1)
+    adam.step()
+    ema.update(adam)
+    assert host(p.data).tolist() == [1] * 3 and host(adam.counters["step"]).tolist() == [0]
+    adam.control[2:3].fill(0)
+    p.grad.fill(1)
+    adam.step()
+    assert host(p.data).tolist() == [0.5] * 3 and host(adam.counters["step"]).tolist() == [1]
+
+
+# -- counts --------------------------------------------------------------------------------
+
+
+def test_counts_lie_beside_the_parameters(xp, rng):
+    ps = parameters(xp, rng)
+    adam = Adam([{"params": ps[:1]}, {"params": ps[1:]}])
+    ps[2].requires_grad = False
+    for _ in range(3):
+        adam.step()
+    state = adam.state_dict()
+    assert isinstance(state["step"], xp.ndarray) and state["step"].dtype == "int64"
+    assert host(state["step"]).tolist() == [3, 3, 0, 3]
+    adam.load_state_dict(state | {"step": np.array([5, 6, 7, 7])})
+    assert adam.counters["step"] is state["step"] and host(state["step"]).tolist() == [5, 6, 7, 7]
+
+
+def test_two_dtypes_in_a_group_count_each_its_own(xp, rng):
+    wide, narrow = (parameters(xp, rng, dtype) for dtype in ("float32", "float16"))
+    mixed = [p for pair in zip(wide, narrow, strict=True) for p in pair]
+    adam = Adam(mixed, 0.1)
+    twins = [Parameter(p.data.copy()) for p in mixed]
+    others = [Adam([p], 0.1) for p in twins]
+    for frozen in ((1, 4), (4,), ()):
+        for i, (p, twin) in enumerate(zip(mixed, twins, strict=True)):
+            p.requires_grad = twin.requires_grad = i not in frozen
+            p.grad.fill(i - 3)
+            twin.grad.fill(i - 3)
+        for optimizer in (adam, *others):
+            optimizer.step()
+    assert host(adam.counters["step"]).tolist() == [3, 2, 3, 3, 1, 3, 3, 3]
+    for p, twin in zip(mixed, twins, strict=True):
+        np.testing.assert_array_equal(host(p.data), host(twin.data))
+
+
+def test_constants_say_when_to_capture_again(xp, rng):
+    ps = parameters(xp, rng)
+    adam = Adam(ps, 0.1)
+    seen = [adam.constants()]
+    adam.factor = 0.5
+    adam.step()
+    assert adam.constants() == seen[0]
+    for change in (lambda: adam.groups[0].update(lr=0.2), lambda: adam.groups[0].update(beta1=0.5),
+                   lambda: setattr(ps[1], "requires_grad", False)):
+        change()
+        assert adam.constants() not in seen
+        seen.append(adam.constants())
+
+
+# -- averages over flat buffers ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_averages_of_flat_buffers_have_the_bits_of_averages_one_by_one(xp, rng, dtype):
+    model = Weights(parameters(xp, rng, dtype), xp)
+    one, whole = EMA(model, 0.75), EMA(model, 0.75)
+    optimizer = SGD(model.parameters(), 0.1)
+    for _ in range(4):
+        give(model.parameters(), draw(rng), xp)
+        optimizer.step()
+        one.update()
+        whole.update(optimizer)
+    got, want = ({n: host(a).tobytes() for n, a in ema.state_dict().items()}
+                 for ema in (whole, one))
+    assert got == want
+    optimizer.release()
+    whole.update(SGD(model.parameters(), 0.1))  # another takes over
+    one.update()
+    for name, a in one.averages.items():
+        np.testing.assert_array_equal(host(a), host(whole.averages[name]))
+
+
+def test_parameters_of_another_module_in_the_buffer(xp, rng):
+    ps = parameters(xp, rng)
+    optimizer, model = SGD(ps, 0.1), Weights(ps[:2], xp)
+    ema = EMA(model, 0.5, warmup=False)
+    before = [host(p.data).copy() for p in ps]
+    give(ps, [np.ones(s) for s in SHAPES], xp)
+    optimizer.step()
+    ema.update(optimizer)
+    for i in range(2):
+        close(ema.averages[f"p{i}"], (before[i] + host(ps[i].data)) / np.float32(2))
+
+
+def test_one_launch_per_flat_buffer_of_averages(cp, rng, monkeypatch):
+    launched, kernel = [], kernels.kernel
+    model = Weights(parameters(cp, rng), cp)
+    optimizer, ema = SGD(model.parameters(), 0.1), EMA(model)
+    monkeypatch.setattr(kernels, "kernel", lambda *a, **c: launched.append(a[1]) or kernel(*a, **c))
+    ema.update(optimizer)
+    assert launched == ["ema_prepare", "ema_update", "ema_copy"]
+
+
+# -- captured ------------------------------------------------------------------------------
+
+
+def training(cp, kind, settings, dtype):
+    """A step of everything: gradients come from ``slopes``, as if backward had written them."""
+    rng = np.random.default_rng(7)
+    model = Weights(parameters(cp, rng, dtype), cp)
+    ps = list(model.parameters())
+    optimizer, ema = kind(ps, master=True, **settings), EMA(model, 0.9)
+    scaler = LossScale(optimizer, 2.0**10, interval=3)
+    slopes = [cp.zeros(p.shape, "float32") for p in ps]
+
+    def step():
+        optimizer.zero_grad()
+        for p, g in zip(ps, slopes, strict=True):
+            p.grad += scaler.multiply(g).astype(p.dtype)
+        scaler.check()
+        norm = clip_grad_norm(optimizer, 3.0)
+        optimizer.step()
+        ema.update(optimizer)
+        return norm
+
+    def feed(number):
+        draws = np.random.default_rng(number)
+        optimizer.factor = 1 / (1 + number)
+        for p in slopes:
+            p[...] = cp.asarray(np.asarray(draws.standard_normal(p.shape), "float32"))
+        if number in (2, 5):  # an overflow
+            slopes[2][3:4].fill(np.inf)
+
+    def state():
+        return everything(model, optimizer, ema) | everything(model, scaler)
+
+    return step, feed, state
+
+
+def captured(cp, step):
+    stream, pool = cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool()
+    cp.cuda.get_current_stream().synchronize()
+    with stream, cp.cuda.using_allocator(pool.malloc):
+        stream.begin_capture()
+        norm = step()
+        graph = stream.end_capture()
+    return graph, stream, pool, norm
+
+
+@captures
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kind, settings", KINDS)
+def test_a_replayed_step_is_the_eager_one(cp, kind, settings, dtype):
+    """With other factors, scales, skips and counts than the capture saw."""
+    step, feed, want = training(cp, kind, settings, dtype)
+    other, feed_other, got = training(cp, kind, settings, dtype)
+    for number in (0, 1):
+        for write, run in ((feed, step), (feed_other, other)):
+            write(number)
+            run()
+    graph, stream, *_, norm = captured(cp, other)
+    names = launches(graph)
+    assert {"loss_scale_find", "loss_scale_update", "clip_norm", "ema_prepare"} <= set(names)
+    skipped = 0
+    for number in range(2, 9):
+        feed(number)
+        feed_other(number)
+        cp.cuda.get_current_stream().synchronize()
+        before = want()
+        length = step()
+        graph.launch(stream)
+        stream.synchronize()
+        assert got() == want() and host(norm).tobytes() == host(length).tobytes()
+        skipped += before["p0"] == want()["p0"]
+    assert skipped == 2
+
+
+@captures
+@pytest.mark.parametrize("kind, settings", KINDS)
+def test_no_number_of_a_step_is_baked_in(cp, kind, settings):
+    step, feed, _ = training(cp, kind, settings, "float16")
+    feed(0)
+    step()
+    first, *held = captured(cp, step)
+    feed(2)
+    step()  # is left out: another scale, too
+    feed(3)
+    step()
+    assert changed(first, captured(cp, step)[0]) == [] and held
+
+
+@captures
+def test_the_first_step_cannot_be_captured(cp, rng):
+    """Momentum that is made inside would be zero again in each replay."""
+    model = Weights(parameters(cp, rng), cp)
+    sgd, ema = SGD(model.parameters(), 0.1, momentum=0.9), EMA(model)
+    stream, pool = cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool()
+    with stream, cp.cuda.using_allocator(pool.malloc):
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="momentum is made by the first step: do that once"):
+            sgd.step()
+        with pytest.raises(RuntimeError, match="EMA: averages move beside .*: do that once before"):
+            ema.update(sgd)
+        stream.end_capture()
+
+
+@captures
+def test_nothing_waits_and_nothing_is_copied_from_here(cp, rng, monkeypatch):
+    step, feed, _ = training(cp, AdamW, dict(lr=0.1), "float16")
+    feed(0)
+    step()
+
+    def fetched(*_, **__):
+        raise AssertionError("a copy to the CPU, or from it")
+
+    with monkeypatch.context() as m:
+        for name in ("get", "item", "tolist", "__float__", "__bool__"):
+            m.setattr(cp.ndarray, name, fetched)
+        m.setattr(cp, "array", fetched)
+        step()
