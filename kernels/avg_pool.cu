@@ -5,14 +5,13 @@
 //   D[p,q]      = pixels of the window inside x or, with INCLUDE, inside x and its padding
 //
 // Launch   1-d, any grid, any block, no shared memory. A thread has 16 bytes of channels where C
-//          and the addresses allow, else one channel: of y in forward, of gx in backward, of a whole
-//          window of gx in tiles, where windows lie side by side. Neighbouring threads hold
-//          neighbouring channels.
+//          and the addresses allow, else one channel: of a pixel of y in forward, of SH*SW pixels of
+//          gx in backward, which lie in the same windows. Neighbouring threads hold neighbouring
+//          channels.
 // Traffic  forward   reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C), writes y
 //                    N*P*Q*C.
 //          backward  reads gy N*P*Q*C (likewise: asks <= N*P*Q*R*S*C), writes gx N*H*W*C, every one
 //                    once: no memset before it.
-//          tiles     reads gy N*P*Q*C, writes gx N*H*W*C.
 //          Coalesced where C fills whole sectors, else at most 3 times the sectors.
 // Order    both sum in a fixed order, without atomics: runs are bit-identical.
 //
@@ -45,6 +44,12 @@ __device__ inline A divisor(int p, int q, int H, int W) {
 }
 
 template <int V>
+struct Share {
+    Pack<T, V> g;
+    A each;                                    // 1 / D
+};
+
+template <int V>
 __device__ inline void forward(const T* x, T* y, int N, int H, int W, int C, int P, int Q)
 {
     const int packs = C / V;
@@ -68,42 +73,24 @@ __device__ inline void forward(const T* x, T* y, int N, int H, int W, int C, int
 template <int V>
 __device__ inline void backward(const T* gy, T* gx, int N, int H, int W, int C, int P, int Q)
 {
-    const int packs = C / V;
-    for (I t : grid_stride<I>((long long)N * H * W * packs)) {
-        const Place at = place(t, H, W, packs);
-        const Pack<T, V>* image = reinterpret_cast<const Pack<T, V>*>(gy) + at.n * P * Q * packs;
-
-        A sum[V] = {};
-        const auto load = [&](int p, int q) { return image[((I)p * Q + q) * packs + at.c]; };
-        each_window<R, S, SH, SW, 1, 1, PT, PL>(
-            at.h, at.w, P, Q, load, [&](Pack<T, V> g, int p, int q, int) {
-                const A each = (A)1 / divisor(p, q, H, W);
-                for (int i = 0; i < V; ++i) sum[i] += (A)g.v[i] * each;
-            });
-        Pack<T, V> result;
-        for (int i = 0; i < V; ++i) result.v[i] = (T)sum[i];
-        reinterpret_cast<Pack<T, V>*>(gx)[t] = result;
-    }
-}
-
-template <int V>
-__device__ inline void tiles(const T* gy, T* gx, int N, int H, int W, int C, int P, int Q)
-{
-    const int packs = C / V, down = ceil_div(H + PT, R), across = ceil_div(W + PL, S);
+    const int packs = C / V, down = ceil_div(H + PT, SH), across = ceil_div(W + PL, SW);
     for (I t : grid_stride<I>((long long)N * down * across * packs)) {
         const Place at = place(t, down, across, packs);
-        Pack<T, V> share;
-        for (int i = 0; i < V; ++i) share.v[i] = (T)(A)0;    // what no window covers
-        if (at.h < P && at.w < Q) {
-            const I o = ((at.n * P + at.h) * Q + at.w) * packs + at.c;
-            share = reinterpret_cast<const Pack<T, V>*>(gy)[o];
-            const A D = divisor(at.h, at.w, H, W);
-            for (int i = 0; i < V; ++i) share.v[i] = (T)((A)share.v[i] / D);
-        }
-        Pack<T, V>* image = reinterpret_cast<Pack<T, V>*>(gx) + at.n * H * W * packs;
-        each_pixel<R, S, 1, 1>(
-            at.h * R - PT, at.w * S - PL, H, W, [](int, int) { return 0; },
-            [&](int, int h, int w, int) { image[((I)h * W + w) * packs + at.c] = share; });
+        Pack<T, V>* image = reinterpret_cast<Pack<T, V>*>(gx) + at.n * H * W * packs + at.c;
+        const auto load = [&](int p, int q) {
+            return Share<V>{reinterpret_cast<const Pack<T, V>*>(gy)[
+                                ((at.n * P + p) * Q + q) * packs + at.c],
+                            (A)1 / divisor(p, q, H, W)};
+        };
+        const auto use = [](A* sum, const Share<V>& share, int) {
+            for (int i = 0; i < V; ++i) sum[i] += (A)share.g.v[i] * share.each;
+        };
+        const auto store = [&](int h, int w, const A* sum) {
+            Pack<T, V> result;
+            for (int i = 0; i < V; ++i) result.v[i] = (T)sum[i];
+            image[((I)h * W + w) * packs] = result;
+        };
+        each_tile_pixel<V, A, R, S, SH, SW, 1, 1, PT, PL>(at.h, at.w, H, W, P, Q, load, use, store);
     }
 }
 
@@ -127,16 +114,4 @@ extern "C" __global__ void avg_pool_backward(
         backward<V>(gy, gx, N, H, W, C, P, Q);
     else
         backward<1>(gy, gx, N, H, W, C, P, Q);
-}
-
-// Windows side by side: stride R x S. A pixel belongs to one of them, or to none.
-extern "C" __global__ void avg_pool_backward_tiles(
-    const T* __restrict__ gy,            // (N, P, Q, C)
-    T* __restrict__ gx,                  // (N, H, W, C)
-    int N, int H, int W, int C, int P, int Q)
-{
-    if (C % V == 0 && is_aligned(gy) && is_aligned(gx))
-        tiles<V>(gy, gx, N, H, W, C, P, Q);
-    else
-        tiles<1>(gy, gx, N, H, W, C, P, Q);
 }

@@ -4,14 +4,13 @@
 //   gx[n,h,w,c] = sum_{p,q} gy[n,p,q,c] * [argmax[n,p,q,c] points at (h,w)]
 //
 // Launch   1-d, any grid, any block, no shared memory. A thread has 16 bytes of channels where C
-//          and the addresses allow, else one channel: of y in forward, of gx in backward, of a whole
-//          window of gx in tiles, where windows lie side by side. Neighbouring threads hold
-//          neighbouring channels.
+//          and the addresses allow, else one channel: of a pixel of y in forward, of SH*SW pixels of
+//          gx in backward, which lie in the same windows. Neighbouring threads hold neighbouring
+//          channels.
 // Traffic  forward   reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C), writes y
 //                    N*P*Q*C, argmax N*P*Q*C: 1 byte each, 4 for windows over 256 pixels.
 //          backward  reads argmax/gy <= N*P*Q*C (overlaps: asks <= N*P*Q*R*S*C), writes gx N*H*W*C,
 //                    every one once: no memset.
-//          tiles     reads argmax/gy N*P*Q*C, writes gx N*H*W*C.
 //          Coalesced where C fills whole sectors, else at most 3 times the sectors.
 // Order    backward gathers in a fixed order, without atomics: runs are bit-identical.
 //
@@ -83,52 +82,24 @@ template <int V>
 __device__ inline void backward(
     const T* gy, const Mark* argmax, T* gx, int N, int H, int W, int C, int P, int Q)
 {
-    const int packs = C / V;
-    for (I t : grid_stride<I>((long long)N * H * W * packs)) {
-        const Place at = place(t, H, W, packs);
-        const I image = at.n * P * Q;
-
-        A sum[V] = {};
+    const int packs = C / V, down = ceil_div(H + PT, SH), across = ceil_div(W + PL, SW);
+    for (I t : grid_stride<I>((long long)N * down * across * packs)) {
+        const Place at = place(t, down, across, packs);
+        Pack<T, V>* image = reinterpret_cast<Pack<T, V>*>(gx) + at.n * H * W * packs + at.c;
         const auto load = [&](int p, int q) {
-            const I o = (image + (I)p * Q + q) * packs + at.c;
+            const I o = ((at.n * P + p) * Q + q) * packs + at.c;
             return Marked<V>{reinterpret_cast<const Pack<T, V>*>(gy)[o],
                              reinterpret_cast<const Pack<Mark, V>*>(argmax)[o]};
         };
-        each_window<R, S, SH, SW, DH, DW, PT, PL>(
-            at.h, at.w, P, Q, load, [&](Marked<V> m, int, int, int rs) {
-                for (int i = 0; i < V; ++i) sum[i] += m.where.v[i] == rs ? (A)m.g.v[i] : (A)0;
-            });
-        Pack<T, V> result;
-        for (int i = 0; i < V; ++i) result.v[i] = (T)sum[i];
-        reinterpret_cast<Pack<T, V>*>(gx)[t] = result;
-    }
-}
-
-template <int V>
-__device__ inline void tiles(
-    const T* gy, const Mark* argmax, T* gx, int N, int H, int W, int C, int P, int Q)
-{
-    const int packs = C / V, down = ceil_div(H + PT, R), across = ceil_div(W + PL, S);
-    for (I t : grid_stride<I>((long long)N * down * across * packs)) {
-        const Place at = place(t, down, across, packs);
-        Marked<V> m;
-        for (int i = 0; i < V; ++i) {
-            m.g.v[i] = (T)(A)0;          // where there is no window
-            m.where.v[i] = 0;
-        }
-        if (at.h < P && at.w < Q) {
-            const I o = ((at.n * P + at.h) * Q + at.w) * packs + at.c;
-            m = {reinterpret_cast<const Pack<T, V>*>(gy)[o],
-                 reinterpret_cast<const Pack<Mark, V>*>(argmax)[o]};
-        }
-        Pack<T, V>* image = reinterpret_cast<Pack<T, V>*>(gx) + at.n * H * W * packs;
-        const auto store = [&](int, int h, int w, int rs) {
-            Pack<T, V> result;
-            for (int i = 0; i < V; ++i) result.v[i] = m.where.v[i] == rs ? m.g.v[i] : (T)(A)0;
-            image[((I)h * W + w) * packs + at.c] = result;
+        const auto use = [](A* sum, const Marked<V>& m, int rs) {
+            for (int i = 0; i < V; ++i) sum[i] += m.where.v[i] == rs ? (A)m.g.v[i] : (A)0;
         };
-        each_pixel<R, S, 1, 1>(at.h * R - PT, at.w * S - PL, H, W,
-                               [](int, int) { return 0; }, store);
+        const auto store = [&](int h, int w, const A* sum) {
+            Pack<T, V> result;
+            for (int i = 0; i < V; ++i) result.v[i] = (T)sum[i];
+            image[((I)h * W + w) * packs] = result;
+        };
+        each_tile_pixel<V, A, R, S, SH, SW, DH, DW, PT, PL>(at.h, at.w, H, W, P, Q, load, use, store);
     }
 }
 
@@ -154,17 +125,4 @@ extern "C" __global__ void max_pool_backward(
         backward<V>(gy, argmax, gx, N, H, W, C, P, Q);
     else
         backward<1>(gy, argmax, gx, N, H, W, C, P, Q);
-}
-
-// Windows side by side: stride R x S, no dilation. A pixel belongs to one of them, or to none.
-extern "C" __global__ void max_pool_backward_tiles(
-    const T* __restrict__ gy,            // (N, P, Q, C)
-    const Mark* __restrict__ argmax,     // (N, P, Q, C)
-    T* __restrict__ gx,                  // (N, H, W, C)
-    int N, int H, int W, int C, int P, int Q)
-{
-    if (C % V == 0 && is_aligned(gy) && is_aligned(argmax) && is_aligned(gx))
-        tiles<V>(gy, argmax, gx, N, H, W, C, P, Q);
-    else
-        tiles<1>(gy, argmax, gx, N, H, W, C, P, Q);
 }

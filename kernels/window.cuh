@@ -57,13 +57,61 @@ __device__ inline void each_pixel(int top, int left, int H, int W, Load load, Us
     }
 }
 
+// Number of positions that a window of that extent has over one pixel, along an axis.
+constexpr __device__ int overlaps(int extent, int stride) { return (extent - 1) / stride + 1; }
+
+// Backward of a pool, for tile (tp, tq): the SH x SW pixels from (tp*SH - PT, tq*SW - PL) on, which lie
+// in the same windows. For each pixel in x: use(sum, load(p, q), r*S + s) for each window that has it
+// as its pixel (r, s), p rising, then q; then store(h, w, sum). Windows are loaded once, and together
+// if they are not too many: where there is none the nearest is, and not used.
+template <int V, class A, int R, int S, int SH, int SW, int DH, int DW, int PT, int PL,
+          class Load, class Use, class Store>
+__device__ inline void each_tile_pixel(
+    int tp, int tq, int H, int W, int P, int Q, Load load, Use use, Store store)
+{
+    constexpr int EH = DH * (R - 1) + 1, EW = DW * (S - 1) + 1;          // extent of a window, pixels
+    constexpr int DOWN = overlaps(EH, SH), ACROSS = overlaps(EW, SW);
+    constexpr bool ALL = DOWN * ACROSS <= TOGETHER;
+    constexpr int WINDOWS = ALL ? TOGETHER : 1, PIXELS = ALL && SH * SW <= TOGETHER ? TOGETHER : 1;
+    decltype(load(0, 0)) v[ALL ? DOWN : 1][ALL ? ACROSS : 1];
+    if constexpr (ALL) {
+#pragma unroll
+        for (int a = DOWN - 1; a >= 0; --a) {
+#pragma unroll
+            for (int b = ACROSS - 1; b >= 0; --b)
+                v[a][b] = load(min(max(tp - a, 0), P - 1), min(max(tq - b, 0), Q - 1));
+        }
+    }
+#pragma unroll PIXELS
+    for (int ij = 0; ij < SH * SW; ++ij) {
+        const int i = ij / SW, j = ij % SW, h = tp * SH - PT + i, w = tq * SW - PL + j;
+        if (h < 0 || h >= H || w < 0 || w >= W) continue;
+        A sum[V] = {};
+#pragma unroll WINDOWS
+        for (int a = DOWN - 1; a >= 0; --a) {
+            const int p = tp - a, dh = i + a * SH;
+            if (dh >= EH || dh % DH || p < 0 || p >= P) continue;
+#pragma unroll WINDOWS
+            for (int b = ACROSS - 1; b >= 0; --b) {
+                const int q = tq - b, dw = j + b * SW, rs = dh / DH * S + dw / DW;
+                if (dw >= EW || dw % DW || q < 0 || q >= Q) continue;
+                if constexpr (ALL)
+                    use(sum, v[a][b], rs);
+                else
+                    use(sum, load(p, q), rs);
+            }
+        }
+        store(h, w, sum);
+    }
+}
+
 // use(load(p, q), p, q, r*S + s) for each window that has (h, w) as its pixel (r, s), p rising, then
 // q. In batches likewise: where there is no such window, the nearest one is loaded.
 template <int R, int S, int SH, int SW, int DH, int DW, int PT, int PL, class Load, class Use>
 __device__ inline void each_window(int h, int w, int P, int Q, Load load, Use use)
 {
     constexpr int EH = DH * (R - 1) + 1, EW = DW * (S - 1) + 1;          // extent of a window, pixels
-    constexpr int DOWN = (EH - 1) / SH + 1, ACROSS = (EW - 1) / SW + 1;  // windows over a pixel
+    constexpr int DOWN = overlaps(EH, SH), ACROSS = overlaps(EW, SW);
     constexpr int ROWS = batch(DOWN, ACROSS), COLUMNS = batch(ACROSS, 1);
     const int p0 = (h + PT) / SH - DOWN + 1, q0 = (w + PL) / SW - ACROSS + 1;
     for (int a = 0; a < DOWN; a += ROWS) {

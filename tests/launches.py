@@ -258,6 +258,7 @@ def drive_ops(cp, dtype, geometries=None):
     both(ops.linear, (6, 7), (10, 7), (10,))
     both(ops.bias_relu, images, row)
     both(lambda x: ops.dropout(x, 0.5, key=(1, 2), step=3), images)
+    both(lambda x: ops.im2col(x, (3, 2), 2, 1, 2), images)
     for mode in pad.MODES:
         both(lambda x, mode=mode: ops.pad2d(x, 1, mode), images)
     for filter_size, how in list(CONVOLUTIONS.values())[:geometries]:
@@ -323,6 +324,7 @@ def drive_training(cp, dtype):
                  lambda ps: optim.SGD(ps, 0.1, master=True),
                  lambda ps: optim.SGD(ps, 0.1, momentum=0.9, master=True),
                  lambda ps: optim.SGD(ps, 0.1, momentum=0.9, nesterov=True, master=True),
+                 lambda ps: optim.Muon([dict(params=[p], orthogonal=p.ndim > 1) for p in ps], 0.1),
                  lambda ps: optim.Adam(ps), lambda ps: optim.AdamW(ps, master=True)):
         drive_steps(nn.Linear(4, 4), make, rows, labels, dtype)
     step.tick(cp.zeros(3, np.int64), cp.zeros((), backend.accumulator(dtype)),

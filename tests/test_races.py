@@ -118,12 +118,12 @@ def test_all_tests_of_kernels_pass_with_fused_multiply_add():
 
 # -- faults in real kernels ---------------------------------------------------------------
 
-ATOMIC_SUM = """    if (threadIdx.x >= WIDE) atomicAdd(&sums[0][threadIdx.x % WIDE], mine);
-    __syncthreads();
-    const A all = sums[0][threadIdx.x % WIDE];
-    __syncthreads();
-    return all;
-    A sum = 0;"""
+ATOMIC_SUM = """for (int k = threadIdx.x; k < BLOCK * V; k += BLOCK) shared[spread<A>(k)] = 0;
+        __syncthreads();
+        for (int v = 0; v < V; ++v) {
+            if (p.count) atomicAdd(&shared[spread<A>(threadIdx.x % lanes * V + v)], sums[v]);
+        }
+        __syncthreads();"""
 FAULTS = {  # what is wrong: a case, the text, what it becomes, the report (None: other bits)
     "no barrier before a tree": (
         "sgd", "shared[t] = v;\n    __syncthreads();\n", "shared[t] = v;\n",
@@ -139,16 +139,15 @@ FAULTS = {  # what is wrong: a case, the text, what it becomes, the report (None
     "no barrier while rows become one": (
         "batch_norm", "row i / (lanes * V)\n        }\n        __syncthreads();",
         "row i / (lanes * V)\n        }", "race"),
-    "no barrier before the next tile": (
-        "bias_relu", "__syncthreads();  // the next tile may", "// the next tile may", "race"),
     "a barrier that not all threads reach": (
-        "bias_relu", "[threadIdx.x % WIDE] = mine;\n",
-        "[threadIdx.x % WIDE] = mine;\n    if (threadIdx.x < WIDE)\n    ", "__syncthreads"),
+        "batch_norm", "= mine[v];\n    }\n    __syncthreads();",
+        "= mine[v];\n        __syncthreads();\n    }", "__syncthreads"),
     "a shuffle that not all lanes reach": (
         "cross_entropy of many classes", "apart /= 2) v =", "apart /= 2) if (threadIdx.x % 32) v =",
         "not reached by all live lanes"),
     "a lost update": (
-        "bias_relu", "if (row == 0 && c < C) gb[c]", "if (c < C) gb[c]", "write-write race"),
+        "bias_relu", "for (int k = threadIdx.x; k < p.width; k += BLOCK) gb[",
+        "for (int k = 0; k < p.width; ++k) gb[", "write-write race"),
     "reads one row too far down": (
         "max_pool2d", "(r0 + i) * DH, 0), H - 1)", "(r0 + i) * DH, 0), H)", "out-of-bounds read"),
     "goes one too far": (
@@ -157,14 +156,15 @@ FAULTS = {  # what is wrong: a case, the text, what it becomes, the report (None
     "shared memory that nobody wrote": (
         "cross_entropy of many classes", "if (threadIdx.x % 32 == 0) shared",
         "if (threadIdx.x == 0) shared", "read of uninitialised shared memory"),
-    "past a shared array": (
-        "bias_relu", "i < HIGH; ++i) sum", "i <= HIGH; ++i) sum",
-        r"index 8 out of bounds for '.*\[8\]"),
+    "past an array": (
+        "bias_relu", "i < DEEP; ++i) {\n                    some", "i <= DEEP; ++i) {\n some",
+        r"index 4 out of bounds for '.*\[4\]"),
     "a pack from any address": (
-        "relu", "is_aligned(a) && is_aligned(y) ?", "true ?", "misaligned access to"),
+        "relu", "is_aligned(a) && is_aligned(b) && is_aligned(y) ?", "true ?",
+        "misaligned access to"),
     "an index that overflows": (
-        "bias_relu", "const I n = M * C;", "const I n = M * C * 1000000 / 1000000;",
-        r"overflow: 5550 \* 1000000 does not fit 'int'"),
+        "relu", "const I done = packs * V;", "const I done = packs * V * 10000000 / 10000000;",
+        r"overflow: 1028 \* 10000000 does not fit 'int'"),
     "an output left unwritten": (
         "max_pool2d", "image[((I)h * W + w) * packs] =",
         "if (sum[0] != 0) image[((I)h * W + w) * packs] =", None),
@@ -179,8 +179,7 @@ FAULTS = {  # what is wrong: a case, the text, what it becomes, the report (None
         "column_sums in slices", "lines * (slice + 1) / slices : 0",
         "lines * (slice + 1) / slices + 1 : 0", None),
     "a sum in the order of arrival": (
-        "bias_relu", "    A sum = 0;\n    if (threadIdx.x < WIDE)",
-        ATOMIC_SUM + "\n    if (threadIdx.x < WIDE)", None),
+        "bias_relu", "reduce_rows<V>(shared, sums, p.height, lanes, Add());", ATOMIC_SUM, None),
 }
 
 

@@ -18,7 +18,15 @@ from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.checks import check_images
 from gpuconv.ops.cpu.pieces import Piece, cut
 from gpuconv.ops.cpu.windows import Windows, add_back, clear, copy_pixels
-from gpuconv.ops.window import POOL_WORKSPACE, IntOrPair, Padding, Window, packs, pool_window
+from gpuconv.ops.window import (
+    POOL_WORKSPACE,
+    IntOrPair,
+    Padding,
+    Window,
+    packs,
+    pool_window,
+    tile_packs,
+)
 
 
 def avg_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None,
@@ -129,9 +137,8 @@ class AvgPool2d(Op):
         N, H, W, C = self.x_shape
         _, P, Q, _ = gy.shape
         gx = cupy().empty(self.x_shape, gy.dtype)
-        tiles = self.window.side_by_side  # a thread writes a whole window
-        name = "avg_pool_backward_tiles" if tiles else "avg_pool_backward"
-        self.kernel(name, gx, gy)(packs(gy if tiles else gx, C), gy, gx, N, H, W, C, P, Q)
+        self.kernel("avg_pool_backward", gx, gy)(
+            tile_packs(gx, C, self.window), gy, gx, N, H, W, C, P, Q)
         return (gx,)
 
     def kernel(self, function: str, x: Array, y: Array) -> Any:

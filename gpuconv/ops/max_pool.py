@@ -19,7 +19,7 @@ from gpuconv.autograd import Op
 from gpuconv.backend import Array, array_device, cupy, get_array_module
 from gpuconv.ops.checks import check_images
 from gpuconv.ops.cpu.largest import largest, send_back
-from gpuconv.ops.window import IntOrPair, Padding, Window, packs, pool_window
+from gpuconv.ops.window import IntOrPair, Padding, Window, packs, pool_window, tile_packs
 
 
 def max_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None,
@@ -122,10 +122,8 @@ class MaxPool2d(Op):
         N, H, W, C = self.x_shape
         _, P, Q, _ = gy.shape
         gx = cupy().empty(self.x_shape, gy.dtype)
-        tiles = self.window.side_by_side  # a thread writes a whole window
-        name = "max_pool_backward_tiles" if tiles else "max_pool_backward"
-        self.kernel(name, gx, gy)(
-            packs(gy if tiles else gx, C), gy, self.argmax, gx, N, H, W, C, P, Q)
+        self.kernel("max_pool_backward", gx, gy)(
+            tile_packs(gx, C, self.window), gy, self.argmax, gx, N, H, W, C, P, Q)
         return (gx,)
 
     def kernel(self, function: str, x: Array, y: Array) -> Any:

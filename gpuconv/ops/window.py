@@ -98,16 +98,6 @@ class Window:
         """True if no pixel can belong to two windows."""
         return all(step >= e for step, e in zip(self.stride, self.extent, strict=True))
 
-    @property
-    def side_by_side(self) -> bool:
-        """True if windows neither overlap nor leave gaps, and have few pixels: a thread for each.
-
-        >>> Window((2, 2), (2, 2)).side_by_side, Window((3, 3), (2, 2)).side_by_side
-        (True, False)
-        """
-        few = self.size[0] * self.size[1] <= 25
-        return few and self.size == self.stride and self.dilation == (1, 1)
-
     def tiles(self, height: int, width: int) -> bool:
         """True if every pixel of the image belongs to exactly one window."""
         if self.size != self.stride or self.dilation != (1, 1):
@@ -173,6 +163,11 @@ def packs(a: Array, channels: int) -> int:
     """Threads for an array (..., C): one for 16 bytes of channels where C allows, else for each."""
     per = 16 // a.dtype.itemsize
     return a.size // per if channels % per == 0 else a.size
+
+
+def tile_packs(a: Array, channels: int, window: Window) -> int:
+    """Threads for a backward pass to a, each of which has a stride of pixels by a stride."""
+    return -(-packs(a, channels) // (window.stride[0] * window.stride[1]))
 
 
 def pool_window(op: str, x_shape: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any,
