@@ -259,6 +259,9 @@ CASES = {
     "sgd": training(lambda ps: optim.SGD(ps, 0.1, weight_decay=1e-3)),
     "sgd nesterov": training(lambda ps: optim.SGD(ps, 0.1, momentum=0.9, nesterov=True)),
     "sgd master": training(lambda ps: optim.SGD(ps, 0.1, momentum=0.9, master=True), scaled=True),
+    "muon": training(lambda ps: optim.Muon(
+        [dict(params=ps[:1]), dict(params=ps[1:], orthogonal=False)], 0.02, iterations=1,
+        normalize=True, master=True), scaled=True),
     "adamw": training(lambda ps: optim.AdamW(ps, 0.01)),
     "adam master": training(lambda ps: optim.Adam(ps, 0.01, master=True), scaled=True),
 }

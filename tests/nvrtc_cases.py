@@ -28,7 +28,7 @@ CASES = {  # file: its configurations
                     dict(SOLID, PB=0, PR=1, INCLUDE=0)],
     "batch_norm.cu": [dict(BLOCK=256, V=1, ACTIVATION=0), dict(BLOCK=256, V=2, ACTIVATION=1),
                       dict(BLOCK=256, V=2, ACTIVATION=2)],
-    "bias_relu.cu": [{}],
+    "bias_relu.cu": [dict(BLOCK=256, V=1), dict(BLOCK=256, V=2)],
     "clip.cu": [dict(BLOCK=256)],
     "clock.cu": [{}],
     "conv_filters.cu": [WINDOW],
@@ -47,6 +47,7 @@ CASES = {  # file: its configurations
     "im2col.cu": [WINDOW],
     "loss_scale.cu": [dict(BLOCK=256)],
     "max_pool.cu": [dict(WINDOW, MARK=BYTE, SAVE=1), dict(WINDOW, MARK=INT, SAVE=0)],
+    "muon.cu": [dict(NESTEROV=1, MASTER=1), dict(NESTEROV=0, MASTER=0)],
     "pad.cu": [dict(MODE=0), dict(MODE=1), dict(MODE=2), dict(MODE=3)],
     "sgd.cu": [dict(MOMENTUM=m, NESTEROV=n, MASTER=master)
                for m, n in [(0, 0), (1, 0), (1, 1)] for master in (0, 1)],

@@ -10,6 +10,7 @@ says what is counted and what is not.
 
 import argparse
 import functools
+import unittest.mock
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -140,6 +141,14 @@ def optimiser(*kinds: Callable, step: Callable = optim.Optimizer.step) -> Callab
     return run
 
 
+def muon(make: Callable, o: Any) -> None:
+    """Its own kernels, without the products of matrices between them."""
+    kinds = (functools.partial(optim.Muon, lr=0.1, normalize=True),
+             functools.partial(optim.Muon, lr=0.1, nesterov=False, master=True))
+    with unittest.mock.patch("gpuconv.optim.muon.orthogonalized", lambda d, _: d):
+        optimiser(*kinds)(make, o)
+
+
 def ema(make: Callable, o: Any) -> None:
     layer = gpc.nn.Linear(o.shape[1], o.shape[0], bias=False)
     layer.register_buffer("counts", np.arange(o.shape[1]))
@@ -191,6 +200,7 @@ CASES = {
     "loss_scale": Case("64x1024", optimiser(functools.partial(optim.SGD, lr=0.1),
                                             step=lambda its: optim.LossScale(its).check())),
     "max_pool": Case("8x32x32x64", pool(ops.max_pool2d), "kernel_size stride padding"),
+    "muon": Case("64x1024", muon),
     "pad": Case("8x32x32x64", lambda make, o: [
         both_ways(lambda x, mode=mode: ops.pad2d(x, o.padding or 1, mode), make(*o.shape))
         for mode in MODES], "padding"),

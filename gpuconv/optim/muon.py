@@ -1,0 +1,163 @@
+"""Muon: momentum SGD whose updates of matrices are made orthogonal.
+
+    m = momentum * m + g                      m = 0 before the first step
+    d = g + momentum * m                      with Nesterov's, else m
+    u = the orthogonal matrix nearest d, nearly: all its singular values about 1
+    p = p * sqrt(K) / |p|                     with ``normalize``
+    p = (1 - lr * weight_decay) * p - lr * u
+
+A filter bank (K, R, S, C) is a matrix of K rows. Newton-Schulz iterations bring the singular values
+s of X = d / |d| towards 1 without a decomposition, by products of matrices alone:
+
+    X = a X + (b A + c A A) X,  A = X X^T     s = a s + b s^3 + c s^5
+    a, b, c = 3.4445, -4.7750, 2.0315         steep at 0, and 0.7 .. 1.2 after a few steps
+
+Groups with ``orthogonal=False`` (biases, the last layer) are updated as SGD does. A 16-bit matrix
+is multiplied in its own dtype, with sums in float32.
+
+Source: Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; Bernstein,
+Newhouse, "Old optimizer, new norm: an anthology", 2024.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gpuconv import kernels, memory
+from gpuconv.autograd import Parameter
+from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_gpu
+from gpuconv.ops.linear import linear
+from gpuconv.optim.flat import Flat, behind
+from gpuconv.optim.sgd import SGD
+
+QUINTIC = 3.4445, -4.7750, 2.0315  # a, b, c
+TINY = 1e-7                        # added to |d|
+
+
+class Muon(SGD):
+    """Momentum SGD with orthogonal updates for matrices and filters.
+
+    Args:
+        params: Parameters, or groups of them: dicts with "params" and their own settings.
+        lr: learning rate; at each step it is multiplied by ``factor``, which a schedule sets.
+        momentum: share of m that is kept.
+        nesterov: look ahead along m?
+        weight_decay: pull towards 0: apart from the update where that is orthogonal, else as in
+            SGD.
+        orthogonal: make the updates of this group orthogonal? Its parameters have two axes or more.
+        iterations: of Newton-Schulz, 1 or more.
+        normalize: bring each of this group's parameters to the norm sqrt(K) before its update?
+        master: keep float32 copies of 16-bit parameters, which the updates act on?
+
+    Raises:
+        ValueError: as SGD; a parameter to make orthogonal that is no matrix, iterations < 1.
+        TypeError: something is no Parameter.
+
+    >>> p = Parameter(np.eye(2))
+    >>> muon = Muon([p], lr=0.5, momentum=0.9, iterations=5)
+    >>> p.grad[...] = [[3, 0], [0, 3]]; muon.step()
+    >>> bool(abs(np.diag(p.data) - 0.5).max() < 0.2)
+    True
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.95,
+                 nesterov: bool = True, weight_decay: float = 0.0, orthogonal: bool = True,
+                 iterations: int = 5, normalize: bool = False, master: bool = False):
+        self.defaults = dict(orthogonal=orthogonal, iterations=iterations, normalize=normalize)
+        super().__init__(params, lr, momentum, nesterov, weight_decay, master)
+
+    def _group(self, number: int, group: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return super()._group(number, group, {**settings, **self.defaults})
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """What SGD refuses; and what no matrix can be made of."""
+        super().check(group)
+        if not group["orthogonal"]:
+            return
+        if not group["iterations"] >= 1 or group["iterations"] != int(group["iterations"]):
+            raise ValueError(f"Muon: iterations is {group['iterations']}, wanted 1 or more")
+        flat = [p.shape for p in group["params"] if isinstance(p, Parameter) and p.ndim < 2]
+        if flat:
+            raise ValueError(f"Muon: parameters of shapes {flat} are no matrices: put them into a "
+                             "group with orthogonal=False")
+
+    def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
+        """A matrix at a time, or all at once as SGD."""
+        if not group["orthogonal"]:
+            super().update(flat, part, group)
+            return
+        m, master = flat.kept("momentum"), self.master_of(flat)
+        step = step_gpu if is_gpu(flat.data) else step_cpu
+        for start, (_, p) in zip(flat.starts, flat.members, strict=True):
+            if part.start <= start < part.stop:
+                here = slice(start, start + p.size)
+                step(flat.data[here], flat.grad[here], m[here],
+                     None if master is None else master[here], flat.control, p.shape, group)
+
+
+def orthogonalized(d: Array, iterations: int) -> Array:
+    """The matrix nearest d (M, N) whose singular values are all about 1, the directions kept.
+
+    >>> u = orthogonalized(np.diag([4.0, 1.0, 2.0]), 5)
+    >>> bool((0.6 < np.diag(u)).all() and (np.diag(u) < 1.3).all())
+    True
+    """
+    xp, T, wide = get_array_module(d), d.dtype, accumulator(d.dtype)
+    a, b, c = QUINTIC
+    tall = len(d) > d.shape[1]
+    x = d.T if tall else d
+    x = xp.ascontiguousarray(x / (xp.sqrt(_squares(d)) + wide.type(TINY)), T)
+    for _ in range(iterations):
+        gram = linear(x, x)                                       # (M, M), symmetric
+        mix = b * gram.astype(wide, copy=False) + c * linear(gram, gram).astype(wide, copy=False)
+        turned = xp.ascontiguousarray(x.T)
+        move = linear(mix.astype(T, copy=False), turned)          # mix x
+        x = (a * x.astype(wide, copy=False) + move.astype(wide, copy=False)).astype(T, copy=False)
+    return xp.ascontiguousarray(x.T) if tall else x
+
+
+def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, master: np.ndarray | None,
+             control: np.ndarray, shape: tuple[int, ...], group: Mapping[str, Any]) -> None:
+    """Update p, m and master (in place), all (n,), from g; keeps nothing else."""
+    wide = accumulator(p.dtype)
+    factor, multiplier, *_ = control.tolist()
+    rate = float(group["lr"] * factor)
+    with np.errstate(all="ignore"):  # a gradient that overflows shows in the loss
+        d = memory.widened(g, wide) * wide.type(multiplier)
+        m *= wide.type(group["momentum"])
+        m += d
+        d = d + wide.type(group["momentum"]) * m if group["nesterov"] else m
+        u = orthogonalized(d.astype(p.dtype, copy=False).reshape(shape[0], -1),
+                           int(group["iterations"])).reshape(-1)
+        scale = 1 - rate * group["weight_decay"]
+        w = behind(p, master)
+        if group["normalize"]:
+            scale *= math.sqrt(shape[0]) / max(math.sqrt(float(_squares(p))), TINY)
+        w *= wide.type(scale)
+        w -= wide.type(rate) * u.astype(wide, copy=False)
+        if w is not p:
+            p[...] = w
+    if master is not None:
+        master[...] = w
+
+
+def step_gpu(p: Array, g: Array, m: Array, master: Array | None, control: Array,
+             shape: tuple[int, ...], group: Mapping[str, Any]) -> None:
+    """The same; what is not a product of matrices is in kernels/muon.cu."""
+    settings = dict(T=p.dtype, NESTEROV=bool(group["nesterov"]), MASTER=master is not None)
+    d = cupy().zeros(p.size, p.dtype)
+    kernels.kernel("muon.cu", "muon_direction", **settings)(
+        p.size, g, m, d, control, float(group["momentum"]), p.size)
+    u = orthogonalized(d.reshape(shape[0], -1), int(group["iterations"])).reshape(-1)
+    squares = _squares(p) if group["normalize"] else None
+    kernels.kernel("muon.cu", "muon_update", **settings)(
+        p.size, p, u, master, squares, control, float(group["lr"]),
+        float(group["weight_decay"]), math.sqrt(shape[0]), TINY, p.size)
+
+
+def _squares(w: Array) -> Array:
+    """Sum of the squares of w, (), in accumulator(dtype)."""
+    wide = w.astype(accumulator(w.dtype), copy=False)
+    return (wide * wide).sum()

@@ -1,0 +1,173 @@
+"""Muon: what Newton-Schulz does to singular values, steps against a plain transcript, CUDA."""
+
+import numpy as np
+import pytest
+
+from check import close, host
+from gpuconv.autograd import Parameter
+from gpuconv.backend import float_dtype
+from gpuconv.optim import SGD, Muon
+from gpuconv.optim.muon import QUINTIC, orthogonalized
+
+SHAPES = [(4, 3, 3, 2), (5, 7), (24, 6), (3, 3)]
+
+
+def by_singular_values(d, iterations):
+    """The polynomial, applied where it acts: on each singular value."""
+    u, s, v = np.linalg.svd(d.astype(np.float64), full_matrices=False)
+    s = s / (np.linalg.norm(d.astype(np.float64)) + 1e-7)
+    for _ in range(iterations):
+        s = QUINTIC[0] * s + QUINTIC[1] * s**3 + QUINTIC[2] * s**5
+    return (u * s) @ v
+
+
+def transcript(p, g, m, lr, momentum, nesterov, weight_decay, iterations, normalize):
+    """One step in float64."""
+    m = momentum * m + g
+    d = g + momentum * m if nesterov else m
+    u = by_singular_values(d.reshape(len(p), -1), iterations).reshape(p.shape)
+    if normalize:
+        p = p * np.sqrt(len(p)) / np.linalg.norm(p)
+    return (1 - lr * weight_decay) * p - lr * u, m
+
+
+def parameters(xp, rng, dtype, shapes=SHAPES):
+    return [Parameter(xp.asarray(rng.standard_normal(s).astype(float_dtype(dtype))))
+            for s in shapes]
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 5])
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (1, 7), (16, 16)])
+def test_newton_schulz_acts_on_the_singular_values(xp, rng, shape, iterations):
+    d = rng.standard_normal(shape)
+    for dtype in ("float32", "float64"):
+        got = orthogonalized(xp.asarray(d.astype(dtype)), iterations)
+        close(got, by_singular_values(d, iterations).astype(dtype), terms=4**iterations * 100)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_newton_schulz_of_16_bits_stays_near(xp, rng, dtype):
+    d = rng.standard_normal((12, 40)).astype(float_dtype(dtype))
+    got = host(orthogonalized(xp.asarray(d), 3)).astype(np.float64)
+    s = np.linalg.svd(got, compute_uv=False)
+    want = np.linalg.svd(by_singular_values(d.astype(np.float64), 3), compute_uv=False)
+    assert abs(s - want).max() < 0.1  # seven bits, twelve products: the polynomial is forgiving
+
+
+def test_a_gradient_of_zeros_gives_no_update(xp):
+    assert (host(orthogonalized(xp.zeros((3, 4), "float32"), 5)) == 0).all()
+
+
+@pytest.mark.parametrize("settings", [
+    dict(), dict(nesterov=False), dict(normalize=True), dict(weight_decay=0.1),
+    dict(normalize=True, weight_decay=0.1, momentum=0.6, iterations=3)],
+    ids=["plain", "not ahead", "normalized", "decay", "all"])
+def test_steps_are_those_of_the_transcript(xp, rng, settings):
+    full = dict(momentum=0.95, nesterov=True, weight_decay=0.0, iterations=5,
+                normalize=False) | settings
+    ps = parameters(xp, rng, "float64")
+    muon = Muon(ps, 0.1, **settings)
+    want = [host(p.data).copy() for p in ps]
+    ms = [np.zeros(p.shape) for p in ps]
+    for factor in (1.0, 0.5):
+        muon.factor = factor
+        for i, p in enumerate(ps):
+            g = rng.standard_normal(p.shape)
+            p.grad[...] = xp.asarray(g)
+            want[i], ms[i] = transcript(want[i], g, ms[i], lr=0.1 * factor, **full)
+        muon.step()
+    for i, p in enumerate(ps):
+        close(p.data, want[i], terms=10**6)
+        close(muon.state_dict()[f"momentum.{i}"], ms[i], terms=10)
+
+
+@pytest.mark.parametrize("master", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_cuda_is_numpy(cp, rng, dtype, master):
+    there = parameters(np, rng, dtype)
+    here = [Parameter(cp.asarray(p.data)) for p in there]
+    settings = dict(lr=0.1, normalize=True, weight_decay=0.01, iterations=2, master=master)
+    gpu, cpu = Muon(here, **settings), Muon(there, **settings)
+    for p, q in zip(here, there, strict=True):
+        q.grad[...] = rng.standard_normal(q.shape)
+        p.grad[...] = cp.asarray(q.grad)
+    gpu.step()
+    cpu.step()
+    got, want = gpu.state_dict(), cpu.state_dict()
+    assert got.keys() == want.keys() and any(n.startswith("master") for n in got) == (
+        master and dtype == "float16")
+    for i, (p, q) in enumerate(zip(here, there, strict=True)):
+        close(got[f"momentum.{i}"], want[f"momentum.{i}"], terms=4)
+        close(p.data, host(q.data), terms=1000)
+
+
+def test_a_step_that_is_skipped_changes_nothing(xp, rng):
+    ps = parameters(xp, rng, "float32")
+    muon = Muon(ps, 0.1)
+    for p in ps:
+        p.grad[...] = 1
+    muon.step()
+    before = [host(a).copy() for a in (*(p.data for p in ps), *muon.state_dict().values())]
+    muon.control[2:3].fill(1)
+    muon.step()
+    after = [host(a) for a in (*(p.data for p in ps), *muon.state_dict().values())]
+    for a, b in zip(after, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_gradients_are_multiplied_first(xp, rng):
+    ps, qs = (parameters(xp, np.random.default_rng(1), "float64") for _ in range(2))
+    scaled, plain = Muon(ps, 0.1), Muon(qs, 0.1)
+    scaled.control[1:2].fill(0.25)
+    for p, q in zip(ps, qs, strict=True):
+        g = rng.standard_normal(p.shape)
+        p.grad[...], q.grad[...] = xp.asarray(4 * g), xp.asarray(g)
+    scaled.step()
+    plain.step()
+    for p, q in zip(ps, qs, strict=True):
+        np.testing.assert_array_equal(host(p.data), host(q.data))
+
+
+def test_groups_that_are_not_orthogonal_are_sgd(xp, rng):
+    ps, qs = (parameters(xp, np.random.default_rng(2), "float32", [(3, 4), (5,)])
+              for _ in range(2))
+    how = dict(momentum=0.85, nesterov=True, weight_decay=0.01)
+    muon = Muon([dict(params=ps, orthogonal=False)], 0.1, **how)
+    sgd = SGD(qs, 0.1, **how)
+    for _ in range(2):
+        for p, q in zip(ps, qs, strict=True):
+            g = xp.asarray(rng.standard_normal(p.shape).astype("float32"))
+            p.grad[...], q.grad[...] = g, g
+        muon.step()
+        sgd.step()
+    for p, q in zip(ps, qs, strict=True):
+        np.testing.assert_array_equal(host(p.data), host(q.data))
+
+
+def test_goes_on_from_its_state(rng):
+    ps, qs = (parameters(np, np.random.default_rng(3), "float32") for _ in range(2))
+    first, second = Muon(ps, 0.1, normalize=True), Muon(qs, 0.5)
+    gs = [rng.standard_normal(p.shape) for p in ps]
+    for p, g in zip(ps, gs, strict=True):
+        p.grad[...] = g
+    first.step()
+    second.load_state_dict(first.state_dict())
+    for p, q, g in zip(ps, qs, gs, strict=True):
+        q.data = p.data
+        p.grad[...], q.grad[...] = -g, -g
+    first.step()
+    second.step()
+    for p, q in zip(ps, qs, strict=True):
+        np.testing.assert_array_equal(p.data, q.data)
+
+
+@pytest.mark.parametrize("shapes, settings, message", [
+    ([(3,)], {}, r"shapes \[\(3,\)\] are no matrices"),
+    ([(3, 3)], dict(iterations=0), "iterations is 0, wanted 1 or more"),
+    ([(3, 3)], dict(iterations=1.5), "iterations is 1.5"),
+    ([(3, 3)], dict(momentum=0.0), "nesterov wants momentum"),
+    ([(3, 3)], dict(lr=-1), "lr is -1"),
+])
+def test_refuses(rng, shapes, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Muon(parameters(np, rng, "float32", shapes), **(dict(lr=0.1) | settings))
