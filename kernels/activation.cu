@@ -5,10 +5,10 @@
 //   sigmoid  y = 1 / (1 + e^-x)            gx = gy * y * (1 - y)
 //   tanh     y = tanh(x)                   gx = gy * (1 - y*y)
 //
-//   F and f: distribution and density of the normal law, F(x) = erfc(-x / sqrt(2)) / 2.
+//   F and f: distribution and density of the normal law, see activate.cuh.
 //
-// Launch   1-d, one thread per 16 bytes of y, any grid, any block, no shared memory. Arrays that do
-//          not start at a multiple of 16 bytes, and the last few elements, go one by one.
+// Launch   1-d, one thread per 64 bytes that it reads, any grid, any block, no shared memory. Arrays
+//          that do not start at a multiple of 16 bytes, and the last few elements, go one by one.
 // Traffic  forward        reads x n, writes y n.
 //          backward       reads gy n, y n, writes gx n.
 //          gelu_backward  reads gy n, x n, writes gx n.
@@ -16,43 +16,59 @@
 // Order    every element on its own: deterministic.
 
 #include "common.cuh"
+#include "activate.cuh"
 #include "pack.cuh"
 
 using T = CFG_T;                               // stored element
 using A = CFG_A;                               // arithmetic: float, or double for double
 using I = CFG_I;                               // flat index: int, or long long for huge arrays
-constexpr int V = Pack<T>::V;                  // elements per thread and turn
+constexpr int V = Pack<T>::V;                  // elements of an access
+constexpr int DEEP = 4;                        // accesses that a thread has on their way at once
 
-__device__ inline A normal(A x) { return (A)0.5 * erfc(x * (A)-0.70710678118654752); }
-__device__ inline A density(A x) { return (A)0.39894228040143268 * exp((A)-0.5 * x * x); }
-
-// y[i] = f(a[i])
-template <class F>
-__device__ inline void map(const T* a, T* y, I n, F f)
+// Up to N packs of x, `step` apart, that begin before the end.
+template <int N>
+__device__ inline void get(Pack<T>* to, const T* x, long long at, int step, I end)
 {
-    const I packs = is_aligned(a) && is_aligned(y) ? n / V : 0;
-    for (I t : grid_stride<I>(packs)) {
-        Pack<T> p = reinterpret_cast<const Pack<T>*>(a)[t];
-        for (int i = 0; i < V; ++i) p.v[i] = (T)f((A)p.v[i]);
-        reinterpret_cast<Pack<T>*>(y)[t] = p;
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+        if (at + k * step < end) to[k] = reinterpret_cast<const Pack<T>*>(x)[at + k * step];
     }
-    const I done = packs * V;
-    for (I t : grid_stride<I>(n - done)) y[done + t] = (T)f((A)a[done + t]);
 }
 
-// y[i] = f(a[i], b[i])
-template <class F>
+// y[i] = f(a[i], b[i]); where b is null, f(a[i], 0).
+template <int N, class F>
 __device__ inline void map(const T* a, const T* b, T* y, I n, F f)
 {
     const I packs = is_aligned(a) && is_aligned(b) && is_aligned(y) ? n / V : 0;
-    for (I t : grid_stride<I>(packs)) {
-        Pack<T> p = reinterpret_cast<const Pack<T>*>(a)[t];
-        const Pack<T> q = reinterpret_cast<const Pack<T>*>(b)[t];
-        for (int i = 0; i < V; ++i) p.v[i] = (T)f((A)p.v[i], (A)q.v[i]);
-        reinterpret_cast<Pack<T>*>(y)[t] = p;
+    const long long block = (long long)blockDim.x * N;
+    for (long long at = blockIdx.x * block + threadIdx.x; at < packs; at += gridDim.x * block) {
+        Pack<T> p[N], q[N];
+        get<N>(p, a, at, blockDim.x, packs);
+        if (b) get<N>(q, b, at, blockDim.x, packs);
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+            if (at + k * blockDim.x >= packs) break;
+#pragma unroll
+            for (int i = 0; i < V; ++i) p[k].v[i] = (T)f((A)p[k].v[i], b ? (A)q[k].v[i] : (A)0);
+            reinterpret_cast<Pack<T>*>(y)[at + k * blockDim.x] = p[k];
+        }
     }
     const I done = packs * V;
-    for (I t : grid_stride<I>(n - done)) y[done + t] = (T)f((A)a[done + t], (A)b[done + t]);
+    for (I t : grid_stride<I>(n - done)) {
+        y[done + t] = (T)f((A)a[done + t], b ? (A)b[done + t] : (A)0);
+    }
+}
+
+template <class F>
+__device__ inline void map(const T* a, T* y, I n, F f)
+{
+    map<DEEP>(a, nullptr, y, n, [=](A v, A) { return f(v); });
+}
+
+template <class F>
+__device__ inline void map(const T* a, const T* b, T* y, I n, F f)
+{
+    map<DEEP / 2>(a, b, y, n, f);
 }
 
 extern "C" __global__ void relu_forward(
@@ -60,7 +76,7 @@ extern "C" __global__ void relu_forward(
     T* __restrict__ y,                   // (n)
     I n)
 {
-    map(x, y, n, [](A v) { return v <= 0 ? (A)0 : v; });
+    map(x, y, n, [](A v) { return activate<RELU>(v); });
 }
 
 extern "C" __global__ void relu_backward(
@@ -69,7 +85,7 @@ extern "C" __global__ void relu_backward(
     T* __restrict__ gx,                  // (n)
     I n)
 {
-    map(gy, y, gx, n, [](A g, A v) { return v <= 0 ? (A)0 : g; });
+    map(gy, y, gx, n, [](A g, A v) { return pull_back<RELU>(g, v); });
 }
 
 extern "C" __global__ void gelu_forward(
@@ -77,7 +93,7 @@ extern "C" __global__ void gelu_forward(
     T* __restrict__ y,                   // (n)
     I n)
 {
-    map(x, y, n, [](A v) { return v * normal(v); });
+    map(x, y, n, [](A v) { return activate<GELU>(v); });
 }
 
 extern "C" __global__ void gelu_backward(
@@ -86,7 +102,7 @@ extern "C" __global__ void gelu_backward(
     T* __restrict__ gx,                  // (n)
     I n)
 {
-    map(gy, x, gx, n, [](A g, A v) { return g * (normal(v) + v * density(v)); });
+    map(gy, x, gx, n, [](A g, A v) { return pull_back<GELU>(g, v); });
 }
 
 extern "C" __global__ void sigmoid_forward(

@@ -49,7 +49,6 @@ constexpr int ACTIVATION = CFG_ACTIVATION;
 constexpr bool HEAVY = ACTIVATION == GELU;  // wants registers of its own
 constexpr int DEEP = HEAVY ? 2 : 4;    // rows that a thread reads at once, and of a second array
 constexpr int WITH = 2;                // rows where a residual is read as well
-constexpr int FEW = 8;                 // slices
 using P = Pack<T, V>;
 
 struct Moments {
@@ -75,42 +74,13 @@ struct AddSums {
 
 __device__ inline A rounded(A v) { return (A)(T)v; }
 
-// A thread's V numbers of an array of channels, which may be null.
-template <class E>
-__device__ inline void get(A* to, const E* from, int c, A otherwise = 0)
-{
-    Pack<E, V> some;
-    if (from) some = *reinterpret_cast<const Pack<E, V>*>(from + c);
-#pragma unroll
-    for (int v = 0; v < V; ++v) to[v] = from ? (A)some.v[v] : otherwise;
-}
-
-// Up to N of the rows that are left for a thread, all of them on their way at once; zeros beyond.
-template <int N>
-__device__ inline void get_rows(P* to, const T* from, long long step, int left)
-{
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-        to[i] = i < left ? *reinterpret_cast<const P*>(from + i * step) : P{};
-    }
-}
-
-template <int N>
-__device__ inline void put_rows(T* to, const P* from, long long step, int left)
-{
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-        if (i < left) *reinterpret_cast<P*>(to + i * step) = from[i];
-    }
-}
-
 // What the channels of a thread do to x: the same bits in forward and in backward. The mean goes into
 // the shift, which costs no more digits than x has lost, being rounded.
 struct Normalise {
     A scale[V], shift[V];
     __device__ Normalise(const T* gamma, const T* beta, const A* center, const A* inv, int c) {
-        get(scale, gamma, c, 1);
-        get(shift, beta, c);
+        get_channels(scale, gamma, c, (A)1);
+        get_channels(shift, beta, c);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             scale[v] *= inv[v];
@@ -175,20 +145,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 4) batch_norm_moments(
 __device__ inline Moments merged(const Part<1>& p, const A* mean, const A* m2, long long rows,
                                  int each)
 {
-    constexpr int N = FEW;
-    Moments all = {};
-    for (int r = 0; r < p.count; r += N) {
-        Moments some[N];
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const long long at = p.at + (r + i) * p.step, first = (p.row + (r + i) * p.height) * each;
-            some[i].n = i < p.count - r ? min((long long)each, rows - first) : 0;
-            if (i < p.count - r) some[i].mean = mean[at], some[i].m2 = m2[at];
-        }
-#pragma unroll
-        for (int i = 0; i < N; ++i) all = MergeMoments()(all, some[i]);
-    }
-    return all;
+    return merge_rows<Moments>(p.count, [=](int i) -> Moments {
+        const long long at = p.at + i * p.step, first = (p.row + (long long)i * p.height) * each;
+        return {(A)min((long long)each, rows - first), mean[at], m2[at]};
+    }, MergeMoments());
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) batch_norm_merge(
@@ -297,8 +257,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, HEAVY ? 3 : 4) batch_norm_fo
         const Part<V> p(parts - 1 - b, rows, C, per, lanes);
         if (!p.count) continue;
         A center[V], inv[V];
-        get(center, mean, p.c);
-        get(inv, inv_std, p.c);
+        get_channels(center, mean, p.c);
+        get_channels(inv, inv_std, p.c);
         const Normalise normalise(gamma, beta, center, inv, p.c);
         if (residual) normalise_rows<true>(p, normalise, x, residual, y);
         else normalise_rows<false>(p, normalise, x, residual, y);
@@ -358,8 +318,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) batch_norm_backward_sums(
         Sums all[V] = {};
         if (p.count) {
             A center[V], inv[V] = {};
-            get(center, mean, p.c);
-            if (ACTIVATION != NONE) get(inv, inv_std, p.c);
+            get_channels(center, mean, p.c);
+            if (ACTIVATION != NONE) get_channels(inv, inv_std, p.c);
             const Normalise normalise(ACTIVATION != NONE ? gamma : nullptr,
                                       ACTIVATION != NONE ? beta : nullptr, center, inv, p.c);
             if (residual) pull_rows<true>(p, normalise, center, gy, x, residual, gz, all);
@@ -385,21 +345,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK) batch_norm_backward_totals(
     T* __restrict__ gbeta,                // (C,)
     int C, int S, int lanes)
 {
-    constexpr int N = FEW;
     __shared__ Sums shared[spread<Sums>(BLOCK)];
     for (long long b = blockIdx.x; b < Part<1>::all(S, C, S, lanes); b += gridDim.x) {
         const Part<1> p(b, S, C, S, lanes);
-        Sums all = {};
-        for (int r = 0; r < p.count; r += N) {
-            Sums some[N] = {};
-#pragma unroll
-            for (int i = 0; i < N; ++i) {
-                const long long at = p.at + (r + i) * p.step;
-                if (i < p.count - r) some[i] = {slice_gz[at], slice_gzx[at]};
-            }
-#pragma unroll
-            for (int i = 0; i < N; ++i) all = AddSums()(all, some[i]);
-        }
+        const Sums all = merge_rows<Sums>(p.count, [=](int i) -> Sums {
+            return {slice_gz[p.at + i * p.step], slice_gzx[p.at + i * p.step]};
+        }, AddSums());
         reduce_rows<1>(shared, &all, p.height, lanes, AddSums());
         for (int k = threadIdx.x; k < p.width; k += BLOCK) {
             const Sums total = shared[spread<Sums>(k)];
@@ -432,12 +383,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) batch_norm_backward(
         const Part<V> p(parts - 1 - b, rows, C, per, lanes);
         if (!p.count) continue;
         A center[V], inv[V], slope[V], level[V];
-        get(center, mean, p.c);
-        get(inv, inv_std, p.c);
+        get_channels(center, mean, p.c);
+        get_channels(inv, inv_std, p.c);
         const Normalise normalise(gamma, beta, center, inv, p.c);
         if (sum_gz) {                     // slope and level of the line that is taken off
-            get(level, sum_gz, p.c);
-            get(slope, sum_gzxhat, p.c);
+            get_channels(level, sum_gz, p.c);
+            get_channels(slope, sum_gzxhat, p.c);
 #pragma unroll
             for (int v = 0; v < V; ++v) {
                 slope[v] *= inv[v] / rows;

@@ -3,100 +3,109 @@
 //   y[m,c]  = max(x[m,c] + b[c], 0), NaN stays
 //   gx[m,c] = gy[m,c] where y[m,c] > 0 or NaN, else 0
 //   gb[c]   = sum over m of gx[m,c], in two stages:
-//             partial[g,c] over a run of rows, then gb[c] = sum over g of partial[g,c]
+//             partial[s,c] over a slice of the rows, then gb[c] = sum over s of partial[s,c]
 //
-// Launch   forward   one thread per 16 bytes of y where C and the addresses allow, else per element.
-//          backward  blocks of 256: 8 rows by 32 columns at a time; one block per run and tile of 32
-//                    columns, 1 KB (double: 2 KB) of shared memory.
-//          sum       the same blocks, one per tile of 32 columns.
-// Traffic  forward   reads x M*C, b C (stays in L1: asks <= M*C), writes y M*C.
-//          backward  reads y M*C, gy <= M*C (only where y > 0: sectors <= 2), writes gx M*C,
-//                    partial runs*C: 1 row in 64 at most.
-//          sum       reads partial runs*C, writes gb C.
-//          Coalesced where C fills whole sectors, else at most 1.5 times the sectors. No bank
-//          conflicts.
-// Order    a thread adds its rows in rising order, a block its 8 threads of a column in order, the
-//          sum its runs likewise. The runs follow from (M, C) alone: deterministic.
+// Launch   1-d, blocks of BLOCK threads; a block takes a tile of channels over one of S slices of
+//          the rows, `per` rows each, see rows.cuh. A thread keeps V channels, 16 bytes where C and
+//          the addresses allow, and reads DEEP rows before it computes with them. sum: a thread
+//          keeps one channel. Shared memory: 4 bytes a thread and channel (8 for double).
+// Traffic  forward   reads x rows*C, b C (asks <= S*C*BLOCK/32), writes y rows*C.
+//          backward  reads y/gy rows*C, writes gx rows*C, partial S*C.
+//          sum       reads partial S*C, writes gb C.
+//          Coalesced where C fills whole sectors, else at most 1.8 times the sectors. Banks: 1.4
+//          passes at most, one where 32 divides lanes*V.
+// Order    each slice's sums in a fixed order, then the slices' in a fixed order; no atomics. The
+//          slices are cut by shape alone: the same bits from run to run.
 
 #include "common.cuh"
-#include "pack.cuh"
+#include "activate.cuh"
+#include "reduce.cuh"
+#include "rows.cuh"
 
-using T = CFG_T;                               // stored element
-using A = CFG_A;                               // arithmetic and partial sums
-using I = CFG_I;                               // flat index: int, or long long for huge arrays
-constexpr int V = Pack<T>::V;                  // elements per thread and turn, forward
-constexpr int WIDE = 32, HIGH = 8;             // columns and rows that a block handles at a time
+using T = CFG_T;                       // stored element
+using A = CFG_A;                       // arithmetic and partial sums
+constexpr int BLOCK = CFG_BLOCK;       // threads of a block
+constexpr int V = CFG_V;               // channels of a thread: they are one access
+constexpr int DEEP = 4;                // rows that a thread reads at once, of each array
+using P = Pack<T, V>;
 
-__device__ inline A relu(A v) { return v <= 0 ? (A)0 : v; }
-
-// Sum over the 8 threads of this column, in order; valid in the first row of threads.
-__device__ inline A column_sum(A mine)
-{
-    __shared__ A sums[HIGH][WIDE];
-    sums[threadIdx.x / WIDE][threadIdx.x % WIDE] = mine;
-    __syncthreads();
-    A sum = 0;
-    if (threadIdx.x < WIDE)
-        for (int i = 0; i < HIGH; ++i) sum += sums[i][threadIdx.x];
-    __syncthreads();  // the next tile may overwrite sums
-    return sum;
-}
-
-extern "C" __global__ void bias_relu_forward(
-    const T* __restrict__ x,             // (M, C)
+extern "C" __global__ void __launch_bounds__(BLOCK, 4) bias_relu_forward(
+    const T* __restrict__ x,             // (rows, C)
     const T* __restrict__ b,             // (C)
-    T* __restrict__ y,                   // (M, C)
-    I M, int C)
+    T* __restrict__ y,                   // (rows, C)
+    long long rows, int C, int S, int per, int lanes)
 {
-    const I n = M * C;
-    if (C % V == 0 && is_aligned(x) && is_aligned(b) && is_aligned(y)) {
-        for (I t : grid_stride<I>(n / V)) {
-            Pack<T> p = reinterpret_cast<const Pack<T>*>(x)[t];
-            const Pack<T> q = reinterpret_cast<const Pack<T>*>(b)[t % (C / V)];
-            for (int i = 0; i < V; ++i) p.v[i] = (T)relu((A)p.v[i] + (A)q.v[i]);
-            reinterpret_cast<Pack<T>*>(y)[t] = p;
-        }
-        return;
-    }
-    for (I t : grid_stride<I>(n)) y[t] = (T)relu((A)x[t] + (A)b[t % C]);
-}
-
-extern "C" __global__ void bias_relu_backward(
-    const T* __restrict__ gy,            // (M, C)
-    const T* __restrict__ y,             // (M, C)
-    T* __restrict__ gx,                  // (M, C)
-    A* __restrict__ partial,             // (runs, C)
-    I M, int C, int runs)
-{
-    const int tiles = (C + WIDE - 1) / WIDE, row = threadIdx.x / WIDE;
-    for (int unit = blockIdx.x; unit < runs * tiles; unit += gridDim.x) {
-        const int run = unit / tiles, c = unit % tiles * WIDE + threadIdx.x % WIDE;
-        const I first = (long long)M * run / runs, end = (long long)M * (run + 1) / runs;
-        A sum = 0;
-        if (c < C) {
-            for (I m = first + row; m < end; m += HIGH) {
-                const T g = (A)y[m * C + c] <= 0 ? (T)(A)0 : gy[m * C + c];
-                gx[m * C + c] = g;
-                sum += (A)g;
+    for (long long part = blockIdx.x; part < Part<V>::all(rows, C, per, lanes); part += gridDim.x) {
+        const Part<V> p(part, rows, C, per, lanes);
+        if (!p.count) continue;
+        A bias[V];
+        get_channels(bias, b, p.c);
+        long long at = p.at;
+#pragma unroll 1
+        for (int left = p.count; left > 0; left -= DEEP, at += DEEP * p.step) {
+            P some[DEEP];
+            get_rows<DEEP>(some, x + at, p.step, left);
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+#pragma unroll
+                for (int i = 0; i < DEEP; ++i) {
+                    some[i].v[v] = (T)activate<RELU>((A)some[i].v[v] + bias[v]);
+                }
             }
+            put_rows<DEEP>(y + at, some, p.step, left);
         }
-        sum = column_sum(sum);
-        if (row == 0 && c < C) partial[(I)run * C + c] = sum;
     }
 }
 
-extern "C" __global__ void bias_relu_sum(
-    const A* __restrict__ partial,       // (runs, C)
-    T* __restrict__ gb,                  // (C)
-    int C, int runs)
+extern "C" __global__ void __launch_bounds__(BLOCK, 3) bias_relu_backward(
+    const T* __restrict__ gy,            // (rows, C)
+    const T* __restrict__ y,             // (rows, C)
+    T* __restrict__ gx,                  // (rows, C)    null: not wanted
+    A* __restrict__ partial,             // (S, C)       null: not wanted
+    long long rows, int C, int S, int per, int lanes)
 {
-    const int tiles = (C + WIDE - 1) / WIDE, row = threadIdx.x / WIDE;
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        const int c = tile * WIDE + threadIdx.x % WIDE;
-        A sum = 0;
-        if (c < C)
-            for (int run = row; run < runs; run += HIGH) sum += partial[(I)run * C + c];
-        sum = column_sum(sum);
-        if (row == 0 && c < C) gb[c] = (T)sum;
+    __shared__ A shared[spread<A>(BLOCK * V)];
+    for (long long part = blockIdx.x; part < Part<V>::all(rows, C, per, lanes); part += gridDim.x) {
+        const Part<V> p(part, rows, C, per, lanes);
+        A sums[V] = {};
+        long long at = p.at;
+#pragma unroll 1
+        for (int left = p.count; left > 0; left -= DEEP, at += DEEP * p.step) {
+            P gs[DEEP], ys[DEEP];
+            get_rows<DEEP>(gs, gy + at, p.step, left);
+            get_rows<DEEP>(ys, y + at, p.step, left);
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+#pragma unroll
+                for (int i = 0; i < DEEP; ++i) {
+                    const A g = pull_back<RELU>((A)gs[i].v[v], (A)ys[i].v[v]);  // 0 beyond the rows
+                    gs[i].v[v] = (T)g;
+                    sums[v] += g;
+                }
+            }
+            if (gx) put_rows<DEEP>(gx + at, gs, p.step, left);
+        }
+        if (!partial) continue;
+        reduce_rows<V>(shared, sums, p.height, lanes, Add());
+        for (int k = threadIdx.x; k < p.width; k += BLOCK) {
+            partial[(long long)p.slice * C + p.first + k] = shared[spread<A>(k)];
+        }
+        __syncthreads();                 // before shared is written again
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK) bias_relu_sum(
+    const A* __restrict__ partial,       // (S, C)
+    T* __restrict__ gb,                  // (C)
+    int C, int S, int lanes)
+{
+    __shared__ A shared[spread<A>(BLOCK)];
+    for (long long part = blockIdx.x; part < Part<1>::all(S, C, S, lanes); part += gridDim.x) {
+        const Part<1> p(part, S, C, S, lanes);
+        const A sum = merge_rows<A>(p.count, [=](int i) { return partial[p.at + i * p.step]; },
+                                    Add());
+        reduce_rows<1>(shared, &sum, p.height, lanes, Add());
+        for (int k = threadIdx.x; k < p.width; k += BLOCK) gb[p.first + k] = (T)shared[spread<A>(k)];
+        __syncthreads();                 // before shared is written again
     }
 }

@@ -40,6 +40,53 @@ struct Part {
     }
 };
 
+// A thread's numbers of an array of channels, which may be null.
+template <class A, int V, class T>
+__device__ inline void get_channels(A (&to)[V], const T* from, int c, A otherwise = 0)
+{
+    Pack<T, V> some;
+    if (from) some = *reinterpret_cast<const Pack<T, V>*>(from + c);
+#pragma unroll
+    for (int v = 0; v < V; ++v) to[v] = from ? (A)some.v[v] : otherwise;
+}
+
+// Up to N of the rows that are left for a thread, all of them on their way at once; zeros beyond.
+template <int N, class T, int V>
+__device__ inline void get_rows(Pack<T, V>* to, const T* from, long long step, int left)
+{
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        to[i] = i < left ? *reinterpret_cast<const Pack<T, V>*>(from + i * step) : Pack<T, V>{};
+    }
+}
+
+template <int N, class T, int V>
+__device__ inline void put_rows(T* to, const Pack<T, V>* from, long long step, int left)
+{
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        if (i < left) *reinterpret_cast<Pack<T, V>*>(to + i * step) = from[i];
+    }
+}
+
+// What load(i) gives for the rows i of a thread, merged in their order, some of them on their way
+// at once.
+template <class S, class Load, class Merge>
+__device__ inline S merge_rows(int count, Load load, Merge merge)
+{
+    constexpr int N = 8;
+    S all = {};
+#pragma unroll 1
+    for (int r = 0; r < count; r += N) {
+        S some[N];
+#pragma unroll
+        for (int i = 0; i < N; ++i) some[i] = r + i < count ? load(r + i) : S{};
+#pragma unroll
+        for (int i = 0; i < N; ++i) all = merge(all, some[i]);
+    }
+    return all;
+}
+
 // Where element i of an array in shared memory lies, so that threads that write V neighbours each,
 // and those that read neighbours, meet in no bank: after every 128 bytes of accesses, one is left
 // out. A struct is one access, if it is aligned to its size, else one for each number.
@@ -48,7 +95,8 @@ __device__ constexpr int spread(int i) { return i + i * (int)alignof(S) / 128; }
 
 // Totals over the rows of threads of what each brings for its V channels, in a fixed order: in
 // shared[spread<S>(k)], k = 0 .. the tile's width - 1. `shared` holds spread<S>(BLOCK * V) of them.
-// Holds barriers: every thread of the block must call it, and one before shared is written again.
+// Holds barriers: every thread of the block must call it, and then __syncthreads() before shared is
+// written again.
 template <int V, class S, class Merge>
 __device__ void reduce_rows(S* shared, const S* mine, int height, int lanes, Merge merge)
 {

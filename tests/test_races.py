@@ -163,8 +163,9 @@ FAULTS = {  # what is wrong: a case, the text, what it becomes, the report (None
         "relu", "is_aligned(a) && is_aligned(b) && is_aligned(y) ?", "true ?",
         "misaligned access to"),
     "an index that overflows": (
-        "relu", "const I done = packs * V;", "const I done = packs * V * 10000000 / 10000000;",
-        r"overflow: 1028 \* 10000000 does not fit 'int'"),
+        "relu", "const I done = packs * V;",
+        "const I done = packs * V + n * 10000000 / 10000000 - n;",
+        r"overflow: 1031 \* 10000000 does not fit 'int'"),
     "an output left unwritten": (
         "max_pool2d", "image[((I)h * W + w) * packs] =",
         "if (sum[0] != 0) image[((I)h * W + w) * packs] =", None),

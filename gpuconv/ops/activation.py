@@ -21,6 +21,8 @@ from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.cpu import normal
 from gpuconv.ops.cpu.rectify import masked, nonzero, rectify
 
+BYTES = 64  # that a thread of activation.cu reads at once
+
 
 def relu(x: Array) -> Array:
     """Rectifier: ``y = max(x, 0)``; its slope at 0 is 0.
@@ -103,7 +105,7 @@ class Activation(Op):
         """Run a kernel that takes arrays of one size, and the size."""
         y = arrays[-1]
         kernel = kernels.kernel("activation.cu", function, T=y.dtype, I=kernels.index(y))
-        kernel(-(-y.nbytes // 16), *arrays, y.size)
+        kernel(-(-y.nbytes * (len(arrays) - 1) // BYTES), *arrays, y.size)
 
 
 class ReLU(Activation):

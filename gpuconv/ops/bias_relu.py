@@ -19,10 +19,8 @@ from gpuconv.ops.arithmetic import wide
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.cpu.rectify import masked, nonzero, positive_part
 from gpuconv.ops.cpu.rows import column_sums, with_row
-
-TILE = 32   # columns of a block in bias_relu.cu
-RUN = 64    # rows in a run, at least
-RUNS = 1024  # runs times tiles, at most
+from gpuconv.ops.gpu import rows
+from gpuconv.ops.gpu.rows import Cut
 
 
 def bias_relu(x: Array, b: Array) -> Array:
@@ -93,25 +91,28 @@ class BiasReLU(Op):
     # -- GPU: kernels/bias_relu.cu ---------------------------------------------------
 
     def forward_gpu(self, x, b):
-        M, C = math.prod(x.shape[:-1]), x.shape[-1]
         y = cupy().empty(x.shape, x.dtype)
-        threads_wanted = -(-y.nbytes // 16)
-        self.kernel("bias_relu_forward", y)(threads_wanted, x, b, y, M, C)
+        V = rows.channels(x, b)
+        cut = rows.cut(x.shape, V, x.dtype.itemsize)
+        self.kernel("bias_relu_forward", y, V)(cut.threads(V), x, b, y, *cut)
         self.y = y if any(self.needs) else None
         return y
 
     def backward_gpu(self, gy):
-        cp = cupy()
-        M, C = math.prod(gy.shape[:-1]), gy.shape[-1]
-        tiles = -(-C // TILE)
-        runs = max(1, min(-(-M // RUN), RUNS // max(1, tiles)))
-        gx, gb = cp.empty(gy.shape, gy.dtype), cp.empty(C, gy.dtype)
-        partial = cp.empty((runs, C), accumulator(gy.dtype))
-        self.kernel("bias_relu_backward", gy)(
-            runs * tiles * kernels.BLOCK, gy, self.y, gx, partial, M, C, runs)
-        self.kernel("bias_relu_sum", gy)(tiles * kernels.BLOCK, partial, gb, C, runs)
-        return gx if self.needs[0] else None, gb if self.needs[1] else None
+        cp, C = cupy(), gy.shape[-1]
+        V = rows.channels(gy, self.y)
+        cut = rows.cut(gy.shape, V, gy.dtype.itemsize)
+        gx = cp.empty(gy.shape, gy.dtype) if self.needs[0] else None
+        gb = cp.empty(C, gy.dtype) if self.needs[1] else None
+        partial = None if gb is None else cp.empty((cut.S, C), accumulator(gy.dtype))
+        self.kernel("bias_relu_backward", gy, V)(cut.threads(V), gy, self.y, gx, partial, *cut)
+        if gb is not None and cut.rows:
+            last = Cut(cut.S, C, 1, cut.S, rows.totals(C))
+            self.kernel("bias_relu_sum", gy, V)(last.threads(1), partial, gb, C, cut.S, last.lanes)
+        elif gb is not None:
+            gb.fill(0)
+        return gx, gb
 
-    def kernel(self, function, y):
+    def kernel(self, function, y, V):
         """The CUDA function, compiled for arrays like y."""
-        return kernels.kernel("bias_relu.cu", function, T=y.dtype, I=kernels.index(y))
+        return kernels.kernel("bias_relu.cu", function, T=y.dtype, BLOCK=kernels.BLOCK, V=V)

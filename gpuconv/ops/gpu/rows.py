@@ -43,8 +43,8 @@ def cut(shape: tuple[int, ...], V: int, itemsize: int) -> Cut:
     >>> cut((100, 8, 8, 64), V=8, itemsize=2)  # a warp reads four rows
     Cut(rows=6400, C=64, S=25, per=256, lanes=8)
     """
-    rows, C = math.prod(shape[:-1]), shape[-1]
-    columns = C // V
+    C, columns = shape[-1], max(1, shape[-1] // V)
+    rows = math.prod(shape[:-1]) if C else 0
     sector = max(1, SECTOR // (V * itemsize))
     even = -(-columns // -(-columns // WARP))  # of as many tiles as there must be
     lanes = min(columns, -(-even // sector) * sector)
