@@ -12,7 +12,7 @@ from hostcuda.hostcuda import HostKernel
 
 SHAPES = {  # rows, columns
     "none": (0, 5), "one number": (1, 1), "a batch": (128, 10), "one column": (5000, 1),
-    "ten columns": (9000, 10), "64 columns": (2500, 64), "130 columns": (3000, 130),
+    "ten columns": (9001, 10), "64 columns": (2500, 64), "130 columns": (3000, 130),
     "wide": (9, 2048), "wide and odd": (70, 2051), "a tile of one pack": (700, 264),
     "one row": (1, 300),
 }

@@ -287,8 +287,8 @@ def test_the_main_loop(T, arch):
 @pytest.mark.skipif(bool(nvrtc.missing()), reason=str(nvrtc.missing()))
 @pytest.mark.parametrize("arch", nvrtc.archs("conv_weight_gradient.cu"))
 def test_no_tile_spills(arch):
-    check_needs([job(tile, T, arch, unit) for tile in engine.TILES for T in DTYPES
-                 for unit in (16, 8, 4)])
+    check_needs([job(tile, T, arch, unit) for tile in engine.TILES for T in ("float16", "float32")
+                 for unit in (16, 4)])
     narrow = [t for t in engine.TILES if t.BN * t.BK // t.threads <= engine.HELD]
     assert narrow
-    check_needs([job(tile, T, arch, 2) for tile in narrow for T in DTYPES[:2]])
+    check_needs([job(tile, "float16", arch, 2) for tile in narrow])
