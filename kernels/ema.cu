@@ -34,7 +34,7 @@ extern "C" __global__ void ema_prepare(
     double decay,
     bool warmup)
 {
-    if (blockIdx.x != 0 || threadIdx.x != 0) return;
+    if (threadIdx.x != 0) return;
     const double t = (double)updates[0], early = (1 + t) / (10 + t);
     const bool skip = control && control[SKIP] != 0;
     weight[0] = skip ? 0 : 1 - (warmup && early < decay ? early : decay);

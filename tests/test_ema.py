@@ -271,6 +271,34 @@ def test_a_strided_parameter_is_followed(rng, device):
     assert ema.averages["weight"].flags.c_contiguous
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_values_that_begin_anywhere(rng, cp, dtype):
+    model = nn.Linear(7, 3).to("cuda", dtype)
+    raw = cp.zeros(30, dtype)
+    model.weight.rebind(raw[3:24].reshape(3, 7))  # at no multiple of 16 bytes
+    ema = EMA(model, 0.5, warmup=False)
+    stir(model, rng)
+    ema.update()
+    for name, a in model.state_dict().items():
+        if name == "weight":
+            close(ema.averages[name], host(a).astype("float32") / 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_a_step_that_the_optimiser_leaves_out_is_none(rng, device, dtype):
+    model = net(dtype, device)
+    ema, sgd = EMA(model, 0.9), SGD(model.parameters(), 0.1)
+    for skip in (0, 1, 0):
+        before = {name: host(a).copy() for name, a in ema.state_dict().items()}
+        stir(model, rng)
+        sgd.control[2:3].fill(skip)
+        ema.update(sgd)
+        after = {name: host(a) for name, a in ema.state_dict().items()}
+        assert all((after[name].tobytes() == a.tobytes()) == bool(skip)
+                   for name, a in before.items())
+    assert ema.updates == 2
+
+
 def test_no_update_and_no_second_time_inside():
     ema = EMA(nn.Linear(2, 2))
     with ema.applied():
