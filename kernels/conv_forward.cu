@@ -24,7 +24,8 @@
 //                   K*(N*P*Q+BM-1)/WM), residual N*P*Q*K if residual, writes y N*P*Q*K if not
 //                   marks, y/marks <= N*P*Q*K/4 if marks, means/m2s <= K*(N*P*Q+BM-1)/BM if means.
 //          Coalesced where C fills whole sectors, else at most 6 times the sectors. 4 passes where
-//          UNIT < 16, else no bank conflicts.
+//          UNIT < 16; else 2 where a tile of 32 columns is pooled, and for moments; else no bank
+//          conflicts.
 // Order    a sum runs through the depth in steps of one MMA, a block's moments through its rows,
 //          both in a fixed order: the same bits from run to run. The hardware adds inside an MMA.
 // Source   Chetlur et al., cuDNN, arXiv 1410.0759; NVIDIA, CUTLASS, implicit_gemm_convolution.md.

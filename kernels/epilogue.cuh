@@ -99,7 +99,9 @@ struct Staged {
                     const Pack<T, 2> before = pair;
                     u += (float)before.v[0], v += (float)before.v[1];
                 }
-                pair = {{(T)activate<ACTIVATION>(u), (T)activate<ACTIVATION>(v)}};
+                Pack<T, 2> both;                     // one store
+                both.v[0] = (T)activate<ACTIVATION>(u), both.v[1] = (T)activate<ACTIVATION>(v);
+                pair = both;
             }
         }
     }
