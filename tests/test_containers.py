@@ -1,5 +1,7 @@
 """Sequential, ModuleList, Residual."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 
 from check import close, grad_check, host
 from gpuconv import nn
-from gpuconv.autograd import Op, Parameter, Tensor
+from gpuconv.autograd import Op, Parameter, Tensor, no_grad
+from gpuconv.backend import get_array_module
 from gpuconv.nn.observe import observed
 from gpuconv.ops.reduction import sum_
 
@@ -139,6 +142,99 @@ def test_relu_stays_before_a_pool_whose_windows_may_be_empty():
     chain = nn.Sequential(nn.ReLU(), nn.MaxPool2d(3, 1, 1, dilation=2))
     y = chain(Tensor(np.ones((1, 3, 3, 1), "float32"), requires_grad=True))
     assert type(y.creator).__name__ == "MaxPool2d"
+
+
+# -- on a GPU ------------------------------------------------------------------------------
+
+CHAINS = {  # modules on images (2, 6, 6, 8): ops in training, in inference
+    "conv norm relu": (lambda: [conv(), nn.BatchNorm2d(8), nn.ReLU()],
+                       "ConvBatchNorm", "ConvBatchNorm"),
+    "conv pool norm gelu": (lambda: [conv(), nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.GELU()],
+                            "ConvBatchNorm", "ConvBatchNorm"),
+    "conv with bias, norm": (lambda: [conv(bias=True), nn.BatchNorm2d(8), nn.GELU()],
+                             "Conv2d BatchNorm", "Conv2d BatchNorm"),
+    "conv relu pool": (lambda: [conv(bias=True), nn.ReLU(), nn.MaxPool2d(2)],
+                       "ConvMaxPool", "ConvMaxPool"),
+    "conv pool relu": (lambda: [conv(bias=True), nn.MaxPool2d(2), nn.ReLU()],
+                       "ConvMaxPool", "ConvMaxPool"),
+    "conv relu wide pool": (lambda: [conv(), nn.ReLU(), nn.MaxPool2d(3, 2)],
+                            "Conv2d MaxPool2d ReLU", "Conv2d MaxPool2d ReLU"),
+    "conv gelu": (lambda: [conv(bias=True), nn.GELU()], "Conv2d GELU", "Conv2d"),
+    "conv relu": (lambda: [conv(), nn.ReLU()], "Conv2d", "Conv2d"),
+    "reflected": (lambda: [conv(padding=1, padding_mode="reflect"), nn.BatchNorm2d(8)],
+                  "Pad2d Conv2d BatchNorm", "Pad2d Conv2d BatchNorm"),
+    "groups": (lambda: [nn.Conv2d(8, 8, 1, groups=4), nn.MaxPool2d(2)],
+               "Conv2d MaxPool2d", "Conv2d MaxPool2d"),
+    "linear relu": (lambda: [nn.Flatten(), nn.Linear(288, 8), nn.ReLU()],
+                    "Reshape Linear", "Reshape Linear"),
+    "own norm": (lambda: [conv(), type("Own", (nn.BatchNorm2d,), {})(8), nn.ReLU()],
+                 "Conv2d BatchNorm ReLU", "Conv2d BatchNorm ReLU"),
+    "residual": (lambda: [nn.Residual(conv(), nn.BatchNorm2d(8), nn.ReLU(), conv(),
+                                      nn.BatchNorm2d(8)), nn.ReLU()],
+                 "ConvBatchNorm ConvBatchNorm", "ConvBatchNorm ConvBatchNorm"),
+    "residual with a shortcut": (
+        lambda: [nn.Residual(nn.BatchNorm2d(8), conv(bias=True), shortcut=conv()), nn.ReLU()],
+        "Conv2d BatchNorm Conv2d", "Conv2d BatchNorm Conv2d"),
+    "residual without a norm": (lambda: [nn.Residual(nn.Sigmoid()), nn.ReLU()],
+                                "Sigmoid Add ReLU", "Sigmoid Add ReLU"),
+}
+
+
+def conv(bias=False, **options):
+    return nn.Conv2d(8, 8, 1, bias=bias, **options)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_what_follows_a_convolution_runs_with_it(cp, rng, monkeypatch, name, training):
+    build, *ops_of = CHAINS[name]
+    cpu, gpu = (nn.Sequential(*build()) for _ in range(2))
+    gpu.load_state_dict(cpu.state_dict())
+    gpu.to("cuda")
+    x = rng.standard_normal((2, 6, 6, 8)).astype("float32")
+    seen, call = [], Op.__call__
+    results = []
+    for model, array in ((cpu, x), (gpu, cp.asarray(x))):
+        model.train(training)
+        monkeypatch.setattr(Op, "__call__", lambda op, *inputs: seen.append(
+            type(op).__name__) or call(op, *inputs))
+        seen.clear()
+        with contextlib.nullcontext() if training else no_grad():
+            y = model(array)
+        monkeypatch.undo()
+        held = Tensor(array, requires_grad=True)
+        (model(held) * 1.0).backward(as_gradient(y))
+        results.append([y.data, held.grad, *(p.grad for p in model.parameters()),
+                        *model.buffers()])
+    assert seen == ops_of[not training].split()
+    if name == "conv with bias, norm":  # whose bias makes no difference, but for rounding
+        del results[0][3:4], results[1][3:4]
+    for a, b in zip(*results, strict=True):
+        close(b, host(a), terms=600)
+
+
+def as_gradient(y):
+    xp = get_array_module(y.data)
+    return xp.asarray(np.resize(np.linspace(-1, 1, 53), y.shape).astype("float32"))
+
+
+@pytest.mark.parametrize("name", ["conv norm relu", "residual", "conv relu pool"])
+def test_on_a_gpu_too_an_observer_sees_all_and_nothing_else_changes(cp, rng, name):
+    chain = nn.Sequential(*CHAINS[name][0]()).to("cuda")
+    names, seen = list(chain.state_dict()), []
+
+    def around(path, module, forward, *inputs):
+        seen.append(path)
+        return forward(*inputs)
+
+    x = cp.asarray(rng.standard_normal((2, 6, 6, 8)).astype("float32"))
+    got = chain.eval()(x).data
+    with observed(chain, around):
+        close(chain(x).data, host(got), terms=100)
+    assert sorted(seen) == sorted(path for path, _ in chain.named_modules())
+    assert list(chain.state_dict()) == names
+    assert str(nn.summary(chain, (6, 6, 8))).replace("cuda", "cpu") == str(
+        nn.summary(chain.to("cpu"), (6, 6, 8)))
 
 
 @pytest.mark.parametrize("path", ["0", "1"])

@@ -7,6 +7,7 @@ from check import DTYPES, close, host, make
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.functional import vjp
 from gpuconv.gradcheck import gradcheck
+from gpuconv.ops.activation import gelu, relu
 from gpuconv.ops.linear import linear
 
 SHAPES = [  # x, K
@@ -36,6 +37,21 @@ def test_is_pytorchs(xp, rng, shape, K, bias, dtype):
     want = by_torch(gy, *arrays)
     for got, w in zip((y, *pull(xp.asarray(gy))), want, strict=True):
         close(got, w.astype(arrays[0].dtype), terms=16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_activation_is_the_op_behind_it(xp, rng, dtype, activation):
+    arrays = [xp.asarray(make(rng.standard_normal(s), dtype)) for s in ((5, 8), (16, 8), (16,))]
+    apart = {"relu": relu, "gelu": gelu}[activation]
+    y, pull = vjp(lambda *a: linear(*a, activation=activation), *arrays)
+    want, back = vjp(lambda *a: apart(linear(*a)), *arrays)
+    gy = make(rng.standard_normal(y.shape), dtype)
+    for got, w in zip((y, *pull(xp.asarray(gy))), (want, *back(xp.asarray(gy))), strict=True):
+        close(got, host(w), terms=16)
+    close(linear(*arrays, activation=activation), host(want), terms=16)
+    with pytest.raises(ValueError, match="linear: activation is .tanh., wanted None, 'relu' or"):
+        linear(*arrays, activation="tanh")
 
 
 def test_gradient_is_the_slope(rng):

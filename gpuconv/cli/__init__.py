@@ -24,7 +24,8 @@ import gpuconv
 from gpuconv import threads
 from gpuconv.cli.output import sentence
 
-COMMANDS = ("train", "evaluate", "predict", "summary", "report", "runs", "data", "info", "bench")
+COMMANDS = ("train", "evaluate", "predict", "summary", "report", "runs", "data", "info", "bench",
+            "tune")
 EXAMPLES = ("gpuconv train", "gpuconv evaluate", "gpuconv predict runs/NAME picture.jpg",
             "gpuconv train --help")
 FAILURES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, MemoryError,

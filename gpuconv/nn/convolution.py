@@ -1,12 +1,17 @@
 """The convolution layer."""
 
+from typing import Any
+
 import numpy as np
 
 from gpuconv.autograd import Parameter, Tensor
 from gpuconv.nn import init
-from gpuconv.nn.layers import positive
+from gpuconv.nn.layers import BatchNorm2d, positive
 from gpuconv.nn.module import Module
 from gpuconv.ops.conv import conv2d
+from gpuconv.ops.conv_batch_norm import conv_batch_norm
+from gpuconv.ops.conv_max_pool import conv_max_pool
+from gpuconv.ops.gpu.choice import check_precision
 from gpuconv.ops.pad import MODES
 from gpuconv.ops.window import IntOrPair, Padding, Window, pair, sides
 
@@ -24,6 +29,7 @@ class Conv2d(Module):
         groups: parts that channels and filters fall into; divides both.
         bias: add b?
         padding_mode: "zeros", "reflect", "replicate" or "circular".
+        precision: of float32 products on a GPU: "ieee", or "tf32", faster and rounded to 10 bits.
 
     Attributes:
         weight: (K, R, S, C/groups), uniform within 1/sqrt(R*S*C/groups) at first.
@@ -35,7 +41,8 @@ class Conv2d(Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: IntOrPair,
                  stride: IntOrPair = 1, padding: Padding | str = 0, dilation: IntOrPair = 1,
-                 groups: int = 1, bias: bool = True, padding_mode: str = "zeros"):
+                 groups: int = 1, bias: bool = True, padding_mode: str = "zeros",
+                 precision: str = "ieee"):
         C, K, G = positive("Conv2d", in_channels=in_channels, out_channels=out_channels,
                            groups=groups)
         if C % G or K % G:
@@ -45,19 +52,42 @@ class Conv2d(Module):
             raise ValueError(f"Conv2d: padding {padding!r}, wanted numbers, 'same' or 'valid'")
         if padding_mode not in MODES:
             raise ValueError(f"Conv2d: padding_mode {padding_mode!r}, wanted one of {MODES}")
+        check_precision("Conv2d", precision)
         window = Window(pair(kernel_size), pair(stride),
                         sides(0 if isinstance(padding, str) else padding), pair(dilation))
         self.stride, self.dilation, self.groups = window.stride, window.dilation, G
         self.padding: Padding | str = padding if isinstance(padding, str) else window.pad
-        self.padding_mode = padding_mode
+        self.padding_mode, self.precision = padding_mode, precision
         self.weight = Parameter(np.empty((K, *window.size, C // G), "float32"))
         self.bias = Parameter(np.empty(K, "float32")) if bias else None
         init.torch_default_(self.weight, self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) -> (N, P, Q, K)."""
-        return conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding,
-                      dilation=self.dilation, groups=self.groups, padding_mode=self.padding_mode)
+    def forward(self, x: Tensor, activation: str | None = None,
+                residual: Tensor | None = None) -> Tensor:
+        """(N, H, W, C) -> (N, P, Q, K); with a sum and an activation in one op, if wanted."""
+        return conv2d(x, self.weight, self.bias, groups=self.groups, activation=activation,
+                      padding_mode=self.padding_mode, residual=residual, **self._geometry())
+
+    def pooled(self, x: Tensor, activation: str | None = None) -> Tensor:
+        """``ops.conv_max_pool``: forward, the activation, ``MaxPool2d(2)``; zeros as padding."""
+        return conv_max_pool(x, self.weight, self.bias, activation=activation, **self._geometry())
+
+    def normed(self, x: Tensor, norm: BatchNorm2d, pool: bool = False,
+               activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        """``ops.conv_batch_norm``: forward, perhaps ``MaxPool2d(2)``, the layer, and so on.
+
+        For one without bias, whose padding is zeros.
+        """
+        y = conv_batch_norm(x, self.weight, norm.weight, norm.bias, norm.running_mean,
+                            norm.running_var, pool=pool, training=norm.training,
+                            momentum=norm.momentum, eps=norm.eps, activation=activation,
+                            residual=residual, **self._geometry())
+        norm.count(x)
+        return y
+
+    def _geometry(self) -> dict[str, Any]:
+        return dict(stride=self.stride, padding=self.padding, dilation=self.dilation,
+                    precision=self.precision)
 
     def arguments(self) -> str:
         """In, out, filter, and what is not the default."""
@@ -66,5 +96,6 @@ class Conv2d(Module):
             ("stride", self.stride, (1, 1)), ("padding", self.padding, ((0, 0), (0, 0))),
             ("dilation", self.dilation, (1, 1)), ("groups", self.groups, 1),
             ("bias", self.bias is not None, True),
-            ("padding_mode", self.padding_mode, "zeros")) if value != usual]
+            ("padding_mode", self.padding_mode, "zeros"),
+            ("precision", self.precision, "ieee")) if value != usual]
         return ", ".join([f"{C * self.groups}, {K}, {(R, S)}", *changed])

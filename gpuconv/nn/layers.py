@@ -13,6 +13,7 @@ from gpuconv.ops.activation import gelu, relu, sigmoid, tanh
 from gpuconv.ops.batch_norm import batch_norm
 from gpuconv.ops.checkpoint import again, once
 from gpuconv.ops.dropout import dropout
+from gpuconv.ops.gpu.choice import check_precision
 from gpuconv.ops.linear import linear
 from gpuconv.ops.shape import flatten
 
@@ -38,6 +39,7 @@ class Linear(Module):
         in_features: C, of x (N, C).
         out_features: K, of y (N, K).
         bias: add b?
+        precision: of float32 products on a GPU: "ieee", or "tf32", faster and rounded to 10 bits.
 
     Attributes:
         weight: (K, C), uniform within 1/sqrt(C) at first.
@@ -47,20 +49,26 @@ class Linear(Module):
     (2, 3)
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+    def __init__(self, in_features: int, out_features: int, bias: bool = True,
+                 precision: str = "ieee"):
         C, K = positive("Linear", in_features=in_features, out_features=out_features)
+        check_precision("Linear", precision)
+        self.precision = precision
         self.weight = Parameter(np.empty((K, C), "float32"))
         self.bias = Parameter(np.empty(K, "float32")) if bias else None
         init.torch_default_(self.weight, self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C) -> (N, K)."""
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+        """(N, C) -> (N, K); with an activation behind it in one op, if wanted."""
+        return linear(x, self.weight, self.bias, precision=self.precision, activation=activation)
 
     def arguments(self) -> str:
         """In, out, and what is not the default."""
         K, C = self.weight.shape
-        return f"{C}, {K}" + ("" if self.bias is not None else ", bias=False")
+        changed = [f"{name}={value!r}" for name, value, usual in (
+            ("bias", self.bias is not None, True), ("precision", self.precision, "ieee"))
+            if value != usual]
+        return ", ".join([f"{C}, {K}", *changed])
 
 
 class BatchNorm2d(Module):
@@ -98,14 +106,20 @@ class BatchNorm2d(Module):
     running_var: Any
     num_batches_tracked: Any
 
-    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        """(N, H, W, C) -> the same shape; with ReLU behind it in one op, if wanted."""
+    def forward(self, x: Tensor, activation: str | None = None,
+                residual: Tensor | None = None) -> Tensor:
+        """(N, H, W, C) -> the same shape; with a sum and an activation in one op, if wanted."""
         y = batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
-                       training=self.training, momentum=self.momentum, eps=self.eps, relu=relu)
+                       training=self.training, momentum=self.momentum, eps=self.eps,
+                       activation=activation, residual=residual)
+        self.count(x)
+        return y
+
+    def count(self, x: Tensor) -> None:
+        """A batch, in training, that has gone through."""
         if self.training and x.size and not again():
             with array_device(self.num_batches_tracked):
                 self.num_batches_tracked += 1  # in place
-        return y
 
     def arguments(self) -> str:
         """Channels, and what is not the default."""

@@ -11,33 +11,39 @@ All of it as products of matrices, the patches of x being rows (see im2col.py):
 
 and, with stride 1, gx = col(gy) times the filters turned by 180 degrees: a gather instead of sums.
 The CPU makes the matrix of patches for a few images at a time, so that it stays in cache until its
-product is taken (cpu/convolve.py, which knows shorter ways, too), the GPU for as many as fit a
-workspace; the backward pass makes it again instead of keeping it, because memory is R*S times
-dearer than the copy. With G groups, channels and filters fall into G parts that do not see each
-other: the same, G times. On the GPU, 16-bit rows gy w are rounded once before col2im adds them up
-in float32, and y once before b is added.
+product is taken (cpu/convolve.py, which knows shorter ways, too); the backward pass makes it again
+instead of keeping it, because memory is R*S times dearer than the copy. The GPU never makes it: its
+engines (gpu/choice.py) gather patches on the way to the product. With G groups, channels and
+filters fall into G parts that do not see each other: the same, G times.
+
+What follows a convolution can go into the same op: on the GPU residual and activation are added
+while y is in registers, and rounded once with it; the CPU runs the ops one after the other. ReLU's
+gradient needs y alone; GELU's needs what it was given, so that it is an op of its own as soon as a
+gradient will be asked for.
 """
 
 from typing import Any
 
 import numpy as np
 
-from gpuconv import memory, threads
+from gpuconv import memory
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.ops.activation import ReLU, activated, check_activation
+from gpuconv.ops.arithmetic import add
 from gpuconv.ops.checks import check_arrays, check_images
 from gpuconv.ops.cpu import convolve
-from gpuconv.ops.im2col import images_of_gpu, rows_of_gpu
-from gpuconv.ops.matmul import gemm
+from gpuconv.ops.gpu import choice
+from gpuconv.ops.gpu.epilogue import fits_epilogue
+from gpuconv.ops.gpu.problem import Problem, problem
 from gpuconv.ops.pad import MODES, pad2d
-from gpuconv.ops.window import IntOrPair, Pair, Window, pair, sides
-
-GPU_WORKSPACE = 256 << 20  # bytes of patches that exist at a time on the GPU
+from gpuconv.ops.window import IntOrPair, Padding, Pair, Window, pair, sides
 
 
 def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
-           padding: IntOrPair | tuple[Pair, Pair] | str = 0, dilation: IntOrPair = 1,
-           groups: int = 1, padding_mode: str = "zeros") -> Array:
+           padding: Padding | str = 0, dilation: IntOrPair = 1, groups: int = 1,
+           padding_mode: str = "zeros", precision: str = "ieee", activation: str | None = None,
+           residual: Array | None = None) -> Array:
     """Slide K filters over images.
 
     Args:
@@ -51,6 +57,10 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
         groups: filter k sees only the channels of its group, k // (K/groups).
         padding_mode: what the padding holds: "zeros", "reflect" (mirrored, without the edge),
             "replicate" (the edge) or "circular" (the opposite side).
+        precision: of float32 products on a GPU: "ieee", or "tf32", which rounds their factors to
+            10 bits of mantissa and takes tensor cores. Elsewhere without effect.
+        activation: "relu" or "gelu", of the result; or None.
+        residual: (N, P, Q, K), dtype of x, added before the activation; or None.
 
     Returns:
         (N, P, Q, K), dtype of x, P = (H + top + bottom - DH*(R-1) - 1) // SH + 1, Q likewise;
@@ -61,7 +71,8 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
 
     Raises:
         ValueError: wrong rank or channel count, a filter larger than the padded input, a stride,
-            dilation or groups below 1, groups that do not divide C and K, unknown padding.
+            dilation or groups below 1, groups that do not divide C and K, unknown padding,
+            precision or activation.
         TypeError: dtypes differ or are not floating-point, or CPU meets GPU.
 
     >>> x = np.arange(9.0).reshape(1, 3, 3, 1)
@@ -72,41 +83,67 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
     Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document
     recognition", 1998, section II.A.
     """
-    check_images("conv2d", x)
-    check_arrays("conv2d", ("b",), x=x, w=w, b=b)
-    _check_shapes(x.shape, w.shape, None if b is None else b.shape, groups)
+    window = conv_window("conv2d", x, w, b, stride, padding, dilation, groups)
+    choice.check_precision("conv2d", precision)
+    check_activation("conv2d", activation)
     if padding_mode not in MODES:
         raise ValueError(f"conv2d: padding_mode {padding_mode!r}, wanted one of {MODES}")
+    if padding_mode != "zeros" and any(map(any, window.pad)):
+        x = pad2d(x, window.pad, padding_mode)
+        window = Window(window.size, window.stride, ((0, 0), (0, 0)), window.dilation)
+    if residual is None and activation is None:
+        return Conv2d(window, groups, precision)(*(x, w) if b is None else (x, w, b))
+    if residual is not None:
+        check_arrays("conv2d", x=x, residual=residual)
+        want = x.shape[0], *window.out_shape(*x.shape[1:3]), w.shape[0]
+        if tuple(residual.shape) != want:
+            raise ValueError(f"conv2d: residual has shape {tuple(residual.shape)}, wanted {want}")
+    inside = fits_epilogue(activation, x, w, b, residual)
+    if fits_epilogue(None, x):
+        y = Conv2d(window, groups, precision, activation if inside else None)(x, w, b, residual)
+    else:
+        y = Conv2d(window, groups, precision)(*(x, w) if b is None else (x, w, b))
+        y = y if residual is None else add(y, residual)
+    return y if inside else activated(y, activation)
+
+
+def conv_window(op: str, x: Array, w: Array, b: Array | None, stride: IntOrPair,
+                padding: Padding | str, dilation: IntOrPair, groups: int = 1) -> Window:
+    """The window of a convolution, if its operands fit.
+
+    Raises:
+        ValueError, TypeError: they do not; begins with the name of the op.
+    """
+    check_images(op, x)
+    check_arrays(op, ("b",), x=x, w=w, b=b)
+    _check_shapes(op, x.shape, w.shape, None if b is None else b.shape, groups)
     try:
         window = _window(x.shape[1:3], w.shape[1:3], pair(stride), padding, pair(dilation))
-        if padding_mode != "zeros" and any(map(any, window.pad)):
-            x = pad2d(x, window.pad, padding_mode)
-            window = Window(window.size, window.stride, ((0, 0), (0, 0)), window.dilation)
         window.out_shape(*x.shape[1:3])
     except (ValueError, TypeError) as error:
         seen = f"(x {tuple(x.shape)}, w {tuple(w.shape)})"
-        raise type(error)(f"conv2d: {error} {seen}") from None
-    return Conv2d(window, groups)(x, w) if b is None else Conv2d(window, groups)(x, w, b)
+        raise type(error)(f"{op}: {error} {seen}") from None
+    return window
 
 
-def _check_shapes(x: tuple, w: tuple, b: tuple | None, groups: int) -> None:
+def _check_shapes(op: str, x: tuple, w: tuple, b: tuple | None, groups: int) -> None:
     seen = f"(x {tuple(x)}, w {tuple(w)})"
     if len(w) != 4 or 0 in w:
-        raise ValueError(f"conv2d: w has shape {tuple(w)}, wanted (K, R, S, C/groups), none 0")
+        raise ValueError(f"{op}: w has shape {tuple(w)}, wanted (K, R, S, C/groups), none 0")
     if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"conv2d: groups {groups!r}, wanted at least 1")
+        raise ValueError(f"{op}: groups {groups!r}, wanted at least 1")
     if x[3] % groups or w[0] % groups:
-        raise ValueError(f"conv2d: groups {groups} must divide {x[3]} channels and {w[0]} "
+        raise ValueError(f"{op}: groups {groups} must divide {x[3]} channels and {w[0]} "
                          f"filters {seen}")
     if x[3] // groups != w[3]:
         grouped = f" in each of {groups} groups" if groups > 1 else ""
-        raise ValueError(f"conv2d: x has {x[3] // groups} channels{grouped}, w wants {w[3]} {seen}")
+        raise ValueError(f"{op}: x has {x[3] // groups} channels{grouped}, w wants {w[3]} {seen}")
     if b is not None and tuple(b) != (w[0],):
-        raise ValueError(f"conv2d: b has shape {tuple(b)}, wanted ({w[0]},) {seen}")
+        raise ValueError(f"{op}: b has shape {tuple(b)}, wanted ({w[0]},) {seen}")
 
 
 def _window(image: Pair, size: Pair, stride: Pair,
-            padding: IntOrPair | tuple[Pair, Pair] | str, dilation: Pair) -> Window:
+            padding: Padding | str, dilation: Pair) -> Window:
     if isinstance(padding, str) and padding not in ("same", "valid"):
         raise ValueError(f"padding {padding!r}, wanted numbers, 'same' or 'valid'")
     window = Window(size, stride, ((0, 0), (0, 0)) if isinstance(padding, str) else sides(padding),
@@ -123,10 +160,14 @@ def _window(image: Pair, size: Pair, stride: Pair,
 
 
 class Conv2d(Op):
-    """Saves: x if w needs a gradient, w if x does."""
+    """Saves: x if w needs a gradient, w if x does; with ReLU y, which the next op reads."""
 
-    def __init__(self, window: Window, groups: int):
+    relu: ReLU | None = None
+
+    def __init__(self, window: Window, groups: int, precision: str = "ieee",
+                 activation: str | None = None):
         self.window, self.groups = window, groups
+        self.precision, self.activation = precision, activation
 
     def save(self, x: Array, w: Array) -> None:
         """Keep what the gradients that were asked for will read."""
@@ -160,67 +201,32 @@ class Conv2d(Op):
         return convolve.Slide(self.window.size, self.window.stride, self.window.dilation,
                               (-top, -left))
 
-    # -- GPU: kernels/im2col.cu, and cuBLAS ------------------------------------------
+    # -- GPU: gpu/choice.py ----------------------------------------------------------
 
-    def forward_gpu(self, x, w, b=None):
+    def forward_gpu(self, x, w, b=None, residual=None):
         self.save(x, w)
-        N, K = len(x), len(w)
-        P, Q = self.window.out_shape(*x.shape[1:3])
-        y = cupy().empty((N, P, Q, K), x.dtype)
-        filters = w.reshape(self.groups, K // self.groups, -1).transpose(0, 2, 1)  # (G, RSC/G, K/G)
-        for piece in self.batches(x, P * Q):
-            col = self.rows(x[piece], P * Q)  # (G, n*P*Q, RSC/G)
-            _join(y[piece], _multiply(col, filters))
-            del col  # before the next is made
-        if b is not None:
-            y += b
+        p = self.problem
+        y = cupy().empty(self.y_shape, x.dtype)
+        choice.forward(p, x, w, y, self.precision, bias=b, residual=residual,
+                       activation=self.activation)
+        if self.activation == "relu" and any(self.needs):
+            self.relu = ReLU()
+            self.relu.saved = y
         return y
 
     def backward_gpu(self, gy):
-        cp, gx, gw = cupy(), None, None
-        P, Q, K = gy.shape[1:]
-        if self.needs[0]:
-            gx = cp.empty(self.x_shape, gy.dtype)
-            filters = self.w.reshape(self.groups, K // self.groups, -1)  # (G, K/G, RSC/G)
-            for piece in self.batches(gx, P * Q):
-                col = _multiply(_split(gy[piece], self.groups), filters)  # (G, n*P*Q, RSC/G)
-                images_of_gpu(col, gx[piece].shape, self.window, self.groups, gx[piece])
-                del col
-        if self.needs[1]:
-            dtype = accumulator(gy.dtype)
-            sums = cp.zeros((self.groups, K // self.groups, int(np.prod(self.w_shape[1:]))), dtype)
-            for piece in self.batches(self.x, P * Q):
-                col = self.rows(self.x[piece], P * Q)
-                sums += _multiply(_split(gy[piece], self.groups).transpose(0, 2, 1), col)
-                del col
-            gw = sums.reshape(self.w_shape).astype(gy.dtype, copy=False)
-        if len(self.needs) < 3:
-            return gx, gw
-        gb = gy.sum(axis=(0, 1, 2), dtype=accumulator(gy.dtype)) if self.needs[2] else None
-        return gx, gw, gb if gb is None else gb.astype(gy.dtype, copy=False)
+        if self.relu:
+            gy, = self.relu.backward_gpu(gy)
+        given = choice.gradients(self.problem, gy, self.x, self.w, self.needs, self.precision)
+        return (*given, gy if self.needs[3:] == (True,) else None)[:len(self.needs)]
 
-    def batches(self, x: Array, positions: int) -> list[slice]:
-        """Slices of the batch whose patches fit the workspace."""
-        image = self.groups * positions * int(np.prod(self.w_shape[1:]))
-        return threads.chunks(len(x), image * x.dtype.itemsize, GPU_WORKSPACE)
+    @property
+    def problem(self) -> Problem:
+        """Its sizes."""
+        return problem(self.x_shape, self.w_shape, self.window, self.groups)
 
-    def rows(self, x: Array, positions: int) -> Array:
-        """(G, n*P*Q, R*S*C/G): the patches of these images."""
-        shape = self.groups, len(x) * positions, int(np.prod(self.w_shape[1:]))
-        return rows_of_gpu(x, self.window, self.groups, cupy().empty(shape, x.dtype))
-
-
-def _split(gy: Array, groups: int) -> Array:
-    """(n, P, Q, K) -> (G, n*P*Q, K/G)."""
-    return gy.reshape(-1, groups, gy.shape[3] // groups).transpose(1, 0, 2)
-
-
-def _multiply(a: Array, b: Array) -> Array:
-    """(G, L, M) @ (G, M, N). One group as plain matrices: CuPy hands those to cuBLAS uncopied."""
-    return gemm(a[0], b[0])[None] if len(a) == 1 else gemm(a, b)
-
-
-def _join(y: Array, product: Array) -> None:
-    """(G, n*P*Q, K/G) into y (n, P, Q, K)."""
-    G, rows, KG = product.shape
-    y.reshape(rows, G, KG)[...] = product.transpose(1, 0, 2)
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        """(N, P, Q, K)."""
+        p = self.problem
+        return p.N, p.P, p.Q, p.K

@@ -5,34 +5,42 @@
     gw[k,c]   = sum over ... of gy[...,k] * x[...,c]
     gb[k]     = sum over ... of gy[...,k]
 
-Each is one GEMM, and one sum for gb. 16-bit operands are multiplied in float32 on the CPU; cuBLAS
-takes them as they are and adds in float32. There b rides along as one more column of w, against
-a column of ones: so the sum with b, too, is rounded once.
+Each is one GEMM, and one sum for gb. 16-bit operands are multiplied in float32 on the CPU. On the
+GPU a Linear layer is a convolution of one pixel under filters of one pixel, see conv.py: the same
+engines (gpu/choice.py), sums in float32 that are rounded once, and an activation in the same op.
 """
 
 import math
 from typing import Any
 
 from gpuconv.autograd import Op
-from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.backend import Array, cupy
+from gpuconv.ops.activation import ReLU, activated, check_activation
 from gpuconv.ops.arithmetic import wide
 from gpuconv.ops.checks import check_arrays
+from gpuconv.ops.gpu import choice
+from gpuconv.ops.gpu.epilogue import fits_epilogue
+from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.matmul import gemm
 
 
-def linear(x: Array, w: Array, b: Array | None = None) -> Array:
+def linear(x: Array, w: Array, b: Array | None = None, *, precision: str = "ieee",
+           activation: str | None = None) -> Array:
     """Weighted sums of the last axis, plus a bias.
 
     Args:
         x: Tensor or array (..., C).
         w: Tensor or array (K, C), as in PyTorch.
         b: Tensor or array (K,), or None.
+        precision: of float32 products on a GPU: "ieee", or "tf32", which rounds their factors to
+            10 bits of mantissa and takes tensor cores. Elsewhere without effect.
+        activation: "relu" or "gelu", of the result; or None.
 
     Returns:
         (..., K), dtype of x.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit, or precision or activation is unknown.
 
     >>> import numpy as np
     >>> linear(np.array([[1.0, 2.0]]), np.array([[1.0, 1.0], [0.0, 3.0]]), np.array([0.0, 10.0]))
@@ -43,14 +51,22 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
         raise ValueError(f"linear: x has shape {x.shape}, w {w.shape}, wanted (..., C) and (K, C)")
     if b is not None and b.shape != w.shape[:1]:
         raise ValueError(f"linear: b has shape {b.shape}, w {w.shape}, wanted (K,) and (K, C)")
-    return Linear()(x, w, b)
+    choice.check_precision("linear", precision)
+    check_activation("linear", activation)
+    if fits_epilogue(activation, x, w, b):
+        return Linear(precision, activation)(x, w, b)
+    return activated(Linear(precision)(x, w, b), activation)
 
 
 class Linear(Op):
-    """Saves: x if w needs a gradient, w if x does; both shapes."""
+    """Saves: x if w needs a gradient, w if x does; both shapes; with ReLU y."""
 
     rows: Any
     w: Any
+    relu: ReLU | None = None
+
+    def __init__(self, precision: str = "ieee", activation: str | None = None):
+        self.precision, self.activation = precision, activation
 
     def forward_cpu(self, x, w, b):
         rows = self.keep(x, w)
@@ -58,23 +74,6 @@ class Linear(Op):
         if b is not None:
             y += wide(b)
         return y.astype(x.dtype, copy=False).reshape(*x.shape[:-1], len(w))
-
-    def backward_cpu(self, gy):
-        return self.gradients(gy, wide)
-
-    def forward_gpu(self, x, w, b):
-        rows = self.keep(x, w)
-        if b is None:
-            y = gemm(rows, w.T)
-        elif accumulator(x.dtype) == x.dtype:
-            y = gemm(rows, w.T)
-            y += b
-        else:
-            y = gemm(_with_column(rows, 1), _with_column(w, b).T)
-        return y.reshape(*x.shape[:-1], len(w))
-
-    def backward_gpu(self, gy):
-        return self.gradients(gy, lambda a: a)
 
     def keep(self, x, w):
         """Save what backward needs; gives x as rows (N, C)."""
@@ -84,24 +83,41 @@ class Linear(Op):
         self.w = w if self.needs[0] else None
         return rows
 
-    def gradients(self, gy, multiplied):
-        """All gradients; ``multiplied(a)`` is a in the dtype that is multiplied in."""
+    def backward_cpu(self, gy):
         (K, _), dtype = self.w_shape, gy.dtype
         gy = gy.reshape(math.prod(gy.shape[:-1]), K)  # (N, K)
-        g = multiplied(gy)
+        g = wide(gy)
         gx = gw = gb = None
         if self.needs[0]:
-            gx = gemm(g, multiplied(self.w)).astype(dtype, copy=False).reshape(self.x_shape)
+            gx = gemm(g, wide(self.w)).astype(dtype, copy=False).reshape(self.x_shape)
         if self.needs[1]:
-            gw = gemm(g.T, multiplied(self.rows)).astype(dtype, copy=False)  # (K, C)
+            gw = gemm(g.T, wide(self.rows)).astype(dtype, copy=False)  # (K, C)
         if self.needs[2]:
             gb = wide(gy).sum(axis=0).astype(dtype, copy=False)
         return gx, gw, gb
 
+    # -- GPU: gpu/choice.py ----------------------------------------------------------
 
-def _with_column(a: Array, column: Array | int) -> Array:
-    """A (N, C), the column, and zeros up to a multiple of 8 columns: tensor cores want that."""
-    N, C = a.shape
-    wider = cupy().zeros((N, C // 8 * 8 + 8), a.dtype)
-    wider[:, :C], wider[:, C] = a, column
-    return wider
+    def forward_gpu(self, x, w, b):
+        rows = self.keep(x, w)
+        y = cupy().empty((*x.shape[:-1], len(w)), x.dtype)
+        choice.forward(self.problem, rows, w, y, self.precision, bias=b,
+                       activation=self.activation)
+        if self.activation == "relu" and any(self.needs):
+            self.relu = ReLU()
+            self.relu.saved = y
+        return y
+
+    def backward_gpu(self, gy):
+        if self.relu:
+            gy, = self.relu.backward_gpu(gy)
+        gx, gw, gb = choice.gradients(self.problem, gy, self.rows, self.w, self.needs,
+                                      self.precision)
+        return (gx if gx is None else gx.reshape(self.x_shape),
+                gw if gw is None else gw.reshape(self.w_shape), gb)
+
+    @property
+    def problem(self) -> Problem:
+        """As a convolution: an image for each row, of one pixel."""
+        (K, C), N = self.w_shape, math.prod(self.x_shape[:-1])
+        return Problem(N, 1, 1, C, K, 1, 1, 1, 1, (1, 1), (0, 0), (1, 1), 1)

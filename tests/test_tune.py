@@ -1,0 +1,124 @@
+"""``gpuconv tune``: its flow, on the stand-in too; what is fastest is nobody's to assert there."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from cli_tools import fails
+from conftest import HAS_GPU
+
+import gpuconv as gpc
+from gpuconv import cli, ops
+from gpuconv.ops.gpu import choice, measure
+from gpuconv.ops.gpu.problem import Problem
+from gpuconv.ops.gpu.table import Choice, load_table
+
+NET = "INPUT 4x4x8 | CONV3-8 RELU | FC 5"
+SMALL = ["tune", "--model", NET, "--batch-size", "2", "--device", "cuda"]
+
+
+@pytest.fixture
+def quick(monkeypatch, cp):
+    """Few candidates, measured once."""
+    monkeypatch.setattr(measure, "FLUSH", 1 << 10)
+    monkeypatch.setattr(measure, "ROUNDS", 2)
+    monkeypatch.setattr(measure, "WARMUP", 1)
+    every = choice.candidates
+
+    def few(*key):
+        first, *others = every(*key)
+        yield first
+        yield from (c for c in others if c.engine == "explicit")
+
+    monkeypatch.setattr(choice, "candidates", few)
+
+
+def tune(*arguments, capsys):
+    """What it prints."""
+    assert cli.main([*SMALL, *map(str, arguments)]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    return told.out
+
+
+def test_measures_what_a_training_step_asks_for(quick, tmp_path, capsys):
+    path = tmp_path / "t.json"
+    out = tune("--dtype", "float16", "--output", path, capsys=capsys)
+    rows = [line.split("  ")[0] for line in out.splitlines() if "->" in line]
+    assert rows == ["forward", "forward", "input gradient", "weight gradient", "weight gradient"]
+    assert re.search(r"forward +4x4x8 -> 8, 3x3 +[\d.]+ +[\d.]+ +[\d.]+x +\w", out)
+    assert f"gpuconv train --tuned {path}" in out and "left out" not in out
+    told = json.loads(path.read_text())
+    assert told["format"] == "gpuconv tuned" and len(told["entries"]) == 5
+    first = told["entries"][0]
+    assert first["problem"]["N"] == 2 and first["dtype"] == "float16"
+    assert {c["engine"] for c in first["candidates"]} == {"tensor_cores", "explicit"}
+    assert all(c["milliseconds"] >= 0 for c in first["candidates"])
+
+
+def test_the_table_is_used_and_gives_the_same_step(quick, tmp_path, capsys, monkeypatch):
+    tune("--dtype", "float32", "--output", tmp_path / "t.json", capsys=capsys)
+    table = load_table(tmp_path / "t.json")
+    cp, seen, compute = gpc.backend.cupy(), [], choice.compute
+    monkeypatch.setattr(choice, "compute", lambda chosen, *a, **k: seen.append(chosen) or compute(
+        chosen, *a, **k))
+    x, w = cp.ones((2, 4, 4, 8), "float32"), cp.ones((8, 3, 3, 8), "float32")
+    with ops.tuned(table):
+        ops.conv2d(x, w, padding=1)
+    key = next(key for key in table.entries if key[0] == "forward" and key[1].R == 3)
+    assert seen == table.find(key)[:1]
+
+
+def test_tf32(quick, tmp_path, capsys):
+    tune("--precision", "tf32", "--output", tmp_path / "t.json", capsys=capsys)
+    assert {key[3] for key in load_table(tmp_path / "t.json").entries} == {"tf32"}
+
+
+def test_what_fails_or_errs_is_left_out(quick, monkeypatch):
+    p = Problem(1, 4, 4, 8, 8, 1, 1, 4, 4, (1, 1), (0, 0), (1, 1), 1)
+    key = "forward", p, "float32", "ieee"
+    real, failed = choice.compute, []
+
+    def compute(chosen, direction, p, a, b, out, **more):
+        real(chosen, direction, p, a, b, out, **more)
+        if chosen.engine == "explicit":
+            out *= 1.01
+
+    monkeypatch.setattr(choice, "compute", compute)
+    found = measure.measured([key], lambda *failure: failed.append(failure))
+    assert found.find(key) == [Choice("simt")]
+    (_, chosen, why), = failed
+    assert chosen == Choice("explicit") and why == "its result is 1.0e-02 off"
+
+    def broken(*arguments, **more):
+        raise MemoryError("of the device")
+
+    monkeypatch.setattr(choice, "compute", broken)
+    assert measure.measured([key]).find(key) == []
+
+
+def test_operands_have_the_shapes(cp):
+    p = Problem(2, 5, 4, 6, 9, 2, 3, 4, 2, (1, 1), (0, 0), (1, 1), 3)
+    for direction, want in (("forward", "xwy"), ("input_gradient", "ywx"),
+                            ("weight_gradient", "xyw")):
+        shapes = dict(x=(2, 5, 4, 6), w=(9, 2, 3, 2), y=(2, 4, 2, 9))
+        got = measure.operands((direction, p, "bfloat16", "ieee"))
+        assert [a.shape for a in got] == [shapes[name] for name in want]
+        assert np.isfinite(got[0].get().astype(float)).all()
+
+
+def test_refuses(tmp_path, capsys, cp):
+    for arguments, message in (
+            (["--device", "cpu"], "there is nothing to choose on the CPU"),
+            (["--output", tmp_path / "no" / "t.json"], "there is no folder"),
+            (["--model", "INPUT 4x4x8 | RELU"], "neither convolutions nor Linear layers")):
+        assert cli.main([*SMALL, *map(str, arguments)]) == 1
+        told = capsys.readouterr()
+        assert message in told.err and told.out == ""
+
+
+@pytest.mark.skipif(HAS_GPU, reason="wants a machine without a GPU")
+def test_without_a_gpu():
+    line = fails(1, "tune")
+    assert "pip install" in line or "driver" in line or "device" in line
