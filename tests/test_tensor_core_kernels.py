@@ -4,18 +4,22 @@ import numpy as np
 import nvrtc
 import pytest
 import sass
+from test_capture import Captured
 from test_tensor_cores import (
     DTYPES,
     GEOMETRIES,
     SMALL,
     Geometry,
+    convolved,
     data,
     forward,
+    gradient,
     numbers,
     of,
     on_the_cpu,
 )
 
+from check import close
 from gpuconv import backend, kernels
 from gpuconv.ops.gpu import tensor_cores as tc
 from gpuconv.ops.gpu.problem import Problem
@@ -139,6 +143,25 @@ def test_chunks_of_16_bytes_meet_no_bank_twice(cp, rng, T, K):
             few = "at(row, column(0))" in access.text or "part_m" in access.text  # see the header
             assert access.passes <= (2 if few and T == "float16" else 1) * access.groups, access
         assert launch.kernel == "conv_filters" or {a.size for a in launch.of("x")} == {16}
+
+
+@on_the_cpu
+def test_a_captured_step_may_launch_them(cp, rng):
+    """A replay reads what lies at the same addresses then; filters are turned anew."""
+    p = GEOMETRIES["3x3 stride 2"].problem
+    x, w = data(rng, p, "float16")
+    gy = numbers(rng, (p.N, p.P, p.Q, p.K), "float16")
+    x_gpu, w_gpu, gy_gpu, y, gx = map(cp.asarray, (x, w, gy, gy, x))
+
+    def step():
+        tc.forward(p, x_gpu, w_gpu, y, tile=SMALL)
+        tc.input_gradient(p, gy_gpu, w_gpu, gx, tile=SMALL)
+
+    captured = Captured(step)
+    w_gpu[...] = cp.asarray(w[::-1].copy())
+    captured.replay()
+    close(y, convolved(p, x, w[::-1]).astype(x.dtype), terms=p.depth)
+    close(gx, gradient(p, gy, w[::-1]).astype(x.dtype), terms=p.R * p.S * p.K)
 
 
 # -- mistakes --------------------------------------------------------------------------------
