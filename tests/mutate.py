@@ -64,7 +64,7 @@ CASES = {
     "adam.cu": ("adam master", ["", "T=__half MASTER=1", "I=long long"]),
     "augment.cu": ("augment", ["C=3", "T=__half C=3", "I=long long C=3"]),
     "avg_pool.cu": ("avg_pool", ["R=2 S=3 INCLUDE=1", "R=3 PT=0 PL=1", "T=__half R=2 INCLUDE=0"]),
-    "batch_norm.cu": ("batch_norm", ["V=1 ACTIVATION=0", "V=4 ACTIVATION=1", "T=__half V=8"]),
+    "batch_norm.cu": ("batch_norm batch_norm_fused", ["V=1 ACTIVATION=0", "V=4 ACTIVATION=1", "T=__half V=8"]),
     "bias_relu.cu": ("bias_relu", ["V=1", "V=4", "T=__half V=8"]),
     "clip.cu": ("clip", ["", "T=__half", "T=double"]),
     "common.cuh": ("max_pool ema", ["max_pool.cu SAVE=1 R=2 S=3", "ema.cu",
@@ -75,8 +75,8 @@ CASES = {
     "column_sums.cu": ("column_sums", ["T=float O=float V=4", "T=__half O=float V=8",
                                        "T=float O=float V=1"]),
     "conv_weight_gradient.cu": ("weight_gradient", [
-        "T=__half BM=64 O=float X_UNIT=16 GY_UNIT=16 PLAIN=0", "T=float BM=64 O=float PLAIN=0",
-        "T=__half BM=64 X_UNIT=2 O=float"]),
+        f"T={T} O=float BN=32 X_UNIT={x} GY_UNIT=16 PLAIN=0 BM=64 BK={k}"
+        for T, x, k in (("__half", 16, 32), ("float", 16, 16), ("__half", 2, 32))]),
     "conv_filters.cu": ("tensor_cores", ["T=__half SH=1 DH=1", "T=__half SH=2 R=3 DH=2",
                                          "T=__half SH=3"]),
     "conv_forward.cu": ("tensor_cores", ["T=__half GRADIENT=0 POOL=1 MOMENTS=1",
@@ -106,12 +106,12 @@ CASES = {
         "max_pool.cu SAVE=1 R=2 S=3", "avg_pool.cu R=3 PT=0 PL=1", "im2col.cu R=3 S=2"]),
     "pack.cuh": ("pack activation", ["pack.cuh", "activation.cu", "activation.cu T=__half"]),
     "philox.cuh": ("random dropout augment", ["philox.cuh", "dropout.cu", "augment.cu"]),
-    "rows.cuh": ("batch_norm bias_relu", [
+    "rows.cuh": ("batch_norm_fused batch_norm bias_relu", [
         "batch_norm.cu V=1 ACTIVATION=0", "batch_norm.cu V=4 ACTIVATION=1", "bias_relu.cu V=4"]),
     "reduce.cuh": ("clip softmax_cross_entropy", [
         "clip.cu", "softmax_cross_entropy.cu WARPS=1", "softmax_cross_entropy.cu WARPS=8"]),
     "sgd.cu": ("sgd master", ["MOMENTUM=0 MASTER=0", "T=__half MOMENTUM=1 NESTEROV=0 MASTER=1",
-                              "T=__half NESTEROV=1"]),
+                              "T=__half NESTEROV=1 MASTER=0"]),
     "softmax_cross_entropy.cu": ("softmax_cross_entropy", ["WARPS=1", "WARPS=8",
                                                            "T=__half WARPS=1"]),
 }
