@@ -296,17 +296,16 @@ def drive_ops(cp, dtype, geometries=None):
 
 
 def drive_tensor_cores(cp, dtype):
-    """Both directions with the tiles that defaults are made of, and every way to end."""
+    """Both directions, and every way to end; other tiles: test_tensor_core_kernels."""
     N, H, W, C, K = 2, 12, 13, 16, 32
     x, w, row = cp.zeros((N, H, W, C), dtype), cp.zeros((K, 3, 3, C), dtype), cp.zeros(K, dtype)
     y, best = cp.zeros((N, H, W, K), dtype), cp.zeros((N, 6, 6, K), dtype)
     marks, part = cp.zeros(best.shape, np.uint8), cp.zeros((9, K), np.float32)
     p = problem(x.shape, w.shape, Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)))
     strided = problem(x.shape, w.shape, Window((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)))
-    for tile in tensor_cores.tiles(dtype):
-        if tile[:2] in tensor_cores.DEFAULTS and tile.STAGES == 3:
-            tensor_cores.forward(p, x, w, y, tile=tile)
-            tensor_cores.input_gradient(p, y, w, x, tile=tile)
+    tile = tensor_cores.tiles(dtype)[0]
+    tensor_cores.forward(p, x, w, y, tile=tile)
+    tensor_cores.input_gradient(p, y, w, x, tile=tile)
     for how in (dict(activation="gelu"), dict(residual=y, activation="relu"),
                 dict(moments=(part, part))):
         tensor_cores.forward(p, x, w, y, bias=row, **how)
