@@ -68,6 +68,33 @@ def test_small_batches_in_one_launch(cp, rng, monkeypatch, N, K):
     assert len(launched) == (3 if N * K > FEW else 2)
 
 
+@pytest.mark.parametrize("K", [10, 40])
+def test_a_captured_loss_and_its_count_are_those_of_what_is_there_at_replay(cp, rng, K):
+    z, labels, right = cp.zeros((9, K), "float16"), cp.zeros(9, "int32"), cp.zeros((), "int64")
+
+    def step():
+        t = Tensor(z, requires_grad=True)
+        loss = softmax_cross_entropy(t, labels)
+        loss.backward()
+        count_correct(z, labels, right)
+        return loss.data, t.grad
+
+    stream, pool = cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool()
+    cp.cuda.get_current_stream().synchronize()
+    with stream:
+        step()  # compiles, and makes the error word
+        with cp.cuda.using_allocator(pool.malloc):
+            stream.begin_capture()
+            results = *step(), right
+            graph = stream.end_capture()
+        for _ in range(2):
+            z[...] = cp.asarray(make(rng.standard_normal(z.shape), "float16"))
+            labels[...] = cp.asarray(rng.integers(0, K, 9).astype("int32"))
+            graph.launch(stream)
+            got = [host(a).tobytes() for a in results]
+            assert got == [host(a).tobytes() for a in (*step(), right)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("N, K", [(1100, 3), (50, 33), (3, 1), (4, 1500)])
 def test_counts_right_answers(xp, rng, N, K, dtype):

@@ -196,11 +196,7 @@ class Module:
 
     def reseed_layer(self, key: tuple[int, int] | None, step: int,
                      counter: Array | None = None) -> None:
-        """For layers that draw: draw with this key and step from now on.
-
-        A layer whose kernels cannot read a counter leaves that argument out; then it cannot be
-        part of a captured step.
-        """
+        """For layers that draw: with this key and step from now on. A counter comes if there is one."""
 
     # -- where and in what dtype ----------------------------------------------------------
 
