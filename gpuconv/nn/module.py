@@ -196,7 +196,7 @@ class Module:
 
     def reseed_layer(self, key: tuple[int, int] | None, step: int,
                      counter: Array | None = None) -> None:
-        """For layers that draw: with this key and step from now on. A counter comes if there is one."""
+        """For layers that draw: with this key and step from now on; a counter if there is one."""
 
     # -- where and in what dtype ----------------------------------------------------------
 
