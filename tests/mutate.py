@@ -64,7 +64,8 @@ CASES = {
     "adam.cu": ("adam master", ["", "T=__half MASTER=1", "I=long long"]),
     "augment.cu": ("augment", ["C=3", "T=__half C=3", "I=long long C=3"]),
     "avg_pool.cu": ("avg_pool", ["R=2 S=3 INCLUDE=1", "R=3 PT=0 PL=1", "T=__half R=2 INCLUDE=0"]),
-    "batch_norm.cu": ("batch_norm batch_norm_fused", ["V=1 ACTIVATION=0", "V=4 ACTIVATION=1", "T=__half V=8"]),
+    "batch_norm.cu": ("batch_norm batch_norm_fused", [
+        "V=1 ACTIVATION=0", "V=4 ACTIVATION=1", "T=__half V=8"]),
     "bias_relu.cu": ("bias_relu", ["V=1", "V=4", "T=__half V=8"]),
     "clip.cu": ("clip", ["", "T=__half", "T=double"]),
     "common.cuh": ("max_pool ema", ["max_pool.cu SAVE=1 R=2 S=3", "ema.cu",

@@ -7,7 +7,6 @@ from check import DTYPES, close, grad_check, host, make, nchw, nhwc
 from gpuconv import kernels, threads
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backend import accumulator
-from gpuconv.ops.activation import relu
 from gpuconv.ops.batch_norm import batch_norm
 
 SHAPES = [
@@ -18,6 +17,8 @@ SHAPES = [
     pytest.param((500, 1), id="one-channel"),
     pytest.param((151, 40), id="two-turns-of-a-thread-in-uneven-slices"),
     pytest.param((2, 2, 2, 300), id="more-channels-than-values"),
+    pytest.param((70, 24), id="three-packs-of-16-bit-channels"),
+    pytest.param((9, 2048), id="tiles-of-a-warp"),
 ]
 
 
@@ -209,103 +210,6 @@ def test_broadcast_x(xp):
     np.testing.assert_array_equal(host(y)[:, 0, 0, 0], [-1, 1])
 
 
-# -- with ReLU in one op -----------------------------------------------------------------
-
-
-def with_relu(xp, x, gamma, beta, gy, mean, var, training, together):
-    """What ``run`` gives, by one op or by two."""
-    x, gamma, beta = (Tensor(xp.asarray(a), requires_grad=True) for a in (x, gamma, beta))
-    mean, var = (xp.asarray(a.copy()) for a in (mean, var))
-    y = batch_norm(x, gamma, beta, mean, var, training=training,
-                   activation="relu" if together else None)
-    y = y if together else relu(y)
-    y.backward(xp.asarray(gy))
-    return [host(a) for a in (y, x.grad, gamma.grad, beta.grad, mean, var)]
-
-
-def assert_same_bits(got, want):
-    for g, w in zip(got, want, strict=True):
-        bits = f"u{g.dtype.itemsize}"
-        np.testing.assert_array_equal(g.view(bits), w.view(bits))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_with_relu_it_is_both_bit_for_bit(xp, rng, shape, training, dtype):
-    inputs = data(rng, shape, dtype)
-    assert_same_bits(with_relu(xp, *inputs, training, together=True),
-                     with_relu(xp, *inputs, training, together=False))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_with_relu_large_batches_too(rng, dtype):
-    inputs = data(rng, (48, 17, 16, 24), dtype)  # rows of work that are no multiple of 8
-    assert_same_bits(with_relu(np, *inputs, True, together=True),
-                     with_relu(np, *inputs, True, together=False))
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-def test_with_relu_and_without_numbers(xp, rng, training):
-    x, gamma, beta, gy, mean, var = data(rng, (2, 9, 3, 33), "float32")
-    x[0, 0, 0, 1], x[0, 0, 0, 2], x[0, 0, 0, 3] = np.nan, np.inf, -np.inf
-    gy[0, 1, 0, 4], gy[0, 1, 0, 5], gy[0, 1, 0, 6] = np.nan, np.inf, -np.inf
-    gamma[7], beta[7], gamma[8], beta[8] = 0, 0, -0.0, -0.0
-    inputs = x, gamma, beta, gy, mean, var
-    with np.errstate(all="ignore"):
-        got, want = (with_relu(xp, *inputs, training, together) for together in (True, False))
-    for g, w in zip(got, want, strict=True):
-        np.testing.assert_array_equal(g, w)
-    assert not np.signbit(got[0][np.isfinite(got[0])]).any()
-
-
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)], ids=["x", "gamma", "beta", "x+beta"])
-@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-def test_with_relu_the_gradients_that_are_asked_for(xp, rng, training, wanted):
-    x, gamma, beta, gy, mean, var = data(rng, (3, 5, 7, 4), "float32")
-    want = with_relu(xp, x, gamma, beta, gy, mean, var, training, together=False)[1:4]
-    inputs = [Tensor(xp.asarray(a), requires_grad=i in wanted)
-              for i, a in enumerate((x, gamma, beta))]
-    y = batch_norm(*inputs, xp.asarray(mean), xp.asarray(var), training=training, activation="relu")
-    y.backward(xp.asarray(gy))
-    for i, (tensor, w) in enumerate(zip(inputs, want, strict=True)):
-        if i in wanted:
-            np.testing.assert_array_equal(host(tensor.grad), w)
-        else:
-            assert tensor.grad is None
-
-
-def test_with_relu_on_views_broadcasts_and_nothing(xp, rng):
-    a, _, _, _, mean, var = data(rng, (3, 4, 6, 8), "float32")
-    gamma, beta = rng.standard_normal((2, 8)).astype("float32")
-    gy = np.broadcast_to(rng.standard_normal((6, 1, 8)).astype("float32"), (3, 6, 4, 8))
-    inputs = a.transpose(0, 2, 1, 3), gamma, beta, gy, mean, var
-    assert_same_bits(with_relu(xp, *inputs, True, together=True),
-                     with_relu(xp, *inputs, True, together=False))
-    empty = np.ones((0, 4, 4, 8), "float32")
-    got = with_relu(xp, empty, gamma, beta, empty, mean, var, True, together=True)
-    assert got[0].shape == got[1].shape == empty.shape and not got[2].any() and not got[3].any()
-
-
-def test_with_relu_the_gradient_is_the_slope(rng):
-    x, gamma, beta, _, mean, var = data(rng, (2, 4, 3, 2), "float64")
-    grad_check(lambda x, gamma, beta: batch_norm(
-        x, gamma, beta, mean.copy(), var.copy(), training=True, activation="relu"),
-               x, gamma, beta, rng=rng)
-
-
-def test_with_relu_it_saves_one_bit_more_for_each_number(rng):
-    x, gamma, beta, gy, mean, var = data(rng, (4, 8, 8, 16), "float32")
-    x, gamma, beta = (Tensor(a, requires_grad=True) for a in (x, gamma, beta))
-    y = batch_norm(x, gamma, beta, mean, var, training=True, activation="relu")
-    held = [a for a in vars(y.creator).values() if hasattr(a, "nbytes") and a is not x.data]
-    assert sum(a.nbytes for a in held) == 3 * 16 * 4 + x.size // 8
-    before = x.data.copy(), gy.copy()
-    y.backward(gy)
-    for now, then in zip((x.data, gy), before, strict=True):
-        np.testing.assert_array_equal(now, then)
-
-
 # -- what it saves -----------------------------------------------------------------------
 
 
@@ -386,6 +290,15 @@ def f32(*shape):
 def test_refuses(x, gamma, beta, mean, var, training, error, message):
     with pytest.raises(error, match=message):
         batch_norm(x, gamma, beta, mean, var, training=training)
+
+
+def test_refuses_other_activations_and_residuals():
+    with pytest.raises(ValueError, match="activation is 'tanh', wanted None, 'relu' or 'gelu'"):
+        batch_norm(f32(4, 3), None, None, None, None, training=True, activation="tanh")
+    with pytest.raises(ValueError, match=r"residual has shape \(3,\), wanted \(4, 3\)"):
+        batch_norm(f32(4, 3), None, None, None, None, training=True, residual=f32(3))
+    with pytest.raises(TypeError, match="x is float32, residual is float64"):
+        batch_norm(f32(4, 3), None, None, None, None, training=True, residual=np.ones((4, 3)))
 
 
 def test_refuses_a_negative_eps():
