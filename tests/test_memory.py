@@ -253,6 +253,16 @@ def test_on_a_gpu_the_arrays_on_the_tape_are_counted(cp, dtype, size):
     assert m.data == 100 * (8 * 8 * 3 * size + 4)
 
 
+def test_on_a_gpu_an_op_made_of_ops_keeps_what_they_keep(cp):
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+                          nn.Conv2d(8, 8, 3, padding=1), nn.GlobalAvgPool2d())
+    model.to("cuda", "float16")
+    volume = 100 * 8 * 8 * 8 * 2
+    m = predict(model, (8, 8, 8), 100)
+    # backward of the second convolution: z of the first, y, both gradients of the second
+    assert 4 * volume <= m.activations <= 4 * volume + 5000
+
+
 # -- what fits ---------------------------------------------------------------------------
 
 

@@ -282,10 +282,11 @@ class _Alive:
 
 
 def _saved(op: Op) -> list[Array]:
-    """The arrays that an op keeps."""
+    """The arrays that an op keeps; the ops that it is made of keep theirs."""
     values: list[Any] = []
     for value in vars(op).values():
         values += value if isinstance(value, (list, tuple)) else [value]
+        values += _saved(value) if isinstance(value, Op) else []
     return [v for v in values if isinstance(v, np.ndarray) or is_gpu(v)]
 
 
