@@ -11,6 +11,7 @@ from PIL import Image
 
 import gpuconv as gpc
 from gpuconv import runs
+from gpuconv.ops.gpu.table import Table, here
 
 ROW = re.compile(r"^ +\d+( +[\d.,]+%?){7}$", re.M)
 
@@ -37,12 +38,14 @@ def test_every_setting_reaches_the_run(tmp_path):
     done = gpuconv(*SMALL[:-4], "--epochs", 1, "--batch-size", 20, "--run", folder, "--recipe",
                    "cifar10", "--optimizer", "adamw", "--lr", 0.002, "--momentum", 0.8, "--ema",
                    0.9, "--weight-decay", 0.1, "--schedule", "cosine", "--crop", 2, "--patience", 3,
-                   "--label-smoothing", 0.1, "--clip-norm", 1.5, "--seed", 7, "--dtype", "float64")
+                   "--label-smoothing", 0.1, "--clip-norm", 1.5, "--seed", 7, "--dtype", "float64",
+                   "--loss-scale", 8, "--no-master-weights", "--eager")
     assert done.returncode == 0, done.stderr
     config = runs.RunFolder(folder).config()
     assert config.settings == gpc.train.Settings(
         epochs=1, batch_size=20, optimizer="adamw", lr=0.002, momentum=0.8, ema=0.9, crop=2,
-        weight_decay=0.1, schedule="cosine", patience=3, label_smoothing=0.1, clip_norm=1.5)
+        weight_decay=0.1, schedule="cosine", patience=3, label_smoothing=0.1, clip_norm=1.5,
+        loss_scale=8.0, master_weights=False)
     assert (config.seed, config.dtype, config.recipe) == (7, "float64", "cifar10")
     assert config.command.startswith("gpuconv train --data shapes")
 
@@ -249,3 +252,23 @@ def test_a_failure_shows_where_if_asked(tmp_path):
 
 def test_shapes_are_nowhere():
     assert "shapes are drawn" in fails(1, *SMALL, "--data-dir", ".")
+
+
+def test_a_table_of_measured_algorithms_wants_a_gpu(tmp_path):
+    line = fails(1, *SMALL, "--tuned", tmp_path / "none.json", folder=tmp_path)
+    assert "--tuned: there is nothing to choose on the CPU" in line
+
+
+def test_a_table_of_measured_algorithms_stays_with_its_run(cp, tmp_path):
+    """A run that goes on uses it again, whatever has become of the file."""
+    config = runs.Config(model={"notation": "INPUT 32x32x3 CONV3-4/4 RELU FC 10"}, device="cuda",
+                         source=gpc.data.Source("shapes", limit=20),
+                         settings=gpc.train.Settings(epochs=1, batch_size=10))
+    folder = runs.RunFolder.create(config, tmp_path / "run", tuned=Table(here(), {}))
+    runs.train(config, folder)
+    _, told = gpc.load(folder.best())
+    assert told["identity"]["tuned"] == gpc.ops.load_table(folder.tuned).hash
+    runs.train(config, folder, resume=True)
+    folder.tuned.unlink()
+    with pytest.raises(ValueError, match="tuned was [0-9a-f]{64}, is None"):
+        runs.train(config, folder, resume=True)

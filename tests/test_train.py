@@ -207,7 +207,7 @@ def test_float_images_are_used_as_they_are(xp):
     x = np.random.default_rng(0).standard_normal((9, 4, 4, 1), "float32")
     labels = np.arange(9) % 3
     fit(model, (x, labels), test=(x, labels.tolist()), epochs=2, batch_size=4,
-        optimizer=sgd(model))
+        optimizer=sgd(model), eager=True)  # a layer looks
     (first, second), whole = (np.concatenate(seen[a:b]) for a, b in ((0, 3), (6, 9))), x
     assert [len(part) for part in seen] == 4 * [4, 4, 1]
     assert sorted(first.ravel()) == sorted(second.ravel()) == sorted(whole.ravel())

@@ -14,6 +14,7 @@ from gpuconv.cli.output import say, show
 
 if TYPE_CHECKING:
     from gpuconv.data import Dataset
+    from gpuconv.ops.gpu.table import Table
     from gpuconv.runs import Config, RunFolder
     from gpuconv.train import History
 
@@ -84,6 +85,8 @@ def add_options(to: argparse.ArgumentParser) -> None:
     run.add_argument("--eager", action="store_true",
                      help="on a GPU, launch each kernel of a step by itself: for debugging; the "
                           "numbers are the same (default: a step is one CUDA graph)")
+    run.add_argument("--tuned", type=pathlib.Path, metavar="FILE",
+                     help="on a GPU, use what gpuconv tune has measured: other last bits")
     run.add_argument("--nvtx", action="store_true",
                      help="mark each layer's forward pass for NVIDIA's profilers; eager")
 
@@ -122,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
         says = config.source.says(*sets)
     else:
         config, sets, says, device = chosen(args, console)
-        folder = runs.RunFolder.create(config, args.run)
+        folder = runs.RunFolder.create(config, args.run, tuned=tuned(args, device))
     introduce(console, config, sets,
               {"data": says, "device": device, "folder": str(folder.path)})
     try:
@@ -174,6 +177,18 @@ def chosen(args: argparse.Namespace,
         dtype=args.dtype or "float32", seed=seed, device=where,
         command=shlex.join(["gpuconv", *sys.argv[1:]]))
     return config, sets, asked.says(*sets), device
+
+
+def tuned(args: argparse.Namespace, device: str) -> "Table | None":
+    """The table of ``--tuned``, if it holds here."""
+    from gpuconv import ops
+    if args.tuned is None:
+        return None
+    if device.startswith("cpu"):
+        raise ValueError("--tuned: there is nothing to choose on the CPU")
+    table = ops.load_table(args.tuned)
+    table.check()
+    return table
 
 
 def resumed(args: argparse.Namespace, folder: "RunFolder") -> "tuple[Config, str]":

@@ -2,6 +2,7 @@
 
     config.json         model, data, settings, seed, and the command that was typed
     environment.json    versions and devices
+    tuned.json          which algorithms to use, if ``--tuned`` said so
     metrics.csv, metrics.jsonl     a row per epoch
     checkpoints/        the newest few, and the best
     plots/              pictures
@@ -17,6 +18,7 @@ from typing import Any
 
 from gpuconv import files
 from gpuconv.data import Dataset
+from gpuconv.ops.gpu.table import Table
 from gpuconv.runs.config import Config
 from gpuconv.runs.environment import environment
 from gpuconv.train import EarlyStopping, History, checkpoints, read_records
@@ -36,20 +38,22 @@ class RunFolder:
         self.path = pathlib.Path(path)
         self.checkpoints_folder = self.path / "checkpoints"
         self.plots = self.path / "plots"
+        self.tuned = self.path / "tuned.json"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
 
     @classmethod
     def create(cls, config: Config, path: str | os.PathLike | None = None,
-               parent: str | os.PathLike = PARENT) -> "RunFolder":
-        """Make the folder of a new run, with its config and environment.
+               parent: str | os.PathLike = PARENT, tuned: Table | None = None) -> "RunFolder":
+        """Make the folder of a new run, with its config, environment and table of algorithms.
 
         Args:
             config: of the run.
             path: the folder; it may exist, empty. Default: a new one under parent, named by date,
                 time and recipe.
             parent: where new ones are made.
+            tuned: what ``gpuconv tune`` has measured.
 
         Raises:
             FileExistsError: the folder is there, and not empty.
@@ -64,6 +68,8 @@ class RunFolder:
         config.write(folder.path / "config.json")
         with files.atomic_write(folder.path / "environment.json", "w") as file:
             file.write(json.dumps(environment(), indent=2) + "\n")
+        if tuned is not None:
+            tuned.save(folder.tuned)
         return folder
 
     def config(self) -> Config:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 import gpuconv.train as training
-from gpuconv import files, models, nn, random
+from gpuconv import files, models, nn, ops, random
 from gpuconv.data import Dataset
 from gpuconv.runs.config import Config
 from gpuconv.runs.folder import RunFolder
@@ -65,11 +65,15 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
     watching += [Checkpoint(folder.checkpoints_folder, keep=keep, minutes=minutes,
                             model=config.model), Records(folder.path)]
     watching += [TensorBoard(folder.path / "tensorboard")] if tensorboard else []
-    with nn.nvtx_ranges(model) if ranges else contextlib.nullcontext():
+    with contextlib.ExitStack() as during:
+        if folder.tuned.is_file():
+            during.enter_context(ops.tuned(ops.load_table(folder.tuned)))
+        if ranges:
+            during.enter_context(nn.nvtx_ranges(model))
         history = training.fit(
             model, train_set, test=test_set, seed=config.seed,
             resume=checkpoint, callbacks=[*watching, *callbacks],
-            eager=True, **settings.fit_arguments(model))
+            eager=True if eager or ranges else None, **settings.fit_arguments(model))
     finished = len(history.rows) >= settings.epochs  # a signal came too late to stop anything
     return Outcome(history, None if finished else interrupt.received)
 

@@ -23,6 +23,7 @@ from gpuconv import random, threads
 from gpuconv.backend import array_device
 from gpuconv.data import Augment, Dataset
 from gpuconv.nn import Module
+from gpuconv.ops.gpu import table
 from gpuconv.optim import EMA, Constant, LossScale, Optimizer
 from gpuconv.train.callback import Callback, Run, check_callbacks
 from gpuconv.train.checkpoint import resume_from
@@ -37,7 +38,7 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         optimizer: Optimizer, schedule: Schedule | None = None, augment: Augment | None = None,
         label_smoothing: float = 0.0, clip_norm: float | None = None, ema: EMA | None = None,
         seed: int = 0, resume: str | os.PathLike | None = None,
-        callbacks: Sequence[Callback] = (), eager: bool | None = True,
+        callbacks: Sequence[Callback] = (), eager: bool | None = None,
         loss_scale: str | float | None = None) -> History:
     """Train a model to classify images.
 
@@ -100,11 +101,12 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         epochs=epochs, batch_size=batch_size, schedule=_words(schedule), augment=_words(augment),
         label_smoothing=label_smoothing, clip_norm=clip_norm, seed=seed, dtype=model.dtype.name,
         optimizer=_settings(optimizer), ema=ema and ema.decay,
-        loss_scale=_scaling(loss_scale, model.dtype)), ema=ema, test=trial)
+        loss_scale=_scaling(loss_scale, model.dtype), tuned=_tuned(model)), ema=ema, test=trial)
     plan = Plan(schedule, label_smoothing, clip_norm, seed)
     with contextlib.ExitStack() as during:
         during.enter_context(_memory(run, batch_size))
         during.enter_context(_scaled(run))
+        during.enter_context(_capturable())
         if resume is not None:
             resume_from(resume, run)
         during.enter_context(threads.single_threaded_blas())  # once, not in each op
@@ -175,6 +177,26 @@ def _scaling(loss_scale: str | float | None, dtype: np.dtype) -> str | float | N
     if isinstance(loss_scale, str):
         raise ValueError(f"fit: loss_scale {loss_scale!r}, wanted 'dynamic' or a number")
     return None if loss_scale == 1 else float(loss_scale)
+
+
+@contextlib.contextmanager
+def _capturable() -> Iterator[None]:
+    """With what a stream can capture of the table of measured algorithms: all steps alike."""
+    here = table.current()
+    if here is None or all(choice.engine != "explicit" for timed in here.entries.values()
+                           for choice, _ in timed):
+        yield
+        return
+    kept = {key: [(choice, ms) for choice, ms in timed if choice.engine != "explicit"]
+            for key, timed in here.entries.items()}
+    with table.used(table.Table(here.where, kept)):
+        yield
+
+
+def _tuned(model: Module) -> str | None:
+    """Which table of measured algorithms is in use."""
+    here = table.current()
+    return None if here is None or model.device == "cpu" else here.hash
 
 
 @contextlib.contextmanager

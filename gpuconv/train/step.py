@@ -28,13 +28,12 @@ from typing import Any
 import numpy as np
 
 from gpuconv import kernels
-from gpuconv.autograd import Op, Tensor
-from gpuconv.backend import Array, accumulator, array_device, cupy, device_name, is_gpu, to_cpu
+from gpuconv.backend import Array, accumulator, array_device, cupy, device_name, to_cpu
 from gpuconv.data import Loader
-from gpuconv.nn import Module
 from gpuconv.ops import softmax_cross_entropy
 from gpuconv.ops.softmax_cross_entropy import count_correct
-from gpuconv.optim import Optimizer, clip_grad_norm
+from gpuconv.optim import clip_grad_norm
+from gpuconv.train.baked import baked, culprit
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.feed import FloatBatches
 from gpuconv.train.measure import Seen
@@ -148,7 +147,8 @@ class CapturedStep(EagerStep):
         self.order = cp.empty(len(run.data), np.int32)
         self.records = Records(cp.zeros((run.steps, 4), np.float64))
         self.one = cp.ones((), accumulator(run.model.dtype))  # dL/dL
-        self.pool = cp.cuda.MemoryPool()
+        self.stream = cp.cuda.Stream(non_blocking=True)  # to capture on; graphs run on the current
+        self.pool = cp.cuda.MemoryPool()  # one for all graphs: they never run at the same time
         self.graphs: dict[int, Any] = {}  # batch size: graph
         self.warm: set[int] = set()       # batch sizes of steps that have been taken
         self.baked: Any = None            # what the graphs were captured with
@@ -176,7 +176,6 @@ class CapturedStep(EagerStep):
         else:
             self.body(n)
             self.warm.add(n)
-            cupy().get_default_memory_pool().free_all_blocks()  # the graph will want it
         run.step += 1
         self.records.sizes.append(n)
         run.optimizer._factor = self.factors[number]  # what the kernel has written
@@ -219,8 +218,8 @@ class CapturedStep(EagerStep):
 
     def capture(self, n: int) -> None:
         """Make the graph for batches of n; or find out that there is none, and why."""
-        failure, cp = None, cupy()
-        stream = cp.cuda.Stream(non_blocking=True)  # on which nothing runs: graphs go to another
+        failure, cp, stream = None, cupy(), self.stream
+        cp.get_default_memory_pool().free_all_blocks()  # what a step without a graph has left
         try:
             with stream, cp.cuda.using_allocator(self.pool.malloc):
                 stream.begin_capture()
@@ -316,33 +315,3 @@ def training_step(run: Run, loader: Loader | FloatBatches, plan: Plan, eager: bo
             yield step
         finally:
             step.forget()
-
-
-def baked(run: Run) -> list[Any]:
-    """What a graph has baked in: addresses, settings, modes, what is frozen; equal or changed."""
-    return [_plain([vars(module) for module in run.model.modules()]),
-            _plain(run.optimizer.groups)]
-
-
-def _plain(value: Any) -> Any:
-    """A value, by what a graph knows of it: of an array the address."""
-    if isinstance(value, Tensor):
-        return _plain([value.data, value.grad, value.requires_grad])
-    if is_gpu(value):
-        return value.data.ptr, value.shape
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, (bool, int, float, str)) else id(value)
-
-
-def culprit(error: BaseException) -> str:
-    """The op (or layer, or optimiser) that raised it, by its name."""
-    found, frame = "the step", error.__traceback__
-    while frame is not None:
-        owner = frame.tb_frame.f_locals.get("self")
-        if isinstance(owner, (Op, Module, Optimizer)):
-            found = type(owner).__name__
-        frame = frame.tb_next
-    return found
