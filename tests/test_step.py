@@ -251,7 +251,7 @@ def test_losses_are_read_now_and_then(cp, monkeypatch):
 
 @pytest.fixture
 def table(cp):
-    """For each convolution of a step cuBLAS, which cannot be captured, as the fastest; then SIMT."""
+    """For each convolution of a step cuBLAS as the fastest, which cannot be captured; then SIMT."""
     model = network("float16")
     keys = measure.asked(lambda: fit(model, tiny(12), epochs=1, batch_size=8, eager=True,
                                      optimizer=optim.SGD(model.parameters(), 0.1)))
