@@ -3,7 +3,8 @@
 //   y[b,h,w,c] = table[c, pixel],   pixel = images[i, h + oh, w' + ow, c]
 //   i          = order[clock[1]*batch_size + b],   chosen[b] = labels[i]
 //   w'         = w, or W-1-w where image i is mirrored
-//   oh, ow     = -pad .. pad, and mirrored or not: words of Philox at counter (i, 0, epoch)
+//   oh, ow     = -pad .. pad, and mirrored or not: words of Philox at counter (i, 0, epoch); ALTERNATE
+//                mirrors by the word of epoch 0, and the other way round in odd epochs
 //
 // Outside the image a pixel is 0, or with `reflect` its mirror image. The table was computed by NumPy,
 // with the operations of the CPU path: the bits are the same. A captured graph replays with the
@@ -31,6 +32,7 @@ using T = CFG_T;                          // stored element of y, table; images,
 using I = CFG_I;                          // flat index: int, or long long for huge arrays
 constexpr int C = CFG_C;                  // channels; gather does not mind
 constexpr int V = Pack<T>::V;             // elements of 16 bytes
+constexpr int NEVER = 0, ALTERNATE = 2;   // mirrored: not at all, at random (1), every other epoch
 
 // How an image is moved: down, right, and mirrored.
 struct Move {
@@ -39,14 +41,18 @@ struct Move {
 };
 
 __device__ inline Move moved(
-    int i, int pad, bool flip, unsigned seed, unsigned stream, unsigned long long epoch)
+    int i, int pad, int flip, unsigned seed, unsigned stream, unsigned long long epoch)
 {
-    if (!pad && !flip) return {0, 0, false};
+    if (!pad && flip == NEVER) return {0, 0, false};
     const Words random = philox(
         {{(unsigned)i, 0, (unsigned)epoch, (unsigned)(epoch >> 32)}}, seed, stream);
     const unsigned long long reach = 2 * pad + 1;
+    bool mirrored = flip != NEVER && random.w[2] >> 31;
+    if (flip == ALTERNATE) {
+        mirrored = (philox({{(unsigned)i, 0, 0, 0}}, seed, stream).w[2] >> 31) ^ (epoch & 1);
+    }
     return {(int)(random.w[0] * reach >> 32) - pad, (int)(random.w[1] * reach >> 32) - pad,
-            flip && random.w[2] >> 31};
+            mirrored};
 }
 
 // The pixel that lies at position p of a line of n, mirrored at its ends; |p| < 2n - 1.
@@ -111,7 +117,7 @@ extern "C" __global__ void augment_forward(
     int* __restrict__ chosen,                   // (B,)
     int B, int N, int H, int W,
     int batch_size, long long count, int parts,
-    int pad, bool flip, bool reflect,           // pad: pixels
+    int pad, int flip, bool reflect,            // pad: pixels
     unsigned seed, unsigned stream, unsigned long long epoch)
 {
     const long long first = clock ? clock[1] * batch_size : 0;

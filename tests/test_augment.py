@@ -18,6 +18,7 @@ AUGMENTS = [
     pytest.param(Augment(flip=False, pad=2), id="crop"),
     pytest.param(Augment(pad=0), id="flip"),
     pytest.param(Augment(padding_mode="reflect"), id="reflect"),
+    pytest.param(Augment(flip="alternate", pad=2, padding_mode="reflect"), id="alternate"),
     pytest.param(Augment(flip=False, pad=9), id="out-of-sight"),  # wider than the image
 ]
 
@@ -116,6 +117,21 @@ def test_a_flip_mirrors_left_and_right(xp):
     np.testing.assert_allclose(y[flip][:, 0], [[30, 20, 10]] * int(flip.sum()))
     np.testing.assert_allclose(y[~flip][:, 0], [[10, 20, 30]] * int((~flip).sum()))
     assert not y[:, 1].any()
+
+
+def test_alternating_flips_show_every_image_both_ways_in_two_epochs(xp, rng):
+    x, augment = images(rng, n=40), Augment(flip="alternate", pad=0)
+    index = np.arange(40)
+    plain = run(xp, x, index)
+    seen = [run(xp, x, index, augment=augment, epoch=epoch) for epoch in range(4)]
+    first = np.array([(a == b).all() for a, b in zip(seen[0], plain, strict=True)])
+    assert 10 < first.sum() < 30
+    np.testing.assert_array_equal(seen[1], seen[0][:, :, ::-1])
+    for epoch in (2, 3):
+        np.testing.assert_array_equal(seen[epoch], seen[epoch - 2])
+    moved = Augment(flip="alternate", pad=2)
+    shifts = [moves(np.arange(40), KEY, epoch, moved) for epoch in (0, 2)]
+    assert (shifts[0][0] != shifts[1][0]).any() and (shifts[0][2] == shifts[1][2]).all()
 
 
 def test_padding_is_black_before_it_is_normalised(xp):
@@ -243,7 +259,8 @@ def test_refuses(change, error, message):
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(pad=-1), "pad -1 is negative"), (dict(padding_mode="wrap"), "padding_mode 'wrap'")])
+    (dict(pad=-1), "pad -1 is negative"), (dict(padding_mode="wrap"), "padding_mode 'wrap'"),
+    (dict(flip="never"), "flip 'never', wanted True, False or 'alternate'")])
 def test_augment_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         Augment(**options)

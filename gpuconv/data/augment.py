@@ -31,24 +31,31 @@ from gpuconv.backend import (
 
 Numbers = Sequence[float] | np.ndarray
 
+FLIPS = False, True, "alternate"  # in the order of augment.cu
+
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
     """What may happen to a training image.
 
     Args:
-        flip: mirror left and right, every second image on average.
+        flip: mirror left and right: each image at random in each epoch; or with "alternate" each in
+            every other epoch, half of the images beginning in the first: so two epochs show every
+            image both ways.
         pad: pixels that the crop may move by, in each direction; 0 for no crop.
         padding_mode: what lies outside the image: "zeros" (black) or "reflect".
 
     Raises:
-        ValueError: pad is negative, or padding_mode something else.
+        ValueError: pad is negative, or flip or padding_mode something else.
 
     >>> Augment(pad=2)
     Augment(flip=True, pad=2, padding_mode='zeros')
+
+    Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.6
+    (alternating flip).
     """
 
-    flip: bool = True
+    flip: bool | str = True
     pad: int = 4
     padding_mode: str = "zeros"
 
@@ -56,6 +63,8 @@ class Augment:
         """Refuse what cannot be done."""
         if operator.index(self.pad) < 0:
             raise ValueError(f"Augment: pad {self.pad} is negative")
+        if self.flip not in FLIPS:
+            raise ValueError(f"Augment: flip {self.flip!r}, wanted True, False or 'alternate'")
         if self.padding_mode not in ("zeros", "reflect"):
             raise ValueError(f"Augment: padding_mode {self.padding_mode!r}, "
                              "wanted 'zeros' or 'reflect'")
@@ -271,6 +280,9 @@ def moves(index: np.ndarray, key: tuple[int, int], epoch: int,
     reach = np.uint64(2 * augment.pad + 1)
     oh, ow = ((w * reach >> np.uint64(32)).astype(np.int32) - np.int32(augment.pad)
               for w in word[:2])
+    if augment.flip == "alternate":
+        first = random.philox((index, 0, 0, 0), key)[2]
+        return oh, ow, (first >> np.uint64(31)).astype(bool) ^ bool(step % 2)
     return oh, ow, (word[2] >> np.uint64(31)).astype(bool) & augment.flip
 
 
@@ -294,7 +306,7 @@ def _launch(images: Array, labels: Array | None, order: Array, clock: Array | No
     parts = _parts(H * W * C, y.dtype)
     kernels.kernel("augment.cu", "augment_forward", T=y.dtype, I=kernels.index(images, y), C=C)(
         B * parts * BLOCK, images, labels, order, clock, table, y, chosen, B, len(images), H, W,
-        batch_size, len(order), parts, augment.pad, augment.flip,
+        batch_size, len(order), parts, augment.pad, FLIPS.index(augment.flip),
         augment.padding_mode == "reflect", *key, epoch, block=BLOCK)
 
 

@@ -3,8 +3,8 @@
     mean      y[n,c] = 1/(H*W) * sum over h,w of x[n,h,w,c]    gx[n,h,w,c] = gy[n,c] / (H*W)
     maximum   y[n,c] = max over h,w of x[n,h,w,c]    gx = gy where the maximum sat, 0 elsewhere
 
-Pooling with a window as large as the image, as a reduction over both axes at once: a window would be
-walked pixel by pixel. Ties and NaN as in max_pool.py.
+Pooling with a window as large as the image, as a reduction over both axes at once: a window would
+be walked pixel by pixel. Ties and NaN as in max_pool.py.
 """
 
 from typing import Any
