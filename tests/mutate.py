@@ -61,7 +61,7 @@ WAIT = 120.0    # seconds on the clock for a mutant, should it sleep for ever
 # Each is named by some of its constants: T (float if not given) and I (int), and the window's.
 CASES = {
     "activation.cu": ("activation", ["", "T=__half", "I=long long"]),
-    "adam.cu": ("adam master", ["", "T=__half MASTER=1", "I=long long"]),
+    "adam.cu": ("adam master control", ["", "T=__half MASTER=1", "I=long long"]),
     "augment.cu": ("augment", ["C=3", "T=__half C=3", "I=long long C=3"]),
     "avg_pool.cu": ("avg_pool", ["R=2 S=3 INCLUDE=1", "R=3 PT=0 PL=1", "T=__half R=2 INCLUDE=0"]),
     "batch_norm.cu": ("batch_norm batch_norm_fused", [
@@ -78,12 +78,14 @@ CASES = {
     "conv_weight_gradient.cu": ("weight_gradient", [
         f"T={T} O=float BN=32 X_UNIT={x} GY_UNIT=16 PLAIN=0 BM=64 BK={k}"
         for T, x, k in (("__half", 16, 32), ("float", 16, 16), ("__half", 2, 32))]),
-    "conv_filters.cu": ("tensor_cores", ["T=__half SH=1 DH=1", "T=__half SH=2 R=3 DH=2",
-                                         "T=__half SH=3"]),
-    "conv_forward.cu": ("tensor_cores", ["T=__half GRADIENT=0 POOL=1 MOMENTS=1",
-                                         "T=__half GRADIENT=1 SH=2 R=3", "UNIT=2 GRADIENT=0"]),
-    "gemm.cuh": ("tensor_cores", ["conv_forward.cu T=__half C=16 GRADIENT=0 R=3 MOMENTS=0",
-                                  "conv_forward.cu T=float C=16", "conv_forward.cu UNIT=2"]),
+    "conv_filters.cu": ("tensor_cores", ["T=__half SH=1 R=3 DH=1 PT=1", "T=__half SH=3",
+                                         "T=__half SH=2 DW=3"]),
+    "conv_forward.cu": ("tensor_cores", ["T=__half GRADIENT=1 SH=2 R=3 DW=1",
+                                         "conv_filters.cu T=__half SH=2 R=3 DW=1",
+                                         "T=__half C=3 GRADIENT=0"]),
+    "gemm.cuh": ("tensor_cores", ["conv_forward.cu T=__half C=16 GRADIENT=0 R=3 BIAS=0 UNIT=16",
+                                  "conv_forward.cu T=float C=32 GRADIENT=0",
+                                  "conv_forward.cu T=__half C=3 GRADIENT=0"]),
     "conv_direct.cu": ("simt", ["R=3 SH=1 ACTIVATION=0", "T=__half", "R=2 S=3"]),
     "conv_simt.cu": ("simt", ["R=3 SH=1 LX=4 TURNED=0 ACTIVATION=0", "SH=2 R=3 TURNED=1",
                               "LX=1 TURNED=0"]),
@@ -100,8 +102,8 @@ CASES = {
     "loss_scale.cu": ("loss_scale", ["", "T=__half", "T=double"]),
     "max_pool.cu": ("max_pool", ["SAVE=1 R=2 S=3", "T=__half SAVE=1 DH=2",
                                  "SAVE=1 R=3 S=2 SH=1"]),
-    "optim.cuh": ("master loss_scale sgd", [
-        "sgd.cu MOMENTUM=0 MASTER=0", "sgd.cu T=__half MASTER=1", "loss_scale.cu"]),
+    "optim.cuh": ("master loss_scale sgd control", [
+        "sgd.cu MOMENTUM=0 MASTER=0", "sgd.cu T=__half MOMENTUM=0 MASTER=1", "loss_scale.cu"]),
     "pad.cu": ("pad", ["MODE=1", "MODE=2 T=__half", "MODE=3"]),
     "window.cuh": ("max_pool avg_pool im2col", [
         "max_pool.cu SAVE=1 R=2 S=3", "avg_pool.cu R=3 PT=0 PL=1", "im2col.cu R=3 S=2"]),
@@ -111,8 +113,8 @@ CASES = {
         "batch_norm.cu V=1 ACTIVATION=0", "batch_norm.cu V=4 ACTIVATION=1", "bias_relu.cu V=4"]),
     "reduce.cuh": ("clip softmax_cross_entropy", [
         "clip.cu", "softmax_cross_entropy.cu WARPS=1", "softmax_cross_entropy.cu WARPS=8"]),
-    "sgd.cu": ("sgd master", ["MOMENTUM=0 MASTER=0", "T=__half MOMENTUM=1 NESTEROV=0 MASTER=1",
-                              "T=__half NESTEROV=1 MASTER=0"]),
+    "sgd.cu": ("sgd master control", ["MOMENTUM=0 MASTER=0", "T=__half NESTEROV=1 MASTER=0",
+                                      "T=__half MOMENTUM=1 NESTEROV=0 MASTER=1"]),
     "softmax_cross_entropy.cu": ("softmax_cross_entropy", ["WARPS=1", "WARPS=8",
                                                            "T=__half WARPS=1"]),
 }

@@ -119,6 +119,22 @@ def test_a_step_that_is_left_out_changes_not_a_bit(xp, rng, kind, settings, dtyp
         after[name] != before[name] for name in before if not name.startswith(("group", "count")))
 
 
+@pytest.mark.parametrize("master", [False, True])
+@pytest.mark.parametrize("kind, settings", KINDS)
+def test_steps_after_one_that_is_left_out_know_nothing_of_it(xp, kind, settings, master):
+    def trained(*skips):
+        rng = np.random.default_rng(4)
+        ps = parameters(xp, rng, "float16" if master else "float32")
+        optimizer = kind(ps, master=master, **settings)
+        for skip in skips:
+            optimizer.control[2:3].fill(skip)
+            give(ps, [np.full(s, np.nan) for s in SHAPES] if skip else draw(rng), xp)
+            optimizer.step()
+        return everything(Weights(ps, xp), optimizer)
+
+    assert trained(0, 1, 1, 0) == trained(0, 0) and trained(1, 0) == trained(0)
+
+
 def test_the_first_step_may_be_left_out(xp):
     p = Parameter(xp.ones(3, "float16"))
     adam, ema = Adam([p], 0.5, master=True), EMA(Weights([p], xp))
