@@ -59,6 +59,24 @@ def test_supported():
         assert not tc.supported(p._replace(**change), "float16")
 
 
+@pytest.mark.parametrize("tile", [tc.TILES[0], tc.TILES[5], tc.TILES[10]], ids=str)
+def test_larger_tiles(cp, rng, tile):
+    check_tile(cp, rng, tile, "float16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("tile", tc.TILES, ids=str)
+def test_every_tile(cp, rng, tile, T):
+    check_tile(cp, rng, tile, T)
+
+
+def check_tile(cp, rng, tile, T):
+    p = Geometry((3, 10, 11, 16), (2 * tile.BN + 8, 3, 3)).problem
+    x, w = data(rng, p, T)
+    close(forward(cp, p, x, w, T, tile), convolved(p, x, w).astype(x.dtype), terms=p.depth)
+
+
 # -- what the compiler makes of it -----------------------------------------------------------
 
 PLAIN = dict(R=3, S=3, SH=1, SW=1, DH=1, DW=1, PT=1, PL=1, C=64, GRADIENT=0, UNIT=16, WIDE=1,

@@ -47,7 +47,7 @@ GEOMETRIES = {
     "10 channels, 1 filter": Geometry((2, 6, 5, 10), (1, 3, 3)),
     "7x7 stride 2": Geometry((1, 12, 13, 8), (8, 7, 7), (3, 3, 3, 3), (2, 2)),
     "3x3 stride 2": Geometry((2, 9, 8, 8), (40, 3, 3), stride=(2, 2)),
-    "2x3, stride 3 and 2": Geometry((2, 9, 11, 4), (12, 2, 3), stride=(3, 2)),
+    "4x3, stride 3 and 2": Geometry((2, 9, 11, 4), (12, 4, 3), (2, 1, 1, 1), (3, 2)),
     "dilation 2": Geometry((2, 9, 7, 8), (16, 3, 3), (2, 2, 2, 2), dilation=(2, 2)),
     "dilation 2 and 3, stride 2": Geometry((2, 9, 11, 8), (8, 3, 2), (2, 2, 1, 1), (2, 2), (2, 3)),
     "other padding at each side": Geometry((2, 5, 6, 8), (8, 3, 2), (0, 2, 1, 0)),
@@ -112,15 +112,37 @@ def data(rng, p, T):
 # -- against the definition ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, T", [
+in_all_dtypes = pytest.mark.parametrize("name, T", [
     *((name, "float16") for name in GEOMETRIES),
-    *((name, T) for name in ("3x3", "5x5 of 3 channels", "2x3, stride 3 and 2")
+    *((name, T) for name in ("3x3", "5x5 of 3 channels", "4x3, stride 3 and 2")
       for T in ("bfloat16", "float32"))])
-def test_forward_and_gradient(cp, rng, name, T):
+
+
+@in_all_dtypes
+def test_forward(cp, rng, name, T):
     p = GEOMETRIES[name].problem
     x, w = data(rng, p, T)
     close(forward(cp, p, x, w, T), convolved(p, x, w).astype(x.dtype), terms=p.depth)
 
+
+@pytest.mark.parametrize("name", [*GEOMETRIES, "several tiles"])
+def test_filters_turn(cp, rng, name):
+    """Class after class of pixels, in each the taps that lead there, the last one first."""
+    p = GEOMETRIES.get(name, Geometry((1, 4, 4, 40), (70, 3, 3))).problem
+    _, w = data(rng, p, "float16")
+    parts, ((SH, SW), (DH, DW), (top, left)) = [], (p.stride, p.dilation, p.pad)
+    for a in range(SH):
+        for b in range(SW):
+            rs = [r for r in range(p.R)[::-1] if (r * DH - top) % SH == a]
+            ss = [s for s in range(p.S)[::-1] if (s * DW - left) % SW == b]
+            parts.append(w[:, rs][:, :, ss].transpose(3, 1, 2, 0).ravel())  # (C, its taps, K)
+    np.testing.assert_array_equal(tc.turn(p, cp.asarray(w)).get(), np.concatenate(parts))
+
+
+@in_all_dtypes
+def test_input_gradient(cp, rng, name, T):
+    p = GEOMETRIES[name].problem
+    x, w = data(rng, p, T)
     gy, gx = numbers(rng, (p.N, p.P, p.Q, p.K), T), cp.empty(x.shape, x.dtype)
     tc.input_gradient(p, cp.asarray(gy), cp.asarray(w), gx, tile=of(SMALL, T))
     close(gx, gradient(p, gy, w).astype(x.dtype), terms=p.R * p.S * p.K)
@@ -141,24 +163,6 @@ def test_the_definition_is_pytorchs(rng):
         x, w, y, gy, gx = (a.detach().permute(0, 2, 3, 1).numpy() for a in (x, w, y, gy, x.grad))
         np.testing.assert_allclose(convolved(p, x, w), y, rtol=0, atol=1e-10)
         np.testing.assert_allclose(gradient(p, gy, w), gx, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("tile", [tc.TILES[0], tc.TILES[5], tc.TILES[10]], ids=str)
-def test_larger_tiles(cp, rng, tile):
-    check_tile(cp, rng, tile, "float16")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("T", DTYPES)
-@pytest.mark.parametrize("tile", tc.TILES, ids=str)
-def test_every_tile(cp, rng, tile, T):
-    check_tile(cp, rng, tile, T)
-
-
-def check_tile(cp, rng, tile, T):
-    p = Geometry((3, 10, 11, 16), (2 * tile.BN + 8, 3, 3)).problem
-    x, w = data(rng, p, T)
-    close(forward(cp, p, x, w, T, tile), convolved(p, x, w).astype(x.dtype), terms=p.depth)
 
 
 def test_float32_is_rounded_to_tf32(cp, rng):
