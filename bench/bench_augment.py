@@ -4,7 +4,7 @@ import numpy as np
 from harness import Work, measure, one_layout_float32
 
 from gpuconv.data import Augment, augment_batch
-from gpuconv.data.augment import moves
+from gpuconv.data.moves import moves
 
 N, B, PAD = 10_000, 128, 4
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)

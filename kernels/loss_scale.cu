@@ -1,5 +1,4 @@
-// Dynamic scaling of the loss: are all gradients finite, and what follows.
-//                                                              gpuconv/optim/loss_scale.py
+// Scaling of the loss: are all gradients finite, and what follows.      gpuconv/optim/loss_scale.py
 //
 //   flags[s]   = is any g[i] of slice s infinite or NaN?
 //   found      = is any flags[s]?

@@ -7,7 +7,8 @@ from check import close, host, make
 from gpuconv import kernels
 from gpuconv.backend import float_dtype
 from gpuconv.data import Augment, augment_batch
-from gpuconv.data.augment import fetch_batch, gather_batch, moves
+from gpuconv.data.augment import fetch_batch, gather_batch
+from gpuconv.data.moves import moves
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 KEY = 7, 11

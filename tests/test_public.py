@@ -59,7 +59,7 @@ SIGNATURES = {
     "train.TensorBoard": "folder, every=20", "train.Records": "folder", "train.Interrupt": "",
     "train.fit": "model, train, *, test=None, epochs, batch_size, optimizer, schedule=None, "
                  "augment=None, label_smoothing=0.0, clip_norm=None, ema=None, seed=0, "
-                 "resume=None, callbacks=()",
+                 "resume=None, callbacks=(), eager=None, loss_scale=None",
     "train.evaluate": "model, data, *, batch_size=256, mean=None, std=None",
     "data.cifar10": "root=None, download=False, *, verify=True, progress=None",
     "data.shapes": "train=10000, test=2000, seed=0",

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from gpuconv.optim import Constant, Cosine, OneCycle, StepDecay
+from gpuconv.optim import Constant, Cosine, Linear, OneCycle, StepDecay
 
 TOTAL = 40
 
@@ -30,6 +30,9 @@ def of_pytorch(make):
     pytest.param(Cosine(), lambda s, o: s.CosineAnnealingLR(o, TOTAL), id="cosine"),
     pytest.param(Cosine(final=0.1), lambda s, o: s.CosineAnnealingLR(o, TOTAL, 0.1),
                  id="cosine-final"),
+    pytest.param(Linear(), lambda s, o: s.LinearLR(o, 1.0, 0.0, TOTAL), id="linear"),
+    pytest.param(Linear(final=0.2), lambda s, o: s.LinearLR(o, 1.0, 0.2, TOTAL),
+                 id="linear-final"),
     pytest.param(OneCycle(final=0.04 / 1e4), lambda s, o: s.OneCycleLR(
         o, 1.0, TOTAL, cycle_momentum=False), id="onecycle"),
     pytest.param(OneCycle(peak_at=0.21, start=0.1, final=0.01), lambda s, o: s.OneCycleLR(
@@ -55,8 +58,8 @@ def test_end_points():
 
 
 @pytest.mark.parametrize("schedule", [
-    Constant(0.3), StepDecay(), Cosine(0.3, 0.1), OneCycle(), OneCycle(0.0), OneCycle(1.0),
-    Cosine(warmup=1.0), Constant(warmup=1.0)])
+    Constant(0.3), StepDecay(), Linear(0.3), Cosine(0.3, 0.1), OneCycle(), OneCycle(0.0),
+    OneCycle(1.0), Cosine(warmup=1.0), Constant(warmup=1.0)])
 @pytest.mark.parametrize("total", [1, 2, 3, 10])
 def test_any_length_gives_factors(schedule, total):
     factors = [schedule(step, total) for step in range(2 * total)]  # past the end: the last one

@@ -3,7 +3,7 @@
     y[b,h,w,c] = (pixel - 255 mean[c]) / (255 std[c])
     pixel      = images[i, h + oh, w' + ow, c],   i = index[b],   w' = w, or flipped, W-1-w
 
-    oh, ow = -pad .. pad, and flip: functions of (key, i, epoch), words of Philox at (i, 0, epoch)
+    oh, ow = -pad .. pad, and flip: functions of (key, i, epoch), see moves.py
 
 So image i is cut the same way in ``epoch`` in whichever batch it comes, in whatever order, on the
 CPU and on the GPU. Outside the image a pixel is 0 (black, before normalisation, as in torchvision's
@@ -11,14 +11,12 @@ RandomCrop), or its mirror image with ``padding_mode="reflect"``. The numbers ar
 last bit on both: the GPU looks them up in a table of 256 values per channel that NumPy computed.
 """
 
-import dataclasses
 import functools
-import operator
 from collections.abc import Sequence
 
 import numpy as np
 
-from gpuconv import kernels, random, threads
+from gpuconv import kernels, threads
 from gpuconv.backend import (
     Array,
     accumulator,
@@ -28,49 +26,10 @@ from gpuconv.backend import (
     get_array_module,
     is_gpu,
 )
+from gpuconv.data.moves import FLIPS, NOTHING, Augment, moves
 
 Numbers = Sequence[float] | np.ndarray
 
-FLIPS = False, True, "alternate"  # in the order of augment.cu
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """What may happen to a training image.
-
-    Args:
-        flip: mirror left and right: each image at random in each epoch; or with "alternate" each in
-            every other epoch, half of the images beginning in the first: so two epochs show every
-            image both ways.
-        pad: pixels that the crop may move by, in each direction; 0 for no crop.
-        padding_mode: what lies outside the image: "zeros" (black) or "reflect".
-
-    Raises:
-        ValueError: pad is negative, or flip or padding_mode something else.
-
-    >>> Augment(pad=2)
-    Augment(flip=True, pad=2, padding_mode='zeros')
-
-    Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.6
-    (alternating flip).
-    """
-
-    flip: bool | str = True
-    pad: int = 4
-    padding_mode: str = "zeros"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be done."""
-        if operator.index(self.pad) < 0:
-            raise ValueError(f"Augment: pad {self.pad} is negative")
-        if self.flip not in FLIPS:
-            raise ValueError(f"Augment: flip {self.flip!r}, wanted True, False or 'alternate'")
-        if self.padding_mode not in ("zeros", "reflect"):
-            raise ValueError(f"Augment: padding_mode {self.padding_mode!r}, "
-                             "wanted 'zeros' or 'reflect'")
-
-
-NOTHING = Augment(flip=False, pad=0)
 BLOCK = 128  # GPU: threads of a block
 
 
@@ -266,24 +225,6 @@ def _take(pixels: np.ndarray, index: np.ndarray, size: tuple[int, int], key: tup
     if outside is not None:
         taken[outside] = np.zeros((), pixels.dtype)
     return taken.reshape(len(index), H * W)
-
-
-def moves(index: np.ndarray, key: tuple[int, int], epoch: int,
-          augment: Augment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How images ``index`` are moved in ``epoch``: rows and columns down and right, and mirrored.
-
-    Returns:
-        (oh, ow, flip): (B,) int32 in -pad .. pad, twice; (B,) bool.
-    """
-    step = operator.index(epoch)
-    word = random.philox((index, 0, step & random.LOW, step >> 32), key)
-    reach = np.uint64(2 * augment.pad + 1)
-    oh, ow = ((w * reach >> np.uint64(32)).astype(np.int32) - np.int32(augment.pad)
-              for w in word[:2])
-    if augment.flip == "alternate":
-        first = random.philox((index, 0, 0, 0), key)[2]
-        return oh, ow, (first >> np.uint64(31)).astype(bool) ^ bool(step % 2)
-    return oh, ow, (word[2] >> np.uint64(31)).astype(bool) & augment.flip
 
 
 # -- GPU: kernels/augment.cu -----------------------------------------------------------------

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 from gpuconv import random
 from gpuconv.backend import Array, array_device, float_dtype, get_array_module
-from gpuconv.data.augment import Augment, Numbers, augment_batch, fetch_batch
+from gpuconv.data.augment import Numbers, augment_batch, fetch_batch
 from gpuconv.data.dataset import Dataset
+from gpuconv.data.moves import Augment
 
 SHUFFLE, AUGMENT = random.stream("shuffle"), random.stream("augment")
 

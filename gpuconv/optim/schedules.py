@@ -2,6 +2,7 @@
 
     Constant   1
     StepDecay  gamma ** (how many of the points ``at`` lie behind)
+    Linear     final + (1 - final) * (1 - share of the run)
     Cosine     final + (1 - final) * (1 + cos(pi * share of the run)) / 2
     OneCycle   start, up to 1 at ``peak_at``, down to final; each leg half a cosine, or straight
 
@@ -106,6 +107,26 @@ class Cosine:
             return (step + 1) / rise
         fall = total - rise
         return _cosine(1.0, self.final, min(1.0, (step - rise) / fall) if fall else 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Straight from 1 towards ``final``, which the step after the last would have.
+
+    >>> [Linear()(step, 4) for step in range(5)]
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no fraction."""
+        _fractions(self, "final")
+
+    def __call__(self, step: int, total: int) -> float:
+        """Factor of step 0, 1, ... of ``total``."""
+        _check(self, step, total)
+        return _straight(1.0, self.final, min(1.0, step / total))
 
 
 @dataclasses.dataclass(frozen=True)
