@@ -445,6 +445,6 @@ def test_fit_raises_the_sentence(monkeypatch):
     def short(*_, **__):
         raise MemoryError("Unable to allocate")
 
-    monkeypatch.setattr("gpuconv.train.loop.softmax_cross_entropy", short)
+    monkeypatch.setattr("gpuconv.train.step.softmax_cross_entropy", short)
     with pytest.raises(MemoryError, match="batches of 2 does not fit into memory: it needs"):
         train.fit(model, data, epochs=1, batch_size=2, optimizer=sgd(model.parameters()))
