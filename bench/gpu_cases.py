@@ -18,7 +18,10 @@ if __name__ == "__main__":  # in a checkout, from anywhere
     sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
 
 from gpuconv import Parameter, Tensor, backend, nn, ops, optim
-from gpuconv.data import Augment, augment_batch
+from gpuconv.data import Augment, augment, augment_batch
+from gpuconv.ops.batch_norm import SLICES, BatchNorm
+from gpuconv.ops.softmax_cross_entropy import count_correct
+from gpuconv.train import step
 
 Arrays = list[Any]
 
@@ -52,6 +55,7 @@ def cases(size: Size, dtype: str) -> Iterator[Case]:
     yield from _ops(size, backend.float_dtype(dtype))
     yield from _updates(size, dtype)
     yield _augment(size, dtype)
+    yield from _captured(size, backend.float_dtype(dtype))
 
 
 # -- ops: value, then all gradients ----------------------------------------------------------
@@ -78,7 +82,7 @@ def _ops(size: Size, dtype: np.dtype) -> Iterator[Case]:
 
         return Case(name, run)
 
-    x, vector = gpu(N, H, W, C), gpu(C)
+    x, vector, many = gpu(N, H, W, C), gpu(C), gpu(2 * SLICES + 2, C)
     for name in ("relu", "gelu", "sigmoid", "tanh"):
         yield case(name, getattr(ops, name), x)
     yield case("bias_relu", ops.bias_relu, x, vector)
@@ -87,6 +91,7 @@ def _ops(size: Size, dtype: np.dtype) -> Iterator[Case]:
     yield case("max", lambda a: ops.max(a, axis=(1, 2)), x)
     yield case("max_pool 2x2", lambda a: ops.max_pool2d(a, 2), x)
     yield case("max_pool 3x3 stride 2", lambda a: ops.max_pool2d(a, 3, 2, 1), x)
+    yield case("avg_pool 2x2", lambda a: ops.avg_pool2d(a, 2), x)
     yield case("avg_pool 3x3 stride 2", lambda a: ops.avg_pool2d(a, 3, 2, 1), x)
     yield case("global_avg_pool", ops.global_avg_pool2d, x)
     yield case("global_max_pool", ops.global_max_pool2d, x)
@@ -97,6 +102,7 @@ def _ops(size: Size, dtype: np.dtype) -> Iterator[Case]:
                    lambda a, g, b, training=training: ops.batch_norm(
                        a, g, b, *_statistics(C, dtype), training=training),
                    x, vector, gpu(C))
+    yield Case("batch_norm of moments", lambda: _of_moments(many))
     yield case("im2col", lambda a: ops.im2col(a, 3, padding=1), x)
     yield case("col2im", lambda a: ops.col2im(a, x.shape, 3, padding=1), gpu(N, H, W, 9 * C))
     yield case("conv 3x3", lambda a, w, b: ops.conv2d(a, w, b, padding=1),
@@ -105,6 +111,18 @@ def _ops(size: Size, dtype: np.dtype) -> Iterator[Case]:
                x, gpu(K, 5, 5, C))
     yield case("conv 3x3 per channel", lambda a, w: ops.conv2d(a, w, padding=1, groups=C),
                x, gpu(C, 3, 3, 1))
+    yield case("conv 1x1 in groups", lambda a, w: ops.conv2d(a, w, groups=2),
+               gpu(N, H, W, 16), gpu(18, 1, 1, 8))
+    yield case("conv 3x3 stride 2, residual, gelu", lambda a, w, b, more: ops.conv2d(
+        a, w, b, stride=2, padding=1, activation="gelu", residual=more, precision="tf32"),
+               x, gpu(K, 3, 3, C), gpu(K), gpu(N, (H + 1) // 2, (W + 1) // 2, K))
+    yield case("conv_max_pool", lambda a, w, b: ops.conv_max_pool(
+        a, w, b, padding=1, activation="relu", precision="tf32"), x, gpu(K, 3, 3, C), gpu(K))
+    for pool in (False, True):
+        yield case(f"conv_batch_norm{', pool' * pool}", lambda a, w, g, b, pool=pool:
+                   ops.conv_batch_norm(a, w, g, b, *_statistics(K, dtype), padding=1, pool=pool,
+                                       training=True, activation="relu", precision="tf32"),
+                   x, gpu(K, 3, 3, C), gpu(K), gpu(K))
     yield case("linear", ops.linear, gpu(N, C * W), gpu(K, C * W), gpu(K))
     yield case("matmul", ops.matmul, gpu(N, K, C), gpu(N, C, W))
     yield case("log_softmax", ops.log_softmax, gpu(N, size.classes))
@@ -113,6 +131,17 @@ def _ops(size: Size, dtype: np.dtype) -> Iterator[Case]:
         yield case(f"softmax_cross_entropy of {classes}",
                    lambda a, labels=labels: ops.softmax_cross_entropy(
                        a, labels, label_smoothing=0.1), gpu(N * H, classes))
+
+
+def _of_moments(x: Any) -> Arrays:
+    """Normalised by moments of its pairs of rows, as a convolution's epilogue leaves them."""
+    wide = backend.accumulator(x.dtype)
+    op = BatchNorm(*_statistics(x.shape[1], x.dtype), True, 0.1, 1e-5)
+    op.needs, running = (False,) * 3, op.running
+    rows = x.astype(wide)
+    half = (rows[::2] - rows[1::2]) / 2
+    moments = rows[1::2] + half, 2 * half * half
+    return [op.forward_gpu(x, None, None, moments=moments, moment_rows=2), *running]
 
 
 def _statistics(C: int, dtype: np.dtype) -> tuple[Any, Any]:
@@ -135,18 +164,21 @@ def _updates(size: Size, dtype: str) -> Iterator[Case]:
         def __init__(self):
             for name, a in zip("abc", start, strict=True):
                 setattr(self, name, Parameter(a))
+            self.register_buffer("count", np.arange(3))
 
-    def case(name: str, make: Callable[..., optim.Optimizer]) -> Case:
+    def case(name: str, make: Callable[..., optim.Optimizer], scaled: bool = False) -> Case:
         def run() -> Arrays:
             model = Weights().to("cuda", dtype)
             optimizer, ema = make(model.parameters()), optim.EMA(model, 0.5)
-            norms = []
+            norms, scaler = [], optim.LossScale(optimizer, 2.0, interval=1)
             for _ in range(3):
                 for p, g in zip(model.parameters(), slopes, strict=True):
                     p.grad[...] = g
                 norms.append(optim.clip_grad_norm(optimizer, 1.0))
+                if scaled:
+                    scaler.check()
                 optimizer.step()
-                ema.update()
+                ema.update(optimizer if optimizer.master else None)
             return [*(p.data for p in model.parameters()), *ema.averages.values(), *norms]
 
         return Case(name, run)
@@ -156,6 +188,10 @@ def _updates(size: Size, dtype: str) -> Iterator[Case]:
     yield case("sgd nesterov", lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True))
     yield case("adam", lambda p: optim.Adam(p, lr=0.1, weight_decay=0.01))
     yield case("adamw", lambda p: optim.AdamW(p, lr=0.1))
+    yield case("muon", lambda ps: optim.Muon([dict(params=[p], orthogonal=p.ndim > 1) for p in ps],
+                                             lr=0.1))
+    yield case("sgd, loss scale, master weights",
+               lambda p: optim.SGD(p, lr=0.1, momentum=0.9, master=dtype == "float16"), True)
 
 
 def _augment(size: Size, dtype: str) -> Case:
@@ -170,6 +206,44 @@ def _augment(size: Size, dtype: str) -> Case:
                 for mode in ("zeros", "reflect")]
 
     return Case("augment", run)
+
+
+# -- what a captured step is made of, besides ------------------------------------------------
+
+
+def _captured(size: Size, dtype: np.dtype) -> Iterator[Case]:
+    """Batches fetched by a clock in device memory, right answers counted, the clock moved on."""
+    cp, rng, N = backend.cupy(), np.random.default_rng(5), size.N
+    pixels = backend.to_gpu(rng.integers(0, 256, (N, size.H, size.W, size.C), np.uint8))
+    floats = backend.to_gpu(rng.standard_normal(pixels.shape, "float32").astype(dtype))
+    labels = backend.to_gpu(rng.integers(0, size.classes, N).astype(np.int32))
+    order = backend.to_gpu(rng.permutation(N).astype(np.int32))
+    begin, half = backend.to_gpu(np.int64([1, 1, 3])), np.full(size.C, 0.5)
+    logits = backend.to_gpu(rng.standard_normal((N, size.classes), "float32").astype(dtype))
+
+    def fetched(images: Any, function: Callable[..., None], **how: Any) -> Callable[[], Arrays]:
+        def run() -> Arrays:
+            x, chosen = cp.empty((N - N // 2, *images.shape[1:]), dtype), cp.empty(N - N // 2,
+                                                                                   np.int32)
+            function(images, labels, order, begin, x, chosen, batch_size=N // 2, **how)
+            return [x, chosen]
+
+        return run
+
+    def tick() -> Arrays:
+        wide = backend.accumulator(dtype)
+        clock, loss, right = begin.copy(), cp.ones((), wide), cp.zeros((), np.int64)
+        count_correct(logits, labels, right)
+        control, records = cp.ones(4, np.float64), cp.zeros((4, 4), np.float64)
+        step.tick(clock, loss, right, None, cp.ones(9, np.float64), control, records)
+        step.tick(clock, loss, right, cp.ones(1, np.float32), cp.ones(9, np.float64), control,
+                  records)
+        return [clock, control, records, right]
+
+    yield Case("fetch", fetched(pixels, augment.fetch_batch, mean=half, std=half, key=(4, 5),
+                                augment=Augment(pad=2)))
+    yield Case("gather", fetched(floats, augment.gather_batch))
+    yield Case("clock", tick)
 
 
 def main() -> None:

@@ -205,6 +205,8 @@ def summary(record: dict[str, Any]) -> str:
     """Of a part, on one line."""
     words = [f"{number} {name}" for name, number in record["counts"].items() if number]
     words += [f"{len(record['measurements'])} measured"] * bool(record["measurements"])
+    if compiled := record.get("compiled", {}).get("kernels"):
+        words += [f"{compiled} kernels compiled or loaded in {record['compiled']['seconds']} s"]
     words += [f"{figure['what']}: {figure['value']}" for figure in record["figures"]
               if figure["good"] is False]
     words += [f"FAILED {failure['name']}" for failure in record["failures"][:2]]

@@ -7,14 +7,22 @@ import re
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MINUTE = 60  # seconds
 TOOLS = "memcheck", "racecheck", "initcheck", "synccheck"
+BATCHES = 128, 1024  # of the training steps beside PyTorch's
+NETS = ("cifar_convnet, batch 128", "cifar_convnet, batch 1024", "speed-run net, batch 2000",
+        "VGG-16, batch 256", "ResNet-50, batch 256")  # of gpu_nets.py, which imports gpuconv
 
-OPS_FIRST = ["max_pool", "conv", "im2col", "linear", "batch_norm", "avg_pool", "activation",
-             "softmax_cross_entropy", "bias_relu", "dropout", "augment", "sgd", "adam"]
+OPS_FIRST = ["tensor_cores", "weight_gradient", "simt", "column_sums", "max_pool", "conv",
+             "im2col", "linear", "batch_norm", "avg_pool", "activation", "softmax_cross_entropy",
+             "bias_relu", "dropout", "augment", "sgd", "adam"]
 NOT_OF_THE_GPU = ["architecture", "check", "gpu_day", "hostcuda", "launches", "mma", "mutants",
                   "mutate", "nvrtc", "races", "stand_in", "traffic"]  # of the tests themselves
 BENCHES = [["conv"], ["im2col", "linear"], ["max_pool", "avg_pool", "global_pool"],
            ["batch_norm", "activation"], ["arithmetic", "reduction"],
            ["softmax", "softmax_cross_entropy", "dropout", "augment"], ["sgd", "adam"]]
+
+FILES = {"device": ["checks"], "determinism": ["checks", "cases", "sizes"],
+         "sanitizer": ["checks", "cases"], "ceilings": ["speed", "cases"],
+         "training": ["speed", "sizes"], "convolutions": ["conv", "nets", "sizes"]}
 
 USES_A_GPU = re.compile(r'def \w+\([^)]*\b(xp|cp)\b|getfixturevalue\("cp"\)|mark\.gpu\b')
 STAND_IN = re.compile(r"^pytestmark = [^\n]*(\n +[^\n]*)*fake_cupy", re.M)
@@ -43,6 +51,7 @@ STAGES = {
     "tests": "the tests of every op, on the real CuPy",
     "determinism": "the same bits twice; the CPU's numbers",
     "ceilings": "the most that this machine does: copies, matrix products",
+    "convolutions": "every layer of five networks, float16, against cuDNN's best",
     "ops": "how fast every op is, beside PyTorch and cuDNN, against the ceilings",
     "training": "how fast a step is; a short training run, with its accuracy",
     "sanitizer": "compute-sanitizer on a short run of every kernel",
@@ -59,11 +68,15 @@ def parts(stand_in: bool = False, data_dir: str | None = None) -> list[Part]:
               _own("determinism", "CPU and GPU", limit=3 * MINUTE),
               _own("determinism", "captured", limit=2 * MINUTE),
               _own("ceilings", "peaks", limit=2 * MINUTE)]
+    found += [_own("convolutions", net, limit=6 * MINUTE) for net in NETS]
     on_gpu = ["-k", "cupy or cuda or cudnn"]
     for names in BENCHES:
         files = [f"bench/bench_{name}.py" for name in names]
         found.append(_pytest("ops", files, on_gpu, limit=5 * MINUTE))
     found.append(_pytest("training", ["bench/bench_train_step.py"], on_gpu, limit=3 * MINUTE))
+    found += [_own("training", f"{what} {batch}", limit=3 * MINUTE)
+              for what in ("step of", "memory of") for batch in BATCHES]
+    found.append(_own("training", "start", limit=2 * MINUTE))
     data = ("--data-dir", data_dir) if data_dir else ()
     found += [_own("training", f"run in {dtype}", *data, limit=4 * MINUTE)
               for dtype in ("float32", "float16")]
@@ -75,7 +88,7 @@ def parts(stand_in: bool = False, data_dir: str | None = None) -> list[Part]:
 
 def _own(stage: str, name: str, *more: str, limit: float) -> Part:
     return Part(stage, name, ("bench/gpu_stages.py", stage, name, *more), ("--into", "FILE"),
-                limit, files=("bench/gpu_stages.py", "bench/gpu_cases.py"))
+                limit, files=tuple(f"bench/gpu_{name}.py" for name in FILES[stage]))
 
 
 def _pytest(stage: str, files: list[str], options: list[str], limit: float) -> Part:

@@ -9,7 +9,7 @@ import time
 
 import gpu_packages
 import pytest
-from gpu_stages import Findings
+from gpu_findings import Findings, compiling
 
 gpu_packages.do_without()
 gpu_packages.skip_hypothesis()
@@ -22,10 +22,18 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(Keeper(Findings(config.getoption("--into"))))
     if config.getoption("--stand-in"):
         import gpu_stand_in
         gpu_stand_in.install()
+    findings = Findings(config.getoption("--into"))
+    config.pluginmanager.register(Keeper(findings))
+    config.compiling = compiling(findings)
+    config.compiling.__enter__()
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "compiling"):
+        config.compiling.__exit__(None, None, None)
 
 
 def pytest_collection_finish(session):

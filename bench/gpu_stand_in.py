@@ -33,7 +33,7 @@ def shrink(stages=None, size=None, benches=()) -> None:
     """Small arrays and few rounds.
 
     Args:
-        stages: the module gpu_stages, under whatever name.
+        stages: the module gpu_sizes.
         size: of its cases.
         benches: modules of benchmarks.
     """
@@ -44,12 +44,16 @@ def shrink(stages=None, size=None, benches=()) -> None:
         stages.SIZE, stages.DTYPES, stages.TRAIN, stages.STEPS = size, ("float32",), (16, 8, 8), 2
         stages.NET = "INPUT 32x32x3 CONV3-2/4 BN RELU DROPOUT0.2 FC 10"
         stages.FIT = dict(train=20, test=10, epochs=1, model=stages.NET)
-    for module in benches:
-        import harness
+        stages.TIMED = dict(steps=3, epochs=1,
+                            model="INPUT 32x32x3 CONV3-4 BN RELU POOL2 FC 10")
+        stages.SHRINK, stages.LAYERS, stages.ROUNDS, stages.WARMUP = 32, 2, 1, 0
+    import harness
 
-        from hostcuda import fake_cupy
-        harness.ROUNDS, harness.WARMUP, harness.FLUSH = 1, 0, 1 << 10
-        fake_cupy.RawModule.mode = "fast"  # not watched: that is for the tests
+    from hostcuda import fake_cupy
+    harness.FLUSH = 1 << 10
+    fake_cupy.RawModule.mode = "fast"  # not watched: that is for the tests
+    for module in benches:
+        harness.ROUNDS, harness.WARMUP = 1, 0
         for name in {"N", "B", "ROUNDS"} & vars(module).keys():
             setattr(module, name, 1 if name == "ROUNDS" else 4)
         if hasattr(module, "SHAPE"):

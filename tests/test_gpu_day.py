@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(ROOT / "bench"))
 import gpu_cases  # noqa: E402
 import gpu_day  # noqa: E402
+import gpu_nets  # noqa: E402
 import gpu_packages  # noqa: E402
 import gpu_parts  # noqa: E402
 import gpu_stages  # noqa: E402
@@ -189,6 +190,24 @@ open(sys.argv[1], "w").write(json.dumps(data))"""
     assert "5 passed, 1 failed, 5 measurements" in table and r"| t | E \| x |" in table
 
 
+def test_passes_over_memory_and_compilation_in_the_table(day):
+    measured = [dict(work=work, library=library, device="cuda", precision="float16", ms=ms,
+                     images_per_second=None, gb_per_second=gb, gflop_per_second=None,
+                     roof_share=share)
+                for work, library, ms, gb, share in [
+                    ("relu", "cupy fp16", 1.0, 9.0, 0.9), ("relu", "torch cuda fp16", 2.0, 4, 0.4),
+                    ("pool", "cupy fp16", 1.0, 9.0, 0.4), ("pool", "torch cuda fp16", 8.0, 1, 0.1)]]
+    does = f"""
+data = dict(figures=[], failures=[], counts=dict(passed=4), measurements={measured!r},
+            compiled=dict(kernels=7, seconds=2.5), complete=True)
+open(sys.argv[1], "w").write(json.dumps(data))"""
+    assert gpu_day.run_day(day, [part("activation", does, stage="ops")]) == 0
+    table = (day.folder / "gpu_day.md").read_text()
+    assert "| float16 | of the measured copy | 2 | 60% | 85% | 40% pool |" in table
+    assert "| float16 | PyTorch's time over ours | 2 | 4.00 | 1.3 | 2.00 relu |" in table
+    assert "s of them to compile or load kernels, 7 times" in table and "| 7 in 2.5 s |" in table
+
+
 @pytest.mark.skipif(HAS_GPU, reason="there is one")
 def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path):
     for command in (["bench/gpu_day.py"], [str(ROOT / "bench" / "gpu_day.py")]):
@@ -237,13 +256,31 @@ def test_parts_are_short_and_their_files_are_there():
             assert part.command[1:3] in gpu_stages.WORK
 
 
+def test_networks_have_their_layers():
+    assert tuple(gpu_nets.NETS) == gpu_parts.NETS
+    flops = {name: sum(layer.count * 2 * p.K * p.depth * p.P * p.Q for layer in layers
+                       for p in [layer.problem(1)])
+             for name, (_, layers) in gpu_nets.NETS.items()}  # of one image
+    weights = {name: sum(layer.count * layer.K * layer.size**2 * layer.C for layer in layers)
+               for name, (_, layers) in gpu_nets.NETS.items()}
+    assert weights["VGG-16, batch 256"] == 14_710_464  # 14,714,688 with biases, as published
+    assert weights["ResNet-50, batch 256"] == 23_454_912
+    assert round(flops["VGG-16, batch 256"] / 2e9, 2) == 15.35
+    assert round(flops["ResNet-50, batch 256"] / 2e9, 2) == 4.09
+    assert round(flops["speed-run net, batch 2000"] / 1e9, 4) == 0.2363  # performance.md, 1.7
+
+
 def test_every_op_is_tested_and_timed():
     found = gpu_parts.parts()
     named = {word for part in found for word in part.command}
     for path in (ROOT / "bench").glob("bench_*.py"):
         assert f"bench/{path.name}" in named
     for path in (ROOT / "kernels").glob("*.cu"):
-        assert f"tests/test_{path.stem}.py" in named
+        python = re.search(r"gpuconv/[/\w]+/(\w+)\.py", path.read_text())[1]  # in its header
+        tests = {f"tests/test_{name}.py" for name in (path.stem, python)}
+        assert tests & named or all(  # what cannot run there is run by the training
+            gpu_parts.STAND_IN.search((ROOT / test).read_text())
+            for test in tests if (ROOT / test).is_file()), path.name
     assert "tests/test_hostcuda.py" not in named
 
 
@@ -254,8 +291,9 @@ def test_the_cases_launch_every_kernel(cp, monkeypatch):
     monkeypatch.setattr(cp.RawModule, "get_function",
                         lambda self, name: launched.add(name) or get(self, name))
     kernels.kernel.cache_clear()
-    for case in gpu_cases.cases(gpu_cases.TINY, "float32"):
-        assert case.run()
+    for dtype in ("float32", "float16"):
+        for case in gpu_cases.cases(gpu_cases.TINY, dtype):
+            assert case.run()
     assert launched == {name for path in (ROOT / "kernels").glob("*.cu")
                         for name in kernels.signatures(kernels.source(path.name))}
 
@@ -276,7 +314,8 @@ def test_names_of_cupy_exist_in_the_real_one():
     cupy = pytest.importorskip("cupy")
     checked = 0
     for path in [ROOT / "bench" / f"{name}.py" for name in (
-            "gpu_cases", "gpu_stages", "roofline", "cudnn_conv", "harness")] + [
+            "gpu_cases", "gpu_checks", "gpu_conv", "gpu_findings", "gpu_speed", "roofline",
+            "cudnn_conv", "harness")] + [
             ROOT / "tests" / "test_gpu.py"]:
         for words in names_of_cupy(path):
             thing = cupy
@@ -304,16 +343,24 @@ def stand_in(stage, name=None):
 def test_the_stages_run_on_the_stand_in(day):
     pytest.importorskip("pytest_benchmark")
     chosen = [*stand_in("device"), *stand_in("determinism"), *stand_in("ceilings"),
-              *stand_in("training", "run in float32")]
+              *stand_in("training", "run in float32"), *stand_in("training", "step of 128"),
+              *stand_in("training", "memory of 128"), *stand_in("training", "start"),
+              *stand_in("convolutions", "cifar_convnet, batch 128")]
     assert gpu_day.run_day(day, chosen) == 0, (day.folder / "gpu_day.md").read_text()
     figures = {f["what"]: f for record in day.records.values() for f in record["figures"]}
     assert figures["GPU"]["value"].startswith("stand-in")
     assert figures["cases with the same bits twice, float32"]["good"] is True
-    assert figures["training in float16 twice"]["value"] == "the same bits"
+    for what in ("float16 twice", "float16 captured", "float32 captured"):
+        assert figures[f"training in {what}"]["value"] == "the same bits"
     assert figures["loss of step 1 on the GPU, float64"]["good"] is True
     for precision in ("float32", "tf32", "float16"):
         assert figures[f"matrix product, {precision}"]["unit"] == "TFLOP/s"
-    assert any(what.endswith("test accuracy after 1 epochs") for what in figures)
+    for end in ("test accuracy after 1 epochs", "captured and eager", "captured: peak",
+                "warm start: import to the first trained step", ", input_gradient"):
+        assert any(what.endswith(end) for what in figures) == (
+            end != ", input_gradient" or bool(gpu_packages.there("torch"))), end
+    compiled = day.records["convolutions: cifar_convnet, batch 128"]["compiled"]
+    assert compiled["kernels"] >= 3 and compiled["seconds"] > 0
     assert "| part |" in (day.folder / "gpu_day.md").read_text()
 
 
