@@ -72,6 +72,19 @@ def test_half_precision_adds_in_float32(xp, dtype):
     assert host(gw).item() == host(gb).item() == 4096  # float16 sums stall at 2048
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_of_nothing_and_to_nothing(xp, dtype):
+    x, w, b = (xp.asarray(make(np.full(s, -1), dtype)) for s in ((3, 0), (4, 0), (4,)))
+    y, pull = vjp(linear, x, w, b)
+    assert host(y).tolist() == [[-1] * 4] * 3 and not host(linear(x, w)).any()
+    assert not host(linear(x, w, b, activation="relu")).any()
+    gx, gw, gb = pull(y)
+    assert gx.shape == (3, 0) and gw.shape == (4, 0) and host(gb).tolist() == [-3] * 4
+    y, pull = vjp(linear, xp.ones((3, 5), dtype), xp.ones((0, 5), dtype))
+    gx, gw = pull(y)
+    assert y.shape == (3, 0) and gw.shape == (0, 5) and host(gx).tolist() == [[0] * 5] * 3
+
+
 def test_views_and_broadcast_gradients(xp, rng):
     x, w = (rng.standard_normal(s).astype("float32") for s in ((6, 5), (6, 8)))
     views = [Tensor(v, requires_grad=True) for v in (

@@ -53,7 +53,7 @@ def linear(x: Array, w: Array, b: Array | None = None, *, precision: str = "ieee
         raise ValueError(f"linear: b has shape {b.shape}, w {w.shape}, wanted (K,) and (K, C)")
     choice.check_precision("linear", precision)
     check_activation("linear", activation)
-    if fits_epilogue(activation, x, w, b):
+    if w.size and fits_epilogue(activation, x, w, b):
         return Linear(precision, activation)(x, w, b)
     return activated(Linear(precision)(x, w, b), activation)
 

@@ -105,6 +105,13 @@ def architecture() -> int:
     return int(cupy().cuda.Device().compute_capability)
 
 
+def workspace(chosen: Choice, p: Problem, dtype: np.dtype) -> int:
+    """Bytes of partial sums that the weight gradient takes, of that engine, with its own tiles."""
+    if chosen.engine == "simt":
+        return simt.workspace(p, dtype)
+    return weight_gradient.workspace(p, dtype, architecture())
+
+
 def capturing() -> bool:
     """Is the current stream recording a graph?"""
     return cupy().cuda.get_current_stream().is_capturing()
@@ -135,7 +142,9 @@ def forward(p: Problem, x: Array, w: Array, y: Array, precision: str, *, bias: A
     fused = residual is not None or activation is not None
     chosen = choose("forward", p, x.dtype, precision, fused)
     more = dict(residual=residual, activation=activation) if fused else {}
-    if y.size:
+    if not w.size:  # a Linear layer of no features
+        y[...] = 0 if bias is None else bias
+    elif y.size:
         compute(chosen, "forward", p, *_images(p, x, w, y), bias=bias, **more)
 
 
@@ -190,7 +199,9 @@ def gradients(p: Problem, gy: Array, x: Array | None, w: Array | None, needs: tu
     x, w, gy = _images(p, x, w, gy)
     if needs[0]:
         gx = cp.empty((p.N, p.H, p.W, p.C), gy.dtype)
-        if gx.size:
+        if not p.K:
+            gx.fill(0)
+        elif gx.size:
             chosen = choose("input_gradient", p, gy.dtype, precision)
             compute(chosen, "input_gradient", p, gy, w, gx)
     if needs[1]:
