@@ -1,4 +1,4 @@
-"""Batch normalisation: in training, its gradients, and in use."""
+"""Batch normalisation: in training, its gradients, and in use; with more, in one pass."""
 
 import numpy as np
 import pytest
@@ -10,6 +10,8 @@ from gpuconv.ops import batch_norm
 N = 128
 LAYERS = {"32x32x32": (32, 32), "16x16x64": (16, 64), "8x8x128": (8, 128)}
 MODES = {"training": (True, ()), "gradients": (True, ("x", "gamma", "beta")), "in use": (False, ())}
+FUSED = {"relu": (), "sum relu": (),
+         "gelu gradients": ("x", "gamma", "beta")}  # ReLU jumps where others round to its other side
 
 
 @all_libraries
@@ -30,6 +32,32 @@ def test_batch_norm(benchmark, library, layer, mode, rng):
         torch=lambda x, gamma, beta: torch_norm(x, gamma, beta, *here, training),
         gradient_of=gradient_of, traffic=passes * x.nbytes, images=N, terms=N * H * H)
     measure(benchmark, work, library)
+
+
+@all_libraries
+@pytest.mark.parametrize("mode", FUSED)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_batch_norm_and_more(benchmark, library, layer, mode, rng):
+    H, C = LAYERS[layer]
+    x, gy, more = rng.standard_normal((3, N, H, H, C), "float32")
+    ones, zeros = np.ones(C, "float32"), np.zeros(C, "float32")
+    arrays = dict(x=x, gamma=ones, beta=zeros, gy=gy) | (dict(more=more) if "sum" in mode else {})
+    passes = {"relu": 3, "sum relu": 4, "gelu gradients": 5}[mode]
+    activation = "gelu" if "gelu" in mode else "relu"
+    work = Work(
+        f"batch_norm {layer} {mode}", arrays,
+        ours=lambda x, gamma, beta, more=None: batch_norm(
+            x, gamma, beta, None, None, training=True, activation=activation,
+            residual=more),
+        torch=lambda **arrays: torch_more(activation, **arrays), gradient_of=FUSED[mode], traffic=passes * x.nbytes, images=N,
+        terms=N * H * H)
+    measure(benchmark, work, library)
+
+
+def torch_more(activation, x, gamma, beta, more=None):
+    import torch
+    y = torch_norm(x, gamma, beta, None, None, True)
+    return getattr(torch.nn.functional, activation)(y if more is None else y + more)
 
 
 def array(x):

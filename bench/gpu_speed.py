@@ -127,6 +127,14 @@ def our_epochs(batch: int, eager: bool, watch: Any = None) -> tuple[list[float],
             weights.hexdigest()[:16])
 
 
+def has_peer(stand_in: bool) -> bool:
+    """Is there a PyTorch with a GPU, or any beside the stand-in?"""
+    if not there("torch"):
+        return False
+    import torch
+    return stand_in or torch.cuda.is_available()
+
+
 def torch_epochs(batch: int, autocast: bool) -> Iterator[float]:
     """Seconds of a step in each epoch, as anybody would write it: channels_last, cudnn.benchmark.
 
@@ -179,7 +187,7 @@ def training_step(findings: Findings, args: argparse.Namespace) -> None:
     peers = {}
     for name, autocast in (("autocast", True), ("all float16", False)):
         with failing(findings, f"{what}, PyTorch, {name}"):
-            if there("torch"):
+            if has_peer(args.stand_in):
                 peers[name] = min(torch_epochs(batch, autocast))
                 findings.figure(f"{what}, PyTorch eager, {name}", round(1e3 * peers[name], 4),
                                 "ms a step", note="channels_last, cudnn.benchmark")
@@ -213,11 +221,9 @@ def memory(findings: Findings, args: argparse.Namespace) -> None:
         predicted = predict(model, (32, 32, 3), batch, slots_of(optimizer)).peak
         findings.figure(f"{what}: predicted", round(predicted / mib, 1), "MiB",
                         note="gpuconv.train.memory, without kernels and libraries")
-    if not there("torch"):
+    if not has_peer(args.stand_in):
         return
     import torch
-    if not (torch.cuda.is_available() or args.stand_in):
-        return
     with failing(findings, f"{what}, PyTorch"):
         cp.get_default_memory_pool().free_all_blocks()
         theirs = []
