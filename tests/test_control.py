@@ -1,40 +1,13 @@
-"""What changes from step to step: factor, multiplier, skip, counts; in device memory, captured."""
+"""What changes from step to step, beside the parameters: factor, multiplier, skip, counts."""
 
 import numpy as np
 import pytest
-from optim_tools import SHAPES, draw, give, joined, parameters
+from optim_tools import KINDS, SHAPES, Weights, draw, everything, give, joined, parameters
 
 from check import DTYPES, close, host
-from gpuconv import backend, kernels
+from gpuconv import kernels
 from gpuconv.autograd import Parameter
-from gpuconv.nn import Module
-from gpuconv.optim import EMA, SGD, Adam, AdamW, LossScale, clip_grad_norm
-from hostcuda import changed, fake_cupy, launches
-
-KINDS = [
-    pytest.param(SGD, dict(lr=0.1), id="SGD"),
-    pytest.param(SGD, dict(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.05), id="Nesterov"),
-    pytest.param(Adam, dict(lr=0.1, weight_decay=0.05), id="Adam"),
-    pytest.param(AdamW, dict(lr=0.1), id="AdamW"),
-]
-captures = pytest.mark.skipif(backend._cupy is not fake_cupy, reason="wants the stand-in")
-
-
-class Weights(Module):
-    """A module of these parameters, and a buffer of whole numbers."""
-
-    def __init__(self, ps, xp):
-        super().__init__()
-        for i, p in enumerate(ps):
-            setattr(self, f"p{i}", p)
-        self.register_buffer("count", xp.asarray(np.arange(5)))
-
-
-def everything(module, optimizer, ema=None):
-    """All that a step changes, as bytes by name."""
-    state = dict(module.state_dict()) | optimizer.state_dict() | (ema.state_dict() if ema else {})
-    return {name: host(a).tobytes() for name, a in state.items()}
-
+from gpuconv.optim import EMA, SGD, Adam, clip_grad_norm
 
 # -- factor, multiplier --------------------------------------------------------------------
 
@@ -239,122 +212,3 @@ def test_one_launch_per_flat_buffer_of_averages(cp, rng, monkeypatch):
     monkeypatch.setattr(kernels, "kernel", lambda *a, **c: launched.append(a[1]) or kernel(*a, **c))
     ema.update(optimizer)
     assert launched == ["ema_prepare", "ema_update", "ema_copy"]
-
-
-# -- captured ------------------------------------------------------------------------------
-
-
-def training(cp, kind, settings, dtype):
-    """A step of everything: gradients come from ``slopes``, as if backward had written them."""
-    rng = np.random.default_rng(7)
-    model = Weights(parameters(cp, rng, dtype), cp)
-    ps = list(model.parameters())
-    optimizer, ema = kind(ps, master=True, **settings), EMA(model, 0.9)
-    scaler = LossScale(optimizer, 2.0**10, interval=3)
-    slopes = [cp.zeros(p.shape, "float32") for p in ps]
-
-    def step():
-        optimizer.zero_grad()
-        for p, g in zip(ps, slopes, strict=True):
-            p.grad += scaler.multiply(g).astype(p.dtype)
-        scaler.check()
-        norm = clip_grad_norm(optimizer, 3.0)
-        optimizer.step()
-        ema.update(optimizer)
-        return norm
-
-    def feed(number):
-        draws = np.random.default_rng(number)
-        optimizer.factor = 1 / (1 + number)
-        for p in slopes:
-            p[...] = cp.asarray(np.asarray(draws.standard_normal(p.shape), "float32"))
-        if number in (2, 5):  # an overflow
-            slopes[2][3:4].fill(np.inf)
-
-    def state():
-        return everything(model, optimizer, ema) | everything(model, scaler)
-
-    return step, feed, state
-
-
-def captured(cp, step):
-    stream, pool = cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool()
-    cp.cuda.get_current_stream().synchronize()
-    with stream, cp.cuda.using_allocator(pool.malloc):
-        stream.begin_capture()
-        norm = step()
-        graph = stream.end_capture()
-    return graph, stream, pool, norm
-
-
-@captures
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("kind, settings", KINDS)
-def test_a_replayed_step_is_the_eager_one(cp, kind, settings, dtype):
-    """With other factors, scales, skips and counts than the capture saw."""
-    step, feed, want = training(cp, kind, settings, dtype)
-    other, feed_other, got = training(cp, kind, settings, dtype)
-    for number in (0, 1):
-        for write, run in ((feed, step), (feed_other, other)):
-            write(number)
-            run()
-    graph, stream, *_, norm = captured(cp, other)
-    names = launches(graph)
-    assert {"loss_scale_find", "loss_scale_update", "clip_norm", "ema_prepare"} <= set(names)
-    skipped = 0
-    for number in range(2, 9):
-        feed(number)
-        feed_other(number)
-        cp.cuda.get_current_stream().synchronize()
-        before = want()
-        length = step()
-        graph.launch(stream)
-        stream.synchronize()
-        assert got() == want() and host(norm).tobytes() == host(length).tobytes()
-        skipped += before["p0"] == want()["p0"]
-    assert skipped == 2
-
-
-@captures
-@pytest.mark.parametrize("kind, settings", KINDS)
-def test_no_number_of_a_step_is_baked_in(cp, kind, settings):
-    step, feed, _ = training(cp, kind, settings, "float16")
-    feed(0)
-    step()
-    first, *held = captured(cp, step)
-    feed(2)
-    step()  # is left out: another scale, too
-    feed(3)
-    step()
-    assert changed(first, captured(cp, step)[0]) == [] and held
-
-
-@captures
-def test_the_first_step_cannot_be_captured(cp, rng):
-    """Momentum that is made inside would be zero again in each replay."""
-    model = Weights(parameters(cp, rng), cp)
-    sgd, ema = SGD(model.parameters(), 0.1, momentum=0.9), EMA(model)
-    stream, pool = cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool()
-    with stream, cp.cuda.using_allocator(pool.malloc):
-        stream.begin_capture()
-        with pytest.raises(RuntimeError, match="momentum is made by the first step: do that once"):
-            sgd.step()
-        with pytest.raises(RuntimeError, match="EMA: averages move beside .*: do that once before"):
-            ema.update(sgd)
-        stream.end_capture()
-
-
-@captures
-def test_nothing_waits_and_nothing_is_copied_from_here(cp, rng, monkeypatch):
-    step, feed, _ = training(cp, AdamW, dict(lr=0.1), "float16")
-    feed(0)
-    step()
-
-    def fetched(*_, **__):
-        raise AssertionError("a copy to the CPU, or from it")
-
-    with monkeypatch.context() as m:
-        for name in ("get", "item", "tolist", "__float__", "__bool__"):
-            m.setattr(cp.ndarray, name, fetched)
-        m.setattr(cp, "array", fetched)
-        step()
