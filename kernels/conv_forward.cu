@@ -64,7 +64,8 @@ constexpr int EDGE = POOL ? 2 : 1;               // pixels of a pooling window, 
 constexpr int WINDOW = EDGE * EDGE;
 constexpr int OUT = BM / WINDOW;                 // rows of y that a block writes
 constexpr int SUMS = TM * TN * 4;                // of a thread
-constexpr int REGISTERS = SUMS > 64 ? 256 : SUMS > 32 ? 168 : SUMS > 16 ? 128 : 80;  // enough
+constexpr int HELD = UNIT < 16 ? 2 * SUMS : SUMS;        // units take registers as well
+constexpr int REGISTERS = HELD > 64 ? 256 : HELD > 32 ? 168 : HELD > 16 ? 128 : 80;   // enough
 constexpr int BLOCKS = 65536 / (THREADS * REGISTERS);    // of a multiprocessor
 
 static_assert(sizeof(A) == 4, "sums are float");
