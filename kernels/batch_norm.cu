@@ -12,9 +12,9 @@
 //
 // Launch   1-d, blocks of BLOCK threads; a block takes a tile of channels over one of S slices of
 //          the rows, `per` rows each, see rows.cuh. A thread keeps V channels, 16 bytes where C and
-//          the addresses allow; it reads DEEP or 2*DEEP rows before it computes with them. The
-//          second pass over an array takes the slices from the last to the first: the last is what
-//          L2 still holds. merge, statistics, backward_totals: a thread keeps one channel.
+//          the addresses allow, and reads a few rows before it computes with them. The second pass
+//          over an array takes the slices from the last to the first: the last is what L2 still
+//          holds. merge, statistics, backward_totals: a thread keeps one channel.
 //          Shared memory: 12 bytes a thread and channel (24 for double).
 // Traffic  moments     reads x rows*C, writes mean/m2 S*C.
 //          merge       reads slice_mean/slice_m2 slices*C, writes mean/m2 S*C.
@@ -47,8 +47,9 @@ constexpr int BLOCK = CFG_BLOCK;       // threads of a block
 constexpr int V = CFG_V;               // channels of a thread: they are one access
 constexpr int ACTIVATION = CFG_ACTIVATION;
 constexpr bool HEAVY = ACTIVATION == GELU;  // wants registers of its own
-constexpr int DEEP = HEAVY ? 2 : 4;    // rows that a thread reads at once, and of a second array
-constexpr int WITH = 2;                // rows where a residual is read as well
+constexpr int DEEP = HEAVY ? 2 : 4;    // rows that a thread reads at once, of one array,
+constexpr int PAIRS = HEAVY ? 2 : 3;   // of two,
+constexpr int WITH = 2;                // where there is a residual as well
 using P = Pack<T, V>;
 
 struct Moments {
@@ -92,7 +93,7 @@ struct Normalise {
 
 // ---- forward
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 4) batch_norm_moments(
+extern "C" __global__ void __launch_bounds__(BLOCK, 3) batch_norm_moments(
     const T* __restrict__ x,              // (rows, C)
     A* __restrict__ mean,                 // (S, C)       of each slice
     A* __restrict__ m2,                   // (S, C)
@@ -242,7 +243,7 @@ __device__ inline void normalise_rows(const Part<V>& p, const Normalise& normali
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK, HEAVY ? 3 : 4) batch_norm_forward(
+extern "C" __global__ void __launch_bounds__(BLOCK, 3) batch_norm_forward(
     const T* __restrict__ x,              // (rows, C)
     const T* __restrict__ gamma,          // (C,)         null: ones
     const T* __restrict__ beta,           // (C,)         null: zeros
@@ -272,7 +273,7 @@ template <bool ADD>
 __device__ inline void pull_rows(const Part<V>& p, const Normalise& normalise, const A* center,
                                  const T* gy, const T* x, const T* residual, T* gz, Sums* all)
 {
-    constexpr int N = ADD ? WITH : DEEP;
+    constexpr int N = ADD ? WITH : PAIRS;
     long long at = p.at;
 #pragma unroll 1
     for (int left = p.count; left > 0; left -= N, at += N * p.step) {
@@ -377,7 +378,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) batch_norm_backward(
     T* __restrict__ gx,                   // (rows, C)
     long long rows, int C, int S, int per, int lanes)
 {
-    constexpr int N = DEEP;
+    constexpr int N = PAIRS;
     const long long parts = Part<V>::all(rows, C, per, lanes);
     for (long long b = blockIdx.x; b < parts; b += gridDim.x) {
         const Part<V> p(parts - 1 - b, rows, C, per, lanes);

@@ -5,15 +5,17 @@ import sys
 import numpy as np
 import pytest
 from test_batch_norm import SHAPES, count, data
+from test_capture import Captured
 
 from check import DTYPES, close, grad_check, host, make, nchw, nhwc
-from gpuconv import kernels
+from gpuconv import backend, kernels
 from gpuconv.autograd import Tensor
 from gpuconv.backend import accumulator
 from gpuconv.ops.activation import activated, relu
 from gpuconv.ops.arithmetic import add
 from gpuconv.ops.batch_norm import BatchNorm, batch_norm
 from gpuconv.ops.gpu import rows
+from hostcuda import fake_cupy
 
 module = sys.modules[batch_norm.__module__]  # the name in gpuconv.ops is the function
 
@@ -211,6 +213,30 @@ def test_with_more_and_nothing_in_it(xp):
             assert (mean == 2).all() and (var == 3).all()
 
 
+@pytest.mark.skipif(backend._cupy is not fake_cupy, reason="captures with the stand-in")
+def test_a_captured_pass_is_the_eager_one(rng):
+    x, gamma, beta, gy, mean, var = data(rng, (70, 24), "float32")
+    arrays = [fake_cupy.asarray(a) for a in (x, gamma, beta, x[::-1].copy())]
+    running, gy = [fake_cupy.asarray(a) for a in (mean, var)], fake_cupy.asarray(gy)
+
+    def step():
+        tensors = [Tensor(a, requires_grad=True) for a in arrays]
+        y = batch_norm(*tensors[:3], *running, training=True, activation="gelu",
+                       residual=tensors[3])
+        y.backward(gy)
+        return [y.data, *(t.grad for t in tensors), *running]
+
+    captured = Captured(step)
+    results = []
+    for run in (captured.replay, step):
+        arrays[0][...] = fake_cupy.asarray(2 * x + 1)
+        for a, start in zip(running, (mean, var), strict=True):
+            a[...] = fake_cupy.asarray(start)
+        fake_cupy.cuda.Device().synchronize()
+        results.append([host(a) for a in run()])
+    assert_same_bits(*results)
+
+
 # -- moments from elsewhere, and memory that begins anywhere ---------------------------------
 
 
@@ -271,7 +297,7 @@ def test_every_row_and_channel_is_in_one_part(itemsize, V):
             assert (cut.S - 1) * cut.per < n <= cut.S * cut.per
             assert 1 <= cut.lanes <= min(32, columns)
             tiles = -(-columns // cut.lanes)
-            assert tiles * cut.S <= max(rows.PARTS, tiles)
+            assert tiles * cut.S <= max(*rows.PARTS, tiles)
             assert cut.threads(V) == tiles * cut.S * kernels.BLOCK
             assert tiles == 1 or cut.lanes * V * itemsize % rows.SECTOR == 0
             assert columns > (tiles - 1) * cut.lanes

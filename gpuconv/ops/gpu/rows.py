@@ -6,10 +6,10 @@ from typing import NamedTuple
 from gpuconv import kernels
 from gpuconv.backend import Array
 
-PARTS = 2048  # at most, of one array: some for each multiprocessor of the largest device
-DEEP = 8      # rows of a thread, at least, before there are more parts
-WARP = 32     # columns of a part, at most
-SECTOR = 32   # bytes
+PARTS = 512, 2048  # of one array: enough for the largest device, and as many as it gets at most
+DEEP = 4, 8        # rows of a thread, at least, before there are so many
+WARP = 32          # columns of a part, at most
+SECTOR = 32        # bytes
 
 
 class Cut(NamedTuple):
@@ -41,15 +41,16 @@ def cut(shape: tuple[int, ...], V: int, itemsize: int) -> Cut:
     """Tiles that are no wider than a warp and begin at sectors; slices that fill a device.
 
     >>> cut((100, 8, 8, 64), V=8, itemsize=2)  # a warp reads four rows
-    Cut(rows=6400, C=64, S=25, per=256, lanes=8)
+    Cut(rows=6400, C=64, S=50, per=128, lanes=8)
     """
     C, columns = shape[-1], max(1, shape[-1] // V)
     rows = math.prod(shape[:-1]) if C else 0
     sector = max(1, SECTOR // (V * itemsize))
     even = -(-columns // -(-columns // WARP))  # of as many tiles as there must be
     lanes = min(columns, -(-even // sector) * sector)
-    height = kernels.BLOCK // lanes
-    S = max(1, min(rows // (DEEP * height), PARTS // -(-columns // lanes)))
+    height, tiles = kernels.BLOCK // lanes, -(-columns // lanes)
+    S = max(1, *(min(rows // (deep * height), parts // tiles)
+                 for deep, parts in zip(DEEP, PARTS, strict=True)))
     per = max(1, -(-rows // S))
     per = -(-per // height) * height if S > 1 else per
     return Cut(rows, C, max(1, -(-rows // per)), per, lanes)
