@@ -263,6 +263,33 @@ def test_on_a_gpu_an_op_made_of_ops_keeps_what_they_keep(cp):
     assert 4 * volume <= m.activations <= 4 * volume + 5000
 
 
+def blocks():
+    """What takes each of the fused ways, and a Linear with few rows."""
+    return nn.Sequential(
+        nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(16), nn.GELU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.GlobalAvgPool2d(), nn.Linear(16, 10))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("images", [12, 40])
+def test_on_a_gpu_it_is_what_the_pool_reports(cp, dtype, images):
+    model = blocks().to("cuda", dtype)
+    optimiser = optim.SGD(model.parameters(), 0.1, momentum=0.9, master=dtype == "float16")
+    x = cp.asarray(np.random.default_rng(0).standard_normal((images, 12, 12, 8)).astype(dtype))
+    labels = cp.zeros(images, np.int32)
+    model.train()
+    for _ in range(2):  # the first allocates what stays
+        pool = cp.cuda.MemoryPool()
+        with cp.cuda.using_allocator(pool.malloc):
+            optimiser.zero_grad()
+            softmax_cross_entropy(model(x), labels).backward()
+            optimiser.step()
+    found = predict(model, (12, 12, 8), images)
+    step = found.activations + found.workspace + found.gradients - sum(
+        memory._aligned(p.data.nbytes) for p in model.parameters())  # those were there before
+    assert abs(step / pool.total_bytes() - 1) < 0.1
+
+
 # -- what fits ---------------------------------------------------------------------------
 
 

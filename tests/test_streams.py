@@ -46,7 +46,9 @@ def fresh():
     augment._table.cache_clear()
     backend._words.clear()
     backend._words.update(words)
-    work._capturing.clear()  # a capture that an error has left
+    for lane in work._capturing:  # a capture that an error has left
+        lane.capture = None
+    work._capturing.clear()
     assert cp.cuda.get_current_stream() == cp.cuda.Stream.null
 
 

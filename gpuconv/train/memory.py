@@ -22,7 +22,7 @@ from gpuconv.nn.summary import human
 from gpuconv.ops.cpu.convolve import most_sums
 from gpuconv.optim import Optimizer
 from gpuconv.optim.flat import ALIGN
-from gpuconv.train.tape_memory import SHARED, Cut, Moment, Span, trace
+from gpuconv.train.tape_memory import SHARED, Moment, Span, trace
 
 Shape = tuple[int, int, int]  # (H, W, C)
 MOST = 1 << 24  # images of a batch; more are never proposed
@@ -155,7 +155,7 @@ class _Forecast:
         fixed = 0 if self.gpu else self.scratch(n)
         lines = [(self.line(n, few.activations, more.activations),
                   self.line(n, few.gradients, more.gradients),
-                  self.patches(n, more) if self.gpu else
+                  self.on_gpu(n, few, more) if self.gpu else
                   fixed + max(self.span(n, *both) for both in _pairs(few, more)))
                  for few, more in self.moments]
         activations, waiting, workspace = max(lines, key=sum)
@@ -220,12 +220,13 @@ class _Forecast:
             return size * then // now
         return max(0, size + (size - less) * (then - now) // (now - before))
 
-    def patches(self, n: int, more: Moment) -> int:
-        """On a GPU: the patches of a piece of the batch, and forward their product."""
-        def size(cut: Cut) -> int:
-            grown = cut.grown(n / self.images[1])
-            return grown.longest * grown.item_bytes + more.output * grown.longest // cut.items
-        return max(map(size, more.cuts), default=0)
+    def on_gpu(self, n: int, few: Moment, more: Moment) -> int:
+        """What is in use besides activations and waiting gradients."""
+        peaks = [self.line(n, few.peak, more.peak)]
+        peaks += [self.line(n, a.before, b.before) + b.workspace(n / self.images[1])
+                  for a, b in zip(few.works, more.works, strict=True)]
+        return max(0, max(peaks) - self.line(n, few.activations, more.activations)
+                   - self.line(n, few.gradients, more.gradients))
 
 
 def _pairs(few: Moment, more: Moment) -> Iterator[tuple[Span, Span]]:

@@ -8,8 +8,8 @@ more. Arrays that share memory count once.
 Two runs with different numbers of images give a straight line for each op, and the lines give any
 batch size. Workspaces are no straight lines: what an op needs for a piece of the batch stops
 growing where ``threads.chunks`` begins to cut. So that is noted, too: into which pieces each op
-cuts the batch, what it asks ``threads.scratch`` for, and on the CPU, by ``tracemalloc``, what else
-it allocates, for itself and for each piece.
+cuts the batch, what it asks ``threads.scratch`` for, and by ``tracemalloc`` what else it allocates,
+for itself and for each piece. On a GPU it is the allocator that tells, see gpu_memory.py.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ from gpuconv.nn import Module
 from gpuconv.nn.observe import untouched
 from gpuconv.ops import softmax_cross_entropy
 from gpuconv.ops.cpu import zeros
+from gpuconv.train.gpu_memory import Meter, Work
 
 SHARED = "zeros "  # begins the name of memory that all threads read
 
@@ -85,9 +86,9 @@ class Moment:
 
     activations: int  # saved for backward, or on their way
     gradients: int    # of parameters, waiting
-    output: int       # of the op, forward
-    cuts: list[Cut]
     spans: list[Span]
+    peak: int = 0     # on a GPU: most that was in use, but for partial sums of weight gradients
+    works: list[Work] = dataclasses.field(default_factory=list)  # and these
 
 
 def trace(model: Module, input_shape: tuple[int, int, int], images: int) -> list[Moment]:
@@ -114,8 +115,8 @@ class _Step:
         own = [x, *(p.data for p in model.parameters()), *model.buffers()]
         self.alive = _Alive({_memory_of(a)[0] for a in own})
         self.moments: list[Moment] = []
+        self.meter = Meter() if is_gpu(x) else None
         self.last = ONE
-        self.cuts: list[Cut] = []
         self.spans: list[Span] = []
         self.beside = self.here = Span(ONE, 0, 1)
 
@@ -157,16 +158,16 @@ class _Step:
                     heappush(queue, (-parent.serial, parent))
             op.free()
 
-    def note(self, output: int = 0) -> None:
+    def note(self) -> None:
         """A moment, here and now."""
         now, peak = tracemalloc.get_traced_memory()
         self.beside.held = max(self.beside.held, peak)
         self.spans.append(self.beside)
         for span in self.spans:
             span.held -= now
-        self.moments.append(Moment(self.alive.bytes[True], self.alive.bytes[False], output,
-                                   self.cuts, self.spans))
-        self.cuts, self.spans = [], []
+        self.moments.append(Moment(self.alive.bytes[True], self.alive.bytes[False], self.spans,
+                                   *(self.meter.take() if self.meter else ())))
+        self.spans = []
         self.beside = self.here = Span(ONE, 0, 1)
 
     def asked(self, name: str, array: np.ndarray) -> np.ndarray:
@@ -192,7 +193,7 @@ class _Step:
             y = call(op, *inputs)
             given = y.data if isinstance(y, Tensor) else y
             self.alive.follow([given, *_saved(op)])
-            self.note(given.nbytes)
+            self.note()
             return y
 
         def noting_chunks(items: int, item_bytes: int, budget: int = threads.CACHE,
@@ -201,7 +202,6 @@ class _Step:
             if not items:
                 return []
             self.last = cut = Cut(items, item_bytes, budget, worth)
-            self.cuts.append(cut)
             return [slice(i, min(i + cut.fit, items)) for i in range(0, items, cut.fit)]
 
         def noting_scratch(name: str, shape: Any, dtype: Any) -> Any:
@@ -242,7 +242,8 @@ class _Step:
                 threads.each = only_here(noting_each, each)
                 threads.scratch = only_here(noting_scratch, scratch)
                 zeros.held = only_here(noting_held, held)
-                yield
+                with self.meter.noting() if self.meter else contextlib.nullcontext():
+                    yield
             finally:
                 Op.__call__ = call  # type: ignore[method-assign]
                 threads.chunks, threads.each = chunks, each

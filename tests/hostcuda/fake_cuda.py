@@ -254,13 +254,31 @@ class MemoryPointer:
         return Device(self.mem.device_id)
 
 
+class _Bytes:
+    """How many are in use, and the most that were."""
+
+    def __init__(self):
+        self.used = self.most = 0
+
+    def add(self, size):
+        self.used += size
+        self.most = max(self.most, self.used)
+
+
 class MemoryPool:
     """Hands out blocks. In a capture they must come from a pool of its own."""
 
     def __init__(self, allocator=None):
-        self._captured = False
+        self._captured, self._bytes = False, _Bytes()
 
     def malloc(self, size):
+        pointer = self._malloc(size)
+        block = -(-size // work.UNIT) * work.UNIT
+        self._bytes.add(block)
+        weakref.finalize(pointer.mem, self._bytes.add, -block)
+        return pointer
+
+    def _malloc(self, size):
         lane = _lane()
         if lane.capture is None:
             if self._captured and size:
@@ -285,10 +303,12 @@ class MemoryPool:
         """Keeps them."""
 
     def used_bytes(self):
-        return 0
+        """Of all blocks that somebody holds."""
+        return self._bytes.used
 
     def total_bytes(self):
-        return 1 << 30
+        """The most that it was: nothing is lost between blocks, unlike in CuPy's."""
+        return self._bytes.most
 
 
 _pool = MemoryPool()

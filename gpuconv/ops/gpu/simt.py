@@ -92,30 +92,40 @@ def input_gradient(p: Problem, gy: Array, w: Array, gx: Array) -> None:
 
 def weight_gradient(p: Problem, x: Array, gy: Array, gw: Array) -> None:
     """Gradient of w, for the gradient gy of y; gw may be float32 where x has 16 bits."""
-    filters, channels = p.K // p.groups, p.C // p.groups
-    if _is_direct(p):
-        function, block, tiles = "conv_direct_weight_gradient", kernels.BLOCK, p.R * -(
-            -p.K * channels // LANES)
-    else:
-        function = "conv_simt_weight"
-        tile = default_tile(filters, p.depth, p.groups * max(1, p.pixels // SLICE), channels,
-                            x.dtype)
-        block, tiles = tile.threads, p.groups * -(-filters // tile.BM) * -(-p.depth // tile.BN)
-    run, splits = _runs(p.pixels, tiles)
-
+    tile, tiles, run, splits = _plan(p, x.dtype)
     dtype = accumulator(x.dtype)
     sums = gw if splits == 1 and gw.dtype == dtype else cupy().empty((splits, gw.size), dtype)
     how = dict(_window(p), I=kernels.index(x, gy, sums))
-    if _is_direct(p):
+    if tile is None:
+        file, function, block = "conv_direct.cu", "conv_direct_weight_gradient", kernels.BLOCK
         how |= dict(ACTIVATION=0, BLOCK=block)
     else:
-        how |= dict(tile._asdict(), LX=_pack(channels, x, sums), LY=_pack(filters, gy))
-    file = "conv_direct.cu" if _is_direct(p) else "conv_simt_weight.cu"
+        file, function, block = "conv_simt_weight.cu", "conv_simt_weight", tile.threads
+        how |= dict(tile._asdict(), LX=_pack(p.C // p.groups, x, sums),
+                    LY=_pack(p.K // p.groups, gy))
     kernels.kernel(file, function, T=x.dtype, **how)(
         tiles * splits * block, x, gy, sums, p.N, p.H, p.W, p.C, p.P, p.Q, p.K, p.groups, splits,
         run, block=block, every=True)
     if sums is not gw:
         column_sums(sums, gw.reshape(-1))
+
+
+def workspace(p: Problem, dtype: Any) -> int:
+    """Bytes of partial sums that ``weight_gradient`` asks for, where gw has this dtype."""
+    *_, splits = _plan(p, dtype)
+    wide = accumulator(dtype)
+    return 0 if splits == 1 and wide == dtype else splits * p.K * p.depth * wide.itemsize
+
+
+def _plan(p: Problem, dtype: Any) -> tuple[Tile | None, int, int, int]:
+    """(tile, or None for the direct kernel; tiles of gw; pixels of a run; runs)."""
+    filters, channels = p.K // p.groups, p.C // p.groups
+    if _is_direct(p):
+        tile, tiles = None, p.R * -(-p.K * channels // LANES)
+    else:
+        tile = default_tile(filters, p.depth, p.groups * max(1, p.pixels // SLICE), channels, dtype)
+        tiles = p.groups * -(-filters // tile.BM) * -(-p.depth // tile.BN)
+    return (tile, tiles, *_runs(p.pixels, tiles))
 
 
 def _gather(p: Problem, x: Array, w: Array, y: Array, bias: Array | None, residual: Array | None,

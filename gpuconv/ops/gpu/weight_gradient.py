@@ -110,6 +110,13 @@ def default_splits(p: Problem, dtype: Any, tile: Tile, architecture: int) -> int
     return min(range(1, most + 1), key=time)
 
 
+def workspace(p: Problem, dtype: Any, architecture: int) -> int:
+    """Bytes of partial sums that ``weight_gradient`` asks for, by default."""
+    tile = default_tile(p, dtype, architecture)
+    splits = default_splits(p, dtype, tile, architecture)
+    return 0 if splits == 1 else 4 * splits * p.K * p.depth
+
+
 def weight_gradient(p: Problem, x: Array, gy: Array, gw: Array, *, tile: Tile | None = None,
                     splits: int | None = None) -> None:
     """gw = the gradient of conv2d(x, w) with respect to w, for the gradient gy of its value.
