@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from check import close, host
+from check import DTYPES, close, host
 from gpuconv import nn, random
 from gpuconv.autograd import Tensor
 from gpuconv.ops.activation import gelu, relu, sigmoid, tanh
@@ -43,6 +43,7 @@ CALLS = [  # layer, what it computes, its repr
     pytest.param(nn.GlobalMaxPool2d(), global_max_pool2d, "GlobalMaxPool2d()", id="global-max"),
     pytest.param(nn.ReLU(), relu, "ReLU()", id="relu"),
     pytest.param(nn.GELU(), gelu, "GELU()", id="gelu"),
+    pytest.param(nn.Scale(1 / 256), lambda x: x * (1 / 256), "Scale(0.00390625)", id="scale"),
     pytest.param(nn.Sigmoid(), sigmoid, "Sigmoid()", id="sigmoid"),
     pytest.param(nn.Tanh(), tanh, "Tanh()", id="tanh"),
     pytest.param(nn.Identity(), lambda x: x, "Identity()", id="identity"),
@@ -132,6 +133,15 @@ def test_flatten_remembers_the_volume():
     assert layer(np.zeros((2, 4, 5, 3))).shape == (2, 60) and layer.volume == (4, 5, 3)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scale_keeps_the_dtype(xp, rng, dtype):
+    x = Tensor(xp.asarray(rng.standard_normal((4, 3)).astype(dtype)), requires_grad=True)
+    y = nn.Scale(0.5)(x)
+    y.sum().backward()
+    assert y.dtype == x.dtype and (host(y.data) == host(x.data) / 2).all()
+    assert (host(x.grad) == 0.5).all()
+
+
 def test_dropout(xp, rng):
     layer = nn.Dropout(0.25)
     assert repr(layer) == "Dropout(0.25)"
@@ -177,6 +187,7 @@ def test_dropout_is_a_function_of_seed_path_and_step(xp):
      r"MaxPool2d: padding \(\(2, 2\), \(2, 2\)\) is more than half of the window \(2, 2\)"),
     (lambda: nn.AvgPool2d((2, 4), padding=2), ValueError, "AvgPool2d: padding .* more than half"),
     (lambda: nn.MaxPool2d(2, 0), ValueError, r"stride \(0, 0\)"),
+    (lambda: nn.Scale(math.nan), ValueError, "Scale: factor is nan, wanted a finite number"),
     (lambda: nn.Dropout(1.5), ValueError, "Dropout: p is 1.5"),
     (lambda: nn.Dropout(-0.1), ValueError, "Dropout: p is -0.1"),
 ])

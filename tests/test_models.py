@@ -11,7 +11,10 @@ from gpuconv import models, nn, random
 from gpuconv.autograd import no_grad
 from gpuconv.ops.softmax_cross_entropy import softmax_cross_entropy
 
-COUNTS = {"cifar_convnet": 307_946, "simple_convnet": 84_362}
+NORMS = 2 * 64 + 4 * 256  # of speedrun: scales, which are fixed, and biases
+FILTERS = 24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256  # of speedrun, 3x3 each
+COUNTS = {"cifar_convnet": 307_946, "simple_convnet": 84_362,
+          "speedrun": 24 * 12 + 24 + 9 * FILTERS + 2 * NORMS + 2560}
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -39,6 +42,57 @@ def test_names_of_simple_convnet():
         "0.weight": (32, 5, 5, 3), "0.bias": (32,), "4.weight": (10, 8192), "4.bias": (10,)}
 
 
+def test_names_of_speedrun():
+    want = {"0.weight": (24, 2, 2, 3), "0.bias": (24,), "25.weight": (10, 256)}
+    for i, (C, K) in {2: (24, 64), 6: (64, 64), 9: (64, 256), 13: (256, 256), 16: (256, 256),
+                      20: (256, 256)}.items():
+        norm = i + 1 + (i in (2, 9, 16))  # behind the pool
+        want |= {f"{i}.weight": (K, 3, 3, C), f"{norm}.num_batches_tracked": ()}
+        want |= {f"{norm}.{n}": (K,) for n in ("weight", "bias", "running_mean", "running_var")}
+    assert {n: a.shape for n, a in models.speedrun().state_dict().items()} == want
+
+
+def test_speedrun_learns_1_971_640_parameters_but_for_288_that_are_whitened():
+    model = models.speedrun()
+    learned = {n: p.size for n, p in model.named_parameters() if p.requires_grad}
+    assert sum(learned.values()) == 1_971_640 - 288 and COUNTS["speedrun"] == 1_971_640 + NORMS
+    norms = [m for m in model if isinstance(m, nn.BatchNorm2d)]
+    assert not {"0.weight", "4.weight", "21.weight"} & set(learned) and len(norms) == 6
+    assert all((m.eps, m.momentum) == (1e-12, 0.4) and (m.weight.data == 1).all() for m in norms)
+
+
+def test_speedrun_begins_with_identities_and_a_head_of_deviation_one(rng):
+    model = models.speedrun()
+    x = rng.standard_normal((1, 5, 5, 64)).astype("float32")
+    np.testing.assert_array_equal(model[6].predict(x), x)
+    np.testing.assert_array_equal(model[9].predict(x)[..., :64], x)
+    rest = model[9].weight.data[64:]
+    assert rest.std() == pytest.approx((9 * 64 * 3) ** -0.5, rel=0.05)
+    assert model[25].weight.data.std() == pytest.approx(1, rel=1e-6)
+    assert model[26].factor == 1 / 256
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_first_layer_of_speedrun_whitens_patches(xp, rng, dtype):
+    model = models.speedrun().to("cpu" if xp is np else "cuda", dtype)
+    images = (rng.standard_normal((40, 9, 9, 3)) @ rng.standard_normal((3, 3))).astype(dtype)
+    model.whiten(xp.asarray(images))
+    patches = np.lib.stride_tricks.sliding_window_view(images.astype(float), (2, 2), (1, 2))
+    patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, 12)
+    seen = patches @ host(model[0].weight.data).astype(float).reshape(24, 12).T
+    np.testing.assert_allclose(seen.T @ seen / len(seen), np.block(
+        [[np.eye(12), -np.eye(12)], [-np.eye(12), np.eye(12)]]), atol=0.06)
+    assert not model[0].weight.requires_grad
+
+
+def test_speedrun_whitens_with_no_more_than_5000_images(rng):
+    x = rng.standard_normal((5001, 3, 3, 3)).astype("float32")
+    one, two = models.speedrun(), models.speedrun()
+    one.whiten(x)
+    two.whiten(x[:5000])
+    np.testing.assert_array_equal(one[0].weight.data, two[0].weight.data)
+
+
 def test_filters_start_as_pytorchs_do():
     random.seed(1)
     weight = models.cifar_convnet()[17].weight.data
@@ -46,6 +100,19 @@ def test_filters_start_as_pytorchs_do():
     assert abs(weight).max() <= limit and weight.std() == pytest.approx(limit / 3**0.5, rel=0.02)
     random.seed(1)
     np.testing.assert_array_equal(models.cifar_convnet()[17].weight.data, weight)
+
+
+def scaled(torch):
+    """What makes a layer of PyTorch's that multiplies as nn.Scale does."""
+    class Scaled(torch.nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x):
+            return x * self.factor
+
+    return lambda m: Scaled(m.factor)
 
 
 def twin(torch, model):
@@ -61,14 +128,15 @@ def twin(torch, model):
         elif isinstance(m, nn.Linear):
             K, n = m.weight.shape
             H = int((n // channels) ** 0.5)
-            layers.append(torch.nn.Linear(n, K))
+            layers.append(torch.nn.Linear(n, K, bias=m.bias is not None))
             orders[f"{i}.weight"] = lambda a, H=H, C=channels: (
                 a.reshape(-1, H, H, C).transpose(0, 3, 1, 2).reshape(len(a), -1))  # (K, C*H*W)
         else:
             layers.append({
-                nn.BatchNorm2d: lambda m: torch.nn.BatchNorm2d(len(m.weight)),
+                nn.BatchNorm2d: lambda m: torch.nn.BatchNorm2d(len(m.weight), m.eps, m.momentum),
                 nn.ReLU: lambda _: torch.nn.ReLU(), nn.Flatten: lambda _: torch.nn.Flatten(),
-                nn.MaxPool2d: lambda _: torch.nn.MaxPool2d(2)}[type(m)](m))
+                nn.GELU: lambda _: torch.nn.GELU(), nn.Scale: scaled(torch),
+                nn.MaxPool2d: lambda m: torch.nn.MaxPool2d(m.window.size)}[type(m)](m))
     theirs = torch.nn.Sequential(*layers).to(torch.float64)
     same = lambda a: a  # noqa: E731
     theirs.load_state_dict({n: torch.tensor(np.ascontiguousarray(orders.get(n, same)(a)))
@@ -95,16 +163,22 @@ def test_is_its_twin_of_pytorch(rng, name):
     assert loss.item() == pytest.approx(want_loss.item(), rel=1e-12)
     gradients = dict(theirs.named_parameters())
     for n, p in ours.named_parameters():
+        if not p.requires_grad:
+            assert p.grad is None
+            continue
         close(permuted(n, p.grad), gradients[n].grad.numpy(), terms=1 << 14)
     for n, b in ours.named_buffers():
         close(b, dict(theirs.named_buffers())[n].numpy(), terms=1 << 12)
 
 
+SMALL = {"speedrun": 25}  # pixels: the stand-in takes a second for a dozen million products
+
+
 @pytest.mark.parametrize("name", models.MODELS)
 def test_cuda_is_numpy(cp, rng, name):
     random.seed(3)
-    model = models.MODELS[name]()
-    x = rng.standard_normal((1, 32, 32, 3)).astype("float32")
+    model = models.MODELS[name](image=(image := SMALL.get(name, 32)))
+    x = rng.standard_normal((1, image, image, 3)).astype("float32")
     want = model.predict(x)
     got = model.to("cuda").predict(cp.asarray(x))
     assert isinstance(got, cp.ndarray)
@@ -113,21 +187,24 @@ def test_cuda_is_numpy(cp, rng, name):
 
 # -- other images ------------------------------------------------------------------------
 
-# image: what Linear sees, by hand: 3 pools, 1 pool, each rounding down
+# image: what Linear sees, by hand: pools by 2 (3 of them, 1, 3 and one by 3), each rounding down
 LINEAR = {"cifar_convnet": {8: 128, 9: 128, 28: 9 * 128, 64: 64 * 128},
-          "simple_convnet": {2: 32, 3: 32, 28: 196 * 32, 64: 1024 * 32}}
+          "simple_convnet": {2: 32, 3: 32, 28: 196 * 32, 64: 1024 * 32},
+          "speedrun": {25: 256, 48: 256, 49: 4 * 256}}
 
 
 @pytest.mark.parametrize("name, image", [(n, i) for n, sizes in LINEAR.items() for i in sizes])
 def test_other_image_sizes(name, image):
     model = models.MODELS[name](in_channels=2, classes=5, image=image)
-    assert list(model)[-1].weight.shape == (5, LINEAR[name][image])
+    *_, last = (m for m in model if isinstance(m, nn.Linear))
+    assert last.weight.shape == (5, LINEAR[name][image])
     assert model.predict(np.zeros((2, image, image, 2), "float32")).shape == (2, 5)
 
 
 @pytest.mark.parametrize("name, arguments, error, message", [
     ("cifar_convnet", dict(image=7), ValueError, "image is 7 pixels, wanted at least 8"),
     ("simple_convnet", dict(image=1), ValueError, "image is 1 pixels, wanted at least 2"),
+    ("speedrun", dict(image=24), ValueError, "speedrun: image is 24 pixels, wanted at least 25"),
     ("cifar_convnet", dict(image=0), ValueError, "cifar_convnet: image is 0, wanted at least 1"),
     ("cifar_convnet", dict(image=32.0), TypeError, "cifar_convnet: image is 32.0, wanted an int"),
     ("simple_convnet", dict(in_channels=0), ValueError, "simple_convnet: in_channels is 0"),

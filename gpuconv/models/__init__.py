@@ -11,5 +11,7 @@ explained in ``gpuconv.models.notation``.
 
 from gpuconv.models.convnet import cifar_convnet, simple_convnet
 from gpuconv.models.description import MODELS, build, describe, input_shape
+from gpuconv.models.speedrun import Speedrun, speedrun
 
-__all__ = ["MODELS", "build", "cifar_convnet", "describe", "input_shape", "simple_convnet"]
+__all__ = ["MODELS", "Speedrun", "build", "cifar_convnet", "describe", "input_shape",
+           "simple_convnet", "speedrun"]

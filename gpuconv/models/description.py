@@ -10,12 +10,14 @@ from typing import Any
 
 from gpuconv.models import notation
 from gpuconv.models.convnet import cifar_convnet, simple_convnet
+from gpuconv.models.speedrun import speedrun
 from gpuconv.nn import Module
 from gpuconv.nn.layers import positive
 
 MODELS: dict[str, Callable[..., Module]] = {
     "cifar_convnet": cifar_convnet,
     "simple_convnet": simple_convnet,
+    "speedrun": speedrun,
 }
 
 Description = dict[str, Any]

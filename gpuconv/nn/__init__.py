@@ -11,6 +11,7 @@ from gpuconv.nn.layers import (
     Identity,
     Linear,
     ReLU,
+    Scale,
     Sigmoid,
     Tanh,
 )
@@ -21,4 +22,5 @@ from gpuconv.nn.summary import Summary, summary
 
 __all__ = ["GELU", "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d",
            "GlobalMaxPool2d", "Identity", "Linear", "MaxPool2d", "Module", "ModuleList", "ReLU",
-           "Residual", "Sequential", "Sigmoid", "Summary", "Tanh", "init", "nvtx_ranges", "summary"]
+           "Residual", "Scale", "Sequential", "Sigmoid", "Summary", "Tanh", "init", "nvtx_ranges",
+           "summary"]

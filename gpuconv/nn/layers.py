@@ -1,5 +1,6 @@
-"""Layers with one line of computation: Linear, BatchNorm2d, Dropout, activations, Flatten."""
+"""Layers with one line of computation: Linear, norms, Dropout, activations, Scale, Flatten."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,33 @@ class Identity(Module):
     def forward(self, x: Tensor) -> Tensor:
         """X itself."""
         return x
+
+
+class Scale(Module):
+    """y = factor * x.
+
+    Args:
+        factor: a number, not learned; logits that are divided by 256 are Scale(1 / 256).
+
+    Raises:
+        ValueError: factor is not finite.
+
+    >>> Scale(0.5)(np.array([3.0, 4.0])).numpy()
+    array([1.5, 2. ])
+    """
+
+    def __init__(self, factor: float):
+        self.factor = float(factor)
+        if not math.isfinite(self.factor):
+            raise ValueError(f"Scale: factor is {factor}, wanted a finite number")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return x * self.factor
+
+    def arguments(self) -> str:
+        """The factor."""
+        return f"{self.factor:g}"
 
 
 class ReLU(Module):
