@@ -19,6 +19,7 @@ def vjp(f: Callable[..., Any], *arrays: Array) -> tuple[Array, Callable[..., tup
         None for an array that y does not depend on. Change neither y nor the arrays in place
         before: pull may read them.
 
+    >>> import numpy as np
     >>> from gpuconv.ops import max_pool2d
     >>> y, pull = vjp(lambda x: max_pool2d(x, 2), np.array([[[[1.0], [4.0]], [[3.0], [2.0]]]]))
     >>> y.ravel(), pull(10 * y)[0].ravel()
@@ -46,6 +47,7 @@ def value_and_grad(f: Callable[..., Any]) -> Callable[..., tuple[Array, tuple]]:
     Returns:
         g with ``g(*arrays) -> (value, gradients)``, one gradient per array.
 
+    >>> import numpy as np
     >>> value, (gx,) = value_and_grad(lambda x: (x * x).sum())(np.array([1.0, 2.0]))
     >>> value.item(), gx
     (5.0, array([2., 4.]))

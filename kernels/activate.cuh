@@ -8,7 +8,7 @@
 // of erfc's instructions.
 #pragma once
 
-constexpr int NONE = 0, RELU = 1, GELU = 2;    // CFG_ACTIVATION
+constexpr int NONE = 0, RELU = 1, GELU = 2;    // which of them
 
 template <class A>
 struct Normal {

@@ -6,6 +6,7 @@
 // The classes lie one after the other, a first: a tap belongs to one class, so there are as many
 // numbers as in w. Without a stride there is one class: w turned by half a turn, k and c exchanged.
 //
+// Dtypes   float16, bfloat16, float32: those of conv_forward.cu
 // Launch   1-d, blocks of 256 threads, each takes tiles of 32 x 32 (k, c) of one tap, any grid.
 // Traffic  filters  reads w K*R*S*C, writes turned K*R*S*C.
 //          Coalesced where C fills whole sectors, else at most 4 times the sectors. No bank

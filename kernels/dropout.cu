@@ -31,7 +31,8 @@ extern "C" __global__ void dropout(
     unsigned long long threshold,      // 0 .. 2^32; words below it are zeroed
     A scale)
 {
-    const bool aligned = is_aligned(x) && is_aligned(y);       // not so: a[1:] of some a
+    constexpr int BYTES = sizeof(Pack<T, V>);
+    const bool aligned = is_aligned<BYTES>(x) && is_aligned<BYTES>(y);   // not so: a[1:] of some a
     if (counter) step += (unsigned long long)counter[0];
     for (long long t : grid_stride<long long>((n + V - 1) / V)) {
         const int count = (int)min((long long)V, n - V * t);

@@ -7,5 +7,6 @@ struct alignas(N * sizeof(E)) Pack {
     E v[V];
 };
 
-// May p be read as Packs? A view can begin anywhere in its array.
-__device__ inline bool is_aligned(const void* p) { return (unsigned long long)p % 16 == 0; }
+// May p be read as packs of so many bytes? A view can begin anywhere in its array.
+template <int BYTES = 16>
+__device__ inline bool is_aligned(const void* p) { return (unsigned long long)p % BYTES == 0; }

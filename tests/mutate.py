@@ -73,6 +73,7 @@ CASES = {
     "activate.cuh": ("tensor_cores activation", ["conv_forward.cu T=__half ACTIVATION=1",
                                                  "conv_forward.cu T=float ACTIVATION=2",
                                                  "activation.cu"]),
+    "clock.cu": ("step", ["", "A=double"]),
     "column_sums.cu": ("column_sums", ["T=float O=float V=4", "T=__half O=float V=8",
                                        "T=float O=float V=1"]),
     "conv_weight_gradient.cu": ("weight_gradient", [
@@ -102,6 +103,8 @@ CASES = {
     "loss_scale.cu": ("loss_scale", ["", "T=__half", "T=double"]),
     "max_pool.cu": ("max_pool", ["SAVE=1 R=2 S=3", "T=__half SAVE=1 DH=2",
                                  "SAVE=1 R=3 S=2 SH=1"]),
+    "muon.cu": ("muon", ["NESTEROV=1 MASTER=0", "T=__half NESTEROV=1 MASTER=1",
+                         "T=double NESTEROV=0 MASTER=0"]),
     "optim.cuh": ("master loss_scale sgd control", [
         "sgd.cu MOMENTUM=0 MASTER=0", "sgd.cu T=__half MOMENTUM=0 MASTER=1", "loss_scale.cu"]),
     "pad.cu": ("pad", ["MODE=1", "MODE=2 T=__half", "MODE=3"]),

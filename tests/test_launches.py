@@ -36,7 +36,9 @@ def test_the_drive_launches_every_kernel_in_every_dtype(driven, file):
     text = kernels.source(file)
     mine = [launch for launch in driven if launch.file == file]
     wanted = {kernels.C_TYPES[T] for T in DTYPES if T in nvrtc.dtypes(file)}
-    for function in kernels.signatures(text):
+    for function, parameters in kernels.signatures(text).items():
+        if not {kind.rstrip("*") for kind, _ in parameters} & {"T", "A"}:
+            continue  # it is the same for all
         seen = values([launch for launch in mine if launch.function == function], "T")
         assert wanted & {"float", "double"} <= seen, f"{function}: {seen}"  # all of clip_norm's
     seen = {name: values(mine, name) for name in re.findall(r"\bCFG_(\w+)", text)}

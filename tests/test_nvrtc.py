@@ -88,7 +88,8 @@ def test_a_header_excuses_kernels_that_exist(file):
 def test_the_table_has_a_row_for_each_kernel():
     several = [job("ema.cu", arch) for arch in (75, 90)] + [job("dropout.cu", 90)]
     lines = list(nvrtc.table(nvrtc.needs_of(several)))
-    assert [line.split()[0] for line in lines[2:]] == ["dropout", "ema_update"]
+    assert [line.split()[0] for line in lines[2:]] == ["dropout", "ema_copy", "ema_prepare",
+                                                        "ema_update"]
     assert re.fullmatch(r"dropout +1( +-){4} +\d+( +-){2} +0 +0 +0", lines[2])
     each = list(nvrtc.table(nvrtc.needs_of(several), each=True))
     assert each[2].endswith("A=float T=float")
@@ -185,7 +186,8 @@ def test_many_are_compiled_in_processes(cold, monkeypatch):
     monkeypatch.setattr(nvrtc, "CACHE", nvrtc.CACHE.parent / "gpuconv-nvrtc")
     several = [job("ema.cu", arch) for arch in (75, 90)]
     monkeypatch.setattr(nvrtc, "build", None)  # here; not in another process
-    assert [set(found) for found in nvrtc.needs_of(several).values()] == [{"ema_update", ""}] * 2
+    assert [set(found) for found in nvrtc.needs_of(several).values()] == [
+        {"ema_update", "ema_prepare", "ema_copy", ""}] * 2
 
 
 # -- headers -----------------------------------------------------------------------------
@@ -221,4 +223,5 @@ def test_the_command_prints_a_table():
     done = subprocess.run([sys.executable, nvrtc.__file__, "--each", "ema.cu"], text=True,
                           capture_output=True, env=os.environ | {"PYTHONPATH": root}, check=True)
     rows = done.stdout.splitlines()[2:]
-    assert len(rows) == len(DTYPES) and all(row.startswith("ema_update ") for row in rows)
+    found = [row.split()[0] for row in rows]
+    assert found == sorted(found) and set(found) == {"ema_copy", "ema_prepare", "ema_update"}

@@ -407,13 +407,13 @@ def test_the_command_prints_a_table(capsys):
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
     row = next(line for line in out.splitlines() if line.startswith("  x "))
-    assert row.split() == "x read 16.0 KB 1 x 128 32.0 4.00 4.00 16.0 KB".split()
-    assert "max_pool_backward   grid 16, block 256" in out
+    assert row.split() == "x read 16.0 KB 1 x 32 32.0 16.00 16.00 16.0 KB".split()
+    assert "max_pool_backward   grid 1, block 256" in out
 
 
 def test_lines_shows_the_source(capsys):
     traffic.main("sgd --shape 8x8 --lines".split())
-    assert "const Vector<T> gs = reinterpret_cast" in capsys.readouterr().out
+    assert "const Pack<T, V> gs = reinterpret_cast" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments, message", [

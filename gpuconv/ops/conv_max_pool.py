@@ -40,8 +40,8 @@ def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPa
         ValueError, TypeError: where ``conv2d`` or ``max_pool2d`` does.
 
     >>> import numpy as np
-    >>> conv_max_pool(np.arange(4.0).reshape(1, 2, 2, 1), -np.ones((1, 1, 1, 1))).item()
-    -0.0
+    >>> conv_max_pool(np.arange(4.0).reshape(1, 2, 2, 1), np.ones((1, 1, 1, 1))).item()
+    3.0
     """
     window = conv_window("conv_max_pool", x, w, b, stride, padding, dilation)
     choice.check_precision("conv_max_pool", precision)
