@@ -283,6 +283,28 @@ def test_training_there_otherwise(kind, dtype):
     assert found.logits.shape == (20, 5)
 
 
+def test_a_scaled_run_there_launch_by_launch():
+    """Losses, skips and scales are copied where they are: copy() alone is to the current device."""
+    seen = []
+
+    class Watch(train.Callback):
+        def on_step(self, run):
+            seen.extend(device_name(a) for row in run.tally.waiting.rows for a in row)
+
+    histories = [fit(device, dtype="float16", eager=True, loss_scale=64.0, callbacks=[Watch()])[1]
+                 for device in (FIRST, SECOND)]
+    assert histories[0].last.train == histories[1].last.train and {*seen} == {FIRST, SECOND}
+    assert seen.count(FIRST) == seen.count(SECOND)
+
+
+def test_what_is_queued_on_another_device_is_fetched_there():
+    queue = train.measure.Queue()
+    with fake_cupy.cuda.Device(1):
+        there = fake_cupy.ones(()), fake_cupy.full((), 2)
+    queue.add(3, *there, fake_cupy.zeros(()), fake_cupy.ones(()))
+    assert queue.fetch() == [train.measure.Seen(3, 1.0, 2, 0.0, 1.0)]
+
+
 def test_a_run_there_goes_on_to_the_same_bits(tmp_path, reference):
     class Stop(train.Callback):
         def on_step(self, run):

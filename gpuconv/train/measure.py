@@ -108,9 +108,10 @@ class Queue:
             return []
         columns, sizes = list(zip(*self.rows, strict=True)), self.sizes
         self.sizes, self.rows = [], []
-        xp = get_array_module(*columns[0])
-        with array_device(columns[0][0]):
-            numbers = [to_cpu(xp.stack(column)).tolist() for column in columns]
+        xp, numbers = get_array_module(*columns[0]), []
+        for column in columns:
+            with array_device(column[0]):
+                numbers.append(to_cpu(xp.stack(column)).tolist())
         return [Seen(n, *row) for n, *row in zip(sizes, *numbers, strict=True)]
 
 

@@ -109,7 +109,8 @@ class EagerStep:
         """(Is this step skipped? The loss scale after it.) Nothing without one."""
         if self.run.scale is None:
             return ()
-        return self.run.optimizer.control[2].copy(), self.run.scale.scale.copy()
+        with array_device(self.run.scale.scale):  # where it is: copy() is to the current device
+            return self.run.optimizer.control[2].copy(), self.run.scale.scale.copy()
 
     def update(self) -> None:
         """Clip, update, average."""
