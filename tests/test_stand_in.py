@@ -16,6 +16,7 @@ import pytest
 import gpuconv as gpc
 from check import make
 from gpuconv.backend import float_dtype
+from hostcuda import compiler
 from hostcuda import fake_cupy as cp
 from hostcuda import fake_ndarray
 
@@ -112,6 +113,24 @@ def test_kernels_take_no_more_than_cupys(cupy):
     assert hasattr(cupy.RawKernel, "max_dynamic_shared_size_bytes")
     with pytest.raises(TypeError, match="expected tuple"):
         cp.RawModule(code="", options=["-DX=1"])
+
+
+@pytest.mark.skipif(not compiler(), reason="wants g++")
+def test_what_a_restrict_pointer_writes_is_nobody_elses():
+    """A compiler may read it early, and through the read-only cache."""
+    head, body = 'extern "C" __global__ void ', "{ y[threadIdx.x] = x[threadIdx.x]; }"
+    module = cp.RawModule(code=f"""
+        {head} alone(const float* __restrict__ x, float* __restrict__ y) {body}
+        {head} either(const float* x, float* y) {body}""")
+    alone, either = map(module.get_function, ("alone", "either"))
+    a, b = cp.arange(8, dtype="float32"), cp.zeros(4, "float32")
+    for x, y in ((a[:4], a[4:]), (a[:4], b)):
+        alone((1,), (4,), (x, y))
+        assert y.tolist() == [0, 1, 2, 3]
+    for x, y in ((b, b), (a[2:6], a[:4])):
+        with pytest.raises(RuntimeError, match="alone: x and y overlap, .* __restrict__"):
+            alone((1,), (4,), (x, y))
+    either((1,), (4,), (b, b))
 
 
 def test_operators_are_cupys(cupy):

@@ -276,6 +276,7 @@ class RawKernel:
         if not (isinstance(grid, tuple) and isinstance(block, tuple)):
             raise TypeError(f"grid {grid!r} and block {block!r} must be tuples")
         hosts = [np.uintp(0) if a is None else _argument(a) for a in args]
+        _refuse_overlap(self.kernel.name, self.code, args)
         most = self.max_dynamic_shared_size_bytes
 
         def run():
@@ -302,6 +303,29 @@ def _argument(a):
     if isinstance(a, (np.generic, int, float)):
         return a
     raise TypeError(f"Unsupported type {type(a)}")
+
+
+def _refuse_overlap(kernel, code, args):
+    """What a __restrict__ pointer writes, no other one may reach: the compiler counts on it."""
+    arrays = {}
+    for a, (name, const), alone in zip(args, _parameters(code)[kernel], _restricted(code)[kernel],
+                                       strict=True):
+        if isinstance(a, ndarray):
+            arrays.setdefault(id(a.memory), []).append((name, a.host, not const, alone))
+    for known in arrays.values():
+        for n, (name, a, writes, alone) in enumerate(known):
+            for other, b, writes_too, alone_too in known[:n]:
+                if (writes or writes_too) and (alone or alone_too) and np.may_share_memory(a, b):
+                    raise RuntimeError(f"{kernel}: {other} and {name} overlap, and one that is "
+                                       "__restrict__ is written")
+
+
+@_functools.cache
+def _restricted(code):
+    """{kernel: [is it a __restrict__ pointer? of each parameter]}."""
+    marked = _re.sub(r"\b__restrict__\s+", "alone_", code)
+    return {kernel: [name.startswith("alone_") for _, name in listed]
+            for kernel, listed in _signatures(marked).items()}
 
 
 @_functools.cache
