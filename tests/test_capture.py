@@ -13,7 +13,8 @@ from test_streams import add, fresh, same  # noqa: F401  # fresh is a fixture
 
 from check import close, host
 from gpuconv import backend, nn, ops, optim
-from hostcuda import changed, compiler, deferred, fake_cupy, launches
+from gpuconv.train.gpu_memory import graph_pool
+from hostcuda import changed, compiler, deferred, fake_cupy, launches, room
 
 cp = fake_cupy
 pytestmark = pytest.mark.skipif(backend._cupy is not fake_cupy or not compiler(),
@@ -100,6 +101,43 @@ def test_memory_of_a_capture_comes_from_a_pool_of_its_own():
     gc.collect()
     with pytest.raises(RuntimeError, match="the pool that the graph's memory came from is gone"):
         captured.replay()
+
+
+def test_a_pool_that_gives_blocks_back_is_not_for_graphs():
+    """CuPy's own does when memory runs out, or at its limit: a graph would write there."""
+    captured = Captured(lambda: (cp.ones(1000) + 1).sum())
+    captured.replay()
+    captured.pool.free_all_blocks()
+    with pytest.raises(RuntimeError, match="given free blocks back"):
+        captured.replay()
+
+    def step():  # the second array does not fit beside the first, which is free by then
+        cp.ones(1000)
+        return cp.ones(1200)
+
+    with room(10 << 10):
+        captured = Captured(step)
+    with pytest.raises(RuntimeError, match="given free blocks back"):
+        captured.replay()
+    with room(10 << 10), pytest.raises(MemoryError, match="9728 bytes"):
+        Captured(lambda: [cp.ones(100), cp.ones(1200)])
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_pool_for_graphs_gives_nothing_back(limited, monkeypatch):
+    stream, default = cp.cuda.Stream(non_blocking=True), cp.get_default_memory_pool()
+    monkeypatch.setattr(default, "_limit", (default.total_bytes() + 10000) * limited)
+    with room(10 << 10), stream, cp.cuda.using_allocator((pool := graph_pool()).malloc):
+        stream.begin_capture()
+        y = cp.ones(1000)
+        first = stream.end_capture()
+        del y
+        stream.begin_capture()
+        with pytest.raises(MemoryError, match="bytes for a graph: " + (
+                r"\d+ of \d+ allowed" if limited else "cudaErrorMemoryAllocation")):
+            cp.ones(1200)
+        stream.end_capture()
+    first.launch(stream)
 
 
 def test_memory_from_before_the_capture_must_still_be_there():

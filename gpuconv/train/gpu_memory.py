@@ -1,4 +1,4 @@
-"""Memory of a training step on a GPU: what a pool of its own hands out, op by op.
+"""Memory of a training step on a GPU: what a pool of its own hands out, op by op; what graphs keep.
 
 All arrays of a step come from CuPy's allocator, which knows at any time how many bytes are in use;
 their most between two ops is what an op needs. It grows with the batch in a straight line, but for
@@ -16,6 +16,42 @@ import numpy as np
 from gpuconv.backend import cupy
 from gpuconv.ops.gpu import choice
 from gpuconv.ops.gpu.problem import Problem
+
+
+def graph_pool() -> Any:
+    """A memory pool for graphs, which hold addresses: it gives nothing back while it lives.
+
+    CuPy's own pools do, when memory runs out or their limit is reached: they free all blocks that
+    no array holds, and ask again. A graph captured before would go on writing there.
+    """
+    pool = cupy().cuda.MemoryPool(Kept())
+    pool.set_limit(size=0)  # of this device: none, Kept minds that of all other arrays
+    return pool
+
+
+class Kept:
+    """An allocator for a pool: memory that is not there is an error that the pool cannot mend."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def __call__(self, size: int) -> Any:
+        """A block.
+
+        Raises:
+            MemoryError: there is none, or the limit of CuPy's default pool is reached.
+        """
+        cp = cupy()
+        others = cp.get_default_memory_pool()
+        limit, held = others.get_limit(), others.total_bytes() + self.bytes
+        if limit and held + size > limit:
+            raise MemoryError(f"{size} bytes for a graph: {held} of {limit} allowed are in use")
+        try:
+            found = cp.cuda.MemoryPointer(cp.cuda.Memory(size), 0)
+        except cp.cuda.runtime.CUDARuntimeError as error:
+            raise MemoryError(f"{size} bytes for a graph: {error}") from error
+        self.bytes += size
+        return found
 
 
 class Work(NamedTuple):

@@ -36,6 +36,7 @@ from gpuconv.optim import clip_grad_norm
 from gpuconv.train.baked import baked, culprit
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.feed import FloatBatches
+from gpuconv.train.gpu_memory import graph_pool
 from gpuconv.train.measure import Seen
 
 READ = 20  # steps between two looks at the loss on a GPU; on the CPU each is looked at
@@ -149,7 +150,7 @@ class CapturedStep(EagerStep):
         self.records = Records(cp.zeros((run.steps, 4), np.float64))
         self.one = cp.ones((), accumulator(run.model.dtype))  # dL/dL
         self.stream = cp.cuda.Stream(non_blocking=True)  # to capture on; graphs run on the current
-        self.pool = cp.cuda.MemoryPool()  # one for all graphs: they never run at the same time
+        self.pool = graph_pool()  # one for all graphs: they never run at the same time
         self.graphs: dict[int, Any] = {}  # batch size: graph
         self.warm: set[int] = set()       # batch sizes of steps that have been taken
         self.baked: Any = None            # what the graphs were captured with
@@ -189,10 +190,11 @@ class CapturedStep(EagerStep):
             self.forget()
 
     def forget(self) -> None:
-        """Let go of the graphs, once they have run."""
+        """Let go of the graphs and of their memory, once they have run."""
         cupy().cuda.get_current_stream().synchronize()
         self.graphs.clear()
         self.warm.clear()
+        self.pool = graph_pool()
 
     def body(self, n: int) -> None:
         """All that a step of n images launches."""
@@ -227,7 +229,7 @@ class CapturedStep(EagerStep):
                 self.body(n)
                 self.graphs[n] = stream.end_capture()
             self.baked = baked(self.run)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             failure = f"{culprit(error)}: {error}"
             if self.must:
                 raise RuntimeError(f"fit: the step cannot be captured: {failure}; with eager=True "
@@ -238,6 +240,7 @@ class CapturedStep(EagerStep):
                     stream.end_capture()
         if failure:
             self.captures = False
+            self.forget()  # launches need the memory
             warnings.warn(f"fit: the step is not captured as a CUDA graph, and goes on launch by "
                           f"launch (as with eager=True, or --eager): {failure}", stacklevel=2)
 

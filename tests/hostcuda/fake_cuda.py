@@ -16,10 +16,22 @@ from .graphs import Capture, Graph, graph_of
 
 _pointers = itertools.count(0x1000)
 _count = 1  # of devices
+_room = None  # (bytes that there are, pools that share them); None: enough for all
 
 
 class CUDARuntimeError(RuntimeError):
     """What the CUDA runtime refuses."""
+
+
+@contextlib.contextmanager
+def room(size):
+    """Pools that are made inside find so many bytes in all."""
+    global _room
+    before, _room = _room, (size, weakref.WeakSet())
+    try:
+        yield
+    finally:
+        _room = before
 
 
 @contextlib.contextmanager
@@ -265,18 +277,59 @@ class _Bytes:
         self.most = max(self.most, self.used)
 
 
+class Memory:
+    """What a pool asks for when it has no free block: a number of bytes that are left, or not."""
+
+    def __init__(self, size):
+        if _room and sum(pool._held for pool in _room[1]) + size > _room[0]:
+            raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+        self.size = self.ptr = size
+
+
 class MemoryPool:
-    """Hands out blocks. In a capture they must come from a pool of its own."""
+    """Hands out blocks. In a capture they must come from a pool of its own.
+
+    As CuPy's (memory.pyx, SingleDeviceMemoryPool._try_malloc) it gives all free blocks back where
+    memory, or its limit, runs out, and asks again; what a graph holds of them is lost.
+    """
 
     def __init__(self, allocator=None):
         self._captured, self._bytes = False, _Bytes()
+        self._allocator, self._limit, self._gave_back = allocator, 0, False
+        self._held, self._free = 0, []  # where memory is short: bytes, and sizes of free blocks
+        if _room:
+            _room[1].add(self)
 
     def malloc(self, size):
-        pointer = self._malloc(size)
         block = -(-size // work.UNIT) * work.UNIT
+        short = block and self is not _pool and (self._limit or _room)
+        if short:
+            self._find(block)
+        pointer = self._malloc(size)
         self._bytes.add(block)
         weakref.finalize(pointer.mem, self._bytes.add, -block)
+        if short:
+            weakref.finalize(pointer.mem, self._free.append, block)
         return pointer
+
+    def _find(self, block):
+        """The smallest free block that will do, or a new one. Nothing is merged."""
+        found = min((free for free in self._free if free >= block), default=None)
+        if found is not None:
+            self._free.remove(found)
+            self._free += [found - block] if found > block else []
+            return
+        for last in False, True:
+            try:
+                if not self._limit or self._held + block <= self._limit:
+                    (self._allocator or Memory)(block)
+                    self._held += block
+                    return
+            except CUDARuntimeError:
+                pass
+            if last:
+                raise MemoryError(f"Out of memory allocating {block} bytes")
+            self.free_all_blocks()
 
     def _malloc(self, size):
         lane = _lane()
@@ -300,7 +353,21 @@ class MemoryPool:
         return 1 << 30
 
     def free_all_blocks(self, stream=None):
-        """Keeps them."""
+        """Gives back what no array holds."""
+        self._gave_back |= self._captured and self._bytes.used < self._bytes.most
+        self._bytes.most = self._bytes.used
+        self._held -= sum(self._free)
+        self._free.clear()
+
+    def set_limit(self, size=None, fraction=None):
+        """Bytes that the pool may have; 0: no limit."""
+        if fraction is not None:
+            raise NotImplementedError("the stand-in's set_limit has no fraction=")
+        self._limit = size or 0
+
+    def get_limit(self):
+        """Bytes that the pool may have; 0: no limit."""
+        return self._limit
 
     def used_bytes(self):
         """Of all blocks that somebody holds."""
@@ -354,7 +421,7 @@ runtime = types.SimpleNamespace(
                                         "totalGlobalMem": 8 << 30, "major": 0, "minor": 0})
 cuda = types.SimpleNamespace(
     Device=Device, Stream=Stream, Event=Event, Graph=Graph, MemoryPointer=MemoryPointer,
-    MemoryPool=MemoryPool, alloc=alloc, get_current_stream=get_current_stream,
+    Memory=Memory, MemoryPool=MemoryPool, alloc=alloc, get_current_stream=get_current_stream,
     get_elapsed_time=get_elapsed_time, set_allocator=set_allocator,
     using_allocator=using_allocator, runtime=runtime,
     nvtx=types.SimpleNamespace(RangePush=lambda message, id_color=-1: None, RangePop=lambda: None),

@@ -70,6 +70,9 @@ class Graph:
                 found[verb].append(memory())
         if any(pool() is None for pool in _capture(self).pools):
             raise RuntimeError("the pool that the graph's memory came from is gone")
+        if any(pool()._gave_back for pool in _capture(self).pools):
+            raise RuntimeError("the pool that the graph's memory came from has given free blocks "
+                               "back, and the graph holds their addresses")
         nodes = _capture(self).nodes
 
         def run():
