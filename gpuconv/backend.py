@@ -139,7 +139,8 @@ def to_cpu(x: Any) -> np.ndarray:
     if not is_gpu(x):
         x = x if isinstance(x, np.ndarray) else _adopt(x)
     if is_gpu(x):
-        x = x.get()
+        with x.device:  # else CuPy copies on a stream of the current device, which waits for none
+            x = x.get()  # of this one's
         raise_reported()
     return x
 
@@ -217,10 +218,11 @@ def raise_reported() -> None:
         ValueError: a label was out of range.
     """
     for word in list(_words.values()):  # another thread may add its device
-        code, value, limit = word.get().tolist()
-        if code:
-            with word.device:
+        with word.device:
+            code, value, limit = word.get().tolist()
+            if code:
                 word.fill(0)
+        if code:
             raise ValueError(f"softmax_cross_entropy: label {value} is outside 0..{limit - 1}")
 
 

@@ -207,6 +207,14 @@ def test_a_stream_belongs_to_its_device():
                 x.fill(0)
 
 
+def test_results_of_another_device_wait_for_its_stream():
+    with devices(2), deferred():
+        with cp.cuda.Device(1):
+            x = cp.ones((3, 2)) + 1
+        with cp.cuda.Stream(non_blocking=True):
+            assert backend.to_cpu(x).tolist() == backend.to_cpu(x.T).T.tolist() == [[2, 2]] * 3
+
+
 # -- gpuconv, late -------------------------------------------------------------------------
 
 NET = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
