@@ -4,7 +4,8 @@
 //   i          = order[clock[1]*batch_size + b],   chosen[b] = labels[i]
 //   w'         = w, or W-1-w where image i is mirrored
 //   oh, ow     = -pad .. pad, and mirrored or not: words of Philox at counter (i, 0, epoch); ALTERNATE
-//                mirrors by the word of epoch 0, and the other way round in odd epochs
+//                mirrors by the word of epoch 0, and the other way round in odd epochs; or `down`,
+//                `right`, and mirrored if ALWAYS, for all images
 //
 // Outside the image a pixel is 0, or with `reflect` its mirror image. The table was computed by NumPy,
 // with the operations of the CPU path: the bits are the same. A captured graph replays with the
@@ -32,7 +33,8 @@ using T = CFG_T;                          // stored element of y, table; images,
 using I = CFG_I;                          // flat index: int, or long long for huge arrays
 constexpr int C = CFG_C;                  // channels; gather does not mind
 constexpr int V = Pack<T>::V;             // elements of 16 bytes
-constexpr int NEVER = 0, ALTERNATE = 2;   // mirrored: not at all, at random (1), every other epoch
+// mirrored: not at all, at random (1), every other epoch, all images
+constexpr int NEVER = 0, ALTERNATE = 2, ALWAYS = 3;
 
 // How an image is moved: down, right, and mirrored.
 struct Move {
@@ -41,9 +43,10 @@ struct Move {
 };
 
 __device__ inline Move moved(
-    int i, int pad, int flip, unsigned seed, unsigned stream, unsigned long long epoch)
+    int i, int pad, int flip, int down, int right,
+    unsigned seed, unsigned stream, unsigned long long epoch)
 {
-    if (!pad && flip == NEVER) return {0, 0, false};
+    if (!pad && (flip == NEVER || flip == ALWAYS)) return {down, right, flip == ALWAYS};
     const Words random = philox(
         {{(unsigned)i, 0, (unsigned)epoch, (unsigned)(epoch >> 32)}}, seed, stream);
     const unsigned long long reach = 2 * pad + 1;
@@ -117,7 +120,8 @@ extern "C" __global__ void augment_forward(
     int* __restrict__ chosen,                   // (B,)
     int B, int N, int H, int W,
     int batch_size, long long count, int parts,
-    int pad, int flip, bool reflect,            // pad: pixels
+    int pad, int flip, int down, int right,     // pixels; pad at random, else down and right
+    bool reflect,
     unsigned seed, unsigned stream, unsigned long long epoch)
 {
     const long long first = clock ? clock[1] * batch_size : 0;
@@ -126,7 +130,7 @@ extern "C" __global__ void augment_forward(
     const bool packs = size % V == 0 && is_aligned(y);
     for (long long unit = blockIdx.x; unit < (long long)B * parts; unit += gridDim.x) {
         const int b = unit / parts, part = unit % parts, i = image_at(order, first, b, count, N);
-        const Move move = moved(i, pad, flip, seed, stream, epoch);
+        const Move move = moved(i, pad, flip, down, right, seed, stream, epoch);
         const unsigned char* image = images + (I)i * size;
         T* mine = y + (I)b * size;
         const int start = part * blockDim.x + threadIdx.x, step = parts * blockDim.x;

@@ -8,7 +8,7 @@ from gpuconv import kernels
 from gpuconv.backend import float_dtype
 from gpuconv.data import Augment, augment_batch
 from gpuconv.data.augment import fetch_batch, gather_batch
-from gpuconv.data.moves import moves
+from gpuconv.data.moves import Move, moves
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 KEY = 7, 11
@@ -20,6 +20,8 @@ AUGMENTS = [
     pytest.param(Augment(pad=0), id="flip"),
     pytest.param(Augment(padding_mode="reflect"), id="reflect"),
     pytest.param(Augment(flip="alternate", pad=2, padding_mode="reflect"), id="alternate"),
+    pytest.param(Move(-1, 2, padding_mode="zeros"), id="moved"),
+    pytest.param(Move(2, -1, True), id="moved-mirrored"),
     pytest.param(Augment(flip=False, pad=9), id="out-of-sight"),  # wider than the image
 ]
 
@@ -251,6 +253,7 @@ def test_a_bad_index_is_an_error_on_the_cpu(rng):
     (dict(std=[float("nan")]), ValueError, "does not vary"),
     (dict(dtype="int8"), TypeError, "unsupported dtype int8"),
     (dict(augment=Augment(padding_mode="reflect")), ValueError, "a reflection of 4 pixels does"),
+    (dict(augment=Move(0, -4)), ValueError, "a reflection of 4 pixels does not fit"),
 ])
 def test_refuses(change, error, message):
     good = dict(images=np.zeros((2, 4, 4, 1), "uint8"), index=np.zeros(1, "int32"), mean=[0.5],
@@ -265,6 +268,16 @@ def test_refuses(change, error, message):
 def test_augment_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         Augment(**options)
+
+
+def test_a_move_is_that_of_all_images_in_all_epochs(xp, rng):
+    x = images(rng)
+    plain = run(xp, x, range(9))
+    for epoch, key in ((0, (1, 2)), (7, (3, 4))):
+        there = run(xp, x, range(9), augment=Move(1, -1, True), epoch=epoch, key=key)
+        wide = np.pad(plain, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
+        np.testing.assert_array_equal(there, wide[:, 2:, :-2][:, :, ::-1])
+        assert (run(xp, x, range(9), augment=Move(), epoch=epoch, key=key) == plain).all()
 
 
 def test_arrays_on_two_devices_do_not_mix(cp, rng):

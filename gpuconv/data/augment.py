@@ -26,7 +26,7 @@ from gpuconv.backend import (
     get_array_module,
     is_gpu,
 )
-from gpuconv.data.moves import FLIPS, NOTHING, Augment, moves
+from gpuconv.data.moves import NOTHING, Augment, Move, moves, numbers
 
 Numbers = Sequence[float] | np.ndarray
 
@@ -35,7 +35,7 @@ BLOCK = 128  # GPU: threads of a block
 
 def augment_batch(images: Array, index: Array, *, mean: Numbers, std: Numbers,
                   dtype: str = "float32", key: tuple[int, int] = (0, 0), epoch: int = 0,
-                  augment: Augment | None = None) -> Array:
+                  augment: Augment | Move | None = None) -> Array:
     """The images of one batch, normalised, and cropped and mirrored if ``augment`` says so.
 
     Args:
@@ -46,7 +46,7 @@ def augment_batch(images: Array, index: Array, *, mean: Numbers, std: Numbers,
         dtype: of the result: float32, float64, float16 or bfloat16 (rounded from float32).
         key: two words, (seed, stream).
         epoch: the pass over the set; another epoch moves each image differently.
-        augment: None only normalises, for evaluation.
+        augment: None only normalises, for evaluation; a ``moves.Move`` does the same to all images.
 
     Returns:
         (B, H, W, C), dtype as asked, on the device of images.
@@ -151,7 +151,7 @@ def _check_batch(caller: str, images: Array, labels: Array, order: Array, clock:
                          f"{out_labels.shape}: they do not fit")
 
 
-def _check(images: Array, index: Array, augment: Augment | None) -> None:
+def _check(images: Array, index: Array, augment: Augment | Move | None) -> None:
     if images.dtype != np.uint8 or index.dtype != np.int32:
         raise TypeError(f"augment_batch: images are {images.dtype}, index is {index.dtype}, "
                         "wanted uint8 and int32")
@@ -181,7 +181,8 @@ def _in_bytes(C: int, mean: Numbers, std: Numbers) -> tuple[np.ndarray, np.ndarr
 
 
 def _cpu(images: np.ndarray, index: np.ndarray, middle: np.ndarray, spread: np.ndarray,
-         dtype: np.dtype, key: tuple[int, int], epoch: int, augment: Augment) -> np.ndarray:
+         dtype: np.dtype, key: tuple[int, int], epoch: int,
+         augment: Augment | Move) -> np.ndarray:
     N, H, W, C = images.shape
     B, A = len(index), accumulator(dtype)
     if B and not 0 <= index.min() <= index.max() < N:
@@ -205,7 +206,7 @@ def _cpu(images: np.ndarray, index: np.ndarray, middle: np.ndarray, spread: np.n
 
 
 def _take(pixels: np.ndarray, index: np.ndarray, size: tuple[int, int], key: tuple[int, int],
-          epoch: int, augment: Augment) -> np.ndarray:
+          epoch: int, augment: Augment | Move) -> np.ndarray:
     """(n, H*W) of whole pixels: pixels[index], moved."""
     if augment == NOTHING:
         return pixels[index]
@@ -231,7 +232,7 @@ def _take(pixels: np.ndarray, index: np.ndarray, size: tuple[int, int], key: tup
 
 
 def _gpu(images: Array, index: Array, middle: np.ndarray, spread: np.ndarray, dtype: np.dtype,
-         key: tuple[int, int], epoch: int, augment: Augment) -> Array:
+         key: tuple[int, int], epoch: int, augment: Augment | Move) -> Array:
     images, index = (a if a.flags.c_contiguous else a.copy(order="C") for a in (images, index))
     y = cupy().empty((len(index), *images.shape[1:]), dtype)
     _launch(images, None, index, None, y, None, len(index), (middle, spread), key, epoch, augment)
@@ -239,16 +240,16 @@ def _gpu(images: Array, index: Array, middle: np.ndarray, spread: np.ndarray, dt
 
 
 def _launch(images: Array, labels: Array | None, order: Array, clock: Array | None, y: Array,
-            chosen: Array | None, batch_size: int, numbers: tuple[np.ndarray, np.ndarray],
-            key: tuple[int, int], epoch: int, augment: Augment) -> None:
+            chosen: Array | None, batch_size: int, statistics: tuple[np.ndarray, np.ndarray],
+            key: tuple[int, int], epoch: int, augment: Augment | Move) -> None:
     B, H, W, C = y.shape
-    middle, spread = numbers
+    middle, spread = statistics
     table = _table(middle.tobytes(), spread.tobytes(), y.dtype, y.device.id)
     parts = _parts(H * W * C, y.dtype)
     kernels.kernel("augment.cu", "augment_forward", T=y.dtype, I=kernels.index(images, y), C=C)(
         B * parts * BLOCK, images, labels, order, clock, table, y, chosen, B, len(images), H, W,
-        batch_size, len(order), parts, augment.pad, FLIPS.index(augment.flip),
-        augment.padding_mode == "reflect", *key, epoch, block=BLOCK)
+        batch_size, len(order), parts, *numbers(augment), augment.padding_mode == "reflect", *key,
+        epoch, block=BLOCK)
 
 
 def _parts(size: int, dtype: np.dtype) -> int:

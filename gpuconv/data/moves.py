@@ -1,7 +1,7 @@
-"""How training images are moved: mirrored and shifted, at random.
+"""How images are moved: mirrored and shifted, at random to train with, or all alike.
 
-Functions of (key, image, epoch), words of Philox at (image, 0, epoch): the same in whichever batch
-an image comes, and on either device (see kernels/augment.cu).
+Random ones are functions of (key, image, epoch), words of Philox at (image, 0, epoch): the same in
+whichever batch an image comes, and on either device (see kernels/augment.cu).
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import numpy as np
 from gpuconv import random
 
 FLIPS = False, True, "alternate"  # in the order of augment.cu
+ALWAYS = len(FLIPS)               # mirrored, all images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +51,47 @@ class Augment:
                              "wanted 'zeros' or 'reflect'")
 
 
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """One move, of all images.
+
+    Args:
+        down, right: pixel (h, w) becomes what was at (h + down, w + right).
+        mirror: left and right, after that?
+        padding_mode: what lies outside the image: "zeros" (black) or "reflect".
+    """
+
+    down: int = 0
+    right: int = 0
+    mirror: bool = False
+    padding_mode: str = "reflect"
+
+    @property
+    def pad(self) -> int:
+        """Pixels that it may need beyond the image."""
+        return max(abs(self.down), abs(self.right))
+
+
 NOTHING = Augment(flip=False, pad=0)
 
 
+def numbers(augment: Augment | Move) -> tuple[int, int, int, int]:
+    """What augment.cu is told: how far at random, when to mirror, and how far down and right."""
+    if isinstance(augment, Move):
+        return 0, ALWAYS if augment.mirror else 0, augment.down, augment.right
+    return augment.pad, FLIPS.index(augment.flip), 0, 0
+
+
 def moves(index: np.ndarray, key: tuple[int, int], epoch: int,
-          augment: Augment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+          augment: Augment | Move) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How images ``index`` are moved in ``epoch``: rows and columns down and right, and mirrored.
 
     Returns:
         (oh, ow, flip): (B,) int32 in -pad .. pad, twice; (B,) bool.
     """
+    if isinstance(augment, Move):
+        oh, ow = (np.full(len(index), by, np.int32) for by in (augment.down, augment.right))
+        return oh, ow, np.full(len(index), augment.mirror)
     step = operator.index(epoch)
     word = random.philox((index, 0, step & random.LOW, step >> 32), key)
     reach = np.uint64(2 * augment.pad + 1)
