@@ -245,6 +245,8 @@ def _launch(images: Array, labels: Array | None, order: Array, clock: Array | No
     B, H, W, C = y.shape
     middle, spread = statistics
     table = _table(middle.tobytes(), spread.tobytes(), y.dtype, y.device.id)
+    if clock is not None:
+        _in_graphs[table.data.ptr] = table
     parts = _parts(H * W * C, y.dtype)
     kernels.kernel("augment.cu", "augment_forward", T=y.dtype, I=kernels.index(images, y), C=C)(
         B * parts * BLOCK, images, labels, order, clock, table, y, chosen, B, len(images), H, W,
@@ -256,6 +258,9 @@ def _parts(size: int, dtype: np.dtype) -> int:
     """Blocks for an image of that many elements, two turns each."""
     per = 16 // dtype.itemsize
     return -(-size // (2 * BLOCK * (per if size % per == 0 else 1)))
+
+
+_in_graphs: dict[int, Array] = {}  # address: a table that graphs may hold, forgotten or not
 
 
 @functools.lru_cache(maxsize=32)
