@@ -163,6 +163,7 @@ def captured(findings: Findings, args: argparse.Namespace) -> None:
     """
     cp, refused, differ, number = backend.cupy(), [], [], 0
     for case in cases(sizes.SIZE, "float32"):
+        cp.cuda.get_current_stream().synchronize()  # the other stream does not wait for its arrays
         stream, pool = cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool()
         with (stream, cp.cuda.using_allocator(pool.malloc),
               failing(findings, f"{case.name}, captured")):

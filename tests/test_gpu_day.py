@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -16,16 +17,18 @@ import pytest
 from conftest import HAS_GPU
 
 from gpuconv import kernels
-from hostcuda import compiler
+from hostcuda import compiler, deferred
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(ROOT / "bench"))
 import gpu_cases  # noqa: E402
+import gpu_checks  # noqa: E402
 import gpu_day  # noqa: E402
 import gpu_nets  # noqa: E402
 import gpu_packages  # noqa: E402
 import gpu_parts  # noqa: E402
 import gpu_stages  # noqa: E402
+from gpu_findings import Findings  # noqa: E402
 from gpu_parts import Part  # noqa: E402
 
 no_compiler = pytest.mark.skipif(not compiler(), reason="no g++")
@@ -51,6 +54,22 @@ def part(name, does, stage="ceilings", **settings):
 @pytest.fixture
 def day(tmp_path):
     return gpu_day.Day(tmp_path / "day", "a device")
+
+
+@pytest.mark.skipif(HAS_GPU or not compiler(), reason="wants the stand-in, and g++")
+def test_a_captured_case_waits_for_its_arrays(monkeypatch):
+    """They are made on another stream, and a GPU may be late."""
+    def cases(size, dtype):
+        for case in itertools.islice(gpu_cases.cases(gpu_cases.TINY, dtype), 4):
+            yield case
+
+    monkeypatch.setattr(gpu_checks, "cases", cases)
+    findings = Findings(None)
+    monkeypatch.setattr(findings, "save", lambda: None)
+    with deferred():
+        gpu_checks.captured(findings, None)
+    assert not findings.data["failures"]
+    assert [row["value"] for row in findings.data["figures"]] == ["4 of 4", 0]
 
 
 def hows(day):
