@@ -1,12 +1,12 @@
-// What changes from step to step of a captured training step, in device memory.  gpuconv/train/step.py
+// What changes from step to step of a captured training step, in device memory.  gpuconv/train/clock.py
 //
-//   record[batch] = [loss, right, control[2], scale]      of the step that is on its way
-//   control[0]    = factors[step]                         a schedule's, for its update
+//   record[batch] = [loss, right, control[0][2], scale]   of the step that is on its way
+//   control[g][0] = factors[step][g]                      a schedule's, for its update of group g
 //   clock         = [epoch, batch + 1, step + 1]
 //
 // Launch   one thread, no shared memory.
-// Traffic  tick  reads clock <= 3, loss 1, right 1, scale 1 if scale, factors 1, control 1, writes
-//                record 4 (asks 4; sectors <= 4), control 1, clock 2 (asks 2; sectors <= 2).
+// Traffic  tick  reads clock <= 3, loss 1, right 1, scale 1 if scale, factors G, control 1, writes
+//                record 4 (asks 4; sectors <= 4), control G, clock 2 (asks 2; sectors <= 2).
 //          Coalesced: one thread.
 // Order    one thread; no atomics.
 
@@ -19,11 +19,12 @@ extern "C" __global__ void clock_tick(
     const T* __restrict__ loss,           // ()
     const long long* __restrict__ right,  // ()           right answers
     const float* __restrict__ scale,      // ()           null: the loss is not scaled
-    const double* __restrict__ factors,   // (total,)
-    double* __restrict__ control,         // (4,)         of the optimiser: factor, ., skip, .
+    const double* __restrict__ factors,   // (total, G)
+    double* __restrict__ control,         // (G, 4)       of the optimiser: factor, ., skip, .
     double* __restrict__ record,          // (steps, 4)   of this epoch
     long long total,
-    long long steps)
+    long long steps,
+    int G)
 {
     if (blockIdx.x * blockDim.x + threadIdx.x) return;
     const long long batch = clock[1], step = clock[2];
@@ -34,7 +35,8 @@ extern "C" __global__ void clock_tick(
         mine[2] = control[2];
         mine[3] = scale ? (double)*scale : 1.0;
     }
-    if (step < total) control[0] = factors[step];
+    if (step < total)
+        for (int g = 0; g < G; ++g) control[4 * g] = factors[step * G + g];
     clock[1] = batch + 1;
     clock[2] = step + 1;
 }

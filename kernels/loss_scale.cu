@@ -2,7 +2,7 @@
 //
 //   flags[s]   = is any g[i] of slice s infinite or NaN?
 //   found      = is any flags[s]?
-//   multiplier = 1 / scale,  skip = found                            both into control
+//   multiplier = 1 / scale,  skip = found                            both into control of each group
 //   found:       scale = backoff * scale, counter = 0
 //   else:        counter = counter + 1; at interval, scale = growth * scale and counter = 0
 //                a scale that float32 cannot hold is not taken
@@ -12,7 +12,8 @@
 //                  both.
 //          update  one such block.      Shared memory of both: 4 bytes a thread.
 // Traffic  find    reads g n, writes flags S.
-//          update  reads flags S, scale 1, counter 1, writes scale <= 1, counter 1, control 2.
+//          update  reads flags S, scale 1, counter 1, writes scale <= 1, counter 1,
+//                  control 2*G.
 //          Coalesced. No bank conflicts. 4 bytes per float32 parameter, 2 per float16.
 // Order    "any" does not mind an order; no atomics.
 // Source   Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2.
@@ -55,11 +56,12 @@ extern "C" __global__ void loss_scale_update(
     const int* __restrict__ flags,       // (S,)
     float* __restrict__ scale,           // ()
     long long* __restrict__ counter,     // ()
-    double* __restrict__ control,        // (4,)
+    double* __restrict__ control,        // (G, 4)
     float growth,
     float backoff,
     long long interval,
-    int S)
+    int S,
+    int G)
 {
     __shared__ int shared[BLOCK];
     int found = 0;
@@ -69,8 +71,10 @@ extern "C" __global__ void loss_scale_update(
         const long long clean = found ? 0 : counter[0] + 1;
         const bool grow = clean >= interval;
         const float now = scale[0], next = now * (found ? backoff : grow ? growth : 1);
-        control[MULTIPLIER] = 1 / (double)now;
-        control[SKIP] = found;
+        for (int g = 0; g < G; ++g) {
+            control[4 * g + MULTIPLIER] = 1 / (double)now;
+            control[4 * g + SKIP] = found;
+        }
         if (next >= LEAST && next <= MOST) scale[0] = next;
         counter[0] = grow ? 0 : clean;
     }

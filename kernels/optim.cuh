@@ -3,7 +3,7 @@
 // What changes from step to step lies in device memory, so that a captured step reads it anew:
 //
 //     control (4,)   a schedule's factor of the learning rate, what gradients are multiplied by,
-//                    whether this step is left out (0 or 1), unused
+//                    whether this step is left out (0 or 1), unused: of each group its own
 #pragma once
 
 constexpr int FACTOR = 0, MULTIPLIER = 1, SKIP = 2;

@@ -7,7 +7,7 @@ from optim_tools import KINDS, SHAPES, Weights, draw, everything, give, joined, 
 from check import DTYPES, close, host
 from gpuconv import kernels
 from gpuconv.autograd import Parameter
-from gpuconv.optim import EMA, SGD, Adam, clip_grad_norm
+from gpuconv.optim import EMA, SGD, Adam, LossScale, Muon, clip_grad_norm
 
 # -- factor, multiplier --------------------------------------------------------------------
 
@@ -18,6 +18,102 @@ def test_factor_is_written_where_the_kernels_read_it(xp, rng):
     assert isinstance(sgd.control, xp.ndarray) and sgd.control.dtype == "float64"
     sgd.factor = 1 / 3
     assert sgd.factor == 1 / 3 and host(sgd.control).tolist() == [1 / 3, 1, 0, 0]
+
+
+def in_two(kind, ps, **settings):
+    """An optimiser of two groups."""
+    return kind([{"params": ps[:2]}, {"params": ps[2:]}], **settings)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kind, settings", KINDS)
+def test_each_group_may_have_a_factor_of_its_own(xp, rng, kind, settings, dtype):
+    """As two optimisers."""
+    ps = parameters(xp, rng, dtype)
+    twins = [Parameter(p.data.copy()) for p in ps]
+    optimizer = in_two(kind, ps, **settings)
+    others = kind(twins[:2], **settings), kind(twins[2:], **settings)
+    for factors in ((0.5, 0.125), (1.0, 0.0), (0.25, 0.25)):
+        some = draw(rng)
+        give(ps, some, xp)
+        give(twins, some, xp)
+        optimizer.factor = list(factors)
+        for other, factor in zip(others, factors, strict=True):
+            other.factor = factor
+        assert optimizer.factors == factors and optimizer.factor == factors[0]
+        for one in (optimizer, *others):
+            one.step()
+        for p, q in zip(ps, twins, strict=True):
+            np.testing.assert_array_equal(host(p.data), host(q.data))
+
+
+def test_a_row_for_each_group(xp, rng):
+    sgd = in_two(SGD, parameters(xp, rng), lr=0.1)
+    assert host(sgd.table).tolist() == [[1, 1, 0, 0]] * 2
+    sgd.factor = 0.5
+    assert host(sgd.table).tolist() == [[0.5, 1, 0, 0]] * 2 and sgd.factors == (0.5, 0.5)
+    sgd.factor = np.array([0.25, 2])
+    assert host(sgd.table).tolist() == [[0.25, 1, 0, 0], [2, 1, 0, 0]]
+    sgd.control[2:3].fill(7)  # the first row, live
+    assert host(sgd.table).tolist()[0] == [0.25, 1, 7, 0]
+    assert [flat.control.tolist()[0] for flats in sgd.flats for flat in flats] == [0.25, 2]
+
+
+@pytest.mark.parametrize("factors", [[], [0.5], [1, 2, 3]])
+def test_as_many_factors_as_groups(rng, factors):
+    sgd = in_two(SGD, parameters(np, rng), lr=0.1)
+    sgd.factor = 0.5
+    with pytest.raises(ValueError, match="SGD: factor is .*, wanted a number, or one for each of "
+                                         "2 groups"):
+        sgd.factor = factors
+    assert sgd.factors == (0.5, 0.5) and sgd.table[:, 0].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_loss_scale_speaks_to_every_group(xp, rng, bad):
+    """Wherever the overflow was."""
+    ps = parameters(xp, rng)
+    sgd = in_two(SGD, ps, lr=0.1)
+    sgd.factor = [0.5, 0.25]
+    scaler = LossScale(sgd, 4.0)
+    for value, skip in ((np.inf, 1), (1, 0)):
+        before = [host(p.data).copy() for p in ps]
+        ps[3 * bad].grad.fill(value)
+        scaler.check()
+        scale = 4 if skip else 2
+        assert host(sgd.table).tolist() == [[0.5, 1 / scale, skip, 0], [0.25, 1 / scale, skip, 0]]
+        sgd.step()
+        assert [(host(p.data) == a).all() for p, a in zip(ps, before, strict=True)] == (
+            [True] * 4 if skip else [i != 3 * bad for i in range(4)])
+
+
+# -- stop ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, settings", [*KINDS, pytest.param(
+    Muon, dict(lr=0.1, orthogonal=False), id="Muon")])
+def test_every_group_has_a_stop(rng, kind, settings):
+    first, second = parameters(np, rng), parameters(np, rng)
+    optimizer = kind([{"params": first[:2], "stop": 0.25}, {"params": first[2:]}], **settings)
+    assert [group["stop"] for group in optimizer.groups] == [0.25, 1]
+    state = optimizer.state_dict()
+    assert state["group.0.stop"] == 0.25 and state["group.1.stop"] == 1
+    other = in_two(kind, second, **settings)
+    other.load_state_dict(state)
+    assert [group["stop"] for group in other.groups] == [0.25, 1]
+    older = {name: a for name, a in state.items() if not name.endswith("stop")}
+    other.groups[1]["stop"] = 0.5
+    other.load_state_dict(older)  # of a version that had none
+    assert [group["stop"] for group in other.groups] == [0.25, 0.5]
+    for stop in (0, -0.5, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"{kind.__name__}: stop is {stop}, wanted more than"):
+            kind([{"params": Parameter(np.ones(1)), "stop": stop}], **settings)
+        with pytest.raises(ValueError, match=f"stop is {stop}"):
+            other.load_state_dict(state | {"group.0.stop": np.array(stop)})
+    assert [group["stop"] for group in other.groups] == [0.25, 0.5]
+
+
+# -- control -------------------------------------------------------------------------------
 
 
 def test_a_control_that_somebody_else_wrote_counts(xp):

@@ -223,7 +223,7 @@ def test_state_has_names_and_shapes_not_flat_buffers(rng):
     ps = parameters(np, rng)
     sgd = SGD([{"params": ps[:1], "momentum": 0.0}, {"params": ps[1:]}], 0.1, momentum=0.9)
     scalars = [f"group.{i}.{name}" for i in (0, 1)
-               for name in ("lr", "momentum", "nesterov", "weight_decay")]
+               for name in ("lr", "momentum", "nesterov", "weight_decay", "stop")]
     assert list(sgd.state_dict()) == scalars
     sgd.step()
     state = sgd.state_dict()

@@ -94,6 +94,7 @@ class Adam(Optimizer):
 
     def check(self, group: Mapping[str, Any]) -> None:
         """Nothing negative (nor NaN), means that forget, an eps that keeps 0/0 away."""
+        super().check(group)
         for name in ("lr", "weight_decay"):
             if not group[name] >= 0:
                 raise ValueError(f"{self.name}: {name} is {group[name]}, wanted at least 0")

@@ -106,7 +106,8 @@ class LossScale:
     def check(self) -> None:
         """Look at the gradients: is this step to be made, and with which scale does the next begin?
 
-        Writes the multiplier and "skip" into ``optimizer.control``. Frozen parameters do not count.
+        Writes the multiplier and "skip" into every row of ``optimizer.table``. Frozen parameters do
+        not count.
 
         Raises:
             RuntimeError: a ``grad`` was replaced by hand, or the parameters have been released.
@@ -122,8 +123,8 @@ class LossScale:
         found = not all([finite(g) for g in parts])
         clean = 0 if found else int(self.counter) + 1
         grow, now = clean >= self.interval, float(self.scale)
-        self.optimizer.control[MULTIPLIER] = 1 / now
-        self.optimizer.control[SKIP] = found
+        self.optimizer.table[:, MULTIPLIER] = 1 / now
+        self.optimizer.table[:, SKIP] = found
         scale = now * (self.backoff if found else self.growth if grow else 1)
         if LEAST <= scale <= MOST:
             self.scale[...] = scale
@@ -138,10 +139,10 @@ class LossScale:
             kernels.kernel("loss_scale.cu", "loss_scale_find", T=g.dtype, BLOCK=kernels.BLOCK)(
                 S * kernels.BLOCK, g, flags[start : start + S], g.size, S)
             start += S
-        T = self.optimizer.all_flats()[0].data.dtype
+        T, table = self.optimizer.all_flats()[0].data.dtype, self.optimizer.table
         kernels.kernel("loss_scale.cu", "loss_scale_update", T=T, BLOCK=kernels.BLOCK)(
-            kernels.BLOCK, flags, self.scale, self.counter, self.optimizer.control, self.growth,
-            self.backoff, self.interval, start)
+            kernels.BLOCK, flags, self.scale, self.counter, table, self.growth, self.backoff,
+            self.interval, start, len(table))
 
     def state_dict(self) -> dict[str, Array]:
         """"scale" and "counter", the live arrays."""

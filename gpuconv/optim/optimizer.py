@@ -7,6 +7,8 @@ read it there: so a step that was captured as a CUDA graph can be replayed.
                                                   1 leaves the step out, and not a bit changes
     counters                                      steps of each parameter that were not left out
 
+Each group has a control of its own, a row of a table; only the factors differ.
+
 The settings of a group are constants of a captured step, and so is which parameters are frozen:
 ``constants()`` says them all, and where it has changed the step must be captured again.
 """
@@ -26,6 +28,7 @@ from gpuconv.backend import (
     get_array_module,
     is_gpu,
 )
+from gpuconv.optim.control import new_tables, set_factors
 from gpuconv.optim.flat import Flat, pack
 
 MULTIPLIER, SKIP = 1, 2  # of control, as in kernels/optim.cuh; factor is the first
@@ -37,6 +40,9 @@ class Optimizer:
     Making one packs the parameters into flat buffers (see flat.py): from then on the module that
     owns them cannot move; ``release`` undoes it.
 
+    Every group has a setting "stop", the share of a run that ``fit`` trains it for, 0 < stop <= 1:
+    its schedule comes to an end there, and afterwards it is frozen.
+
     Args:
         params: Parameters (``module.parameters()``), or groups: dicts with "params" and any of the
             settings that this group has for itself.
@@ -47,7 +53,7 @@ class Optimizer:
     Attributes:
         groups: [{"params": [...], "lr": ...}, ...]; settings may be changed between steps.
         flats: [[Flat, ...] for each group].
-        controls: {device: its (4,) control}.
+        tables: {device: its (groups, 4) controls}.
     """
 
     saved: ClassVar[tuple[str, ...]] = ()  # names of the state arrays that state_dict holds
@@ -56,7 +62,7 @@ class Optimizer:
         if isinstance(params, (Parameter, Mapping)) or not isinstance(params, Iterable):
             raise TypeError(f"{self.name}: params is {type(params).__name__}, wanted Parameters "
                             f"or dicts in a list")
-        listed = list(params)
+        listed, settings = list(params), {**settings, "stop": 1.0}
         if not any(isinstance(group, Mapping) for group in listed):
             listed = [{"params": listed}]
         self.groups = [self._group(number, group, settings) for number, group in enumerate(listed)]
@@ -64,17 +70,9 @@ class Optimizer:
             self.flats = pack(group["params"] for group in self.groups)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from None
-        self.master, self._factor = bool(master), 1.0
-        self.controls: dict[str, Array] = {}
+        self.master, self._factors = bool(master), (1.0,) * len(self.groups)
+        self.tables = new_tables(self.flats)
         self._counters: dict[str, dict[str, Array]] = {}  # {name: {device: array}}
-        for flat in self.all_flats():
-            place = device_name(flat.data)
-            if place not in self.controls:
-                with array_device(flat.data):
-                    control = get_array_module(flat.data).zeros(4, np.float64)
-                    control[:SKIP].fill(1)
-                self.controls[place] = control
-            flat.control = self.controls[place]
 
     @property
     def name(self) -> str:
@@ -89,27 +87,45 @@ class Optimizer:
 
     @property
     def factor(self) -> float:
-        """A schedule's: every group's lr is multiplied by it. Setting it waits for no GPU."""
-        return self._factor
+        """A schedule's: every group's lr is multiplied by it. Setting it waits for no GPU.
+
+        It may be set to a sequence, too, a number for each group; read it is the first group's.
+        """
+        return self._factors[0]
 
     @factor.setter
-    def factor(self, value: float) -> None:
-        self._factor = float(value)
-        for control in self.controls.values():
-            with array_device(control):
-                control[:1].fill(self._factor)
+    def factor(self, value: float | Iterable[float]) -> None:
+        try:
+            self._factors = set_factors(self.tables, value, len(self._factors))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
 
     @property
-    def control(self) -> Array:
-        """(4,) float64, beside the parameters: factor, gradients' multiplier, skip (0, 1), unused.
+    def factors(self) -> tuple[float, ...]:
+        """``factor`` of each group, as last set from here."""
+        return self._factors
+
+    @property
+    def table(self) -> Array:
+        """(groups, 4) float64, beside the parameters; of each group its control.
 
         Raises:
             ValueError: the parameters are on several devices.
         """
-        if len(self.controls) > 1:
-            raise ValueError(f"{self.name}: parameters are on {' and '.join(sorted(self.controls))}"
+        if len(self.tables) > 1:
+            raise ValueError(f"{self.name}: parameters are on {' and '.join(sorted(self.tables))}"
                              ", wanted one device")
-        return next(iter(self.controls.values()))
+        return next(iter(self.tables.values()))
+
+    @property
+    def control(self) -> Array:
+        """(4,) of the first group, likewise: factor, gradients' multiplier, skip, unused."""
+        return self.table[0]
+
+    @property
+    def controls(self) -> dict[str, Array]:
+        """{device: (4,) of the first group}."""
+        return {place: table[0] for place, table in self.tables.items()}
 
     @property
     def counters(self) -> dict[str, Array]:
@@ -158,6 +174,9 @@ class Optimizer:
 
     def check(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError where a setting makes no sense; runs before each step, too."""
+        if not 0 < group["stop"] <= 1:
+            raise ValueError(f"{self.name}: stop is {group['stop']}, wanted more than 0 and at "
+                             "most 1")
 
     def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
         """Update one part of the flat arrays, with the numbers in ``flat.control``."""
@@ -229,16 +248,17 @@ class Optimizer:
         """Copy in what ``state_dict`` gave, in an optimiser of the same parameters and groups.
 
         Args:
-            state: arrays of either library by name; numbers will do for settings. Where all state
-                arrays of a buffer are missing they become zeros: no step had needed them. So do
-                masters, which then are the parameters.
+            state: arrays of either library by name; numbers will do for settings, of which "stop"
+                may be missing. Where all state arrays of a buffer are missing they become zeros: no
+                step had needed them. So do masters, which then are the parameters.
 
         Raises:
             ValueError: a name, shape or dtype does not fit; lists all of them, and has changed
                 nothing.
         """
-        settings = {f"group.{number}.{name}": (group, name) for number, group in
-                    enumerate(self.groups) for name in group if name != "params"}
+        settings = [f"group.{number}.{name}" for number, group in enumerate(self.groups)
+                    for name in group if name != "params" and
+                    (name != "stop" or f"group.{number}.stop" in state)]
         kept = []
         for flat in self.all_flats():
             for kinds in self.saved, ("master",) * (self.master and flat.narrow):

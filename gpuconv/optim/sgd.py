@@ -60,6 +60,7 @@ class SGD(Optimizer):
 
     def check(self, group: Mapping[str, Any]) -> None:
         """Nothing negative (nor NaN); momentum for Nesterov."""
+        super().check(group)
         for name in ("lr", "momentum", "weight_decay"):
             if not group[name] >= 0:
                 raise ValueError(f"SGD: {name} is {group[name]}, wanted at least 0")

@@ -24,6 +24,7 @@ from gpuconv import files
 from gpuconv.backend import Array, accumulator, to_cpu
 from gpuconv.data import Dataset
 from gpuconv.train.callback import Callback, Run
+from gpuconv.train.feed import moments
 from gpuconv.train.history import flat, unflat
 from gpuconv.train.measure import Tally
 
@@ -142,8 +143,9 @@ def capture(run: Run) -> tuple[dict[str, Array], dict[str, Any]]:
     if rows and rows[-1].test:
         metadata["test_accuracy"] = rows[-1].test.accuracy
     if isinstance(run.data, Dataset):
-        metadata |= {"classes": list(run.data.classes), "mean": run.data.mean.tolist(),
-                     "std": run.data.std.tolist(), "data": run.data.name}
+        used = moments(run.data, run.arguments.get("normalize"))
+        metadata |= {"classes": list(run.data.classes), "mean": used["mean"].tolist(),
+                     "std": used["std"].tolist(), "data": run.data.name}
     return state, metadata
 
 
@@ -151,6 +153,13 @@ def identity(run: Run) -> dict[str, Any]:
     """What must be the same for a run to go on to the same bits."""
     return {**run.arguments, "training set": run.data.fingerprint,
             "test set": run.test and run.test.fingerprint}
+
+
+def _completed(was: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity, of an older version too, which had no choice in some things."""
+    kind, *groups = was.get("optimizer", [None])
+    return {"reduction": "mean", "drop_last": False, "normalize": None, **was,
+            "optimizer": [kind, *({"stop": 1.0} | group for group in groups)]}
 
 
 def weights(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +183,7 @@ def resume_from(place: str | os.PathLike, run: Run) -> None:
     state, metadata = files.load(path)
     if "identity" not in metadata:
         raise ValueError(f"{path}: holds weights, but no run to go on with")
-    was, now = metadata["identity"], identity(run)
+    was, now = _completed(metadata["identity"]), identity(run)
     changed = [f"{name} was {was.get(name)}, is {now.get(name)}" for name in {**was, **now}
                if was.get(name) != now.get(name)]
     if changed:

@@ -11,7 +11,7 @@ import numpy as np
 from gpuconv import random
 from gpuconv.backend import FLOATS, Array, array_device, asarray, get_array_module, to_cpu
 from gpuconv.data import Augment, Dataset, Loader
-from gpuconv.data.augment import gather_batch
+from gpuconv.data.augment import augment_batch, gather_batch
 from gpuconv.data.loader import SHUFFLE
 from gpuconv.nn import Module
 
@@ -52,10 +52,12 @@ class FloatBatches:
     batch_size: int
     shuffle: bool
     seed: int
+    drop_last: bool = False
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return -(-len(self.data) // self.batch_size)
+        whole, rest = divmod(len(self.data), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
 
     def order(self, epoch: int, out: Array | None = None) -> Array:
         """(N,) int32: the images in the order of this epoch; into ``out`` where it is given."""
@@ -138,9 +140,50 @@ def _from_pair(caller: str, images: Array, labels: Array, model: Module) -> Data
 
 def batches(data: Dataset | Floats, batch_size: int, *, dtype: np.dtype, shuffle: bool,
             seed: int = 0, augment: Augment | None = None, mean: Numbers | None = None,
-            std: Numbers | None = None) -> Loader | FloatBatches:
+            std: Numbers | None = None, drop_last: bool = False) -> Loader | FloatBatches:
     """A Loader of the Dataset; its equivalent for floats, which nothing is done to."""
     if isinstance(data, Floats):
-        return FloatBatches(data, batch_size, shuffle, seed)
+        return FloatBatches(data, batch_size, shuffle, seed, drop_last)
     return Loader(data, batch_size, shuffle=shuffle, augment=augment, seed=seed, dtype=dtype.name,
-                  mean=mean, std=std)
+                  drop_last=drop_last, mean=mean, std=std)
+
+
+def moments(data: Dataset | Floats, normalize: Any) -> dict[str, Numbers]:
+    """Mean and std (C,) that images of a run are normalised to; of Floats nothing.
+
+    Args:
+        data: the training set.
+        normalize: (mean, std) to use in place of the set's own, or None.
+    """
+    if isinstance(data, Floats):
+        return {}
+    mean, std = (data.mean, data.std) if normalize is None else map(np.asarray, normalize)
+    return {"mean": mean, "std": std}
+
+
+def numbers(data: Dataset | Floats, normalize: Any) -> list[list[float]] | None:
+    """Given mean and std as plain numbers.
+
+    Raises:
+        ValueError: not C finite numbers each, or a std that is not positive; or images are floats.
+    """
+    if normalize is None:
+        return None
+    if isinstance(data, Floats):
+        raise ValueError(f"fit: normalize wants uint8 images, train is {data.images.dtype}")
+    mean, std = ([float(x) for x in np.asarray(part, np.float64).reshape(-1)]
+                 for part in normalize)
+    C = data.images.shape[3]
+    if (len(mean), len(std)) != (C, C) or not np.isfinite(mean + std).all() or min(std) <= 0:
+        raise ValueError(f"fit: normalize is mean {mean}, std {std}, wanted {C} numbers each, and "
+                         "every std more than 0")
+    return [mean, std]
+
+
+def first_images(data: Dataset | Floats, count: int, dtype: np.dtype, normalize: Any) -> Array:
+    """(n, H, W, C) of the set, n at most ``count``: as the model sees them, but never augmented."""
+    with array_device(data.images):
+        if isinstance(data, Floats):
+            return data.images[:count]
+        index = get_array_module(data.images).arange(min(count, len(data)), dtype=np.int32)
+        return augment_batch(data.images, index, **moments(data, normalize), dtype=dtype.name)

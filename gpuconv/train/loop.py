@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import random, threads
+from gpuconv.autograd import no_grad
 from gpuconv.backend import array_device
 from gpuconv.data import Augment, Dataset
 from gpuconv.nn import Module
@@ -27,11 +28,14 @@ from gpuconv.ops.gpu import table
 from gpuconv.optim import EMA, Constant, LossScale, Optimizer
 from gpuconv.train.callback import Callback, Run, check_callbacks
 from gpuconv.train.checkpoint import resume_from
-from gpuconv.train.feed import Data, Floats, batches, dataset
+from gpuconv.train.feed import Data, Floats, batches, dataset, first_images, moments, numbers
 from gpuconv.train.history import Epoch, History, Metrics
 from gpuconv.train.measure import measure, mode
 from gpuconv.train.memory import explain
-from gpuconv.train.step import EagerStep, Plan, Schedule, training_step
+from gpuconv.train.rates import Schedule
+from gpuconv.train.step import EagerStep, Plan, training_step
+
+PREPARED = 5000  # images that a model may look at before its first step
 
 
 def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, batch_size: int,
@@ -39,12 +43,16 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         label_smoothing: float = 0.0, clip_norm: float | None = None, ema: EMA | None = None,
         seed: int = 0, resume: str | os.PathLike | None = None,
         callbacks: Sequence[Callback] = (), eager: bool | None = None,
-        loss_scale: str | float | None = None) -> History:
+        loss_scale: str | float | None = None, reduction: str = "mean", drop_last: bool = False,
+        normalize: tuple[Any, Any] | None = None) -> History:
     """Train a model to classify images.
 
     Args:
         model: maps x (N, H, W, C) to logits (N, classes). It is trained where it is, in its dtype,
-            all of it in training mode; afterwards each module is in the mode it was in.
+            all of it in training mode; afterwards each module is in the mode it was in. If it has a
+            method ``prepare``, that is called once before the first step of a run, not of one that
+            goes on, with the first 5,000 training images (n, H, W, C) as the model will see
+            them, but not augmented: to set first weights by them, in place.
         train: Dataset, or a pair (images, labels): uint8 images (N, H, W, C) are treated as a
             Dataset, which is normalised to its own mean and standard deviation per channel; float
             images, of the model's dtype, are used as they are.
@@ -52,8 +60,10 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
             augmented.
         epochs: passes over train, at least 1.
         batch_size: images of a step; the last step of an epoch may have fewer.
-        optimizer: of the model's parameters.
-        schedule: schedule(step, steps of the run) is a factor of the learning rate. Default: 1.
+        optimizer: of the model's parameters. A group with a setting "stop" below 1 is trained for
+            that share of the steps, and then frozen until fit ends.
+        schedule: schedule(step, steps of the run, or until its stop) is a factor of a group's
+            learning rate. Default: 1.
         augment: what happens to training images.
         label_smoothing: share of the target that is spread over all classes, 0 .. 1.
         clip_norm: gradients are scaled down to this norm, taken over all of them, if it is more.
@@ -69,6 +79,11 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         loss_scale: what the loss is multiplied by, a power of two, so that small gradients do not
             vanish in 16 bits; updates do not see it. "dynamic": as much as does not overflow; a
             step whose gradients did is left out. Default: "dynamic" in float16, else 1.
+        reduction: of the loss over a batch that is differentiated, "mean" or "sum". Losses are
+            reported as means all the same.
+        drop_last: leave out the last batch of an epoch where it has fewer images?
+        normalize: (mean, std) of each channel that uint8 images are normalised to, pixels in 0 ..
+            1. Default: those of train.
 
     Returns:
         What was measured, epoch by epoch.
@@ -90,25 +105,33 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
     1.0
     """
     _check(model, optimizer, augment, ema, epochs=epochs, batch_size=batch_size,
-           label_smoothing=label_smoothing, clip_norm=clip_norm)
+           label_smoothing=label_smoothing, clip_norm=clip_norm, reduction=reduction)
     random.check_seed(seed)
     callbacks, schedule = check_callbacks(callbacks), schedule or Constant()
     data = dataset("fit: train", train, model)
     trial = None if test is None else dataset("fit: test", test, model)
     _check_alike(data, trial, augment)
-    loader = batches(data, batch_size, dtype=model.dtype, shuffle=True, seed=seed, augment=augment)
+    given = numbers(data, normalize)
+    loader = batches(data, batch_size, dtype=model.dtype, shuffle=True, seed=seed, augment=augment,
+                     drop_last=drop_last, **moments(data, given))
+    if not len(loader):
+        raise ValueError(f"fit: {len(data)} images make no batch of {batch_size}: drop_last leaves "
+                         "out all there are")
     run = Run(model, optimizer, data, epochs, len(loader), dict(
         epochs=epochs, batch_size=batch_size, schedule=_words(schedule), augment=_words(augment),
         label_smoothing=label_smoothing, clip_norm=clip_norm, seed=seed, dtype=model.dtype.name,
         optimizer=_settings(optimizer), ema=ema and ema.decay,
-        loss_scale=_scaling(loss_scale, model.dtype), tuned=_tuned(model)), ema=ema, test=trial)
-    plan = Plan(schedule, label_smoothing, clip_norm, seed)
+        loss_scale=_scaling(loss_scale, model.dtype), tuned=_tuned(model), reduction=reduction,
+        drop_last=bool(drop_last), normalize=given), ema=ema, test=trial)
+    plan = Plan(schedule, label_smoothing, clip_norm, seed, reduction)
     with contextlib.ExitStack() as during:
         during.enter_context(_memory(run, batch_size))
         during.enter_context(_scaled(run))
         during.enter_context(_capturable())
         if resume is not None:
             resume_from(resume, run)
+        else:
+            _prepare(run)
         during.enter_context(threads.single_threaded_blas())  # once, not in each op
         during.enter_context(mode(model, True))
         during.callback(model.reseed, None)  # dropout of later calls is not that of the last step
@@ -147,15 +170,28 @@ def _test(run: Run, batch_size: int, callbacks: Sequence[Callback]) -> Metrics |
     """The measurement of the test set; None if it was stopped before its end."""
     for callback in callbacks:
         callback.on_test_start(run)
-    data = run.data
-    statistics = dict(mean=data.mean, std=data.std) if isinstance(data, Dataset) else {}
     assert run.test is not None
     with run.ema.applied() if run.ema else contextlib.nullcontext():
-        tested = measure(run.model, run.test, batch_size, **statistics, stopped=lambda: run.stop)
+        tested = measure(run.model, run.test, batch_size, stopped=lambda: run.stop,
+                         **moments(run.data, run.arguments["normalize"]))
     if tested is not None and not math.isfinite(tested.loss):
         raise FloatingPointError(f"fit: the test loss is {tested.loss} after epoch {run.epoch}; "
                                  f"{run.hint()}")
     return tested
+
+
+def _prepare(run: Run) -> None:
+    """Let a model that wants to look at the training images; averages begin after that."""
+    prepare = getattr(run.model, "prepare", None)
+    if prepare is None:
+        return
+    with no_grad():
+        prepare(first_images(run.data, PREPARED, run.model.dtype, run.arguments["normalize"]))
+    if run.ema and not run.ema.updates:
+        values = run.model.state_dict()
+        for name, average in run.ema.averages.items():
+            with array_device(average):
+                average[...] = values[name]
 
 
 @contextlib.contextmanager
@@ -212,8 +248,8 @@ def _scaled(run: Run) -> Iterator[None]:
         yield
     finally:
         with array_device(optimizer.control):
-            optimizer.control[1:2].fill(1)  # the multiplier
-            optimizer.control[2:3].fill(0)  # skip
+            optimizer.table[:, 1:2].fill(1)  # the multipliers
+            optimizer.table[:, 2:3].fill(0)  # skip
 
 
 @contextlib.contextmanager
@@ -248,6 +284,8 @@ def _check(model: Any, optimizer: Any, augment: Any, ema: Any, **numbers: Any) -
     for name in ("epochs", "batch_size"):
         if operator.index(numbers[name]) < 1:
             raise ValueError(f"fit: {name} {numbers[name]}, wanted at least 1")
+    if numbers["reduction"] not in ("mean", "sum"):
+        raise ValueError(f"fit: reduction {numbers['reduction']!r}, wanted 'mean' or 'sum'")
     if not 0 <= numbers["label_smoothing"] <= 1:
         raise ValueError(f"fit: label_smoothing {numbers['label_smoothing']}, wanted 0..1")
     if numbers["clip_norm"] is not None and not numbers["clip_norm"] > 0:

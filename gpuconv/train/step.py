@@ -8,12 +8,13 @@ so whatever changes from step to step lies in device memory, and a kernel (clock
 
     clock      epoch, batch, step      which images, which dropout masks, which factor
     order      (N,)                    images of the epoch, filled once per epoch
-    factors    (steps of the run,)     the schedule, evaluated beforehand
+    factors    (steps, groups)         of the run: the schedule, evaluated beforehand
     records    (steps, 4)              loss, right answers, skipped?, loss scale: of this epoch
 
 There is a graph per batch size. The first step of each is run without one: it compiles kernels and
 allocates what stays. The second is captured. What a graph has baked in (addresses, settings,
-what is frozen, modes) is compared where a callback could have changed it: then it begins anew.
+what is frozen, modes) is compared where a callback could have changed it: then it begins anew, as
+it does where a group of the optimiser comes to its end (rates.py).
 Memory of the graphs comes from a pool of their own, which nobody else may use.
 
 Both give the same bits: the same kernels, in the same order.
@@ -22,26 +23,24 @@ Both give the same bits: the same kernels, in the same order.
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gpuconv import kernels
-from gpuconv.backend import Array, accumulator, array_device, cupy, device_name, to_cpu
+from gpuconv.backend import Array, accumulator, array_device, cupy, device_name
 from gpuconv.data import Loader
 from gpuconv.ops import softmax_cross_entropy
 from gpuconv.ops.softmax_cross_entropy import count_correct
 from gpuconv.optim import clip_grad_norm
 from gpuconv.train.baked import baked, culprit
 from gpuconv.train.callback import Callback, Run
+from gpuconv.train.clock import Records, Sums, tick
 from gpuconv.train.feed import FloatBatches
 from gpuconv.train.gpu_memory import graph_pool
-from gpuconv.train.measure import Seen
+from gpuconv.train.rates import Rates, Schedule
 
 READ = 20  # steps between two looks at the loss on a GPU; on the CPU each is looked at
-
-Schedule = Callable[[int, int], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Plan:
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     seed: int = 0
+    reduction: str = "mean"  # of the loss over a batch, or "sum"
 
 
 class EagerStep:
@@ -66,6 +66,8 @@ class EagerStep:
     def __init__(self, run: Run, loader: Loader | FloatBatches, plan: Plan):
         self.run, self.loader, self.plan = run, loader, plan
         self.total = run.epochs * run.steps
+        self.rates = Rates(run.optimizer, plan.schedule, self.total)
+        self.sums = plan.reduction == "sum"
         self.every = 1 if run.model.device == "cpu" else READ
         self.batches: Iterator[tuple[Array, Array]] = iter(())
 
@@ -77,25 +79,29 @@ class EagerStep:
     def begin(self) -> None:
         """An epoch begins, or what is left of one."""
         self.batches = self.loader.epoch(self.run.epoch - 1, self.run.step)
+        if self.sums:
+            self.run.tally.waiting = Sums()
 
     def take(self) -> None:
         """One step."""
         run, number = self.run, self.number
+        self.rates.freeze(number)
         x, labels = next(self.batches)
         run.model.reseed(self.plan.seed, number)
         logits, loss = self.gradients(x, labels)
         run.step += 1
         run.tally.add(logits, loss, labels, *self.scaling())
         self.read()  # before a loss that is NaN can reach the weights
-        run.optimizer.factor = self.plan.schedule(number, self.total)
+        run.optimizer.factor = self.rates.factors(number)
         self.update()
         run.lr = float(run.optimizer.groups[0]["lr"] * run.optimizer.factor)
 
     def gradients(self, x: Array, labels: Array, gy: Array | None = None) -> tuple[Array, Array]:
-        """Forward and backward: logits (N, K), mean loss (); the gradients are the optimiser's."""
+        """Forward and backward: logits (N, K), loss (); the gradients are the optimiser's."""
         run = self.run
         logits = run.model(x)
-        loss = softmax_cross_entropy(logits, labels, label_smoothing=self.plan.label_smoothing)
+        loss = softmax_cross_entropy(logits, labels, label_smoothing=self.plan.label_smoothing,
+                                     reduction=self.plan.reduction)
         run.optimizer.zero_grad()
         if run.scale is None:
             loss.backward(gy)
@@ -143,11 +149,11 @@ class CapturedStep(EagerStep):
         super().__init__(run, loader, plan)
         cp = cupy()
         self.must, self.passive = must, passive
-        self.factors = [float(plan.schedule(step, self.total)) for step in range(self.total)]
+        self.factors = [self.rates.factors(step) for step in range(self.total)]
         self.table = cp.asarray(np.array(self.factors, np.float64))
         self.clock = cp.zeros(3, np.int64)
         self.order = cp.empty(len(run.data), np.int32)
-        self.records = Records(cp.zeros((run.steps, 4), np.float64))
+        self.records = Records(cp.zeros((run.steps, 4), np.float64), self.sums)
         self.one = cp.ones((), accumulator(run.model.dtype))  # dL/dL
         self.stream = cp.cuda.Stream(non_blocking=True)  # to capture on; graphs run on the current
         self.pool = graph_pool()  # one for all graphs: they never run at the same time
@@ -169,7 +175,9 @@ class CapturedStep(EagerStep):
         """One step: one launch."""
         run, number, size = self.run, self.number, self.loader.batch_size
         n = min(size, len(run.data) - run.step * size)
-        if not self.passive:
+        if self.rates.freeze(number):
+            self.forget()
+        elif not self.passive:
             self.look()
         if self.captures and n in self.warm and n not in self.graphs:
             self.capture(n)
@@ -180,8 +188,8 @@ class CapturedStep(EagerStep):
             self.warm.add(n)
         run.step += 1
         self.records.sizes.append(n)
-        run.optimizer._factor = self.factors[number]  # what the kernel has written
-        run.lr = float(run.optimizer.groups[0]["lr"] * self.factors[number])
+        run.optimizer._factors = self.factors[number]  # what the kernel has written
+        run.lr = float(run.optimizer.groups[0]["lr"] * run.optimizer.factor)
         self.read()
 
     def look(self) -> None:
@@ -212,11 +220,11 @@ class CapturedStep(EagerStep):
         return x, labels
 
     def tick(self, logits: Array, loss: Array, labels: Array) -> None:
-        """Note what the step gave, set the factor of its update, and let the clock move on."""
+        """Note what the step gave, set the factors of its update, and let the clock move on."""
         right = cupy().empty((), np.int64)
         count_correct(logits, labels, right)
         scale = None if self.run.scale is None else self.run.scale.scale
-        tick(self.clock, loss, right, scale, self.table, self.run.optimizer.control,
+        tick(self.clock, loss, right, scale, self.table, self.run.optimizer.table,
              self.records.rows)
 
     def capture(self, n: int) -> None:
@@ -245,53 +253,6 @@ class CapturedStep(EagerStep):
                           f"launch (as with eager=True, or --eager): {failure}", stacklevel=2)
 
 
-def tick(clock: Array, loss: Array, right: Array, scale: Array | None, factors: Array,
-         control: Array, records: Array) -> None:
-    """Note what a step gave, set the factor of its update, and let the clock move on.
-
-    Args:
-        clock: (3,) int64: epoch, batch, step.
-        loss, right: (), of the step; right int64.
-        scale: () float32, if the loss is scaled.
-        factors: (steps of the run,) float64.
-        control: (4,) float64, of the optimiser.
-        records: (steps of the epoch, 4) float64.
-    """
-    kernels.kernel("clock.cu", "clock_tick", T=loss.dtype)(
-        1, clock, loss, right, scale, factors, control, records, len(factors), len(records),
-        block=32)
-
-
-class Records:
-    """What captured steps have noted on the device, and nobody has read yet.
-
-    Args:
-        rows: (steps, 4) float64: loss, right answers, skipped?, loss scale.
-    """
-
-    def __init__(self, rows: Array):
-        self.rows, self.start = rows, 0
-        self.sizes: list[int] = []  # images of each step from ``start`` on
-
-    def __len__(self) -> int:
-        """Steps."""
-        return len(self.sizes)
-
-    def begin(self, step: int) -> None:
-        """The next row is that of this step of the epoch."""
-        self.start, self.sizes = step, []
-
-    def fetch(self) -> list[Seen]:
-        """All of them, in one copy; then there are none. Waits for the device."""
-        start, sizes = self.start, self.sizes
-        if not sizes:
-            return []
-        self.begin(start + len(sizes))
-        rows = to_cpu(self.rows[start : self.start]).tolist()
-        return [Seen(n, loss, int(right), *more)
-                for n, (loss, right, *more) in zip(sizes, rows, strict=True)]
-
-
 @contextlib.contextmanager
 def training_step(run: Run, loader: Loader | FloatBatches, plan: Plan, eager: bool | None,
                   callbacks: Sequence[Callback]) -> Iterator[EagerStep]:
@@ -303,13 +264,20 @@ def training_step(run: Run, loader: Loader | FloatBatches, plan: Plan, eager: bo
             CPU, and with parameters on several devices, it makes no difference.
         callbacks: of the run.
 
+    Afterwards what the optimiser's groups had frozen at their end is so no longer.
+
     Raises:
         RuntimeError: later, where a step is taken: eager is False, and it cannot be captured.
+        ValueError: all groups of the optimiser end before the run.
     """
     homes = {device_name(p.data): p.data for group in run.optimizer.groups
              for p in [*group["params"], *run.model.parameters()]}
     if eager or len(homes) > 1 or "cpu" in homes:
-        yield EagerStep(run, loader, plan)
+        eagerly = EagerStep(run, loader, plan)
+        try:
+            yield eagerly
+        finally:
+            eagerly.rates.thaw()
         return
     passive = all(callback.passive or type(callback).on_step is Callback.on_step
                   for callback in callbacks)
@@ -319,3 +287,4 @@ def training_step(run: Run, loader: Loader | FloatBatches, plan: Plan, eager: bo
             yield step
         finally:
             step.forget()
+            step.rates.thaw()

@@ -1,0 +1,47 @@
+"""The numbers of each group of an optimiser that change from step to step: see optimizer.py."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from gpuconv.backend import Array, array_device, device_name, get_array_module
+from gpuconv.optim.flat import Flat
+
+
+def new_tables(flats: Sequence[Sequence[Flat]]) -> dict[str, Array]:
+    """{device: (groups, 4) float64}, and each flat buffer's ``control`` is its group's row.
+
+    Factor and multiplier are 1, no step is left out.
+    """
+    tables: dict[str, Array] = {}
+    for number, its in enumerate(flats):
+        for flat in its:
+            place = device_name(flat.data)
+            with array_device(flat.data):
+                if place not in tables:
+                    tables[place] = get_array_module(flat.data).zeros((len(flats), 4), np.float64)
+                    tables[place][:, :2].fill(1)
+                flat.control = tables[place][number]
+    return tables
+
+
+def set_factors(tables: Mapping[str, Array], value: float | Iterable[float],
+                groups: int) -> tuple[float, ...]:
+    """Write a factor for all groups, or one for each; says which. Waits for no GPU.
+
+    Raises:
+        ValueError: not as many as there are groups.
+    """
+    found = (tuple(map(float, value)) if isinstance(value, Iterable) else
+             (float(value),) * groups)
+    if len(found) != groups:
+        raise ValueError(f"factor is {list(found)}, wanted a number, or one for each of {groups} "
+                         "groups")
+    for table in tables.values():
+        with array_device(table):
+            if len(set(found)) == 1:
+                table[:, :1].fill(found[0])
+            else:
+                for row, factor in zip(table, found, strict=True):
+                    row[:1].fill(factor)
+    return found

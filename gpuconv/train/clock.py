@@ -1,0 +1,67 @@
+"""What a captured step keeps on the device: where the run stands, and what its steps gave."""
+
+from gpuconv import kernels
+from gpuconv.backend import Array, to_cpu
+from gpuconv.train.measure import Queue, Seen
+
+
+def tick(clock: Array, loss: Array, right: Array, scale: Array | None, factors: Array,
+         control: Array, records: Array) -> None:
+    """Note what a step gave, set the factors of its update, and let the clock move on.
+
+    Args:
+        clock: (3,) int64: epoch, batch, step.
+        loss, right: (), of the step; right int64.
+        scale: () float32, if the loss is scaled.
+        factors: (steps of the run, groups) float64.
+        control: (groups, 4) float64, of the optimiser.
+        records: (steps of the epoch, 4) float64.
+    """
+    kernels.kernel("clock.cu", "clock_tick", T=loss.dtype)(
+        1, clock, loss, right, scale, factors, control, records, len(factors), len(records),
+        control.size // 4, block=32)
+
+
+def means(found: list[Seen]) -> list[Seen]:
+    """Batches whose losses are sums over their images, with the means in place of these."""
+    return [seen._replace(loss=seen.loss / seen.images) for seen in found]
+
+
+class Sums(Queue):
+    """Results of batches that are still where they were computed; their losses are sums."""
+
+    def fetch(self) -> list[Seen]:
+        """All of them, with means; then there are none. Waits for the device."""
+        return means(super().fetch())
+
+
+class Records:
+    """What captured steps have noted on the device, and nobody has read yet.
+
+    Args:
+        rows: (steps, 4) float64: loss, right answers, skipped?, loss scale.
+        sums: are the losses sums over the images?
+    """
+
+    def __init__(self, rows: Array, sums: bool = False):
+        self.rows, self.sums, self.start = rows, sums, 0
+        self.sizes: list[int] = []  # images of each step from ``start`` on
+
+    def __len__(self) -> int:
+        """Steps."""
+        return len(self.sizes)
+
+    def begin(self, step: int) -> None:
+        """The next row is that of this step of the epoch."""
+        self.start, self.sizes = step, []
+
+    def fetch(self) -> list[Seen]:
+        """All of them, with mean losses, in one copy; then there are none. Waits for the device."""
+        start, sizes = self.start, self.sizes
+        if not sizes:
+            return []
+        self.begin(start + len(sizes))
+        rows = to_cpu(self.rows[start : self.start]).tolist()
+        found = [Seen(n, loss, int(right), *more)
+                 for n, (loss, right, *more) in zip(sizes, rows, strict=True)]
+        return means(found) if self.sums else found
