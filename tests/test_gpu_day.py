@@ -60,8 +60,7 @@ def day(tmp_path):
 def test_a_captured_case_waits_for_its_arrays(monkeypatch):
     """They are made on another stream, and a GPU may be late."""
     def cases(size, dtype):
-        for case in itertools.islice(gpu_cases.cases(gpu_cases.TINY, dtype), 4):
-            yield case
+        return itertools.islice(gpu_cases.cases(gpu_cases.TINY, dtype), 4)
 
     monkeypatch.setattr(gpu_checks, "cases", cases)
     findings = Findings(None)

@@ -16,9 +16,8 @@ import pytest
 import gpuconv as gpc
 from check import make
 from gpuconv.backend import float_dtype
-from hostcuda import compiler
+from hostcuda import compiler, fake_ndarray
 from hostcuda import fake_cupy as cp
-from hostcuda import fake_ndarray
 
 DTYPES = "bool int8 uint8 int32 int64 uint64 float16 float32 float64 bfloat16".split()
 OPERATORS = {
