@@ -4,6 +4,7 @@
 //   control[g][0] = factors[step][g]                      a schedule's, for its update of group g
 //   clock         = [epoch, batch + 1, step + 1]
 //
+// Dtypes   float32, float64: what losses are
 // Launch   one thread, no shared memory.
 // Traffic  tick  reads clock <= 3, loss 1, right 1, scale 1 if scale, factors G, control 1, writes
 //                record 4 (asks 4; sectors <= 4), control G, clock 2 (asks 2; sectors <= 2).

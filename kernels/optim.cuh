@@ -6,7 +6,7 @@
 //                    whether this step is left out (0 or 1), unused: of each group its own
 #pragma once
 
-constexpr int FACTOR = 0, MULTIPLIER = 1, SKIP = 2;
+enum Control { FACTOR, MULTIPLIER, SKIP };
 
 // What a 16-bit number p stands for: its master copy; p itself where somebody has written it since
 // the two were last equal.

@@ -275,7 +275,8 @@ def test_resumes_with_the_same_bits(xp, rng, tmp_path, kind, dtype):
 def test_state_has_pytorchs_names(rng):
     ps = parameters(np, rng)
     adam = Adam(ps)
-    settings = [f"group.0.{name}" for name in ("lr", "beta1", "beta2", "eps", "weight_decay")]
+    settings = [f"group.0.{name}" for name in (
+        "lr", "beta1", "beta2", "eps", "weight_decay", "stop")]
     state = adam.state_dict()
     assert list(state) == [*settings, "step"] and state["step"].tolist() == [0] * 4
     adam.step()

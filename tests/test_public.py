@@ -59,7 +59,8 @@ SIGNATURES = {
     "train.TensorBoard": "folder, every=20", "train.Records": "folder", "train.Interrupt": "",
     "train.fit": "model, train, *, test=None, epochs, batch_size, optimizer, schedule=None, "
                  "augment=None, label_smoothing=0.0, clip_norm=None, ema=None, seed=0, "
-                 "resume=None, callbacks=(), eager=None, loss_scale=None",
+                 "resume=None, callbacks=(), eager=None, loss_scale=None, reduction='mean', "
+                 "drop_last=False, normalize=None",
     "train.evaluate": "model, data, *, batch_size=256, mean=None, std=None",
     "data.cifar10": "root=None, download=False, *, verify=True, progress=None",
     "data.shapes": "train=10000, test=2000, seed=0",
@@ -76,7 +77,7 @@ SIGNATURES = {
     "data.Source.of": "text=None, *, data_dir=None, **more",
     "data.Source.load": "self, download=False, progress=None",
     "nn.summary": "model, input_shape=(32, 32, 3)",
-    "train.predictions": "model, data, *, mean=None, std=None, batch_size=256",
+    "train.predictions": "model, data, *, mean=None, std=None, batch_size=256, views='none'",
     "nn.nvtx_ranges": "model",
     "models.simple_convnet": "in_channels=3, classes=10, image=32",
     "models.cifar_convnet": "in_channels=3, classes=10, image=32",
