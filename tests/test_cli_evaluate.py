@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -56,6 +57,28 @@ def test_other_data_and_batch_size(found):
     told = json.loads(gpuconv("evaluate", tiny_run(), "--data", "shapes", "--limit", 20, "--json",
                               "--batch-size", 7).stdout)
     assert told["images"] == 20 and np.sum(told["confusion"]) == 20
+
+
+def test_views(found):
+    trained = runs.load(tiny_run())
+    test = gpc.data.shapes(60, 60)[1]
+    want = gpc.train.predictions(trained.model, test, mean=trained.mean, std=trained.std,
+                                 views="six")
+    told = json.loads(gpuconv("evaluate", tiny_run(), "--views", "six", "--json").stdout)
+    assert told["views"] == "six" and told["confusion"] == want.confusion.tolist()
+    assert found[0]["views"] == "none" and told["loss"] == pytest.approx(want.loss, rel=1e-6)
+    assert "views 'ten', wanted one of" in fails(1, "evaluate", tiny_run(), "--views", "ten")
+
+
+def test_views_are_those_that_the_run_was_told(tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"]["views"] = "mirror"
+    (folder / "config.json").write_text(json.dumps(config))
+    done = gpuconv("evaluate", folder)
+    assert re.search(r"^accuracy .* of 60 images, views mirror$", done.stdout, re.M)
+    assert ", views" not in gpuconv("evaluate", folder, "--views", "none").stdout
 
 
 def test_all_of_the_data(found):

@@ -1,5 +1,6 @@
 """``gpuconv train`` as its users meet it."""
 
+import json
 import re
 import struct
 
@@ -39,15 +40,64 @@ def test_every_setting_reaches_the_run(tmp_path):
                    "cifar10", "--optimizer", "adamw", "--lr", 0.002, "--momentum", 0.8, "--ema",
                    0.9, "--weight-decay", 0.1, "--schedule", "cosine", "--crop", 2, "--patience", 3,
                    "--label-smoothing", 0.1, "--clip-norm", 1.5, "--seed", 7, "--dtype", "float64",
-                   "--loss-scale", 8, "--no-master-weights", "--eager")
+                   "--loss-scale", 8, "--no-master-weights", "--eager", "--views", "mirror")
     assert done.returncode == 0, done.stderr
     config = runs.RunFolder(folder).config()
     assert config.settings == gpc.train.Settings(
         epochs=1, batch_size=20, optimizer="adamw", lr=0.002, momentum=0.8, ema=0.9, crop=2,
         weight_decay=0.1, schedule="cosine", patience=3, label_smoothing=0.1, clip_norm=1.5,
-        loss_scale=8.0, master_weights=False)
+        loss_scale=8.0, master_weights=False, views="mirror")
     assert (config.seed, config.dtype, config.recipe) == (7, "float64", "cifar10")
     assert config.command.startswith("gpuconv train --data shapes")
+
+
+def test_views_after_the_last_epoch(tmp_path):
+    folder = tmp_path / "run"
+    done = gpuconv(*SMALL, "--epochs", 1, "--views", "six", "--run", folder)
+    trained = runs.load(folder)
+    _, test = gpc.data.shapes(40, 40)
+    found = gpc.train.predictions(trained.model, test, mean=trained.mean, std=trained.std,
+                                  views="six")
+    told = json.loads((folder / "views.json").read_text())
+    assert (told["views"], told["epoch"], told["images"]) == ("six", 1, 40)
+    assert told["accuracy"] == found.accuracy and told["loss"] == pytest.approx(found.loss, 1e-5)
+    assert done.stdout.endswith(f"{found.accuracy:.2%} of 40 test images right with --views six: "
+                                f"{folder / 'views.json'}\n")
+
+
+def test_speedrun94(tmp_path):
+    """The recipe itself, on few images."""
+    folder = tmp_path / "run"
+    done = gpuconv("train", "--recipe", "speedrun94", "--data", "shapes", "--limit", 30,
+                   "--batch-size", 10, "--epochs", 1, "--device", "cpu", "--run", folder)
+    assert done.returncode == 0, done.stderr
+    assert "speedrun, 1,972,792 parameters" in done.stdout and len(ROW.findall(done.stdout)) == 1
+    assert "30 test images right with --views six" in done.stdout
+    trained = runs.load(folder)
+    assert trained.mean.tolist() == [0.4914, 0.4822, 0.4465]
+    config = trained.folder.config()
+    assert config.settings.groups and config.recipe == "speedrun94"
+
+
+def test_runs_against_the_clock(tmp_path):
+    file = tmp_path / "timed.json"
+    done = gpuconv(*SMALL, "--epochs", 1, "--views", "mirror", "--runs", 2, "--seed", 3, "--run",
+                   file, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^seed (\d): (\d+\.\d{3}) s, (\d+\.\d\d)% of the test", done.stdout, re.M)
+    told = json.loads(file.read_text())
+    assert [seed for seed, *_ in rows] == ["3", "4"] and len(told["runs"]) == 2
+    for (_, seconds, accuracy), run in zip(rows, told["runs"], strict=True):
+        assert (seconds, accuracy) == (f"{run['seconds']:.3f}", f"{100 * run['accuracy']:.2f}")
+    assert re.search(r"^2 runs: \d+\.\d{3} \+- \d+\.\d{3} s, \d+\.\d\d% \+- \d+\.\d\d%$",
+                     done.stdout, re.M)
+    assert told["config"]["settings"]["views"] == "mirror" and told["environment"]["NumPy"]
+    assert list(tmp_path.iterdir()) == [file]  # no folder of a run
+
+    folder = tmp_path / "run"  # the accuracy is that of a run with this seed
+    gpuconv(*SMALL, "--epochs", 1, "--views", "mirror", "--seed", 4, "--run", folder)
+    seen = json.loads((folder / "views.json").read_text())
+    assert seen["accuracy"] == told["runs"][1]["accuracy"]
 
 
 def test_a_model_in_the_notation_of_the_notes(tmp_path):
@@ -183,6 +233,7 @@ def test_ctrl_c(tmp_path):
     ("--epochs 0", "argument --epochs: 0 is out of range, wanted at least 1"),
     ("--epochs 1.5", "argument --epochs: '1.5' is not a whole number"),
     ("--batch-size 0", "argument --batch-size: 0 is out of range"),
+    ("--runs 0", "argument --runs: 0 is out of range"),
     ("--limit 0", "argument --limit: 0 is out of range"),
     ("--minutes 0", "argument --minutes: 0 is out of range"),
     ("--seed 4294967296", "out of range, wanted 0..4294967295"),
@@ -199,6 +250,11 @@ def test_wrong_usage(wrong, text):
     ("--data mnist", "data mnist: no such file or folder; wanted cifar10, shapes, a folder"),
     ("--recipe soup", "--recipe soup: wanted one of cifar10, folder, shapes, simple"),
     ("--optimizer lion", "optimizer 'lion', wanted one of sgd, adam, adamw"),
+    ("--views ten", "views 'ten', wanted one of none, mirror, six"),
+    ("--recipe speedrun94", "group '25.weight' has no parameters of the model"),
+    ("--recipe speedrun94 --optimizer sgd", "group '25.weight': sgd has no orthogonal"),
+    ("--runs 2 --tensorboard", "--runs is against the clock"),
+    ("--runs 2 --run .", "is a folder, wanted the name of a file"),
     ("--ema 1", "ema 1.0, wanted at least 0 and less than 1"),
 ])
 def test_what_does_not_exist(tmp_path, wrong, text):

@@ -1,8 +1,10 @@
 """A run's folder, and the model out of it."""
 
 import concurrent.futures
+import dataclasses
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from gpuconv.data import Source
 from gpuconv.runs import Config, RunFolder
 from gpuconv.train import Settings
 
+timed_module = sys.modules["gpuconv.runs.timed"]  # runs.timed is the function
 NET = "INPUT 32x32x3 CONV3-4/4 BN RELU FC 10"
 
 
@@ -72,6 +75,84 @@ def test_other_dtypes_come_back(tmp_path, dtype):
     folder = RunFolder.create(config(dtype=dtype), tmp_path / "run")
     runs.train(config(dtype=dtype), folder)
     assert runs.load(folder.path).model.dtype.name == dtype
+
+
+def test_views_are_kept_where_there_are_several(tmp_path):
+    settings = Settings(epochs=1, batch_size=10, views="mirror", mean=(0.5, 0.4, 0.3),
+                        std=(0.2, 0.3, 0.4))
+    folder = RunFolder.create(config(settings=settings), tmp_path / "run")
+    outcome = runs.train(config(settings=settings), folder)
+    told = json.loads(folder.views.read_text())
+    trained = runs.load(folder.path)
+    assert trained.mean.tolist() == [0.5, 0.4, 0.3] and trained.std.tolist() == [0.2, 0.3, 0.4]
+    found = train.predictions(trained.model, folder.data()[1], views="mirror", mean=trained.mean,
+                              std=trained.std)
+    assert told["accuracy"] == found.accuracy == outcome.viewed.accuracy
+    folder.views.unlink()  # killed just before its end: going on makes up for it
+    again = runs.train(config(settings=settings), folder, resume=True)
+    assert json.loads(folder.views.read_text()) == told
+    assert again.history.rows == outcome.history.rows
+
+
+# -- against the clock -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_timed_runs_are_runs(request, tmp_path, device):
+    """The same seeds give the accuracy of runs with a folder; each is timed by itself."""
+    if device == "cuda":
+        request.getfixturevalue("cp")
+    made = config(device=device, settings=Settings(epochs=1, batch_size=10, views="mirror"),
+                  source=Source("shapes", limit=25))
+    seen = []
+    found = runs.timed(made, made.source.load(), 2, told=seen.append)
+    assert found == seen and [one.seed for one in found] == [2, 3]
+    assert all(one.seconds > 0 for one in found)
+    for one in found:
+        folder = RunFolder.create(made, tmp_path / str(one.seed))
+        outcome = runs.train(dataclasses.replace(made, seed=one.seed), folder)
+        assert outcome.viewed.accuracy == one.accuracy
+
+
+def test_what_is_inside_the_clock(monkeypatch):
+    """Preparing, training and the final test; not data, weights, optimiser, or the first steps."""
+    inside, log = [False], []
+    monkeypatch.setattr(timed_module.time, "perf_counter", lambda: inside.append(
+        not inside.pop()) or 0.0)
+
+    def watched(owner, name):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: (
+            log.append((name, inside[0])), real(*a, **k))[1])
+
+    watched(models, "build")
+    watched(timed_module.training, "fit")
+    watched(timed_module, "seen_in_views")
+    watched(Settings, "fit_arguments")
+    made = config(settings=Settings(epochs=1, batch_size=10, views="six"))
+    monkeypatch.setattr(timed_module.training, "fit", lambda *a, **k: log.append(
+        ("fit", len(a[1]), k["epochs"], inside[0])))
+    runs.timed(made, made.source.load(), 1)
+    assert log == [("build", False), ("fit_arguments", False), ("fit", 30, 1, True),
+                   ("seen_in_views", True)] + [
+                       ("build", False), ("fit_arguments", False), ("fit", 40, 1, True),
+                       ("seen_in_views", True)]
+
+
+def test_means_and_deviations():
+    found = runs.summary([runs.Timing(0, 1.0, 0.9), runs.Timing(1, 3.0, 0.94)])
+    assert found == {"seconds": 2.0, "seconds_deviation": pytest.approx(2**0.5),
+                     "accuracy": pytest.approx(0.92),
+                     "accuracy_deviation": pytest.approx(0.02 * 2**0.5)}
+    assert runs.summary([runs.Timing(0, 1.0, 0.9)])["seconds_deviation"] is None
+
+
+def test_timed_refuses():
+    made = config()
+    with pytest.raises(ValueError, match="timed: 0 runs, wanted at least 1"):
+        runs.timed(made, made.source.load(), 0)
+    with pytest.raises(ValueError, match="seed"):
+        runs.timed(config(seed=2**32 - 1), made.source.load(), 2)
 
 
 def test_a_grey_set_of_another_size(tmp_path):

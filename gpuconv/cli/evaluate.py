@@ -34,6 +34,9 @@ def add_options(to: argparse.ArgumentParser) -> None:
     run_argument(to)
     to.add_argument("--batch-size", type=number(int, 1), default=256, metavar="N",
                     help="images at a time (default: %(default)s)")
+    to.add_argument("--views", metavar="none|mirror|six",
+                    help="average the answers to an image in so many views, moved a little "
+                         "(default: what the run was told)")
     add_device(to)
     to.add_argument("--json", action="store_true", help="write JSON, the whole matrix included")
     data = add_data(to, default="what the run was trained on")
@@ -50,19 +53,21 @@ def run(args: argparse.Namespace) -> None:
     trained, where = load_run(args)
     with contextlib.nullcontext() if args.json else loading(out) as progress:
         data, says = choose_data(args, trained, progress)
+    views = args.views or (trained.folder.config().settings.views if trained.folder else "none")
     found = train.predictions(trained.model, data, mean=trained.mean, std=trained.std,
-                              batch_size=args.batch_size)
+                              batch_size=args.batch_size, views=views)
     images = len(found.labels)
     if args.json:
         write_json(out, {
             "checkpoint": str(trained.path), "data": says, "images": images,
-            "accuracy": found.accuracy, "loss": found.loss,
+            "views": views, "accuracy": found.accuracy, "loss": found.loss,
             "classes": [row._asdict() for row in found.per_class()],
             "confusion": found.confusion.tolist()})
         return
     right = int(found.confusion.trace())
+    seen = "" if views == "none" else f", views {views}"
     show(out, {"checkpoint": str(trained.path), "data": says, "device": where,
-               "accuracy": f"{found.accuracy:.2%}, {right:,} of {images:,} images",
+               "accuracy": f"{found.accuracy:.2%}, {right:,} of {images:,} images{seen}",
                "loss": f"{found.loss:.4f}"})
     say(out, "")
     show_classes(out, found)

@@ -24,6 +24,7 @@ EXAMPLES = (
     "gpuconv train --data path/to/my-photos",
     "gpuconv train --data-dir ~/cifar-10-batches-bin --device cuda --seed 1",
     'gpuconv train --model "INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10"',
+    "gpuconv train --recipe speedrun94 --device cuda --dtype float16 --runs 10",
     "gpuconv train --resume runs/20261121-093000-cifar10")
 
 
@@ -35,11 +36,11 @@ def loss_scale(text: str) -> str | float:
 CHANGES: dict[str, tuple[Callable[[str], Any], str]] = {  # of a recipe's settings: type, help
     "epochs": (number(int, 1), "passes over the data"),
     "batch_size": (number(int, 1), "images of a step"),
-    "optimizer": (str, "sgd, adam or adamw"),
+    "optimizer": (str, "sgd, adam, adamw or muon"),
     "lr": (number(float, 0), "learning rate where the schedule is highest"),
-    "momentum": (number(float, 0, 1), "Nesterov's, of sgd; first beta of Adam"),
+    "momentum": (number(float, 0, 1), "Nesterov's, of sgd and muon; first beta of Adam"),
     "weight_decay": (number(float, 0), "pull of the weights towards 0"),
-    "schedule": (str, "constant, step, cosine or one-cycle"),
+    "schedule": (str, "constant, step, linear, cosine or one-cycle"),
     "crop": (number(int, 0), "pixels that training images may move by"),
     "label_smoothing": (number(float, 0, 1), "share of the target that all classes get"),
     "clip_norm": (number(float, 0), "largest norm of all gradients"),
@@ -47,6 +48,7 @@ CHANGES: dict[str, tuple[Callable[[str], Any], str]] = {  # of a recipe's settin
     "patience": (number(int, 1), "epochs without a better test before the run ends"),
     "loss_scale": (loss_scale, "what keeps gradients in the range of 16 bits: dynamic, or a power "
                                "of two (default: dynamic in float16)"),
+    "views": (str, "of each test image after the last epoch, averaged: none, mirror or six"),
 }
 MAY_CHANGE = ("resume", "device", "minutes", "keep", "tensorboard", "nvtx",
               "eager")  # when a run goes on
@@ -74,7 +76,10 @@ def add_options(to: argparse.ArgumentParser) -> None:
     run.add_argument("--seed", type=number(int, 0, random.LOW), metavar="N",
                      help="the same seed gives the same bits (default: 0)")
     run.add_argument("--run", type=pathlib.Path, metavar="DIR",
-                     help="folder of the run (default: a new one in ./runs)")
+                     help="folder of the run (default: a new one in ./runs); with --runs a file")
+    run.add_argument("--runs", type=number(int, 1), metavar="N",
+                     help="do N runs with seeds from --seed on against the clock, and keep nothing "
+                          "but, if --run names a file, seconds and accuracy as JSON")
     run.add_argument("--resume", type=pathlib.Path, metavar="RUN",
                      help="go on with a run that was stopped, to the same bits")
     run.add_argument("--minutes", type=number(float, 1e-9), default=5.0, metavar="X",
@@ -125,6 +130,9 @@ def run(args: argparse.Namespace) -> None:
         says = config.source.says(*sets)
     else:
         config, sets, says, device = chosen(args, console)
+        if args.runs:
+            against_the_clock(args, console, config, sets, {"data": says, "device": device})
+            return
         folder = runs.RunFolder.create(config, args.run, tuned=tuned(args, device))
     introduce(console, config, sets,
               {"data": says, "device": device, "folder": str(folder.path)})
@@ -139,6 +147,31 @@ def run(args: argparse.Namespace) -> None:
         resume_hint(folder)
         sys.exit(128 + outcome.signal)
     finish(console, folder, outcome.history)
+    if (seen := outcome.viewed) is not None:
+        say(console, f"{seen.accuracy:.2%} of {len(seen.labels):,} test images right with "
+                     f"--views {config.settings.views}: {folder.views}")
+
+
+def against_the_clock(args: argparse.Namespace, console: Any, config: "Config",
+                      sets: "tuple[Dataset, Dataset]", more: dict[str, str]) -> None:
+    """``--runs``: each run's seconds and accuracy, then their means and standard deviations."""
+    from gpuconv import files, runs
+    if args.run:
+        files.check_writable(args.run)
+    introduce(console, config, sets, more | {"folder": "none: seconds and accuracy of "
+                                                       f"{args.runs} runs"})
+    found = runs.timed(
+        config, sets, args.runs, eager=args.eager, tuned=tuned(args, more["device"]),
+        told=lambda one: say(console, f"seed {one.seed}: {one.seconds:.3f} s, "
+                                      f"{one.accuracy:.2%} of the test images right"))
+    told = runs.summary(found)
+    spread = ["" if of is None else f" +- {of:{form}}" for of, form in (
+        (told["seconds_deviation"], ".3f"), (told["accuracy_deviation"], ".2%"))]
+    say(console, f"{len(found)} run{'s' * (len(found) > 1)}: {told['seconds']:.3f}{spread[0]} s, "
+                 f"{told['accuracy']:.2%}{spread[1]}")
+    if args.run:
+        runs.write_timings(args.run, config, found)
+        say(console, str(args.run))
 
 
 def chosen(args: argparse.Namespace,
@@ -151,11 +184,13 @@ def chosen(args: argparse.Namespace,
     from gpuconv.runs import Config
     if args.recipe and args.recipe not in RECIPES:
         raise ValueError(f"--recipe {args.recipe}: wanted one of {', '.join(RECIPES)}")
+    if args.runs and (args.tensorboard or args.nvtx):
+        raise ValueError("--runs is against the clock: --tensorboard and --nvtx take time")
     changes = {field: given for field in (*CHANGES, "master_weights")
                if (given := getattr(args, field)) is not None}
     if not args.augment:
         changes |= {"flip": False, "crop": 0}
-    RECIPES["folder"].settings.replace(**changes)  # wrong ones: before minutes of reading
+    RECIPES[args.recipe or "folder"].settings.replace(**changes)  # wrong: before minutes of reading
     wanted = models.describe(args.model or "cifar_convnet")
     where, device = choose_device(args.device)
     seed = args.seed or 0
@@ -176,6 +211,7 @@ def chosen(args: argparse.Namespace,
         source=source, settings=recipe.settings.replace(**changes), recipe=name,
         dtype=args.dtype or "float32", seed=seed, device=where,
         command=shlex.join(["gpuconv", *sys.argv[1:]]))
+    config.settings.parameter_groups(models.build(config.model))  # raises what names nothing
     return config, sets, asked.says(*sets), device
 
 

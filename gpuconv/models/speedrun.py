@@ -39,23 +39,23 @@ from gpuconv.nn.layers import positive
 GROUPS = 64, 256, 256       # filters of both convolutions of a group
 SMALLEST = 25               # pixels: 24 patches in a row, halved three times, are 3
 EPS, MOMENTUM = 1e-12, 0.4  # of the norms
-PREPARE = 5000              # images, whose patches are whitened
 
 
 class Speedrun(Sequential):
     """A chain whose first layer whitens patches of images."""
 
-    def whiten(self, images: Array) -> None:
+    def prepare(self, images: Array) -> None:
         """Set the filters of the first layer, which training then leaves as they are.
 
+        ``train.fit`` calls it before its first step.
+
         Args:
-            images: (N, H, W, C) floats, normalised as the network will see them; no more than
-                5,000 are looked at.
+            images: (N, H, W, C) floats, normalised as the network will see them; a few thousand do.
 
         Raises:
             ValueError: the shapes do not fit.
         """
-        init.whitening_(self[0].weight, images[:PREPARE])
+        init.whitening_(self[0].weight, images)
 
 
 def speedrun(in_channels: int = 3, classes: int = 10, image: int = 32) -> Speedrun:

@@ -9,9 +9,12 @@ from gpuconv.recipes.folder import FOLDER
 from gpuconv.recipes.recipe import Recipe
 from gpuconv.recipes.shapes import SHAPES
 from gpuconv.recipes.simple import SIMPLE
+from gpuconv.recipes.speedrun94 import SPEEDRUN94
+from gpuconv.recipes.speedrun94_quick import SPEEDRUN94_QUICK
 
-RECIPES: dict[str, Recipe] = {"cifar10": CIFAR10, "folder": FOLDER, "shapes": SHAPES,
-                              "simple": SIMPLE}
+RECIPES: dict[str, Recipe] = {
+    "cifar10": CIFAR10, "folder": FOLDER, "shapes": SHAPES, "simple": SIMPLE,
+    "speedrun94": SPEEDRUN94, "speedrun94-quick": SPEEDRUN94_QUICK}
 USUAL = {"cifar10": "cifar10", "shapes": "shapes", "folder": "folder", "npz": "folder"}
 
 

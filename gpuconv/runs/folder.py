@@ -4,6 +4,7 @@
     environment.json    versions and devices
     tuned.json          which algorithms to use, if ``--tuned`` said so
     metrics.csv, metrics.jsonl     a row per epoch
+    views.json          the test after the last epoch, if its images are seen in several views
     checkpoints/        the newest few, and the best
     plots/              pictures
     report.html         if ``gpuconv report`` was asked for one
@@ -39,6 +40,7 @@ class RunFolder:
         self.checkpoints_folder = self.path / "checkpoints"
         self.plots = self.path / "plots"
         self.tuned = self.path / "tuned.json"
+        self.views = self.path / "views.json"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"

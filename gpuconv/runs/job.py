@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 from collections.abc import Sequence
 
@@ -16,9 +17,11 @@ from gpuconv.train import (
     EarlyStopping,
     History,
     Interrupt,
+    Predictions,
     Records,
     TensorBoard,
     newest,
+    predictions,
 )
 
 
@@ -28,6 +31,7 @@ class Outcome:
 
     history: History
     signal: int | None  # that stopped it before its end; it can be resumed
+    viewed: Predictions | None = None  # with the views of the settings, where these are several
 
 
 def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | None = None,
@@ -75,7 +79,23 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
             resume=checkpoint, callbacks=[*watching, *callbacks],
             eager=True if eager or ranges else None, **settings.fit_arguments(model))
     finished = len(history.rows) >= settings.epochs  # a signal came too late to stop anything
-    return Outcome(history, None if finished else interrupt.received)
+    stopped = None if finished else interrupt.received
+    viewed = None
+    if stopped is None and settings.views != "none":
+        viewed = seen_in_views(model, config, train_set, test_set)
+        with files.atomic_write(folder.views, "w") as file:
+            file.write(json.dumps({"views": settings.views, "epoch": history.last.epoch,
+                                   "images": len(viewed.labels), "accuracy": viewed.accuracy,
+                                   "loss": viewed.loss}, indent=2) + "\n")
+    return Outcome(history, stopped, viewed)
+
+
+def seen_in_views(model: nn.Module, config: Config, train_set: Dataset,
+                  test_set: Dataset) -> Predictions:
+    """What the trained model answers on the test set, in the views of the settings."""
+    settings = config.settings
+    return predictions(model, test_set, views=settings.views, batch_size=settings.batch_size,
+                       mean=settings.mean or train_set.mean, std=settings.std or train_set.std)
 
 
 def _to_go_on_from(folder: RunFolder, config: Config) -> pathlib.Path:

@@ -8,10 +8,12 @@ from gpuconv.train.measure import evaluate
 from gpuconv.train.predictions import Predictions, predictions
 from gpuconv.train.progress import Progress
 from gpuconv.train.records import Records, read_records
-from gpuconv.train.settings import Settings
+from gpuconv.train.settings import Group, Settings
 from gpuconv.train.stopping import EarlyStopping, Interrupt
 from gpuconv.train.tensorboard import TensorBoard
+from gpuconv.train.views import VIEWS
 
-__all__ = ["Callback", "Checkpoint", "EarlyStopping", "Epoch", "History", "Interrupt", "Metrics",
-           "Predictions", "Progress", "Records", "Run", "Settings", "TensorBoard", "checkpoints",
-           "evaluate", "fit", "newest", "predictions", "read_records", "weights"]
+__all__ = ["VIEWS", "Callback", "Checkpoint", "EarlyStopping", "Epoch", "Group", "History",
+           "Interrupt", "Metrics", "Predictions", "Progress", "Records", "Run", "Settings",
+           "TensorBoard", "checkpoints", "evaluate", "fit", "newest", "predictions",
+           "read_records", "weights"]

@@ -18,12 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.autograd import no_grad
-from gpuconv.backend import accumulator, to_cpu
+from gpuconv.backend import to_cpu
 from gpuconv.data import Dataset
 from gpuconv.nn import Module
-from gpuconv.train.feed import Numbers, batches, dataset
-from gpuconv.train.measure import mode
+from gpuconv.train.feed import Numbers, dataset
+from gpuconv.train.views import averaged_logits, check_views
 
 
 class ClassResult(NamedTuple):
@@ -133,7 +132,8 @@ class Predictions:
 
 
 def predictions(model: Module, data: Dataset, *, mean: Numbers | None = None,
-                std: Numbers | None = None, batch_size: int = 256) -> Predictions:
+                std: Numbers | None = None, batch_size: int = 256,
+                views: str = "none") -> Predictions:
     """What a model, as it is in use (``eval``), answers on a data set.
 
     Args:
@@ -142,11 +142,13 @@ def predictions(model: Module, data: Dataset, *, mean: Numbers | None = None,
         mean, std: (C,) that the images are normalised to: those of the *training* set.
             Default: the data's own.
         batch_size: images at a time; makes no difference to what is computed.
+        views: "none"; "mirror" or "six": average the logits of so many views of each image, moved a
+            little (see ``train.VIEWS``).
 
     Raises:
         TypeError: data is no Dataset.
-        ValueError: no images, batch_size below 1, images that do not fit the model, or another
-            number of classes than the model has logits.
+        ValueError: no images, batch_size below 1, no such views, images that do not fit the model,
+            or another number of classes than the model has logits.
 
     >>> from gpuconv import nn
     >>> images = np.uint8([[[[0, 9]]], [[[9, 0]]], [[[9, 0]]]])
@@ -159,9 +161,8 @@ def predictions(model: Module, data: Dataset, *, mean: Numbers | None = None,
         raise TypeError(f"predictions: data is {type(data).__name__}, wanted a Dataset")
     if operator.index(batch_size) < 1:
         raise ValueError(f"predictions: batch_size {batch_size}, wanted at least 1")
+    check_views(views)
     there = dataset("predictions", data, model)
-    loader = batches(there, batch_size, dtype=model.dtype, shuffle=False, mean=mean, std=std)
-    sums = accumulator(model.dtype)
-    with mode(model, False), no_grad():
-        logits = [to_cpu(model(x).data).astype(sums, copy=False) for x, _ in loader.epoch(0)]
-    return Predictions(np.concatenate(logits), to_cpu(data.labels), data.classes)
+    assert isinstance(there, Dataset)
+    logits = averaged_logits(model, there, views, batch_size=batch_size, mean=mean, std=std)
+    return Predictions(logits, to_cpu(data.labels), data.classes)

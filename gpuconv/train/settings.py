@@ -7,11 +7,16 @@ from typing import Any
 
 from gpuconv.data import Augment
 from gpuconv.nn import Module
-from gpuconv.optim import EMA, SGD, Adam, AdamW, Constant, Cosine, OneCycle, Optimizer, StepDecay
+from gpuconv.optim import EMA, Constant, Cosine, Linear, OneCycle, Optimizer, StepDecay
+from gpuconv.train.groups import OPTIMIZERS, Group, check_group, parameter_groups
+from gpuconv.train.views import check_views
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES: dict[str, Callable[[], Callable[[int, int], float]]] = {
-    "constant": Constant, "step": StepDecay, "cosine": Cosine, "one-cycle": OneCycle}
+    "constant": Constant, "step": StepDecay, "linear": Linear, "cosine": Cosine,
+    "one-cycle": OneCycle}
+CHOICES = {"optimizer": tuple(OPTIMIZERS), "schedule": tuple(SCHEDULES),
+           "flip": (False, True, "alternate"), "padding_mode": ("zeros", "reflect"),
+           "reduction": ("mean", "sum")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +32,12 @@ class Settings:
 
     epochs: int = 6
     batch_size: int = 128
-    optimizer: str = "sgd"        # sgd, adam or adamw
+    optimizer: str = "sgd"        # sgd, adam, adamw or muon
     lr: float = 0.05              # where the schedule's factor is 1
-    momentum: float = 0.9         # Nesterov's, of sgd; Adam's first beta
+    momentum: float = 0.9         # Nesterov's, of sgd and muon; Adam's first beta
     weight_decay: float = 5e-4
-    schedule: str = "one-cycle"   # constant, step, cosine or one-cycle
-    flip: bool = True             # mirror every second training image
+    schedule: str = "one-cycle"   # constant, step, linear, cosine or one-cycle
+    flip: bool | str = True       # mirror every second training image; or "alternate"
     crop: int = 4                 # pixels that training images may move by
     label_smoothing: float = 0.0  # share of the target that all classes get
     clip_norm: float | None = None  # largest norm of all gradients
@@ -40,13 +45,21 @@ class Settings:
     patience: int | None = None   # epochs without a better test before the run ends
     loss_scale: str | float | None = None  # dynamic, or a power of two; default: dynamic in float16
     master_weights: bool = True   # float32 copies of 16-bit weights, which the updates act on
+    groups: tuple[Group, ...] = ()  # parameters with settings of their own
+    padding_mode: str = "zeros"   # what a crop sees outside the image: zeros or reflect
+    reduction: str = "mean"       # of the loss over a batch; "sum": gradients are sums
+    drop_last: bool = False       # leave out a last batch of an epoch that holds fewer images?
+    views: str = "none"           # of each test image after the last epoch, see train.VIEWS
+    mean: tuple[float, ...] | None = None  # that images are normalised to; default: the data's own
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done, before any data are read."""
-        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", tuple(SCHEDULES))):
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r}, wanted one of "
-                                 f"{', '.join(choices)}")
+                                 f"{', '.join(map(str, choices))}")
+        check_views(self.views)
         for name in ("epochs", "batch_size", "patience"):
             value = getattr(self, name)
             if (value is not None or name != "patience") and (
@@ -67,6 +80,10 @@ class Settings:
                 isinstance(self.loss_scale, str) or not self.loss_scale > 0
                 or math.frexp(self.loss_scale)[0] != 0.5):
             raise ValueError(f"loss_scale {self.loss_scale}, wanted 'dynamic' or a power of two")
+        for group in self.groups:
+            check_group(group, self.optimizer)
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"mean {self.mean}, std {self.std}: wanted both, or none")
 
     def replace(self, **changes: Any) -> "Settings":
         """The same with other values."""
@@ -83,25 +100,43 @@ class Settings:
         if unknown:
             raise ValueError(f"unknown settings {', '.join(unknown)}")
         before = {"loss_scale": 1.0, "master_weights": False}  # what there was before these were
-        return cls(**before | dict(values))
+        made = before | dict(values)
+        try:
+            made["groups"] = tuple(Group(**group) for group in made.get("groups", ()))
+            made |= {name: tuple(made[name]) for name in ("mean", "std") if made.get(name)}
+        except TypeError as error:  # JSON has lists, and somebody may have edited them
+            raise ValueError(f"groups, mean or std: {error}") from None
+        return cls(**made)
 
     def fit_arguments(self, model: Module) -> dict[str, Any]:
-        """What ``fit`` is called with, for this model: ``fit(model, data, **arguments)``."""
+        """What ``fit`` is called with, for this model: ``fit(model, data, **arguments)``.
+
+        Raises:
+            ValueError: a group matches no parameter of the model.
+        """
+        augment = Augment(self.flip, self.crop, self.padding_mode)
         return {"epochs": self.epochs, "batch_size": self.batch_size,
                 "optimizer": self._optimizer(model), "schedule": SCHEDULES[self.schedule](),
-                "augment": Augment(self.flip, self.crop) if self.flip or self.crop else None,
+                "augment": augment if self.flip or self.crop else None,
                 "label_smoothing": self.label_smoothing, "clip_norm": self.clip_norm,
-                "loss_scale": self.loss_scale,
+                "loss_scale": self.loss_scale, "reduction": self.reduction,
+                "drop_last": self.drop_last,
+                "normalize": None if self.mean is None else (self.mean, self.std),
                 "ema": EMA(model, self.ema) if self.ema else None}
 
+    def parameter_groups(self, model: Module) -> list[dict[str, Any]]:
+        """What the optimiser of this model is made of.
+
+        Raises:
+            ValueError: a group matches no parameter of the model.
+        """
+        general = Group("*", self.lr, self.momentum, self.weight_decay)
+        return parameter_groups(model, self.optimizer, self.groups, general)
+
     def _optimizer(self, model: Module) -> Optimizer:
-        master = self.master_weights and model.dtype.itemsize == 2
-        if self.optimizer == "sgd":
-            return SGD(model.parameters(), self.lr, self.momentum, self.momentum > 0,
-                       self.weight_decay, master=master)
-        kind = {"adam": Adam, "adamw": AdamW}[self.optimizer]
-        return kind(model.parameters(), self.lr, (self.momentum, 0.999),
-                    weight_decay=self.weight_decay, master=master)
+        return OPTIMIZERS[self.optimizer](
+            self.parameter_groups(model), lr=self.lr,
+            master=self.master_weights and model.dtype.itemsize == 2)
 
     def __str__(self) -> str:
         """In a few words.
@@ -111,8 +146,14 @@ class Settings:
         """
         words = [self.optimizer, self.schedule, f"lr {self.lr:g}", f"momentum {self.momentum:g}",
                  f"weight decay {self.weight_decay:g}"]
-        words += ["mirrored"] * self.flip + [f"cropped by {self.crop}"] * (self.crop > 0)
+        words += ["mirrored" + " in every other epoch" * (self.flip == "alternate")] * bool(
+            self.flip)
+        words += [f"cropped by {self.crop}" + " of a reflection" * (
+            self.padding_mode == "reflect")] * (self.crop > 0)
         words += [f"{name.replace('_', ' ')} {value:g}" for name in (
             "label_smoothing", "clip_norm", "ema", "patience") if (value := getattr(self, name))]
         words += [] if self.loss_scale is None else [f"loss scale {self.loss_scale}"]
+        words += [f"{len(self.groups)} groups"] * bool(self.groups)
+        words += ["summed loss"] * (self.reduction == "sum")
+        words += [f"views {self.views}"] * (self.views != "none")
         return ", ".join(words)

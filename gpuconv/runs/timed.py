@@ -1,0 +1,121 @@
+"""Runs against the clock, one after the other, with a seed of their own each.
+
+    outside   reading the data, moving them to the device, compiling kernels (a few steps and a
+              test before the first run, of the same shapes), new weights, the optimiser's memory
+    inside    what the model learns from the images beforehand (its ``prepare``), all training with
+              augmentation, capturing steps as CUDA graphs, the final test in its views
+
+So the rules of speed records on CIFAR-10 have it. There is no test between epochs, and no folder.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gpuconv.train as training
+from gpuconv import backend, files, models, ops, random
+from gpuconv.data import Dataset
+from gpuconv.ops.gpu.table import Table
+from gpuconv.runs.config import Config
+from gpuconv.runs.environment import environment
+from gpuconv.runs.job import seen_in_views
+
+WARM = 3  # steps before the first run: launched one by one, captured, replayed
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One run."""
+
+    seed: int
+    seconds: float
+    accuracy: float  # on the test set, after the last epoch, in the views of the settings
+
+
+def timed(config: Config, data: tuple[Dataset, Dataset], count: int, *, eager: bool = False,
+          tuned: Table | None = None,
+          told: Callable[[Timing], None] = lambda timing: None) -> list[Timing]:
+    """Train as the config says, so many times, with seeds from the config's own on.
+
+    Args:
+        config: of the runs; of its settings only ``patience`` means nothing.
+        data: (train, test).
+        count: runs.
+        eager: on a GPU, no CUDA graphs?
+        tuned: what ``gpuconv tune`` has measured.
+        told: called after each run, outside of the clock.
+
+    Raises:
+        ValueError: count is below 1, or a seed is out of range.
+        FloatingPointError, MemoryError: as ``fit`` does.
+    """
+    if count < 1:
+        raise ValueError(f"timed: {count} runs, wanted at least 1")
+    seeds = [random.check_seed(config.seed + number) for number in range(count)]
+    train_set, test_set = (part.to(config.device) for part in data)
+    settings = config.settings
+    if settings.mean is None:  # not to be taken again inside
+        settings = settings.replace(mean=tuple(map(float, train_set.mean)),
+                                    std=tuple(map(float, train_set.std)))
+    size, few = settings.batch_size, dataclasses.replace(
+        config, settings=settings.replace(epochs=1))
+    warm = WARM * size + (0 if settings.drop_last else len(train_set) % size)
+    with contextlib.nullcontext() if tuned is None else ops.tuned(tuned):
+        _run(few, config.seed, train_set[:warm], test_set[:size + len(test_set) % size], eager)
+        found = []
+        for seed in seeds:
+            found.append(_run(dataclasses.replace(config, settings=settings), seed, train_set,
+                              test_set, eager))
+            told(found[-1])
+    return found
+
+
+def _run(config: Config, seed: int, train_set: Dataset, test_set: Dataset,
+         eager: bool) -> Timing:
+    random.seed(seed)
+    model = models.build(config.model).to(config.device, config.dtype)
+    arguments = config.settings.fit_arguments(model)
+    try:
+        _wait(train_set)
+        began = time.perf_counter()
+        training.fit(model, train_set, seed=seed, eager=True if eager else None, **arguments)
+        seen = seen_in_views(model, config, train_set, test_set)
+        _wait(train_set)
+        return Timing(seed, time.perf_counter() - began, seen.accuracy)
+    finally:
+        arguments["optimizer"].release()  # its memory, for the next run
+
+
+def _wait(data: Dataset) -> None:
+    """Until the device has done all that it was asked for."""
+    if backend.is_gpu(data.images):
+        with data.images.device:
+            backend.cupy().cuda.get_current_stream().synchronize()
+
+
+def summary(timings: Sequence[Timing]) -> dict[str, float | None]:
+    """Mean and standard deviation (of a sample; None for one run) of seconds and accuracy.
+
+    >>> summary([Timing(0, 1.0, 0.5), Timing(1, 3.0, 0.5)])["seconds"]
+    2.0
+    """
+    found: dict[str, float | None] = {}
+    for name in ("seconds", "accuracy"):
+        values = [getattr(timing, name) for timing in timings]
+        found[name] = statistics.fmean(values)
+        found[f"{name}_deviation"] = statistics.stdev(values) if len(values) > 1 else None
+    return found
+
+
+def write_timings(path: str | os.PathLike, config: Config, timings: Sequence[Timing]) -> None:
+    """Everything as JSON: what was run, on what, and what it gave."""
+    told: dict[str, Any] = {
+        **summary(timings), "runs": [dataclasses.asdict(timing) for timing in timings],
+        "config": dataclasses.asdict(config), "environment": environment()}
+    with files.atomic_write(path, "w") as file:
+        file.write(json.dumps(told, indent=2) + "\n")
