@@ -7,6 +7,11 @@ remainders everywhere: more than one block, channels that fill no warp, sizes th
 
 import functools
 
+import importlib.util
+import os
+import pathlib
+import re
+
 import numpy as np
 import simt_cases
 import weight_cases
@@ -26,6 +31,21 @@ from gpuconv.train import step
 
 IMAGES = 2, 9, 7, 5  # N, H, W, C
 PACKS = 2, 5, 7, 8   # channels that fill packs of 16 bytes
+
+
+def tests_of_kernels():
+    """The test files of all kernels: of the same name, or that of the Python file beside them."""
+    here = pathlib.Path(__file__).parent
+    names = set()
+    for path in (here.parent / "kernels").glob("*.cu"):
+        python = re.search(r"(\w+)\.py$", path.read_text(encoding="utf-8").split("\n", 1)[0])
+        names |= {path.stem, python[1]}
+    return [file for file in (here / f"test_{name}.py" for name in sorted(names)) if file.is_file()]
+
+
+def parallel():
+    """Options of pytest that put both cores to work, where they can."""
+    return ["-n", "2"] if importlib.util.find_spec("xdist") and (os.cpu_count() or 1) > 1 else []
 
 
 def both(f, *arrays):

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from unittest import mock
 
@@ -127,6 +128,13 @@ def jobs(launches):
     configurations = sorted({(launch.file, launch.options) for launch in launches})
     return [nvrtc.Job(file, options, arch) for file, options in configurations
             for arch in nvrtc.archs(file)]
+
+
+def in_turns(launches):
+    """For each configuration one architecture of its file, all of them alike often."""
+    configurations = sorted({(launch.file, launch.options) for launch in launches})
+    return [nvrtc.Job(file, options, nvrtc.archs(file)[i % len(nvrtc.archs(file))])
+            for i, (file, options) in enumerate(configurations)]
 
 
 def sample(launches):
@@ -383,7 +391,8 @@ def pytest_collection_modifyitems(config, items):
 def pytest_unconfigure(config):
     if hasattr(config, "recording"):
         config.recording.__exit__(None, None, None)
-        write(config.launches, pathlib.Path(config.getoption("--launches")))
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+        write(config.launches, pathlib.Path(f"{config.getoption('--launches')}.{worker}"))
 
 
 def write(launches, path):
@@ -391,6 +400,7 @@ def write(launches, path):
 
 
 def read(path):
-    """The set that ``write`` wrote."""
+    """What ``write`` wrote in all processes."""
     return {Launch(*(tuple(v) if isinstance(v, list) else v for v in launch))
-            for launch in json.loads(path.read_text())}
+            for part in path.parent.glob(f"{path.name}.*")
+            for launch in json.loads(part.read_text())}

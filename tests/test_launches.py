@@ -11,6 +11,7 @@ import launches
 import numpy as np
 import nvrtc
 import pytest
+from kernel_cases import parallel
 from launches import Launch
 from nvrtc_cases import CASES, options
 
@@ -71,7 +72,7 @@ def test_records_and_runs(cp, tmp_path):
     options = "-DCFG_A=float", "-DCFG_I=int", "-DCFG_T=float"
     want = {Launch("activation.cu", "relu_forward", options, (1,), (block,)) for block in (32, 256)}
     assert noted == want
-    launches.write(noted, tmp_path / "x.json")
+    launches.write(noted, tmp_path / "x.json.main")
     assert launches.read(tmp_path / "x.json") == want
 
 
@@ -194,7 +195,8 @@ def everything(driven, tmp_path_factory):
     path = tmp_path_factory.mktemp("launches") / "all.json"
     root = pathlib.Path(nvrtc.__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "launches", "--launches", path, "tests"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "launches", *parallel(), "--launches", path,
+         "tests"],
         capture_output=True, text=True, cwd=root, env=os.environ | {
             "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])})
     assert done.returncode in (0, 1), done.stdout[-4000:]  # 1: a test failed, and is red elsewhere
@@ -203,9 +205,10 @@ def everything(driven, tmp_path_factory):
 
 @pytest.mark.slow
 @compiles
-def test_everything_compiles_and_fits(everything):
-    """Every configuration that the tests launch, and CASES in every dtype, on every device."""
-    found = nvrtc.needs_of(launches.jobs(everything) + [
+def test_everything_compiles_and_fits(driven, everything):
+    """What the drive launches, and CASES in every dtype, on every device; what only the tests
+    launch on one of them each, in turns."""
+    found = nvrtc.needs_of(launches.jobs(driven) + launches.in_turns(everything - driven) + [
         nvrtc.Job(file, options(file, case, T, index), arch)
         for file, cases in CASES.items() for case in cases for arch in nvrtc.archs(file)
         for T in DTYPES for index in ("int32", "int64")])

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 import pytest
-from kernel_cases import CASES, run
+from kernel_cases import CASES, parallel, run, tests_of_kernels
 
 from check import close
 from gpuconv import backend, kernels
@@ -109,10 +109,11 @@ def test_all_tests_of_kernels_pass_with_fused_multiply_add():
     """The ordinary tests once more, in another process: kernels that round less often, and whose
     arrays end where their memory ends."""
     here = pathlib.Path(__file__).parent
-    tests = [here / f"test_{f.stem}.py" for f in FILES]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "hostcuda.fma", *tests,
-                           here / "test_conv.py"], cwd=here.parent, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(here)})
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "hostcuda.fma", *parallel(), "-k",
+         "host-cuda or cuda or gpu", *tests_of_kernels(), here / "test_conv.py"],
+        cwd=here.parent, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(here)})
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 

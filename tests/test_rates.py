@@ -217,7 +217,7 @@ def test_the_captured_run_is_the_eager_one_and_is_captured_anew_once(graphs, sto
 @captures
 @pytest.mark.parametrize("more", [
     dict(kind="adamw", ema=0.9), dict(dtype="float16"), dict(clip_norm=0.5, reduction="sum"),
-    dict(callbacks=(Callback(),))], ids=str)
+    dict(callbacks=(Callback(),))], ids=["adamw ema", "float16", "clip sum", "callback"])
 def test_each_batch_size_is_captured_anew_once(graphs, more):
     """The third step of an epoch has 4 images. Nothing is computed until somebody waits."""
     want = job("cuda", n=20, eager=True, **more)

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from kernel_cases import parallel, tests_of_kernels
 
 import gpuconv as gpc
 from check import host
@@ -307,12 +308,11 @@ def test_every_op_comes_to_the_same_bits(rng, dtype):
 def test_the_tests_of_the_ops_pass_late():
     """In a process of its own; those that look at the stand-in's own clock are not among them."""
     here = pathlib.Path(__file__).parent
-    names = [path.stem for path in sorted((here.parent / "kernels").glob("*.cu"))] + [
-        "arithmetic", "autograd", "conv", "flat", "layers", "linear", "pad", "reduction", "shape",
-        "softmax", "train", "checkpoint", "resume", "predictions", "models"]
-    files = [here / f"test_{name}.py" for name in names]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "late", "-k",
-                           "host-cuda or cuda or gpu", *files], cwd=here.parent,
+    names = ["arithmetic", "autograd", "conv", "flat", "layers", "linear", "reduction", "shape",
+             "softmax", "train", "checkpoint", "predictions", "models"]
+    files = {*tests_of_kernels(), *(here / f"test_{name}.py" for name in names)}
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "late", *parallel(), "-k",
+                           "host-cuda or cuda or gpu", *sorted(files)], cwd=here.parent,
                           capture_output=True, text=True)
     assert not done.returncode, done.stdout[-4000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 500
