@@ -33,7 +33,7 @@ IMAGES = 2, 9, 7, 5  # N, H, W, C
 PACKS = 2, 5, 7, 8   # channels that fill packs of 16 bytes
 
 
-def tests_of_kernels():
+def files_of_kernels():
     """The test files of all kernels: of the same name, or that of the Python file beside them."""
     here = pathlib.Path(__file__).parent
     names = set()

@@ -45,7 +45,7 @@ def test_in_a_narrow_terminal_no_column_is_cut_off():
 
 def test_failures_are_one_line():
     line = fails(1, "summary", "--model", "convnet")
-    assert "unknown model 'convnet': wanted cifar_convnet, simple_convnet, or a notation" in line
+    assert "unknown model 'convnet': wanted cifar_convnet, simple_convnet, speedrun, or" in line
     assert "image is 4 pixels, wanted at least 8" in fails(1, "summary", "--image-size", 4)
     assert "--batch-size goes with --memory" in fails(1, "summary", "--batch-size", 4)
     assert "0 is out of range" in fails(2, "summary", "--memory", "--batch-size", 0)

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 import pytest
-from kernel_cases import CASES, parallel, run, tests_of_kernels
+from kernel_cases import CASES, parallel, run, files_of_kernels
 
 from check import close
 from gpuconv import backend, kernels
@@ -105,13 +105,13 @@ def test_fused_multiply_add_as_on_the_device_changes_no_result(changed, case):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_fma(), reason="this CPU has no fused multiply-add")
-def test_all_tests_of_kernels_pass_with_fused_multiply_add():
+def test_all_files_of_kernels_pass_with_fused_multiply_add():
     """The ordinary tests once more, in another process: kernels that round less often, and whose
     arrays end where their memory ends."""
     here = pathlib.Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "hostcuda.fma", *parallel(), "-k",
-         "host-cuda or cuda or gpu", *tests_of_kernels(), here / "test_conv.py"],
+         "host-cuda or cuda or gpu", *files_of_kernels(), here / "test_conv.py"],
         cwd=here.parent, capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": str(here)})
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -28,7 +28,7 @@ def test_there_are_examples_of_the_library_and_of_plain_arrays():
 def test_two_commands_set_up_everything_themselves():
     commands = re.findall(r"^python3 -m venv .*$", README, flags=re.M)
     assert len(commands) == 2
-    assert commands[0].endswith("gpuconv train") and commands[1].endswith("-m pytest")
+    assert commands[0].endswith("gpuconv train") and commands[1].endswith("-m pytest -q -n auto")
 
 
 def test_every_file_that_it_links_is_there():

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from kernel_cases import parallel, tests_of_kernels
+from kernel_cases import parallel, files_of_kernels
 
 import gpuconv as gpc
 from check import host
@@ -310,7 +310,7 @@ def test_the_tests_of_the_ops_pass_late():
     here = pathlib.Path(__file__).parent
     names = ["arithmetic", "autograd", "conv", "flat", "layers", "linear", "reduction", "shape",
              "softmax", "train", "checkpoint", "predictions", "models"]
-    files = {*tests_of_kernels(), *(here / f"test_{name}.py" for name in names)}
+    files = {*files_of_kernels(), *(here / f"test_{name}.py" for name in names)}
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "late", *parallel(), "-k",
                            "host-cuda or cuda or gpu", *sorted(files)], cwd=here.parent,
                           capture_output=True, text=True)
