@@ -6,7 +6,6 @@ remainders everywhere: more than one block, channels that fill no warp, sizes th
 """
 
 import functools
-
 import importlib.util
 import os
 import pathlib

@@ -9,7 +9,6 @@ import nvrtc
 import pytest
 from nvrtc_cases import CASES, options
 
-from check import DTYPES
 from gpuconv import kernels
 
 WHY_NOT = nvrtc.missing()

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 import pytest
-from kernel_cases import CASES, parallel, run, files_of_kernels
+from kernel_cases import CASES, files_of_kernels, parallel, run
 
 from check import close
 from gpuconv import backend, kernels

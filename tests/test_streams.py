@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from kernel_cases import parallel, files_of_kernels
+from kernel_cases import files_of_kernels, parallel
 
 import gpuconv as gpc
 from check import host

@@ -75,8 +75,9 @@ def choose_device(asked: str) -> tuple[str, str]:
 def add_model(to: argparse.ArgumentParser, default: str | None = "cifar_convnet") -> None:
     """``--model``; ``models.describe`` turns its text into a description."""
     to.add_argument("--model", default=default, metavar="NAME|NOTATION",
-                    help="cifar_convnet, simple_convnet, speedrun, or layers: 'INPUT 32x32x3 | [CONV3-32 "
-                         f"RELU]*2 POOL2 | FC 10' (default: {default or 'that of the recipe'})")
+                    help="cifar_convnet, simple_convnet, speedrun, or layers: 'INPUT 32x32x3 | "
+                         "[CONV3-32 RELU]*2 POOL2 | FC 10' (default: "
+                         f"{default or 'that of the recipe'})")
 
 
 def add_data(to: argparse.ArgumentParser, default: str = "cifar10 where it is found, else shapes, "
