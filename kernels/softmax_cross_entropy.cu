@@ -167,7 +167,8 @@ extern "C" __global__ void softmax_cross_entropy_backward(
     long long N, int K,
     bool mean, bool each)
 {
-    const long long n = N * K, packs = each || !is_aligned(gz) || !is_aligned(gx) ? 0 : n / 4;
+    const bool aligned = is_aligned<4 * sizeof(A)>(gz) && is_aligned<4 * sizeof(T)>(gx);
+    const long long n = N * K, packs = each || !aligned ? 0 : n / 4;
     for (long long t : grid_stride<long long>(packs)) {
         const A scale = mean ? gy[0] / N : gy[0];
         const Pack<A, 4> g = reinterpret_cast<const Pack<A, 4>*>(gz)[t];

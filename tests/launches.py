@@ -130,11 +130,10 @@ def jobs(launches):
             for arch in nvrtc.archs(file)]
 
 
-def in_turns(launches):
-    """For each configuration one architecture of its file, all of them alike often."""
-    configurations = sorted({(launch.file, launch.options) for launch in launches})
+def in_turns(configurations):
+    """For each (file, options) one architecture of its file, all of them alike often."""
     return [nvrtc.Job(file, options, nvrtc.archs(file)[i % len(nvrtc.archs(file))])
-            for i, (file, options) in enumerate(configurations)]
+            for i, (file, options) in enumerate(sorted(set(configurations)))]
 
 
 def sample(launches):

@@ -205,13 +205,17 @@ def everything(driven, tmp_path_factory):
 
 @pytest.mark.slow
 @compiles
-def test_everything_compiles_and_fits(driven, everything):
-    """What the drive launches, and CASES in every dtype, on every device; what only the tests
+def test_everything_compiles_and_fits(everything):
+    """CASES in every dtype on every device, with the longer index and whatever else the tests
     launch on one of them each, in turns."""
-    found = nvrtc.needs_of(launches.jobs(driven) + launches.in_turns(everything - driven) + [
-        nvrtc.Job(file, options(file, case, T, index), arch)
-        for file, cases in CASES.items() for case in cases for arch in nvrtc.archs(file)
-        for T in DTYPES for index in ("int32", "int64")])
+    def cases(index):
+        return [(file, options(file, case, T, index)) for file, listed in CASES.items()
+                for case in listed for T in DTYPES]
+
+    found = nvrtc.needs_of([nvrtc.Job(*case, arch) for case in cases("int32")
+                            for arch in nvrtc.archs(case[0])]
+                           + launches.in_turns(cases("int64"))
+                           + launches.in_turns((one.file, one.options) for one in everything))
     print(*nvrtc.table(found), sep="\n")  # seen with -s, or when it fails
     held(everything, found)
     used = {(job.file, name) for job, needs in found.items() for name, n in needs.items()
