@@ -17,6 +17,22 @@ from gpuconv.data.moves import Augment
 SHUFFLE, AUGMENT = random.stream("shuffle"), random.stream("augment")
 
 
+def order_of(labels: Array, seed: int | None, epoch: int, out: Array | None = None) -> Array:
+    """(N,) int32, beside the labels: a random order of this epoch, that of the set without a seed.
+
+    Args:
+        out: written and given back, where it is given.
+    """
+    xp, n = get_array_module(labels), len(labels)
+    with array_device(labels):
+        found = (xp.arange(n, dtype="int32") if seed is None
+                 else random.permutation(n, (seed, SHUFFLE), epoch, xp))
+        if out is None:
+            return found
+        out[...] = found
+        return out
+
+
 class Loader:
     """Cuts a data set into batches of normalised images and their labels.
 
@@ -65,15 +81,7 @@ class Loader:
 
     def order(self, epoch: int, out: Array | None = None) -> Array:
         """(N,) int32: the images in the order of this epoch; into ``out`` where it is given."""
-        labels = self.dataset.labels
-        xp, n = get_array_module(labels), len(self.dataset)
-        with array_device(labels):
-            found = (random.permutation(n, (self.seed, SHUFFLE), epoch, xp) if self.shuffle
-                     else xp.arange(n, dtype="int32"))
-            if out is None:
-                return found
-            out[...] = found
-            return out
+        return order_of(self.dataset.labels, self.seed if self.shuffle else None, epoch, out)
 
     def fetch(self, order: Array, clock: Array, x: Array, labels: Array) -> None:
         """Write the batch that a clock stands at into x and labels, as a captured step does.

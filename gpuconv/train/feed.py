@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import random
 from gpuconv.backend import FLOATS, Array, array_device, asarray, get_array_module, to_cpu
 from gpuconv.data import Augment, Dataset, Loader
 from gpuconv.data.augment import augment_batch, gather_batch
-from gpuconv.data.loader import SHUFFLE
+from gpuconv.data.loader import order_of
 from gpuconv.nn import Module
 
 Data = Dataset | tuple[Any, Any]  # or (images, labels)
@@ -61,15 +60,7 @@ class FloatBatches:
 
     def order(self, epoch: int, out: Array | None = None) -> Array:
         """(N,) int32: the images in the order of this epoch; into ``out`` where it is given."""
-        labels = self.data.labels
-        xp, n = get_array_module(labels), len(labels)
-        with array_device(labels):
-            found = (random.permutation(n, (self.seed, SHUFFLE), epoch, xp) if self.shuffle
-                     else xp.arange(n, dtype="int32"))
-            if out is None:
-                return found
-            out[...] = found
-            return out
+        return order_of(self.data.labels, self.seed if self.shuffle else None, epoch, out)
 
     def fetch(self, order: Array, clock: Array, x: Array, labels: Array) -> None:
         """Write the batch that a clock stands at into x and labels, as a captured step does."""
