@@ -119,10 +119,12 @@ def call(command: list[str], out: Any, seconds: float) -> int | None:
     """Exit status of a process; None where it had to be killed, with all that it had started."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "bench"),
                             *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith("PYTEST_XDIST")}  # pytest-benchmark would not measure
     own_group: dict[str, Any] = dict(process_group=0) if os.name == "posix" else {}
     process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT,
                                stdin=subprocess.DEVNULL, **own_group,
-                               env=os.environ | dict(PYTHONPATH=path, PYTHONUNBUFFERED="1"))
+                               env=environment | dict(PYTHONPATH=path, PYTHONUNBUFFERED="1"))
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -129,7 +129,8 @@ class SoftmaxCrossEntropy(Op):
     def backward_cpu(self, gy: Any) -> tuple:
         N, K = self.gz.shape
         scale = (gy if self.reduction != "mean" else gy / gy.dtype.type(max(1, N))).reshape(-1, 1)
-        return (np.multiply(self.gz, scale).astype(self.dtype, copy=False), None)
+        with np.errstate(all="ignore"):                          # what overflows 16 bits
+            return (np.multiply(self.gz, scale).astype(self.dtype, copy=False), None)
 
     # -- GPU: kernels/softmax_cross_entropy.cu -----------------------------------------
 
