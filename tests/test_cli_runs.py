@@ -14,7 +14,9 @@ def many(tmp_path_factory):
     """A folder with the tiny run, broken ones and things that are no runs."""
     parent = tmp_path_factory.mktemp("many")
     good = shutil.copytree(tiny_run(), parent / "good")
+    runs.RunFolder(good).keep_viewed(runs.Viewed("six", 1, 40, 0.4321, 1.5))
     shutil.copytree(good, parent / "stopped")
+    (parent / "stopped" / "views.json").unlink()
     text = (parent / "stopped" / "config.json").read_text()
     (parent / "stopped" / "config.json").write_text(text.replace('"epochs": 1', '"epochs": 5'))
     shutil.copytree(good, parent / "bad metrics")
@@ -38,10 +40,12 @@ def test_json(many):
     assert (good["model"], good["data"], good["epochs"], good["epochs_asked"]) == (
         "simple_convnet", "shapes", 1, 1)
     assert good["best_test_accuracy"] == last.test.accuracy
+    assert (good["views"], good["views_accuracy"]) == ("six", 0.4321)
     assert good["images_per_second"] == last.images_per_second
     stopped = rows["stopped"]
     assert (stopped["status"], stopped["epochs"], stopped["epochs_asked"]) == (
         "can be resumed", 1, 5)
+    assert stopped["views"] is stopped["views_accuracy"] is None
     for name in ("bad metrics", "empty", "list", "foreign", "null"):
         assert rows[name]["status"] == "damaged" and rows[name]["problem"]
     assert rows.keys() == {"good", "stopped", "bad metrics", "empty", "list", "foreign", "null"}
@@ -52,6 +56,7 @@ def test_a_table_in_a_pipe(many):
     assert done.returncode == 0 and done.stderr == "" and "\x1b" not in done.stdout
     good, = (line for line in done.stdout.splitlines() if line.startswith("good "))
     assert " simple_convnet  shapes " in good and " 1/1 " in good and good.endswith("finished")
+    assert " 43.21%  " in good
     assert "\nempty: " in done.stdout and "bad metrics: " in done.stdout
 
 

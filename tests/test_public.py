@@ -81,6 +81,21 @@ SIGNATURES = {
     "nn.nvtx_ranges": "model",
     "models.simple_convnet": "in_channels=3, classes=10, image=32",
     "models.cifar_convnet": "in_channels=3, classes=10, image=32",
+    "models.speedrun": "in_channels=3, classes=10, image=32", "nn.Scale": "factor",
+    "nn.init.dirac_": "p, groups=1, keep=False", "nn.init.whitening_": "p, images, eps=0.0005",
+    "optim.Muon": "params, lr, momentum=0.95, nesterov=True, weight_decay=0.0, orthogonal=True, "
+                  "iterations=5, normalize=False, master=False",
+    "optim.LossScale": "optimizer, scale=65536.0, growth=2.0, backoff=0.5, interval=2000",
+    "train.Group": "names, lr=None, momentum=None, weight_decay=None, nesterov=None, "
+                   "orthogonal=None, iterations=None, normalize=None, stop=None",
+    "ops.batch_norm": "x, gamma, beta, running_mean, running_var, *, training, momentum=0.1, "
+                      "eps=1e-05, activation=None, residual=None",
+    "ops.conv_batch_norm": "x, w, gamma, beta, running_mean, running_var, *, stride=1, padding=0, "
+                           "dilation=1, pool=False, training, momentum=0.1, eps=1e-05, "
+                           "activation=None, residual=None, precision='ieee'",
+    "ops.conv_max_pool": "x, w, b=None, *, stride=1, padding=0, dilation=1, precision='ieee', "
+                         "activation=None",
+    "ops.checkpoint": "f, *inputs", "ops.tuned": "table",
 }
 
 

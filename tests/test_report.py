@@ -79,8 +79,8 @@ def made_up(classes, name="made-up", **more):
                          Settings(epochs=3), command="gpuconv train --data <here>")
     values = dict(name=name, status="finished", config=dataclasses.asdict(config),
                   environment={"GPU": "none & nowhere"}, history=history(), trained=None,
-                  predictions=found, mistakes=findings.mistakes(found, data, 5), data=data.name,
-                  notes=[])
+                  viewed=None, predictions=found, mistakes=findings.mistakes(found, data, 5),
+                  data=data.name, notes=[])
     return findings.Findings(**values | more)
 
 
@@ -118,6 +118,13 @@ def test_a_report_of_a_run(folder):
     assert len(seen.all("img")) == 32 + len(found.mistakes) and len(found.mistakes) == 6
     assert len(seen.all("svg")) == 2 and not found.notes
     assert len(path.read_bytes()) < 300_000
+
+
+def test_views_have_a_tile():
+    seen = "".join(Page(page.render(made_up(["cat", "dog"], viewed=runs.Viewed(
+        "six", 8, 10_000, 0.9391, 0.25)))).texts)
+    assert "In several views93.9%views: six, after epoch 8" in seen
+    assert "In several views" not in "".join(Page(page.render(made_up(["cat", "dog"]))).texts)
 
 
 def test_a_report_needs_nothing_else(folder, tmp_path):

@@ -92,6 +92,20 @@ def test_views_are_kept_where_there_are_several(tmp_path):
     again = runs.train(config(settings=settings), folder, resume=True)
     assert json.loads(folder.views.read_text()) == told
     assert again.history.rows == outcome.history.rows
+    assert folder.viewed() == runs.Viewed("mirror", 1, len(found.labels), found.accuracy,
+                                          again.viewed.loss)
+
+
+@pytest.mark.parametrize("text, says", [
+    ("[", "Expecting"), ("[1]", "must be a mapping"), ('{"views": "six"}', "missing 4"),
+    ('{"views": "six", "epoch": 1, "images": 2, "accuracy": "all", "loss": 0.5}',
+     "accuracy is 'all'")])
+def test_damaged_views_say_so(tmp_path, text, says):
+    folder = RunFolder(tmp_path)
+    assert folder.viewed() is None
+    folder.views.write_text(text)
+    with pytest.raises(ValueError, match=f"views.json: damaged: .*{says}"):
+        folder.viewed()
 
 
 # -- against the clock -----------------------------------------------------------------------

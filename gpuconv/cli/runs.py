@@ -42,8 +42,9 @@ def run(args: argparse.Namespace) -> None:
     elif not found:
         say(out, f"there are no runs in {parent.absolute()}; gpuconv train makes one")
     else:
-        table(out, ["run", "model", "data", "epochs", "best test accuracy", "images/s", "date",
-                    "status"], [cells(row) for row in found], right=(3, 4, 5), spare=(6, 5))
+        table(out, ["run", "model", "data", "epochs", "best test accuracy", "with views",
+                    "images/s", "date", "status"], [cells(row) for row in found],
+              right=(3, 4, 5, 6), spare=(7, 6, 5))
         for row in found:
             if row["problem"]:
                 say(out, printable(f"{row['run']}: {row['problem']}"))
@@ -53,7 +54,7 @@ def about(folder: "RunFolder") -> dict[str, Any]:
     """What can be told about a run; "problem" says what cannot be read, else it is None."""
     row: dict[str, Any] = dict.fromkeys(
         ("run", "path", "model", "data", "epochs", "epochs_asked", "best_test_accuracy",
-         "images_per_second", "date", "status", "problem"))
+         "views", "views_accuracy", "images_per_second", "date", "status", "problem"))
     row |= {"run": folder.path.resolve().name, "path": str(folder.path), "status": "damaged"}
     try:
         began = (folder.path / "config.json").stat().st_mtime
@@ -67,6 +68,8 @@ def about(folder: "RunFolder") -> dict[str, Any]:
         rows = folder.history().rows
         row["epochs"] = len(rows)
         row["best_test_accuracy"] = max((r.test.accuracy for r in rows if r.test), default=None)
+        if viewed := folder.viewed():
+            row |= {"views": viewed.views, "views_accuracy": viewed.accuracy}
         if rows:
             row["images_per_second"] = statistics.median(r.images_per_second for r in rows)
         row["status"] = folder.status()
@@ -82,4 +85,5 @@ def cells(row: dict[str, Any]) -> list[str]:
     speed = row["images_per_second"]
     return [row["run"], model if len(model) <= LONG else model[:LONG - 3] + "...",
             row["data"] or "-", epochs, percent(row["best_test_accuracy"], 2),
-            "-" if speed is None else f"{speed:,.0f}", row["date"] or "-", row["status"]]
+            percent(row["views_accuracy"], 2), "-" if speed is None else f"{speed:,.0f}",
+            row["date"] or "-", row["status"]]

@@ -16,7 +16,7 @@ import numpy as np
 from gpuconv.backend import Array, to_cpu
 from gpuconv.data import Dataset
 from gpuconv.nn import Conv2d, Module
-from gpuconv.runs import RunFolder, Trained, load
+from gpuconv.runs import RunFolder, Trained, Viewed, load
 from gpuconv.train import History
 from gpuconv.train.predictions import Predictions, predictions
 
@@ -57,6 +57,7 @@ class Findings:
     environment: dict[str, str]
     history: History
     trained: Trained | None         # None: there is no checkpoint yet
+    viewed: Viewed | None           # the run's own test in several views, if it did one
     predictions: Predictions | None  # on the test set; None: it could not be measured
     mistakes: list[Mistake]
     data: str                       # name of the test set
@@ -95,7 +96,8 @@ def collect(folder: RunFolder, *, checkpoint: str | os.PathLike | None = None,
     else:
         notes.append("This run has no checkpoint yet, so there is no model to look at.")
     return Findings(folder.path.absolute().name, folder.status(), dataclasses.asdict(config),
-                    folder.environment(), history, trained, found, wrong, data, notes)
+                    folder.environment(), history, trained, folder.viewed(), found, wrong, data,
+                    notes)
 
 
 def mistakes(found: Predictions, data: Dataset, count: int) -> list[Mistake]:

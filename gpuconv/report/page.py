@@ -168,6 +168,9 @@ def _tiles(found: Findings) -> str:
     elif history.rows and (test := history.best.test):
         tiles += [("Test accuracy", percent(test.accuracy), f"of {test.count:,} images"),
                   ("Test loss", f"{test.loss:.3f}", "nats per image")]
+    if (viewed := found.viewed) is not None:
+        tiles.append(("In several views", percent(viewed.accuracy),
+                      f"views: {viewed.views}, after epoch {viewed.epoch}"))
     if found.trained is not None:
         count = sum(p.size for p in found.trained.model.parameters())
         epoch = found.trained.metadata.get("epoch")

@@ -10,6 +10,7 @@
     report.html         if ``gpuconv report`` was asked for one
 """
 
+import dataclasses
 import datetime
 import itertools
 import json
@@ -26,6 +27,17 @@ from gpuconv.train import EarlyStopping, History, checkpoints, read_records
 from gpuconv.train.checkpoint import BEST
 
 PARENT = "runs"  # of all runs, in the folder where one works
+
+
+@dataclasses.dataclass(frozen=True)
+class Viewed:
+    """How the model did on the test set after the last epoch, in several views of each image."""
+
+    views: str       # a name in train.VIEWS
+    epoch: int
+    images: int
+    accuracy: float  # 0..1
+    loss: float      # nats per image
 
 
 class RunFolder:
@@ -108,6 +120,33 @@ class RunFolder:
             ValueError: metrics.jsonl is damaged.
         """
         return read_records(self.path)
+
+    def viewed(self) -> Viewed | None:
+        """The test in several views; None: there was none, or not yet.
+
+        Raises:
+            ValueError: views.json is damaged.
+        """
+        if not self.views.is_file():
+            return None
+        try:
+            found = Viewed(**json.loads(self.views.read_text(encoding="utf-8")))
+            wrong = [name for name, kind in Viewed.__annotations__.items()
+                     if type(getattr(found, name)) is not kind]
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.views}: damaged: {error}") from None
+        if wrong:
+            raise ValueError(f"{self.views}: damaged: {wrong[0]} is {getattr(found, wrong[0])!r}")
+        return found
+
+    def keep_viewed(self, viewed: Viewed) -> None:
+        """Write views.json.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with files.atomic_write(self.views, "w") as file:
+            file.write(json.dumps(dataclasses.asdict(viewed), indent=2) + "\n")
 
     def checkpoints(self) -> list[pathlib.Path]:
         """Those to go on from, the newest last."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ import gpuconv.train as training
 from gpuconv import files, models, nn, ops, random
 from gpuconv.data import Dataset
 from gpuconv.runs.config import Config
-from gpuconv.runs.folder import RunFolder
+from gpuconv.runs.folder import RunFolder, Viewed
 from gpuconv.train import (
     Callback,
     Checkpoint,
@@ -83,10 +82,8 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
     viewed = None
     if stopped is None and settings.views != "none":
         viewed = seen_in_views(model, config, train_set, test_set)
-        with files.atomic_write(folder.views, "w") as file:
-            file.write(json.dumps({"views": settings.views, "epoch": history.last.epoch,
-                                   "images": len(viewed.labels), "accuracy": viewed.accuracy,
-                                   "loss": viewed.loss}, indent=2) + "\n")
+        folder.keep_viewed(Viewed(settings.views, history.last.epoch, len(viewed.labels),
+                                  viewed.accuracy, viewed.loss))
     return Outcome(history, stopped, viewed)
 
 
