@@ -200,6 +200,28 @@ def test_a_callback_may_change_what_was_captured(graphs, change):
         assert not same(whole()[0], want[0])
 
 
+def test_the_constants_of_averages_may_change(graphs):
+    change = Change(lambda run: setattr(run.ema, "decay", 0.1))
+    want = job(True, callbacks=[change], ema=0.9)
+    equal(job(False, callbacks=[change], ema=0.9), want)
+    assert [n for n, _ in graphs] == [8, 4, 4]
+    assert not same(whole(ema=0.9)[0], want[0])
+
+
+def test_those_of_the_loss_scale_may_change(graphs):
+    found = []
+
+    def change(run):
+        run.scale.interval, run.scale.growth = 1, 0.5
+        found.append((run.scale, float(run.scale.scale)))
+
+    for eager in (True, False):
+        job(eager, callbacks=[Change(change)], dtype="float16")
+    assert [n for n, _ in graphs] == [8, 4, 4]
+    assert [float(scale.scale) for scale, before in found] == [
+        before / 2**3 for _, before in found]  # once in each of the last three steps
+
+
 def test_what_was_captured_is_captured_again(graphs):
     job(False, callbacks=[Change(lambda run: run.optimizer.groups[0].update(lr=0.01), at=4)])
     assert [n for n, _ in graphs] == [8, 4, 8, 4]

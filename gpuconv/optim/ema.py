@@ -103,7 +103,9 @@ class EMA:
     @property
     def updates(self) -> int:
         """t, how many there have been. Reading it waits for a GPU."""
-        return int(next(iter(self._clocks.values()))[0])
+        updates = next(iter(self._clocks.values()))[0]
+        with array_device(updates):
+            return int(updates)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
         """Let the averages follow the module's values of now: after each step of the optimiser.

@@ -11,8 +11,9 @@ from gpuconv.train.callback import Run
 
 def baked(run: Run) -> list[Any]:
     """What a graph has baked in: addresses, settings, modes, what is frozen; equal or changed."""
-    return [_plain([vars(module) for module in run.model.modules()]),
-            _plain(run.optimizer.groups)]
+    others = [part for part in (run.ema, run.scale) if part is not None]
+    return _plain([*(vars(part) for part in (*run.model.modules(), *others)),
+                   run.optimizer.groups])
 
 
 def _plain(value: Any) -> Any:
