@@ -46,7 +46,8 @@ def test_every_setting_reaches_the_run(tmp_path):
     assert config.settings == gpc.train.Settings(
         epochs=1, batch_size=20, optimizer="adamw", lr=0.002, momentum=0.8, ema=0.9, crop=2,
         weight_decay=0.1, schedule="cosine", patience=3, label_smoothing=0.1, clip_norm=1.5,
-        loss_scale=8.0, master_weights=False, views="mirror")
+        loss_scale=8.0, master_weights=False, views="mirror", flip="alternate",
+        padding_mode="reflect")
     assert (config.seed, config.dtype, config.recipe) == (7, "float64", "cifar10")
     assert config.command.startswith("gpuconv train --data shapes")
 
@@ -184,7 +185,7 @@ def test_other_dtypes(tmp_path, dtype):
 
 def test_shapes_take_fewer_epochs_than_photographs(tmp_path):
     done = gpuconv("train", "--data", "shapes", "--limit", 40, "--device", "cpu", folder=tmp_path)
-    assert "4 epochs of 40 images" in done.stdout and "recipe  shapes:" in done.stdout
+    assert "3 epochs of 40 images" in done.stdout and "recipe  shapes:" in done.stdout
 
 
 def test_a_model_has_its_own_recipe(tmp_path):

@@ -1,4 +1,4 @@
-"""The main job: ``cifar_convnet`` on CIFAR-10, in ten minutes on two CPU cores."""
+"""The main job: ``cifar_convnet`` on CIFAR-10, in 20 minutes of CPU time: ten on two cores."""
 
 from gpuconv.recipes.recipe import Recipe
 from gpuconv.train import Settings
@@ -6,6 +6,8 @@ from gpuconv.train import Settings
 CIFAR10 = Recipe(
     says="six 3x3 convolutions on CIFAR-10",
     model="cifar_convnet",
-    settings=Settings(epochs=6, batch_size=128, lr=0.05, momentum=0.9, weight_decay=5e-4,
-                      schedule="one-cycle", flip=True, crop=4),
-    measured="85.2 % of CIFAR-10's test images after 6 epochs, 7 minutes on 2 CPU cores (seed 0)")
+    settings=Settings(epochs=12, batch_size=250, optimizer="muon", lr=0.06, momentum=0.9,
+                      weight_decay=0.02, schedule="one-cycle", label_smoothing=0.1,
+                      flip="alternate", crop=2, padding_mode="reflect", views="six"),
+    measured="91.40 % of CIFAR-10's test images after 12 epochs, with six views (90.76 % with "
+             "one), 11 minutes on 2 CPU cores, 18 of CPU time (seed 0)")
