@@ -120,11 +120,11 @@ def test_a_report_of_a_run(folder):
     assert len(path.read_bytes()) < 300_000
 
 
-def test_views_have_a_tile():
+def test_views_are_told():
     seen = "".join(Page(page.render(made_up(["cat", "dog"], viewed=runs.Viewed(
         "six", 8, 10_000, 0.9391, 0.25)))).texts)
-    assert "In several views93.9%views: six, after epoch 8" in seen
-    assert "In several views" not in "".join(Page(page.render(made_up(["cat", "dog"]))).texts)
+    assert "\u00a0%; 93.9% in six views" in seen
+    assert " in six views" not in "".join(Page(page.render(made_up(["cat", "dog"]))).texts)
 
 
 def test_a_report_needs_nothing_else(folder, tmp_path):

@@ -159,18 +159,17 @@ def _headline(found: Findings) -> str:
 def _tiles(found: Findings) -> str:
     """The numbers that count."""
     tiles, history, answers = [], found.history, found.predictions
+    viewed = f"; {percent(found.viewed.accuracy)} in {found.viewed.views} views" \
+        if found.viewed else ""
     if answers is not None:
         low, high = findings.interval(answers.accuracy, len(answers.labels))
         tiles += [("Test accuracy", percent(answers.accuracy),
                    f"of {len(answers.labels):,} images; "
-                   f"95\u00a0% interval {100 * low:.1f}–{100 * high:.1f}\u00a0%"),
+                   f"95\u00a0% interval {100 * low:.1f}–{100 * high:.1f}\u00a0%{viewed}"),
                   ("Test loss", f"{answers.loss:.3f}", "nats per image")]
     elif history.rows and (test := history.best.test):
-        tiles += [("Test accuracy", percent(test.accuracy), f"of {test.count:,} images"),
+        tiles += [("Test accuracy", percent(test.accuracy), f"of {test.count:,} images{viewed}"),
                   ("Test loss", f"{test.loss:.3f}", "nats per image")]
-    if (viewed := found.viewed) is not None:
-        tiles.append(("In several views", percent(viewed.accuracy),
-                      f"views: {viewed.views}, after epoch {viewed.epoch}"))
     if found.trained is not None:
         count = sum(p.size for p in found.trained.model.parameters())
         epoch = found.trained.metadata.get("epoch")
