@@ -11,6 +11,8 @@ from gpuconv import models, nn, optim
 from gpuconv.data import Augment, Dataset
 from gpuconv.recipes import RECIPES, USUAL
 from gpuconv.train import Group, Settings, fit
+from gpuconv.train.groups import OPTIMIZERS
+from gpuconv.train.settings import RATES
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -175,6 +177,28 @@ def test_settings_in_words():
 def test_settings_refuse(wrong, text):
     with pytest.raises(ValueError, match=text):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
+def test_another_optimiser_comes_at_its_usual_rates(name):
+    before = RECIPES["speedrun94"].settings
+    after = before.with_optimizer(name)
+    if name == "muon":
+        assert after == before
+        return
+    assert (after.optimizer, after.groups, after.reduction) == (name, (), "mean")
+    assert (after.epochs, after.views, after.flip) == (8, "six", "alternate")
+    made = after.fit_arguments(models.speedrun())["optimizer"]
+    group, = made.groups
+    usual = {"sgd": (0.05, 5e-4), "adam": (0.001, 0.0), "adamw": (0.001, 0.01)}[name]
+    assert (group["lr"], group["weight_decay"]) == usual
+
+
+def test_usual_rates_are_there_for_each_optimiser():
+    assert RATES.keys() == OPTIMIZERS.keys()
+    assert all(getattr(Settings(), key) == value for key, value in RATES["sgd"].items())
+    with pytest.raises(ValueError, match="optimizer 'lion', wanted one of sgd"):
+        Settings().with_optimizer("lion")
 
 
 def test_unknown_settings_are_named():

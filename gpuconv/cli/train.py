@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gpuconv.data import Dataset
     from gpuconv.ops.gpu.table import Table
     from gpuconv.runs import Config, RunFolder
-    from gpuconv.train import History
+    from gpuconv.train import History, Settings
 
 SAYS = "Train a ConvNet and show how it does."
 EXAMPLES = (
@@ -36,7 +36,7 @@ def loss_scale(text: str) -> str | float:
 CHANGES: dict[str, tuple[Callable[[str], Any], str]] = {  # of a recipe's settings: type, help
     "epochs": (number(int, 1), "passes over the data"),
     "batch_size": (number(int, 1), "images of a step"),
-    "optimizer": (str, "sgd, adam, adamw or muon"),
+    "optimizer": (str, "sgd, adam, adamw or muon; if it is not the recipe's, at its usual rates"),
     "lr": (number(float, 0), "learning rate where the schedule is highest"),
     "momentum": (number(float, 0, 1), "Nesterov's, of sgd and muon; first beta of Adam"),
     "weight_decay": (number(float, 0), "pull of the weights towards 0"),
@@ -190,7 +190,8 @@ def chosen(args: argparse.Namespace,
                if (given := getattr(args, field)) is not None}
     if not args.augment:
         changes |= {"flip": False, "crop": 0}
-    RECIPES[args.recipe or "folder"].settings.replace(**changes)  # wrong: before minutes of reading
+    # what is wrong is refused before minutes of reading
+    with_changes(RECIPES[args.recipe or "folder"].settings, changes)
     wanted = models.describe(args.model or "cifar_convnet")
     where, device = choose_device(args.device)
     seed = args.seed or 0
@@ -208,11 +209,16 @@ def chosen(args: argparse.Namespace,
     config = Config(
         model=models.describe(args.model or recipe.model, in_channels=C,
                               classes=len(sets[0].classes), image=H if H == W else (H, W)),
-        source=source, settings=recipe.settings.replace(**changes), recipe=name,
+        source=source, settings=with_changes(recipe.settings, changes), recipe=name,
         dtype=args.dtype or "float32", seed=seed, device=where,
         command=shlex.join(["gpuconv", *sys.argv[1:]]))
     config.settings.parameter_groups(models.build(config.model))  # raises what names nothing
     return config, sets, asked.says(*sets), device
+
+
+def with_changes(settings: "Settings", changes: dict[str, Any]) -> "Settings":
+    """A recipe's settings with what was typed; another optimiser comes with its usual rates."""
+    return settings.with_optimizer(changes.get("optimizer", settings.optimizer)).replace(**changes)
 
 
 def tuned(args: argparse.Namespace, device: str) -> "Table | None":

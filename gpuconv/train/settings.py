@@ -17,6 +17,12 @@ SCHEDULES: dict[str, Callable[[], Callable[[int, int], float]]] = {
 CHOICES = {"optimizer": tuple(OPTIMIZERS), "schedule": tuple(SCHEDULES),
            "flip": (False, True, "alternate"), "padding_mode": ("zeros", "reflect"),
            "reduction": ("mean", "sum")}
+# what each optimiser is told where nobody says otherwise: rates of one do not suit another
+RATES: dict[str, dict[str, float]] = {
+    "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
+    "adam": {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.0},
+    "adamw": {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.01},
+    "muon": {"lr": 0.06, "momentum": 0.9, "weight_decay": 0.02}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +94,22 @@ class Settings:
     def replace(self, **changes: Any) -> "Settings":
         """The same with other values."""
         return dataclasses.replace(self, **changes)
+
+    def with_optimizer(self, optimizer: str) -> "Settings":
+        """The same with another optimiser, at its usual rates; itself if it is this one.
+
+        Groups, a summed loss and a fixed loss scale go: they were made for the rates that were.
+
+        Raises:
+            ValueError: there is no such optimiser.
+
+        >>> Settings(lr=0.3).with_optimizer("adamw").lr
+        0.001
+        """
+        if optimizer == self.optimizer:
+            return self
+        return self.replace(optimizer=optimizer, groups=(), reduction="mean", loss_scale=None,
+                            **RATES.get(optimizer, {}))
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Settings":
