@@ -20,15 +20,15 @@
 #include "common.cuh"
 #include "optim.cuh"
 
-using T = CFG_T;                               // stored element of p, g, d and u
-using A = CFG_A;                               // arithmetic, m, master: float, or double for double
+using T = CFG_T;                               // stored element of p, g and u
+using A = CFG_A;                               // arithmetic, m, d, master: float, or double for double
 constexpr bool NESTEROV = CFG_NESTEROV;        // look ahead along m?
 constexpr bool MASTER = CFG_MASTER;            // is there a master? If not, it is null
 
 extern "C" __global__ void muon_direction(
     const T* __restrict__ g,             // (n,)
     A* __restrict__ m,                   // (n,)
-    T* __restrict__ d,                   // (n,)
+    A* __restrict__ d,                   // (n,)
     const double* __restrict__ control,  // (4,)
     A momentum,
     long long n)
@@ -38,7 +38,7 @@ extern "C" __global__ void muon_direction(
     for (long long i : grid_stride<long long>(n)) {
         const A here = scale * (A)g[i], v = momentum * m[i] + here;
         m[i] = v;
-        d[i] = (T)(NESTEROV ? here + momentum * v : v);
+        d[i] = NESTEROV ? here + momentum * v : v;
     }
 }
 

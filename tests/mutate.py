@@ -105,6 +105,7 @@ CASES = {
                                  "SAVE=1 R=3 S=2 SH=1"]),
     "muon.cu": ("muon", ["NESTEROV=1 MASTER=0", "T=__half NESTEROV=1 MASTER=1",
                          "T=double NESTEROV=0 MASTER=0"]),
+    "newton_schulz.cu": ("muon", ["", "T=__half", "T=double"]),
     "optim.cuh": ("master loss_scale sgd control", [
         "sgd.cu MOMENTUM=0 MASTER=0", "sgd.cu T=__half MOMENTUM=0 MASTER=1", "loss_scale.cu"]),
     "pad.cu": ("pad", ["MODE=1", "MODE=2 T=__half", "MODE=3"]),

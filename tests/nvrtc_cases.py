@@ -48,6 +48,7 @@ CASES = {  # file: its configurations
     "loss_scale.cu": [dict(BLOCK=256)],
     "max_pool.cu": [dict(WINDOW, MARK=BYTE, SAVE=1), dict(WINDOW, MARK=INT, SAVE=0)],
     "muon.cu": [dict(NESTEROV=1, MASTER=1), dict(NESTEROV=0, MASTER=0)],
+    "newton_schulz.cu": [{}],
     "pad.cu": [dict(MODE=0), dict(MODE=1), dict(MODE=2), dict(MODE=3)],
     "sgd.cu": [dict(MOMENTUM=m, NESTEROV=n, MASTER=master)
                for m, n in [(0, 0), (1, 0), (1, 1)] for master in (0, 1)],

@@ -260,6 +260,8 @@ def test_wrong_usage(wrong, text):
     ("--optimizer lion", "optimizer 'lion', wanted one of sgd, adam, adamw"),
     ("--views ten", "views 'ten', wanted one of none, mirror, six"),
     ("--recipe speedrun94", "group '25.weight' has no parameters of the model"),
+    ("--recipe speedrun94 --model speedrun --batch-size 41", "of 41, and there are 40 images: "
+                                                             "--batch-size"),
     ("--runs 2 --tensorboard", "--runs is against the clock"),
     ("--runs 2 --run .", "is a folder, wanted the name of a file"),
     ("--ema 1", "ema 1.0, wanted at least 0 and less than 1"),

@@ -154,6 +154,13 @@ def test_whitening_refuses(shape, images):
         init.whitening_(Parameter(np.empty(shape)), np.zeros(images))
 
 
+def test_whitening_refuses_what_is_not_finite():
+    x = np.zeros((5, 4, 4, 3))
+    x[1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match="whitening_: the images hold NaN or infinity"):
+        init.whitening_(Parameter(np.empty((24, 2, 2, 3))), x)
+
+
 @pytest.mark.parametrize("fill, shape, message", [
     (init.he_normal_, (3,), r"weight \(3,\), wanted \(K, R, S, C\) or \(K, C\)"),
     (init.he_normal_, (0, 3), r"weight \(0, 3\)"),

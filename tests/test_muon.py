@@ -7,8 +7,9 @@ from check import close, host
 from gpuconv.autograd import Parameter
 from gpuconv.backend import float_dtype
 from gpuconv.optim import SGD, Muon
-from gpuconv.optim.muon import QUINTIC, orthogonalized
+from gpuconv.optim.muon import orthogonalized
 
+QUINTIC = 3.4445, -4.7750, 2.0315  # of the paper
 SHAPES = [(4, 3, 3, 2), (5, 7), (24, 6), (3, 3)]
 
 
@@ -52,6 +53,15 @@ def test_newton_schulz_of_16_bits_stays_near(xp, rng, dtype):
     s = np.linalg.svd(got, compute_uv=False)
     want = np.linalg.svd(by_singular_values(d.astype(np.float64), 3), compute_uv=False)
     assert abs(s - want).max() < 0.1  # seven bits, twelve products: the polynomial is forgiving
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e7])
+def test_16_bits_need_not_hold_the_gradient(xp, rng, size):
+    d = rng.standard_normal((12, 40)).astype("float32")
+    want, got = (host(orthogonalized(xp.asarray(d * np.float32(by)), 5, "float16"))
+                 for by in (1, size))
+    assert got.dtype == "float16" and np.isfinite(got).all()
+    assert abs(got.astype("float64") - want).max() < 0.02 * abs(want).max()
 
 
 def test_a_gradient_of_zeros_gives_no_update(xp):

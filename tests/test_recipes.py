@@ -127,14 +127,25 @@ def test_groups_of_speedrun94():
             if dict(model.named_parameters())[name].requires_grad:
                 learned[name] = [group[key] for key in (
                     "lr", "momentum", "nesterov", "weight_decay", "orthogonal", "stop")]
+                if group["orthogonal"]:
+                    learned[name] += [group["iterations"], group["normalize"]]
     biases = [0.053, 0.85, True, pytest.approx(0.0755, abs=1e-4), False]
     assert learned.pop("0.bias") == [*biases, 75 / 200]
     assert learned.pop("25.weight") == [0.67, 0.85, True, pytest.approx(0.00597, abs=1e-5), False,
                                         1.0]
     filters = [f"{i}.weight" for i in (2, 6, 9, 13, 16, 20)]
-    assert [learned.pop(name) for name in filters] == 6 * [[0.24, 0.6, True, 0.0, True, 1.0]]
+    assert [learned.pop(name) for name in filters] == 6 * [
+        [0.24, 0.6, True, 0.0, True, 1.0, 3, True]]
     assert list(learned) == [f"{i}.bias" for i in (4, 7, 11, 14, 18, 21)]
     assert all(found == [*biases, 1.0] for found in learned.values())
+
+
+def test_the_rest_of_speedrun94():
+    assert RECIPES["speedrun94"].settings.replace(groups=()) == Settings(
+        epochs=8, batch_size=2000, drop_last=True, optimizer="muon", lr=0.24, momentum=0.6,
+        weight_decay=0.0, schedule="linear", mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616), flip="alternate", crop=2, padding_mode="reflect",
+        label_smoothing=0.2, reduction="sum", loss_scale=1.0, views="six")
 
 
 def test_a_group_of_no_parameter_is_refused_with_the_names():

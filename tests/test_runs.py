@@ -96,6 +96,17 @@ def test_views_are_kept_where_there_are_several(tmp_path):
                                           again.viewed.loss)
 
 
+def test_a_run_that_is_stopped_early_is_not_seen_in_views(tmp_path):
+    class Stop(train.Callback):
+        def on_step(self, run):
+            run.stop = True
+
+    made = config(settings=Settings(epochs=2, batch_size=10, views="mirror"))
+    folder = RunFolder.create(made, tmp_path / "run")
+    outcome = runs.train(made, folder, callbacks=[Stop()])
+    assert outcome.viewed is folder.viewed() is None and folder.status() == "can be resumed"
+
+
 @pytest.mark.parametrize("text, says", [
     ("[", "Expecting"), ("[1]", "must be a mapping"), ('{"views": "six"}', "missing 4"),
     ('{"views": "six", "epoch": 1, "images": 2, "accuracy": "all", "loss": 0.5}',
@@ -159,6 +170,14 @@ def test_means_and_deviations():
                      "accuracy": pytest.approx(0.92),
                      "accuracy_deviation": pytest.approx(0.02 * 2**0.5)}
     assert runs.summary([runs.Timing(0, 1.0, 0.9)])["seconds_deviation"] is None
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of the overflow
+def test_a_timed_run_that_ends_in_nan_is_an_error():
+    made = config(settings=Settings(epochs=1, batch_size=30, lr=1e30),
+                  source=Source("shapes", limit=30))
+    with pytest.raises(FloatingPointError, match="seed 2: the test loss is nan"):
+        runs.timed(made, made.source.load(), 1)
 
 
 def test_timed_refuses():

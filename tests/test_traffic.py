@@ -327,6 +327,7 @@ SHAPES = {  # op: shapes and options that its header must hold for
     "max_pool": [("2x8x8x32", {}), ("2x9x9x32", dict(kernel_size=3, stride=2, padding=1)),
                  ("2x9x7x3", {}), ("2x8x8x32", HALF), ("2x9x9x8", HALF)],
     "muon": [("64x32", {}), ("64x32", HALF)],
+    "newton_schulz": [("32x64", {}), ("32x64", HALF)],
     "pad": [("2x8x8x32", {}), ("2x5x7x3", dict(padding=2)), ("2x6x6x16", HALF)],
     "sgd": [("64x32", {}), ("64x32", HALF)],
     "softmax_cross_entropy": [("64x16", {}), ("64x10", HALF), ("64x40", {}), ("4x2000", {})],

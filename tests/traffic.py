@@ -27,6 +27,7 @@ from gpuconv.ops.gpu.tile import Tile
 from gpuconv.ops.pad import MODES
 from gpuconv.ops.softmax_cross_entropy import count_correct
 from gpuconv.ops.window import Window, sides
+from gpuconv.optim.muon import orthogonalized
 from hostcuda import fake_cupy
 from hostcuda.traffic import Access, Launch, recording
 
@@ -147,8 +148,15 @@ def muon(make: Callable, o: Any) -> None:
     """Its own kernels, without the products of matrices between them."""
     kinds = (functools.partial(optim.Muon, lr=0.1, normalize=True),
              functools.partial(optim.Muon, lr=0.1, nesterov=False, master=True))
-    with unittest.mock.patch("gpuconv.optim.muon.orthogonalized", lambda d, _: d):
+    with unittest.mock.patch("gpuconv.optim.muon.orthogonalized",
+                             lambda d, _, dtype: d.astype(dtype)):
         optimiser(*kinds)(make, o)
+
+
+def newton_schulz(make: Callable, o: Any) -> None:
+    """Its own kernels, without the products of matrices between them."""
+    with unittest.mock.patch("gpuconv.optim.muon.linear", lambda x, w: make(len(x), len(w))):
+        orthogonalized(make(*o.shape), 1)
 
 
 def ema(make: Callable, o: Any) -> None:
@@ -203,6 +211,7 @@ CASES = {
                                             step=lambda its: optim.LossScale(its).check())),
     "max_pool": Case("8x32x32x64", pool(ops.max_pool2d), "kernel_size stride padding"),
     "muon": Case("64x1024", muon),
+    "newton_schulz": Case("64x1024", newton_schulz),
     "pad": Case("8x32x32x64", lambda make, o: [
         both_ways(lambda x, mode=mode: ops.pad2d(x, o.padding or 1, mode), make(*o.shape))
         for mode in MODES], "padding"),

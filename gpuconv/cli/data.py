@@ -33,7 +33,8 @@ def add_options(to: argparse.ArgumentParser) -> None:
                     help="share of the images to test on, where no test set is given "
                          "(default: %(default)s)")
     to.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N",
-                    help="of that choice (default: 0)")
+                    help="of the choice of test images, where --test-share makes one "
+                         "(default: 0)")
 
 
 def run(args: argparse.Namespace) -> None:

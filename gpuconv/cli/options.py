@@ -109,7 +109,7 @@ def source(args: argparse.Namespace, image_size: int | None = None) -> "Source":
 def run_argument(to: argparse.ArgumentParser, required: bool = False) -> None:
     """``RUN``; ``load_run`` turns it into a model."""
     to.add_argument("run", nargs=None if required else "?", metavar="RUN",
-                    help="a run's folder, or a checkpoint file"
+                    help="a run's folder: of its checkpoints the best; or a checkpoint file"
                          + ("" if required else " (default: the newest in ./runs)"))
 
 

@@ -15,7 +15,7 @@ from gpuconv.cli.output import say, show
 if TYPE_CHECKING:
     from gpuconv.data import Dataset
     from gpuconv.ops.gpu.table import Table
-    from gpuconv.runs import Config, RunFolder
+    from gpuconv.runs import Config, RunFolder, Timing
     from gpuconv.train import History, Settings
 
 SAYS = "Train a ConvNet and show how it does."
@@ -37,7 +37,8 @@ CHANGES: dict[str, tuple[Callable[[str], Any], str]] = {  # of a recipe's settin
     "epochs": (number(int, 1), "passes over the data"),
     "batch_size": (number(int, 1), "images of a step"),
     "optimizer": (str, "sgd, adam, adamw or muon; if it is not the recipe's, at its usual rates"),
-    "lr": (number(float, 0), "learning rate where the schedule is highest"),
+    "lr": (number(float, 0), "learning rate where the schedule is highest; groups with a rate of "
+                             "their own keep it"),
     "momentum": (number(float, 0, 1), "Nesterov's, of sgd and muon; first beta of Adam"),
     "weight_decay": (number(float, 0), "pull of the weights towards 0"),
     "schedule": (str, "constant, step, linear, cosine or one-cycle"),
@@ -50,7 +51,7 @@ CHANGES: dict[str, tuple[Callable[[str], Any], str]] = {  # of a recipe's settin
                                "of two (default: dynamic in float16)"),
     "views": (str, "of each test image after the last epoch, averaged: none, mirror or six"),
 }
-MAY_CHANGE = ("resume", "device", "minutes", "keep", "tensorboard", "nvtx",
+MAY_CHANGE = ("resume", "device", "threads", "minutes", "keep", "tensorboard", "nvtx",
               "eager")  # when a run goes on
 
 
@@ -160,17 +161,23 @@ def against_the_clock(args: argparse.Namespace, console: Any, config: "Config",
         files.check_writable(args.run)
     introduce(console, config, sets, more | {"folder": "none: seconds and accuracy of "
                                                        f"{args.runs} runs"})
-    found = runs.timed(
-        config, sets, args.runs, eager=args.eager, tuned=tuned(args, more["device"]),
-        told=lambda one: say(console, f"seed {one.seed}: {one.seconds:.3f} s, "
-                                      f"{one.accuracy:.2%} of the test images right"))
+    done: list[Timing] = []
+
+    def keep(one: "Timing") -> None:
+        done.append(one)
+        say(console, f"seed {one.seed}: {one.seconds:.3f} s, "
+                     f"{one.accuracy:.2%} of the test images right")
+        if args.run:  # now: the next one may fail
+            runs.write_timings(args.run, config, done)
+
+    found = runs.timed(config, sets, args.runs, eager=args.eager,
+                       tuned=tuned(args, more["device"]), told=keep)
     told = runs.summary(found)
     spread = ["" if of is None else f" +- {of:{form}}" for of, form in (
         (told["seconds_deviation"], ".3f"), (told["accuracy_deviation"], ".2%"))]
     say(console, f"{len(found)} run{'s' * (len(found) > 1)}: {told['seconds']:.3f}{spread[0]} s, "
                  f"{told['accuracy']:.2%}{spread[1]}")
     if args.run:
-        runs.write_timings(args.run, config, found)
         say(console, str(args.run))
 
 
@@ -213,6 +220,9 @@ def chosen(args: argparse.Namespace,
         dtype=args.dtype or "float32", seed=seed, device=where,
         command=shlex.join(["gpuconv", *sys.argv[1:]]))
     config.settings.parameter_groups(models.build(config.model))  # raises what names nothing
+    if config.settings.drop_last and len(sets[0]) < config.settings.batch_size:
+        raise ValueError(f"recipe {name} trains on whole batches of {config.settings.batch_size}, "
+                         f"and there are {len(sets[0])} images: --batch-size makes them smaller")
     return config, sets, asked.says(*sets), device
 
 

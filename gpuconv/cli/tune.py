@@ -19,7 +19,8 @@ NOTES = """The table holds for this GPU, these versions of CuPy and NVRTC, this 
 dtype. Using it changes the last bits of results, as every change of algorithm does; without
 it they are the same on every GPU of an architecture.
 
-to use it: gpuconv train --tuned FILE, or in Python: with gpuconv.ops.tuned(table)"""
+to use it: gpuconv train --tuned FILE with the same --model, --batch-size and --dtype (what was
+not measured runs as always), or in Python: with gpuconv.ops.tuned(table)"""
 WORDS = {"forward": "forward", "input_gradient": "input gradient",
          "weight_gradient": "weight gradient"}
 

@@ -118,7 +118,8 @@ def whitening_(p: Parameter, images: Array, eps: float = 5e-4) -> None:
         eps: what a direction that hardly varies is divided by, squared.
 
     Raises:
-        ValueError: the shapes do not fit, or K is more than there are filters.
+        ValueError: the shapes do not fit, K is more than there are filters, or the images hold
+            what is not finite.
 
     Source: Page, "How to train your ResNet 8: bag of tricks", 2019.
     """
@@ -131,6 +132,8 @@ def whitening_(p: Parameter, images: Array, eps: float = 5e-4) -> None:
         patches = im2col(images[some], (R, S)).reshape(-1, R * S * C)
         wide = patches.astype(accumulator(images.dtype), copy=False)
         moments, count = moments + to_cpu(wide.T @ wide), count + len(patches)
+    if not np.isfinite(moments).all():
+        raise ValueError("whitening_: the images hold NaN or infinity, or are too large")
     value, vector = np.linalg.eigh(moments / count)  # smallest first
     filters = (vector / np.sqrt(value + eps)).T[::-1]
     _fill(p, np.concatenate([filters, -filters])[:K].reshape(p.shape))

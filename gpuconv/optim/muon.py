@@ -48,7 +48,8 @@ class Muon(SGD):
             SGD.
         orthogonal: make the updates of this group orthogonal? Its parameters have two axes or more.
         iterations: of Newton-Schulz, 1 or more.
-        normalize: bring each of this group's parameters to the norm sqrt(K) before its update?
+        normalize: bring each of this group's parameters to the norm sqrt(K) before its update,
+            where that is orthogonal?
         master: keep float32 copies of 16-bit parameters, which the updates act on?
 
     Raises:
@@ -97,25 +98,54 @@ class Muon(SGD):
                      None if master is None else master[here], flat.control, p.shape, group)
 
 
-def orthogonalized(d: Array, iterations: int) -> Array:
+def orthogonalized(d: Array, iterations: int, dtype: Any = None) -> Array:
     """The matrix nearest d (M, N) whose singular values are all about 1, the directions kept.
+
+    It is computed in that dtype, by default the one of d; only d / |d|, in the accumulator's, so a
+    d too large or too small for 16 bits does no harm.
 
     >>> u = orthogonalized(np.diag([4.0, 1.0, 2.0]), 5)
     >>> bool((0.6 < np.diag(u)).all() and (np.diag(u) < 1.3).all())
     True
     """
-    xp, T, wide = get_array_module(d), d.dtype, accumulator(d.dtype)
-    a, b, c = QUINTIC
+    xp, T, (a, b, c) = get_array_module(d), np.dtype(dtype or d.dtype), QUINTIC
+    d = d.astype(accumulator(T), copy=False)
+    unit, blend = (_unit_gpu, _blend_gpu) if is_gpu(d) else (_unit_cpu, _blend_cpu)
     tall = len(d) > d.shape[1]
-    x = d.T if tall else d
-    x = xp.ascontiguousarray(x / (xp.sqrt(_squares(d)) + wide.type(TINY)), T)
+    x = unit(xp.ascontiguousarray(d.T if tall else d), T)
     for _ in range(iterations):
         gram = linear(x, x)                                       # (M, M), symmetric
-        mix = b * gram.astype(wide, copy=False) + c * linear(gram, gram).astype(wide, copy=False)
-        turned = xp.ascontiguousarray(x.T)
-        move = linear(mix.astype(T, copy=False), turned)          # mix x
-        x = (a * x.astype(wide, copy=False) + move.astype(wide, copy=False)).astype(T, copy=False)
+        mix = blend(b, gram, c, linear(gram, gram))
+        move = linear(mix, xp.ascontiguousarray(x.T))             # mix x
+        x = blend(a, x, 1, move)
     return xp.ascontiguousarray(x.T) if tall else x
+
+
+def _unit_cpu(d: np.ndarray, T: np.dtype) -> np.ndarray:
+    """d / |d|, nearly (zeros stay zeros), rounded to T."""
+    return (d / (np.sqrt(_squares(d)) + d.dtype.type(TINY))).astype(T, copy=False)
+
+
+def _unit_gpu(d: Array, T: np.dtype) -> Array:
+    """The same, in kernels/newton_schulz.cu."""
+    x = cupy().empty(d.shape, T)
+    kernels.kernel("newton_schulz.cu", "newton_schulz_unit", T=T)(
+        d.size, d, _squares(d), x, TINY, d.size)
+    return x
+
+
+def _blend_cpu(alpha: float, p: np.ndarray, beta: float, q: np.ndarray) -> np.ndarray:
+    """alpha p + beta q, rounded once."""
+    wide = accumulator(p.dtype)
+    y = alpha * p.astype(wide, copy=False) + beta * q.astype(wide, copy=False)
+    return y.astype(p.dtype, copy=False)
+
+
+def _blend_gpu(alpha: float, p: Array, beta: float, q: Array) -> Array:
+    """The same, in kernels/newton_schulz.cu; it takes the place of q."""
+    kernels.kernel("newton_schulz.cu", "newton_schulz_blend", T=p.dtype)(
+        p.size, p, q, float(alpha), float(beta), p.size)
+    return q
 
 
 def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, master: np.ndarray | None,
@@ -129,8 +159,8 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, master: np.ndarray | N
         m *= wide.type(group["momentum"])
         m += d
         d = d + wide.type(group["momentum"]) * m if group["nesterov"] else m
-        u = orthogonalized(d.astype(p.dtype, copy=False).reshape(shape[0], -1),
-                           int(group["iterations"])).reshape(-1)
+        u = orthogonalized(d.reshape(shape[0], -1), int(group["iterations"]),
+                           p.dtype).reshape(-1)
         scale = 1 - rate * group["weight_decay"]
         w = behind(p, master)
         if group["normalize"]:
@@ -147,10 +177,10 @@ def step_gpu(p: Array, g: Array, m: Array, master: Array | None, control: Array,
              shape: tuple[int, ...], group: Mapping[str, Any]) -> None:
     """The same; what is not a product of matrices is in kernels/muon.cu."""
     settings = dict(T=p.dtype, NESTEROV=bool(group["nesterov"]), MASTER=master is not None)
-    d = cupy().zeros(p.size, p.dtype)
+    d = cupy().zeros(p.size, accumulator(p.dtype))
     kernels.kernel("muon.cu", "muon_direction", **settings)(
         p.size, g, m, d, control, float(group["momentum"]), p.size)
-    u = orthogonalized(d.reshape(shape[0], -1), int(group["iterations"])).reshape(-1)
+    u = orthogonalized(d.reshape(shape[0], -1), int(group["iterations"]), p.dtype).reshape(-1)
     squares = _squares(p) if group["normalize"] else None
     kernels.kernel("muon.cu", "muon_update", **settings)(
         p.size, p, u, master, squares, control, float(group["lr"]),

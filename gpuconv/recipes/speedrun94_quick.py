@@ -1,4 +1,7 @@
-"""``speedrun94`` in a quarter of the time: to see that all is well."""
+"""``speedrun94`` in a quarter of the time: to see that all is well.
+
+The bias behind the whitening, too, is trained for three eighths of the run.
+"""
 
 from gpuconv.recipes.recipe import Recipe
 from gpuconv.recipes.speedrun94 import SPEEDRUN94

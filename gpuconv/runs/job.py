@@ -80,7 +80,7 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
     finished = len(history.rows) >= settings.epochs  # a signal came too late to stop anything
     stopped = None if finished else interrupt.received
     viewed = None
-    if stopped is None and settings.views != "none":
+    if settings.views != "none" and stopped is None and folder.status() == "finished":
         viewed = seen_in_views(model, config, train_set, test_set)
         folder.keep_viewed(Viewed(settings.views, history.last.epoch, len(viewed.labels),
                                   viewed.accuracy, viewed.loss))

@@ -11,6 +11,7 @@ So the rules of speed records on CIFAR-10 have it. There is no test between epoc
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import statistics
 import time
@@ -86,7 +87,10 @@ def _run(config: Config, seed: int, train_set: Dataset, test_set: Dataset,
         training.fit(model, train_set, seed=seed, eager=True if eager else None, **arguments)
         seen = seen_in_views(model, config, train_set, test_set)
         _wait(train_set)
-        return Timing(seed, time.perf_counter() - began, seen.accuracy)
+        seconds = time.perf_counter() - began
+        if not math.isfinite(seen.loss):
+            raise FloatingPointError(f"seed {seed}: the test loss is {seen.loss} at the end")
+        return Timing(seed, seconds, seen.accuracy)
     finally:
         arguments["optimizer"].release()  # its memory, for the next run
 

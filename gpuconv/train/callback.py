@@ -21,7 +21,7 @@ class Run:
     """The state of a run, as callbacks see it.
 
     ``loss`` and ``accuracy`` are means over the epoch so far. On a GPU they are read every
-    ``loop.READ`` steps, not at each: waiting for the GPU would cost more than the step. ``read``
+    ``step.READ`` steps, not at each: waiting for the GPU would cost more than the step. ``read``
     brings them up to date.
     """
 

@@ -5,7 +5,7 @@
 Everything random is a function of (seed, epoch, step), so a run gives the same bits twice, and one
 that was cut off goes on to the same bits. The data are moved to the model's device once, as bytes,
 and become floats batch by batch. On a GPU nothing in a step waits for it: losses stay there and are
-fetched, in one copy, every READ steps.
+fetched, in one copy, every ``step.READ`` steps.
 """
 
 import contextlib
@@ -125,6 +125,7 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         drop_last=bool(drop_last), normalize=given), ema=ema, test=trial)
     plan = Plan(schedule, label_smoothing, clip_norm, seed, reduction)
     with contextlib.ExitStack() as during:
+        during.enter_context(threads.single_threaded_blas())  # once, not in each op
         during.enter_context(_memory(run, batch_size))
         during.enter_context(_scaled(run))
         during.enter_context(_capturable())
@@ -132,7 +133,6 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
             resume_from(resume, run)
         else:
             _prepare(run)
-        during.enter_context(threads.single_threaded_blas())  # once, not in each op
         during.enter_context(mode(model, True))
         during.callback(model.reseed, None)  # dropout of later calls is not that of the last step
         step = during.enter_context(training_step(run, loader, plan, eager, callbacks))

@@ -1,0 +1,39 @@
+// Newton-Schulz iterations: what stands between their products of matrices.   gpuconv/optim/muon.py
+//
+//   unit    x[i] = d[i] / (sqrt(squares) + tiny)
+//   blend   q[i] = alpha * p[i] + beta * q[i]
+//
+// Launch   1-d, one thread per element, any grid, any block, no shared memory.
+// Traffic  unit   reads d n, squares 1 (asks <= n/32), writes x n.
+//          blend  reads p/q n, writes q n. Coalesced.
+// Order    no sums across threads, no atomics: runs are bit-identical.
+//
+// Source   Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024.
+
+#include "common.cuh"
+
+using T = CFG_T;                         // stored element
+using A = CFG_A;                         // arithmetic, d: float, or double for double
+
+extern "C" __global__ void newton_schulz_unit(
+    const A* __restrict__ d,             // (n,)
+    const A* __restrict__ squares,       // ()            sum of the squares of d
+    T* __restrict__ x,                   // (n,)
+    A tiny,
+    long long n)
+{
+    const A norm = sqrt(*squares) + tiny;
+    for (long long i : grid_stride<long long>(n))
+        x[i] = (T)(d[i] / norm);
+}
+
+extern "C" __global__ void newton_schulz_blend(
+    const T* __restrict__ p,             // (n,)
+    T* __restrict__ q,                   // (n,)
+    A alpha,
+    A beta,
+    long long n)
+{
+    for (long long i : grid_stride<long long>(n))
+        q[i] = (T)(alpha * (A)p[i] + beta * (A)q[i]);
+}
