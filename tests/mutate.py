@@ -260,7 +260,10 @@ def chosen(source: str, tests: list[Test]) -> list[Test]:
             raise SystemExit(f"{source}: {named!r} is {len(match)} configurations, wanted one:"
                              f"\n{listed}")
         ours.add(match[0])
-    return sorted((t for t in tests if t.needs <= ours), key=lambda t: (len(t.needs), t.seconds))
+    found = sorted((t for t in tests if t.needs <= ours), key=lambda t: (len(t.needs), t.seconds))
+    if not found:
+        raise SystemExit(f"{source}: each of its tests needs other configurations as well")
+    return found
 
 
 # -- one mutant ------------------------------------------------------------------------------

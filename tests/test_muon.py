@@ -5,8 +5,8 @@ import pytest
 
 from check import close, host
 from gpuconv.autograd import Parameter
-from gpuconv.backend import float_dtype
-from gpuconv.optim import SGD, Muon
+from gpuconv.backend import accumulator, float_dtype
+from gpuconv.optim import SGD, Muon, muon
 from gpuconv.optim.muon import orthogonalized
 
 QUINTIC = 3.4445, -4.7750, 2.0315  # of the paper
@@ -64,6 +64,17 @@ def test_16_bits_need_not_hold_the_gradient(xp, rng, size):
     assert abs(got.astype("float64") - want).max() < 0.02 * abs(want).max()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+def test_what_stands_between_the_products_is_numpy(cp, rng, dtype):
+    p, q = rng.standard_normal((2, 7, 90)).astype(dtype)
+    close(muon._blend_gpu(2.5, cp.asarray(p), -3.0, cp.asarray(q)),
+          muon._blend_cpu(2.5, p, -3.0, q), terms=2)
+    for size in (1.0, 3e-8, 0.0):  # TINY counts in the second
+        d = (size * p).astype(accumulator(dtype))
+        close(muon._unit_gpu(cp.asarray(d), np.dtype(dtype)), muon._unit_cpu(d, np.dtype(dtype)),
+              terms=d.size)
+
+
 def test_a_gradient_of_zeros_gives_no_update(xp):
     assert (host(orthogonalized(xp.zeros((3, 4), "float32"), 5)) == 0).all()
 
@@ -109,6 +120,30 @@ def test_cuda_is_numpy(cp, rng, dtype, master):
     for i, (p, q) in enumerate(zip(here, there, strict=True)):
         close(got[f"momentum.{i}"], want[f"momentum.{i}"], terms=4)
         close(p.data, host(q.data), terms=1000)
+
+
+@pytest.mark.parametrize("dtype, how", [
+    ("float32", dict(normalize=True)), ("float16", dict(normalize=True, master=True)),
+    ("float64", dict(nesterov=False))])
+def test_what_stands_around_the_products_is_numpy(cp, rng, monkeypatch, dtype, how):
+    monkeypatch.setattr(muon, "orthogonalized", lambda d, _, T: d.astype(T))
+    there = parameters(np, rng, dtype)
+    here = [Parameter(cp.asarray(p.data)) for p in there]
+    pair = [Muon(ps, 0.1, weight_decay=0.3, **how) for ps in (here, there)]
+    for factor, multiplier, skip in ((0.7, 0.5, 0), (1.0, 2.0, 1), (0.3, 1.0, 0)):
+        for p, q in zip(here, there, strict=True):
+            q.grad[...] = rng.standard_normal(q.shape)
+            p.grad[...] = cp.asarray(q.grad)
+        for its in pair:
+            its.factor = factor
+            its.control[1:2].fill(multiplier)
+            its.control[2:3].fill(skip)
+            its.step()
+        got, want = (its.state_dict() for its in pair)
+        for name in want:
+            close(got[name], want[name], terms=10)
+        for p, q in zip(here, there, strict=True):
+            close(p.data, q.data, terms=10)
 
 
 def test_a_step_that_is_skipped_changes_nothing(xp, rng):

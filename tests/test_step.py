@@ -8,10 +8,11 @@ import pytest
 from test_checkpoint import StopAt, told
 from test_train import same, tiny, weights
 
-from gpuconv import backend, nn, ops, optim, random, train
-from gpuconv.data import Augment
+from gpuconv import backend, models, nn, ops, optim, random, train
+from gpuconv.data import Augment, Dataset
 from gpuconv.ops.gpu import measure
 from gpuconv.ops.gpu.table import Choice, Table, here
+from gpuconv.recipes import RECIPES
 from gpuconv.train import Callback, Checkpoint, fit
 from gpuconv.train import step as steps
 from hostcuda import changed, compiler, deferred, fake_cupy, launches, room
@@ -160,6 +161,22 @@ def test_no_number_and_no_address_differs_between_two_steps(graphs, monkeypatch,
     for n in (8, 4):
         first, *others = (graph for size, graph in graphs if size == n)
         assert [text for graph in others for text in changed(first, graph)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(backend._cupy is not fake_cupy, reason="looks into the stand-in's graphs")
+@pytest.mark.parametrize("kind, count", [("nesterov", 102), ("recipe", 358)])
+def test_how_many_launches_a_step_is(graphs, kind, count):
+    """Of cifar_convnet in float16: README's figures."""
+    random.seed(0)
+    model = models.cifar_convnet().to("cuda", "float16")
+    settings = RECIPES["cifar10"].settings.replace(batch_size=2, epochs=3)
+    settings = settings if kind == "recipe" else settings.with_optimizer("sgd")
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    fit(model, Dataset(images, np.arange(2, dtype="int32"), tuple("abcdefghij"), "two"),
+        **settings.fit_arguments(model))
+    (_, graph), = graphs
+    assert len(launches(graph)) == count
 
 
 # -- what changes between steps ------------------------------------------------------------

@@ -175,7 +175,7 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, master: np.ndarray | N
 
 def step_gpu(p: Array, g: Array, m: Array, master: Array | None, control: Array,
              shape: tuple[int, ...], group: Mapping[str, Any]) -> None:
-    """The same; what is not a product of matrices is in kernels/muon.cu."""
+    """The same; what is no product of matrices is in kernels/muon.cu and newton_schulz.cu."""
     settings = dict(T=p.dtype, NESTEROV=bool(group["nesterov"]), MASTER=master is not None)
     d = cupy().zeros(p.size, accumulator(p.dtype))
     kernels.kernel("muon.cu", "muon_direction", **settings)(
