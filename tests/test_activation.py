@@ -11,7 +11,7 @@ from gpuconv import kernels, threads
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.functional import vjp
 from gpuconv.gradcheck import gradcheck
-from gpuconv.ops.activation import gelu, relu, sigmoid, tanh
+from gpuconv.ops.activation import gelu, inside, relu, sigmoid, tanh
 
 FUNCTIONS = {"relu": relu, "gelu": gelu, "sigmoid": sigmoid, "tanh": tanh}
 SHAPES = [
@@ -179,3 +179,11 @@ def test_importing_loads_no_scipy():
 def test_refuses(name):
     with pytest.raises(TypeError, match=f"{name}: x is int64, wanted float32"):
         FUNCTIONS[name](np.ones(3, int))
+
+
+def test_what_was_inside_an_op_takes_gradients_back(cp):
+    y, gy = cp.asarray(np.float32([0, 2])), cp.asarray(np.float32([3, 5]))
+    relu = inside("relu", y, (False, True))
+    assert relu.saved is y
+    assert host(relu.backward_gpu(gy)[0]).tolist() == [0, 5]
+    assert inside("relu", y, (False, False)) is inside("gelu", y, (True,)) is None

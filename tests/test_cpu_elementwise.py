@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from check import DTYPES, close, make
 from gpuconv import random
-from gpuconv.ops.cpu import normal, rows
+from gpuconv.ops.cpu import normal, normalise, rows
 from gpuconv.ops.cpu.largest import give_back, largest_middle
 from gpuconv.ops.cpu.philox import words_at_least
 from gpuconv.ops.cpu.rectify import masked, nonzero, rectify
@@ -137,3 +137,22 @@ def test_words_are_philoxs(first, count, step, key, limit):
     want = np.stack(random.philox((*halves, step & random.LOW, step >> 32), key), axis=1)
     np.testing.assert_array_equal(words_at_least(limit, first, count, step, key),
                                   want.reshape(-1) >= limit)
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e38, np.inf], ids=str)
+def test_what_overflows_in_a_norm_shows_and_gives_no_warning(rng, monkeypatch, scale):
+    """Warnings are errors here; what is finite stays as it is."""
+    monkeypatch.setattr("gpuconv.threads.CACHE", 1)  # pieces, on all threads
+    x = rng.standard_normal((64, 8, 8, 3)).astype("float32")
+    x[0, 0, 0, 1] = scale
+    zero, one = np.zeros(3, "float32"), np.ones(3, "float32")
+    mean, m2 = normalise.moments(x)
+    assert not np.isfinite(m2[1]) and np.isfinite(m2[[0, 2]]).all() and np.isfinite(mean[0])
+    y, positive = normalise.normalise(x, np.float32([1, 1e20, 1]), zero, True, True)
+    assert y[0, 0, 0, 1] == np.inf and np.isfinite(y[..., [0, 2]]).all()
+    total, along = normalise.sums(x, x, zero, positive, np.empty_like(x))
+    assert along[1] == np.inf and np.isfinite(along[[0, 2]]).all() and np.isfinite(total[0])
+    gx = np.empty_like(x)
+    normalise.pull(x, x, np.float32([1, 1e20, 1]), -one, zero, None, gx)
+    assert np.isnan(gx[0, 0, 0, 1]) or scale < np.inf
+    assert np.isfinite(gx[..., [0, 2]]).all()

@@ -96,7 +96,21 @@ def test_factors_and_flags_step_by_step(xp):
     assert [row[0] for row in watch.rows] == [(False,) * 6] * 5 + [frozen] * 7
     assert [row[1] for row in watch.rows] == [
         (1 - step / 5 if step < 5 else 0, 1 - step / 12) for step in range(12)]
-    assert [row[2] for row in watch.rows] == [0.05 * row[1][0] for row in watch.rows]
+    assert [row[2] for row in watch.rows] == [0.02 * row[1][1] for row in watch.rows]
+
+
+def test_the_rate_that_is_told_is_that_of_the_most_numbers_in_training():
+    """The head's 203 while they are trained, then the convolution's 40."""
+    watch, model = Watch(), network()
+    optimizer = optim.SGD([{"params": list(model[0].parameters()), "lr": 0.5},
+                           {"params": [*model[1].parameters(), *model[4].parameters()],
+                            "lr": 0.02, "stop": 0.5}], lr=1.0)
+    history = fit(model, tiny(24), epochs=4, batch_size=8, optimizer=optimizer, seed=3,
+                  schedule=optim.Linear(), callbacks=[watch])
+    assert [row[2] for row in watch.rows] == pytest.approx(
+        [0.02 * (1 - step / 6) for step in range(6)]
+        + [0.5 * (1 - step / 12) for step in range(6, 12)])
+    assert [row.lr for row in history.rows] == [watch.rows[step][2] for step in (2, 5, 8, 11)]
 
 
 def test_a_schedule_is_asked_once_for_each_length(xp):

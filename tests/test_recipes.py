@@ -160,7 +160,9 @@ def test_settings_in_words():
     said = str(RECIPES["speedrun94"].settings)
     assert said.startswith("muon, linear, lr 0.24, momentum 0.6, weight decay 0, mirrored in every "
                            "other epoch, cropped by 2 of a reflection, label smoothing 0.2")
-    assert said.endswith("4 groups, summed loss, views six")
+    assert said.endswith("4 groups (last lr is the largest one's), summed loss, views six")
+    alike = Settings(groups=(Group("*.bias", momentum=0.5),))
+    assert str(alike).endswith(", 1 group")
 
 
 @pytest.mark.parametrize("wrong, text", [
@@ -210,6 +212,16 @@ def test_usual_rates_are_there_for_each_optimiser():
     assert all(getattr(Settings(), key) == value for key, value in RATES["sgd"].items())
     with pytest.raises(ValueError, match="optimizer 'lion', wanted one of sgd"):
         Settings().with_optimizer("lion")
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_usual_rates_of_adam_are_its_own(name):
+    """Settings that say no rate make the optimiser that is made with none."""
+    model, alike = small(), small()
+    told, = Settings().with_optimizer(name).fit_arguments(model)["optimizer"].groups
+    own, = OPTIMIZERS[name](alike.parameters()).groups
+    assert {key: value for key, value in told.items() if key != "params"} == {
+        key: value for key, value in own.items() if key != "params"}
 
 
 def test_unknown_settings_are_named():

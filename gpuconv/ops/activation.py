@@ -9,6 +9,7 @@ F is the distribution of the normal law, F(x) = (1 + erf(x / sqrt(2))) / 2, and 
 NaN stays NaN in all of them. Where x is NaN, relu passes its gradient on, as PyTorch does.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,18 @@ def check_activation(op: str, activation: str | None) -> None:
 def activated(y: Array, activation: str | None) -> Array:
     """The activation of y, as an op of its own."""
     return y if activation is None else {"relu": relu, "gelu": gelu}[activation](y)
+
+
+def inside(activation: str | None, y: Array, needs: Sequence[bool]) -> "ReLU | None":
+    """What takes gradients back through the activation that was inside the op that gave y.
+
+    On the GPU. Of GELU nothing: it is inside only where no gradient will be asked for.
+    """
+    if activation != "relu" or not any(needs):
+        return None
+    relu = ReLU()
+    relu.saved = y
+    return relu
 
 
 class Activation(Op):

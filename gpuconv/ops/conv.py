@@ -29,7 +29,7 @@ import numpy as np
 from gpuconv import memory
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
-from gpuconv.ops.activation import ReLU, activated, check_activation
+from gpuconv.ops.activation import ReLU, activated, check_activation, inside
 from gpuconv.ops.arithmetic import add
 from gpuconv.ops.checks import check_arrays, check_images
 from gpuconv.ops.cpu import convolve
@@ -209,9 +209,7 @@ class Conv2d(Op):
         y = cupy().empty(self.y_shape, x.dtype)
         choice.forward(p, x, w, y, self.precision, bias=b, residual=residual,
                        activation=self.activation)
-        if self.activation == "relu" and any(self.needs):
-            self.relu = ReLU()
-            self.relu.saved = y
+        self.relu = inside(self.activation, y, self.needs)
         return y
 
     def backward_gpu(self, gy):

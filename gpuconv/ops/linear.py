@@ -15,7 +15,7 @@ from typing import Any
 
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, cupy
-from gpuconv.ops.activation import ReLU, activated, check_activation
+from gpuconv.ops.activation import ReLU, activated, check_activation, inside
 from gpuconv.ops.arithmetic import wide
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.gpu import choice
@@ -103,9 +103,7 @@ class Linear(Op):
         y = cupy().empty((*x.shape[:-1], len(w)), x.dtype)
         choice.forward(self.problem, rows, w, y, self.precision, bias=b,
                        activation=self.activation)
-        if self.activation == "relu" and any(self.needs):
-            self.relu = ReLU()
-            self.relu.saved = y
+        self.relu = inside(self.activation, y, self.needs)
         return y
 
     def backward_gpu(self, gy):

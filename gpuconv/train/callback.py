@@ -39,7 +39,7 @@ class Run:
     loss: float = math.nan
     accuracy: float = math.nan
     images_per_second: float = math.nan
-    lr: float = math.nan     # of the last step, first parameter group
+    lr: float = math.nan     # of the last step, see ``rate``
     stop: bool = False       # a callback may set it: the run ends after this step, or this epoch
     checkpoint: pathlib.Path | None = None  # the newest that was written, or gone on from
     tally: Tally = dataclasses.field(default_factory=Tally)  # of the current epoch
@@ -51,6 +51,16 @@ class Run:
         if len(self.history.rows) == self.epoch:
             self.epoch, self.step, self.tally = self.epoch + 1, 0, Tally()
             self.began = time.perf_counter()
+
+    def rate(self) -> float:
+        """The learning rate of the optimiser's largest group: that of most numbers being trained.
+
+        Of groups of one size the first counts.
+        """
+        groups, factors = self.optimizer.groups, self.optimizer.factors
+        at = 0 if len(groups) == 1 else max(range(len(groups)), key=lambda i: sum(
+            p.size for p in groups[i]["params"] if p.requires_grad))
+        return float(groups[at]["lr"] * factors[at])
 
     def read(self) -> None:
         """Wait for the device, and bring loss, accuracy and speed up to date.

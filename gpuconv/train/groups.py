@@ -6,6 +6,7 @@
 
 import dataclasses
 import fnmatch
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,19 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 ALL = "lr", "momentum", "weight_decay", "stop"
 KNOWN = {"sgd": (*ALL, "nesterov"), "adam": ALL, "adamw": ALL,
          "muon": (*ALL, "nesterov", "orthogonal", "iterations", "normalize")}
-SECOND = 0.999  # beta of Adam
+
+
+def defaults(optimizer: str) -> dict[str, Any]:
+    """What an optimiser takes for what it is not told.
+
+    >>> defaults("adamw")["weight_decay"]
+    0.01
+    """
+    parameters = inspect.signature(OPTIMIZERS[optimizer]).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+SECOND = defaults("adam")["betas"][1]
 
 
 @dataclasses.dataclass(frozen=True)

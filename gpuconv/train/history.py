@@ -23,7 +23,7 @@ class Epoch:
     test: Metrics | None     # after the epoch, in eval mode
     images_per_second: float  # of training alone, augmentation included
     seconds: float   # of training and test
-    lr: float        # learning rate of the last step, first parameter group
+    lr: float        # learning rate of the last step, of the group with most numbers in training
     skipped: int = 0  # updates that did not happen: in float16 a gradient was not finite
 
 

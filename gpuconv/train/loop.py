@@ -150,6 +150,7 @@ def _epoch(run: Run, step: EagerStep, batch_size: int, callbacks: Sequence[Callb
     step.begin()
     while run.step < run.steps:
         step.take()
+        run.lr = run.rate()
         for callback in callbacks:
             callback.on_step(run)
         if run.stop:

@@ -8,7 +8,7 @@ from typing import Any
 from gpuconv.data import Augment
 from gpuconv.nn import Module
 from gpuconv.optim import EMA, Constant, Cosine, Linear, OneCycle, Optimizer, StepDecay
-from gpuconv.train.groups import OPTIMIZERS, Group, check_group, parameter_groups
+from gpuconv.train.groups import OPTIMIZERS, Group, check_group, defaults, parameter_groups
 from gpuconv.train.views import check_views
 
 SCHEDULES: dict[str, Callable[[], Callable[[int, int], float]]] = {
@@ -17,12 +17,6 @@ SCHEDULES: dict[str, Callable[[], Callable[[int, int], float]]] = {
 CHOICES = {"optimizer": tuple(OPTIMIZERS), "schedule": tuple(SCHEDULES),
            "flip": (False, True, "alternate"), "padding_mode": ("zeros", "reflect"),
            "reduction": ("mean", "sum")}
-# what each optimiser is told where nobody says otherwise: rates of one do not suit another
-RATES: dict[str, dict[str, float]] = {
-    "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
-    "adam": {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.0},
-    "adamw": {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.01},
-    "muon": {"lr": 0.06, "momentum": 0.9, "weight_decay": 0.02}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +169,23 @@ class Settings:
         words += [f"{name.replace('_', ' ')} {value:g}" for name in (
             "label_smoothing", "clip_norm", "ema", "patience") if (value := getattr(self, name))]
         words += [] if self.loss_scale is None else [f"loss scale {self.loss_scale}"]
-        words += [f"{len(self.groups)} groups"] * bool(self.groups)
+        if n := len(self.groups):
+            own = any(group.lr is not None for group in self.groups)
+            words.append(f"{n} group{'s' * (n > 1)}" + " (last lr is the largest one's)" * own)
         words += ["summed loss"] * (self.reduction == "sum")
         words += [f"views {self.views}"] * (self.views != "none")
         return ", ".join(words)
+
+
+def _rates(optimizer: str) -> dict[str, float]:
+    """Those that an optimiser has where nobody says otherwise."""
+    usual = defaults(optimizer)
+    return {"lr": usual["lr"], "momentum": usual["betas"][0],
+            "weight_decay": usual["weight_decay"]}
+
+
+# what each optimiser is told where nobody says otherwise: rates of one do not suit another
+RATES: dict[str, dict[str, float]] = {
+    "sgd": {name: getattr(Settings, name) for name in ("lr", "momentum", "weight_decay")},
+    "adam": _rates("adam"), "adamw": _rates("adamw"),
+    "muon": {"lr": 0.06, "momentum": 0.9, "weight_decay": 0.02}}

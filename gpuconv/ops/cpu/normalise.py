@@ -1,7 +1,8 @@
 """The passes of batch normalisation over memory, on the CPU.
 
 A batch (..., C) is taken as long rows, F times C numbers each, in pieces of a few rows; see fold.
-ReLU goes into the same passes: ``positive`` holds one bit for each number of y.
+ReLU goes into the same passes: ``positive`` holds one bit for each number of y. What overflows, and
+inf - inf, gives no warning, as in all other ops: it shows in the result.
 """
 
 import math
@@ -33,6 +34,7 @@ def fold(x: Any) -> tuple[Any, list[slice], int]:
     return rows, [slice(8 * some.start, min(8 * some.stop, len(rows))) for some in eights], F
 
 
+@np.errstate(all="ignore")  # of all threads
 def moments(x: Any) -> tuple[Any, Any]:
     """Mean and sum of squared deviations (C,) of a batch that holds something, in float64."""
     wide = accumulator(x.dtype)
@@ -52,6 +54,7 @@ def moments(x: Any) -> tuple[Any, Any]:
     return _merge(counts[:, None], *rest)
 
 
+@np.errstate(all="ignore")
 def normalise(x: Any, scale: Any, shift: Any, relu: bool, keep: bool) -> tuple[Any, Any]:
     """``x * scale + shift``, rectified if wanted, and ``positive`` if it is to be kept."""
     wide = accumulator(x.dtype)
@@ -75,6 +78,7 @@ def normalise(x: Any, scale: Any, shift: Any, relu: bool, keep: bool) -> tuple[A
     return y.reshape(x.shape), positive
 
 
+@np.errstate(all="ignore")
 def sums(gy: Any, x: Any, mean: Any, positive: Any, gz: Any) -> tuple[Any, Any]:
     """Sums of gy and of gy * (x - mean) over the batch, (C,) in float64.
 
@@ -96,6 +100,7 @@ def sums(gy: Any, x: Any, mean: Any, positive: Any, gz: Any) -> tuple[Any, Any]:
     return total, along
 
 
+@np.errstate(all="ignore")
 def pull(gy: Any, x: Any, scale: Any, slope: Any, level: Any, positive: Any, gx: Any) -> None:
     """Into gx: ``scale * (gy + slope * x + level)``, or without x ``scale * gy``.
 
