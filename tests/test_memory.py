@@ -19,6 +19,7 @@ from gpuconv.memory import free_all_blocks, fresh
 from gpuconv.ops import softmax_cross_entropy
 from gpuconv.ops.cpu import zeros
 from gpuconv.train import memory
+from gpuconv.train.gpu_memory import Meter
 from gpuconv.train.memory import explain, largest_batch, predict
 
 SHAPE = 32, 32, 3
@@ -288,6 +289,14 @@ def test_on_a_gpu_it_is_what_the_pool_reports(cp, dtype, images):
     step = found.activations + found.workspace + found.gradients - sum(
         memory._aligned(p.data.nbytes) for p in model.parameters())  # those were there before
     assert abs(step / pool.total_bytes() - 1) < 0.1
+
+
+def test_a_prediction_gives_back_what_it_had(cp, monkeypatch):
+    """As the graphs of a step do, see test_step."""
+    made, take = set(), Meter.take
+    monkeypatch.setattr(Meter, "take", lambda self: made.add(self.pool) or take(self))
+    predict(blocks().to("cuda"), (12, 12, 8), 12)
+    assert made and not any(pool.total_bytes() for pool in made)
 
 
 # -- what fits ---------------------------------------------------------------------------

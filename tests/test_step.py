@@ -179,6 +179,14 @@ def test_how_many_launches_a_step_is(graphs, kind, count):
     assert len(launches(graph)) == count
 
 
+def test_what_the_graphs_held_is_given_back(cp, monkeypatch):
+    """A pool of CuPy's that goes (14.1, 14.2) takes its free blocks along."""
+    made, make = [], steps.graph_pool
+    monkeypatch.setattr(steps, "graph_pool", lambda: made.append(make()) or made[-1])
+    job(False, kind="muon", ema=0.9)
+    assert len(made) > 1 and not any(pool.total_bytes() for pool in made)
+
+
 # -- what changes between steps ------------------------------------------------------------
 
 

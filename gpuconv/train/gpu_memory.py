@@ -109,3 +109,4 @@ class Meter:
                 yield
             finally:
                 choice.compute = compute
+                self.pool.free_all_blocks()  # a pool that goes would take them along

@@ -202,6 +202,7 @@ class CapturedStep(EagerStep):
         cupy().cuda.get_current_stream().synchronize()
         self.graphs.clear()
         self.warm.clear()
+        self.pool.free_all_blocks()  # a pool that goes would take them along (CuPy 14.1, 14.2)
         self.pool = graph_pool()
 
     def body(self, n: int) -> None:
