@@ -18,6 +18,7 @@ if __name__ == "__main__":  # in a checkout, from anywhere
     sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
 
 from gpuconv import Parameter, Tensor, backend, nn, ops, optim
+from gpuconv.accumulate import accumulate
 from gpuconv.data import Augment, augment, augment_batch
 from gpuconv.ops.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.softmax_cross_entropy import count_correct
@@ -54,6 +55,7 @@ def cases(size: Size, dtype: str) -> Iterator[Case]:
     """All cases, in one dtype."""
     yield from _ops(size, backend.float_dtype(dtype))
     yield from _updates(size, dtype)
+    yield _accumulated(size, dtype)
     yield _augment(size, dtype)
     yield from _captured(size, backend.float_dtype(dtype))
 
@@ -192,6 +194,20 @@ def _updates(size: Size, dtype: str) -> Iterator[Case]:
                                              lr=0.1))
     yield case("sgd, loss scale, master weights",
                lambda p: optim.SGD(p, lr=0.1, momentum=0.9, master=dtype == "float16"), True)
+
+
+def _accumulated(size: Size, dtype: str) -> Case:
+    """What is added to the gradients of leaves: of lengths that fill no pack, in two launches."""
+    rng = np.random.default_rng(4)
+    ys, xs = ([backend.to_gpu(rng.standard_normal(size.C * n + 1).astype(
+        backend.float_dtype(dtype))) for n in range(9)] for _ in "yx")
+
+    def run() -> Arrays:
+        sums = [y.copy() for y in ys]
+        accumulate(zip(sums, xs, strict=True))
+        return sums
+
+    return Case("accumulate", run)
 
 
 def _augment(size: Size, dtype: str) -> Case:

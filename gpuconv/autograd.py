@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuconv import memory
+from gpuconv.accumulate import accumulate
 from gpuconv.backend import Array, array_device, get_array_module, is_gpu, to_cpu
 
 _serial = itertools.count()
@@ -339,8 +340,7 @@ def _walk(y: Tensor, gy: Array) -> None:
             if parent is not None:
                 meet(parent, g)
         op.free()
-    for leaf, g in pending.items():
-        _add_grad(leaf, g)
+    _add_grads(pending)
 
 
 def _sum(a: Array, b: Array) -> Array:
@@ -348,13 +348,15 @@ def _sum(a: Array, b: Array) -> Array:
     return a + b if is_gpu(a) else np.add(a, b, out=memory.empty(a.shape, a.dtype))
 
 
-def _add_grad(leaf: Tensor, g: Array) -> None:
-    _check_like("gradient of a leaf", g, leaf)
-    if leaf.grad is None:
-        xp = get_array_module(leaf.data)
-        leaf.grad = xp.array(g, order="C")  # a copy: g may have other owners
-    else:
-        leaf.grad += g
+def _add_grads(gradients: dict[Tensor, Array]) -> None:
+    """To the ``grad`` of each leaf."""
+    for leaf, g in gradients.items():
+        _check_like("gradient of a leaf", g, leaf)
+    accumulate((leaf.grad, g) for leaf, g in gradients.items() if leaf.grad is not None)
+    for leaf, g in gradients.items():
+        if leaf.grad is None:
+            xp = get_array_module(leaf.data)
+            leaf.grad = xp.array(g, order="C")  # a copy: g may have other owners
 
 
 def _check_like(what: str, g: Any, tensor: Tensor) -> None:

@@ -18,8 +18,8 @@
 //          Shared memory: 12 bytes a thread and channel (24 for double).
 // Traffic  moments     reads x rows*C, writes mean/m2 S*C.
 //          merge       reads slice_mean/slice_m2 slices*C, writes mean/m2 S*C.
-//          statistics  reads slice_mean/slice_m2 S*C, running_mean/running_var C, writes
-//                      mean/inv_std/running_mean/running_var C.
+//          statistics  reads slice_mean/slice_m2 S*C, running_mean/running_var C, batches 1, writes
+//                      mean/inv_std/running_mean/running_var C, batches 1.
 //          fixed       reads running_mean/running_var C, writes mean/inv_std C.
 //          forward     reads x rows*C, residual rows*C, gamma/beta/mean/inv_std C (asks
 //                      <= S*C*BLOCK/32, sectors <= 2), writes y rows*C.
@@ -179,11 +179,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK) batch_norm_statistics(
     A* __restrict__ inv_std,              // (C,)
     A* __restrict__ running_mean,         // (C,)         updated; null: there is none
     A* __restrict__ running_var,          // (C,)
+    long long* __restrict__ batches,      // ()           counted; null: not
     long long rows, int each, int C, int S, int lanes,
     A momentum,                           // weight of this batch in the running statistics
     A eps)
 {
     __shared__ Moments shared[spread<Moments>(BLOCK)];
+    if (batches && blockIdx.x == 0 && threadIdx.x == 0) batches[0] += 1;
     for (long long b = blockIdx.x; b < Part<1>::all(S, C, S, lanes); b += gridDim.x) {
         const Part<1> p(b, S, C, S, lanes);
         const Moments mine = merged(p, slice_mean, slice_m2, rows, each);

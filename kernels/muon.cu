@@ -7,7 +7,7 @@
 //               scale = (1 - rate * weight_decay) * root / max(sqrt(squares), tiny); without squares
 //               (null) the root and all behind it are 1
 //
-//   Factor and multiplier are in control; with its "skip" nothing changes, and d is not written.
+//   Factor and multiplier are in control; with its "skip" nothing changes, and d is 0.
 //
 // Launch   1-d, one thread per element, any grid, any block, no shared memory.
 // Traffic  direction  reads g/m n, control 2 (asks <= n/16), writes m/d n.
@@ -33,9 +33,13 @@ extern "C" __global__ void muon_direction(
     A momentum,
     long long n)
 {
-    if (control[SKIP] != 0) return;
+    const bool skip = control[SKIP] != 0;
     const A scale = (A)control[MULTIPLIER];
     for (long long i : grid_stride<long long>(n)) {
+        if (skip) {
+            d[i] = 0;
+            continue;
+        }
         const A here = scale * (A)g[i], v = momentum * m[i] + here;
         m[i] = v;
         d[i] = NESTEROV ? here + momentum * v : v;

@@ -1,11 +1,11 @@
 // Newton-Schulz iterations: what stands between their products of matrices.   gpuconv/optim/muon.py
 //
 //   unit    x[i] = d[i] / (sqrt(squares) + tiny)
-//   blend   q[i] = alpha * p[i] + beta * q[i]
+//   mix     q = a I + b p + c q            (M, M)
 //
 // Launch   1-d, one thread per element, any grid, any block, no shared memory.
 // Traffic  unit   reads d n, squares 1 (asks <= n/32), writes x n.
-//          blend  reads p/q n, writes q n. Coalesced.
+//          mix    reads p/q n, writes q n. Coalesced.
 // Order    no sums across threads, no atomics: runs are bit-identical.
 //
 // Source   Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024.
@@ -27,13 +27,17 @@ extern "C" __global__ void newton_schulz_unit(
         x[i] = (T)(d[i] / norm);
 }
 
-extern "C" __global__ void newton_schulz_blend(
-    const T* __restrict__ p,             // (n,)
-    T* __restrict__ q,                   // (n,)
-    A alpha,
-    A beta,
-    long long n)
+extern "C" __global__ void newton_schulz_mix(
+    const T* __restrict__ p,             // (M, M)
+    T* __restrict__ q,                   // (M, M)
+    A a,
+    A b,
+    A c,
+    int M,
+    long long n)                         // M * M
 {
-    for (long long i : grid_stride<long long>(n))
-        q[i] = (T)(alpha * (A)p[i] + beta * (A)q[i]);
+    for (long long i : grid_stride<long long>(n)) {
+        const A here = b * (A)p[i] + c * (A)q[i];
+        q[i] = (T)(i % (M + 1LL) == 0 ? a + here : here);
+    }
 }

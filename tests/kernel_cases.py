@@ -17,6 +17,7 @@ import weight_cases
 
 import gpuconv as gpc
 from gpuconv import backend, ops, optim
+from gpuconv.accumulate import accumulate
 from gpuconv.data import Augment, augment_batch
 from gpuconv.data import augment as augment_module
 from gpuconv.nn import Module
@@ -159,6 +160,13 @@ def augment(**how):
     return run
 
 
+def accumulated(xp, make):
+    """Of lengths that fill no pack, in two launches."""
+    ys = [make(n) for n in (5, 300, 1, 2, 8, 40, 3, 9, 7)]
+    accumulate((y, make(y.size)) for y in ys)
+    return ys
+
+
 def clock(scaled):
     """The last two steps of an epoch, the second one."""
     def run(xp, make):
@@ -275,6 +283,7 @@ CASES = {
     "augment": augment(), "augment reflect": augment(padding_mode="reflect"),
     "fetch": fetch,
     "clock": clock(False), "clock of a scaled loss": clock(True),
+    "accumulate": accumulated,
     "sgd": training(lambda ps: optim.SGD(ps, 0.1, weight_decay=1e-3)),
     "sgd nesterov": training(lambda ps: optim.SGD(ps, 0.1, momentum=0.9, nesterov=True)),
     "sgd master": training(lambda ps: optim.SGD(ps, 0.1, momentum=0.9, master=True), scaled=True),

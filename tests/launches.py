@@ -284,8 +284,8 @@ def drive_ops(cp, dtype, geometries=None):
     wide = backend.accumulator(dtype)
     for training in (True, False):
         both(lambda x, gamma, beta, training=training: ops.batch_norm(
-            x, gamma, beta, cp.zeros(row, wide), cp.ones(row, wide), training=training),
-             images, row, row)
+            x, gamma, beta, cp.zeros(row, wide), cp.ones(row, wide), training=training,
+            num_batches_tracked=cp.zeros((), np.int64)), images, row, row)
     for activation in (None, "relu", "gelu"):
         both(lambda x, gamma, beta, more, activation=activation: ops.batch_norm(
             x, gamma, beta, None, None, training=True, activation=activation, residual=more),

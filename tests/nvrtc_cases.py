@@ -22,6 +22,7 @@ BYTE, INT = np.dtype("uint8"), np.dtype("int32")
 
 CASES = {  # file: its configurations
     "activation.cu": [{}],
+    "accumulate.cu": [{}],
     "adam.cu": [dict(MASTER=0), dict(MASTER=1)],
     "augment.cu": [dict(C=1), dict(C=3), dict(C=8)],
     "avg_pool.cu": [dict(SOLID, PB=1, PR=0, INCLUDE=1),

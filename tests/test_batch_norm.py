@@ -156,6 +156,25 @@ def test_half_precision_statistics_do_not_stall(xp):
     assert not host(y).any()
 
 
+@pytest.mark.parametrize("shape", [(6, 3), (9, 2048), (5000, 2)])
+def test_batches_are_counted_in_training(xp, shape):
+    """Once each, however many blocks there are."""
+    x, counter = xp.ones(shape, "float32"), xp.full((), 7, "int64")
+    statistics = xp.zeros(shape[-1], "float32"), xp.ones(shape[-1], "float32")
+    for training in (True, False, True):
+        batch_norm(x, None, None, *statistics, training=training, num_batches_tracked=counter)
+    batch_norm(x[:0], None, None, *statistics, training=True, num_batches_tracked=counter)
+    batch_norm(x, None, None, None, None, training=True, num_batches_tracked=counter)
+    assert host(counter) == 10 and counter.shape == () and counter.dtype == "int64"
+
+
+@pytest.mark.parametrize("counter", [np.zeros((), "int32"), np.zeros(1, "int64")])
+def test_refuses_to_count_in_something_else(counter):
+    with pytest.raises(ValueError, match=r"num_batches_tracked is .*, wanted int64 \(\)"):
+        batch_norm(np.ones((3, 2)), None, None, None, None, training=True,
+                   num_batches_tracked=counter)
+
+
 def test_large_batch_is_cut_into_pieces(rng):
     x, gamma, beta, gy, mean, var = data(rng, (48, 16, 16, 64), "float32")  # 3 MB
     *got, new_mean, _ = run(np, x, gamma, beta, gy, mean, var)

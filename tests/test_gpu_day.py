@@ -79,7 +79,7 @@ def hows(day):
 
 
 def test_what_crashes_or_hangs_costs_one_part(day, capsys):
-    order = [part("a", WELL), part("b", CRASHES), part("c", HANGS, limit=1.5), part("d", WRONG)]
+    order = [part("a", WELL), part("b", CRASHES), part("c", HANGS, limit=4), part("d", WRONG)]
     assert gpu_day.run_day(day, order) == 1
     assert hows(day) == {"a": "done", "b": "crashed (SIGABRT)", "c": "hung", "d": "done"}
     for name in "bc":  # what it had found, and said
@@ -120,8 +120,8 @@ def test_a_budget_ends_it_in_time(day, monkeypatch, capsys):
     monkeypatch.setattr(gpu_day, "GRACE", 0.2)
     order = [part("a", WELL), part("b", HANGS), part("c", WELL, least=60), part("d", WELL)]
     began = time.monotonic()
-    assert gpu_day.run_day(day, order, budget=3) == 3
-    assert time.monotonic() - began < 6
+    assert gpu_day.run_day(day, order, budget=8) == 3
+    assert time.monotonic() - began < 80  # b alone would take 100
     assert hows(day) == {"a": "done", "b": "out of budget"}  # which is no failure
     assert "out of budget: 2 parts were not begun; call again to go on" in capsys.readouterr().out
     assert gpu_day.run_day(gpu_day.Day(day.folder, "a device"), [order[0], *order[2:]]) == 0
@@ -133,7 +133,7 @@ def test_what_a_hanging_part_had_started_ends_with_it(day, tmp_path):
 import subprocess
 process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
 open({str(child)!r}, "w").write(str(process.pid)); time.sleep(100)"""
-    gpu_day.run_day(day, [part("a", does, limit=2)])
+    gpu_day.run_day(day, [part("a", does, limit=4)])
     assert hows(day) == {"a": "hung"}
     state = pathlib.Path(f"/proc/{child.read_text()}/stat")
     for _ in range(50):
@@ -292,9 +292,11 @@ def test_every_op_is_tested_and_timed():
     found = gpu_parts.parts()
     named = {word for part in found for word in part.command}
     for path in (ROOT / "bench").glob("bench_*.py"):
+        if path.stem == "bench_import":
+            continue  # no GPU has a part in it
         assert f"bench/{path.name}" in named
     for path in (ROOT / "kernels").glob("*.cu"):
-        python = re.search(r"gpuconv/[/\w]+/(\w+)\.py", path.read_text())[1]  # in its header
+        python = re.search(r"gpuconv/(?:\w+/)*(\w+)\.py", path.read_text())[1]  # in its header
         tests = {f"tests/test_{name}.py" for name in (path.stem, python)}
         assert tests & named or all(  # what cannot run there is run by the training
             gpu_parts.STAND_IN.search((ROOT / test).read_text())

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from check import close, host
+from gpuconv import kernels
 from gpuconv.autograd import Parameter
 from gpuconv.backend import accumulator, float_dtype
 from gpuconv.optim import SGD, Muon, muon
@@ -66,9 +67,11 @@ def test_16_bits_need_not_hold_the_gradient(xp, rng, size):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
 def test_what_stands_between_the_products_is_numpy(cp, rng, dtype):
-    p, q = rng.standard_normal((2, 7, 90)).astype(dtype)
-    close(muon._blend_gpu(2.5, cp.asarray(p), -3.0, cp.asarray(q)),
-          muon._blend_cpu(2.5, p, -3.0, q), terms=2)
+    p, q = rng.standard_normal((2, 43, 43)).astype(dtype)
+    mix, (wide, other) = cp.asarray(q), (a.astype("float64") for a in (p, q))
+    kernels.kernel("newton_schulz.cu", "newton_schulz_mix", T=p.dtype)(
+        p.size, cp.asarray(p), mix, 1.5, 2.5, -3.0, 43, p.size)
+    close(mix, (1.5 * np.eye(43) + 2.5 * wide - 3.0 * other).astype(dtype), terms=2)
     for size in (1.0, 3e-8, 0.0):  # TINY counts in the second
         d = (size * p).astype(accumulator(dtype))
         close(muon._unit_gpu(cp.asarray(d), np.dtype(dtype)), muon._unit_cpu(d, np.dtype(dtype)),
@@ -119,7 +122,11 @@ def test_cuda_is_numpy(cp, rng, dtype, master):
         master and dtype == "float16")
     for i, (p, q) in enumerate(zip(here, there, strict=True)):
         close(got[f"momentum.{i}"], want[f"momentum.{i}"], terms=4)
-        close(p.data, host(q.data), terms=1000)
+        if dtype == "float16":  # what is rounded between the products differs
+            far = abs(host(p.data).astype(float) - q.data)
+            assert 0 < far.max() < 2**-10 * abs(q.data).max()
+        else:
+            close(p.data, host(q.data), terms=1000)
 
 
 @pytest.mark.parametrize("dtype, how", [

@@ -89,10 +89,11 @@ SIGNATURES = {
     "train.Group": "names, lr=None, momentum=None, weight_decay=None, nesterov=None, "
                    "orthogonal=None, iterations=None, normalize=None, stop=None",
     "ops.batch_norm": "x, gamma, beta, running_mean, running_var, *, training, momentum=0.1, "
-                      "eps=1e-05, activation=None, residual=None",
+                      "eps=1e-05, activation=None, residual=None, num_batches_tracked=None",
     "ops.conv_batch_norm": "x, w, gamma, beta, running_mean, running_var, *, stride=1, padding=0, "
                            "dilation=1, pool=False, training, momentum=0.1, eps=1e-05, "
-                           "activation=None, residual=None, precision='ieee'",
+                           "activation=None, residual=None, num_batches_tracked=None, "
+                           "precision='ieee'",
     "ops.conv_max_pool": "x, w, b=None, *, stride=1, padding=0, dilation=1, precision='ieee', "
                          "activation=None",
     "ops.checkpoint": "f, *inputs", "ops.tuned": "table",

@@ -19,6 +19,7 @@ import simt_cases
 import weight_cases
 
 import gpuconv as gpc
+from gpuconv import accumulate as accumulate_module
 from gpuconv import backend, ops, optim, train
 from gpuconv.ops.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.gpu import tensor_cores as engine
@@ -120,6 +121,12 @@ def softmax_cross_entropy(make: Callable, o: Any) -> None:
         count_correct(logits, labels, fake_cupy.empty(1, np.int64))
 
 
+def accumulate(make: Callable, o: Any) -> None:
+    """Rows of another array, a pair each, in full launches."""
+    y, x = make(*o.shape), make(*o.shape)
+    accumulate_module.accumulate(zip(y, x, strict=True))
+
+
 def augment(make: Callable, o: Any) -> None:
     N, *_, C = o.shape
     images = fake_cupy.asarray(np.random.default_rng(0).integers(0, 256, o.shape, np.uint8))
@@ -155,7 +162,9 @@ def muon(make: Callable, o: Any) -> None:
 
 def newton_schulz(make: Callable, o: Any) -> None:
     """Its own kernels, without the products of matrices between them."""
-    with unittest.mock.patch("gpuconv.optim.muon.linear", lambda x, w: make(len(x), len(w))):
+    with (unittest.mock.patch("gpuconv.optim.muon.linear", lambda x, w: make(len(x), len(w))),
+          unittest.mock.patch("gpuconv.optim.muon.choice.gradients",
+                              lambda p, mix, x, *_: (None, x, None))):
         orthogonalized(make(*o.shape), 1)
 
 
@@ -179,6 +188,7 @@ def clock(make: Callable, o: Any) -> None:
 
 
 CASES = {
+    "accumulate": Case("64x1024", accumulate),
     "activation": Case("8x32x32x64", activation),
     "adam": Case("64x1024", optimiser(optim.Adam, functools.partial(optim.Adam, master=True))),
     "augment": Case("32x32x32x3", augment),

@@ -78,12 +78,11 @@ class Conv2d(Module):
 
         For one without bias, whose padding is zeros.
         """
-        y = conv_batch_norm(x, self.weight, norm.weight, norm.bias, norm.running_mean,
-                            norm.running_var, pool=pool, training=norm.training,
-                            momentum=norm.momentum, eps=norm.eps, activation=activation,
-                            residual=residual, **self._geometry())
-        norm.count(x)
-        return y
+        return conv_batch_norm(x, self.weight, norm.weight, norm.bias, norm.running_mean,
+                               norm.running_var, pool=pool, training=norm.training,
+                               momentum=norm.momentum, eps=norm.eps, activation=activation,
+                               residual=residual, num_batches_tracked=norm.num_batches_tracked,
+                               **self._geometry())
 
     def _geometry(self) -> dict[str, Any]:
         return dict(stride=self.stride, padding=self.padding, dilation=self.dilation,

@@ -7,12 +7,12 @@ import numpy as np
 
 from gpuconv import random
 from gpuconv.autograd import Parameter, Tensor
-from gpuconv.backend import Array, array_device
+from gpuconv.backend import Array
 from gpuconv.nn import init
 from gpuconv.nn.module import Module
 from gpuconv.ops.activation import gelu, relu, sigmoid, tanh
 from gpuconv.ops.batch_norm import batch_norm
-from gpuconv.ops.checkpoint import again, once
+from gpuconv.ops.checkpoint import once
 from gpuconv.ops.dropout import dropout
 from gpuconv.ops.gpu.choice import check_precision
 from gpuconv.ops.linear import linear
@@ -110,17 +110,10 @@ class BatchNorm2d(Module):
     def forward(self, x: Tensor, activation: str | None = None,
                 residual: Tensor | None = None) -> Tensor:
         """(N, H, W, C) -> the same shape; with a sum and an activation in one op, if wanted."""
-        y = batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
-                       training=self.training, momentum=self.momentum, eps=self.eps,
-                       activation=activation, residual=residual)
-        self.count(x)
-        return y
-
-    def count(self, x: Tensor) -> None:
-        """A batch, in training, that has gone through."""
-        if self.training and x.size and not again():
-            with array_device(self.num_batches_tracked):
-                self.num_batches_tracked += 1  # in place
+        return batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
+                          training=self.training, momentum=self.momentum, eps=self.eps,
+                          activation=activation, residual=residual,
+                          num_batches_tracked=self.num_batches_tracked)
 
     def arguments(self) -> str:
         """Channels, and what is not the default."""

@@ -51,7 +51,7 @@ MERGED = 256   # so many at a time
 def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: Array | None,
                running_var: Array | None, *, training: bool, momentum: float = 0.1,
                eps: float = 1e-5, activation: str | None = None,
-               residual: Array | None = None) -> Array:
+               residual: Array | None = None, num_batches_tracked: Array | None = None) -> Array:
     """Normalise each channel over all other axes.
 
     Args:
@@ -67,6 +67,7 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
         eps: added to the variance before the root.
         activation: "relu" or "gelu" of it, the same bits as of the two ops. None: none.
         residual: shape and dtype of x, added before the activation. None: nothing.
+        num_batches_tracked: (), int64. Training adds 1 in place. None: nobody counts.
 
     Returns:
         Shape and dtype of x; a Tensor if any operand is one. An empty batch gives an empty result,
@@ -85,8 +86,8 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
     >>> mean, var
     (array([0.2, 2. ]), array([ 1.1, 20.9]))
     """
-    op = normaliser("batch_norm", x.shape, x, gamma, beta, running_mean, running_var, training,
-                    momentum, eps, activation, residual)
+    op = normaliser("batch_norm", x.shape, x, gamma, beta, running_mean, running_var,
+                    num_batches_tracked, training, momentum, eps, activation, residual)
     if is_gpu(x.data if isinstance(x, Tensor) else x):
         return op(*[x, gamma, beta, residual][:3 + (residual is not None)])
     if residual is None and activation != "gelu":
@@ -97,8 +98,8 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
 
 
 def normaliser(op: str, shape: tuple[int, ...], x: Array, gamma: Array | None, beta: Array | None,
-               running_mean: Array | None, running_var: Array | None, training: bool,
-               momentum: float, eps: float, activation: str | None,
+               running_mean: Array | None, running_var: Array | None, batches: Array | None,
+               training: bool, momentum: float, eps: float, activation: str | None,
                residual: Array | None) -> "BatchNorm":
     """The op that normalises an array of this shape and of x's dtype; x itself, or made from it.
 
@@ -111,7 +112,7 @@ def normaliser(op: str, shape: tuple[int, ...], x: Array, gamma: Array | None, b
         raise ValueError(f"{op}: x has shape {shape}, wanted (..., C), channels last")
     C, count = shape[-1], math.prod(shape[:-1])
     mean, var = (a.data if isinstance(a, Tensor) else a for a in (running_mean, running_var))
-    get_array_module(x.data if isinstance(x, Tensor) else x, mean, var)
+    get_array_module(x.data if isinstance(x, Tensor) else x, mean, var, batches)
     for name, a in (("gamma", gamma), ("beta", beta), ("running_mean", mean), ("running_var", var)):
         if a is not None and tuple(a.shape) != (C,):
             raise ValueError(f"{op}: {name} has shape {a.shape}, wanted ({C},) for x {shape}")
@@ -119,6 +120,9 @@ def normaliser(op: str, shape: tuple[int, ...], x: Array, gamma: Array | None, b
         if a is not None and a.dtype != accumulator(x.dtype):
             raise TypeError(f"{op}: {name} is {a.dtype}, wanted {accumulator(x.dtype)} "
                             f"for x {x.dtype}")
+    if batches is not None and (batches.dtype != np.int64 or batches.shape != ()):
+        raise ValueError(f"{op}: num_batches_tracked is {batches.dtype} {batches.shape}, wanted "
+                         "int64 ()")
     if (mean is None) != (var is None) or (mean is None and not training):
         raise ValueError(f"{op}: running_mean and running_var are {_given(mean)} and "
                          f"{_given(var)}, wanted both" + ", or neither" * training)
@@ -129,8 +133,8 @@ def normaliser(op: str, shape: tuple[int, ...], x: Array, gamma: Array | None, b
     if not eps >= 0:
         raise ValueError(f"{op}: eps is {eps}, wanted at least 0")
     if training and again():  # checkpointed: the first run has moved the running statistics
-        mean = var = None
-    return BatchNorm(mean, var, training, momentum, eps, activation)
+        mean = var = batches = None
+    return BatchNorm(mean, var, training, momentum, eps, activation, batches)
 
 
 def _given(a: Array | None) -> str:
@@ -153,8 +157,8 @@ class BatchNorm(Op):
     positive: Any = None
 
     def __init__(self, running_mean: Any, running_var: Any, training: bool, momentum: float,
-                 eps: float, activation: str | None = None):
-        self.running = running_mean, running_var
+                 eps: float, activation: str | None = None, batches: Any = None):
+        self.running, self.batches = (running_mean, running_var), batches
         self.training, self.momentum, self.eps = training, momentum, eps
         self.activation = activation
 
@@ -171,6 +175,8 @@ class BatchNorm(Op):
             for running, batch in zip(self.running, (mean, m2 / (n - 1)), strict=True):
                 if running is not None:
                     running[...] = (1 - self.momentum) * running + self.momentum * batch
+            if self.batches is not None:
+                self.batches += 1
         else:
             mean, var = np.zeros(x.shape[-1], wide), np.ones(x.shape[-1], wide)
 
@@ -188,7 +194,7 @@ class BatchNorm(Op):
             wanted = self.needs[1] or self.needs[2] or self.training or recomputes
             self.x = x if wanted else None
             self.gamma, self.mean, self.inv_std = gamma, mean, inv_std
-        self.running = None, None
+        self.running, self.batches = (None, None), None
 
     def backward_cpu(self, gy: Any) -> tuple:
         wide, n = accumulator(gy.dtype), max(1, math.prod(gy.shape[:-1]))
@@ -257,7 +263,7 @@ class BatchNorm(Op):
             moments, slices, each = both, few.S, each * MERGED
         self.kernel("batch_norm_statistics", x, V)(
             Cut(slices, C, 1, slices, lanes).threads(1), moments[0], moments[1], mean, inv_std,
-            *self.running, count, each, C, slices, lanes, self.momentum, self.eps)
+            *self.running, self.batches, count, each, C, slices, lanes, self.momentum, self.eps)
 
     def backward_gpu(self, gy: Any) -> tuple:
         cp, C = cupy(), gy.shape[-1]

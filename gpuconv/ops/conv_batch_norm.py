@@ -31,13 +31,14 @@ def conv_batch_norm(x: Array, w: Array, gamma: Array | None, beta: Array | None,
                     stride: IntOrPair = 1, padding: Padding | str = 0, dilation: IntOrPair = 1,
                     pool: bool = False, training: bool, momentum: float = 0.1, eps: float = 1e-5,
                     activation: str | None = None, residual: Array | None = None,
-                    precision: str = "ieee") -> Array:
+                    num_batches_tracked: Array | None = None, precision: str = "ieee") -> Array:
     """``conv2d`` without bias, ``max_pool2d(., 2)`` if wanted, then ``batch_norm``.
 
     Args:
         x: Tensor or array (N, H, W, C), any float dtype.
         w: filters (K, R, S, C), dtype of x.
-        gamma, beta, running_mean, running_var, training, momentum, eps: as in ``batch_norm``.
+        gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked: as in
+            ``batch_norm``.
         stride, padding, dilation, precision: as in ``conv2d``.
         pool: keep the largest of each 2x2 pixels; what is left over at an odd edge goes.
         activation: "relu" or "gelu", of the result; or None.
@@ -63,12 +64,13 @@ def conv_batch_norm(x: Array, w: Array, gamma: Array | None, beta: Array | None,
         y = conv2d(x, w, stride=stride, padding=padding, dilation=dilation, precision=precision)
         return batch_norm(max_pool2d(y, 2) if pool else y, gamma, beta, running_mean, running_var,
                           training=training, momentum=momentum, eps=eps, activation=activation,
-                          residual=residual)
+                          residual=residual, num_batches_tracked=num_batches_tracked)
     P, Q = window.out_shape(*x.shape[1:3])
     if pool:
         P, Q = HALVES.out_shape(P, Q)
     norm = normaliser("conv_batch_norm", (x.shape[0], P, Q, w.shape[0]), x, gamma, beta,
-                      running_mean, running_var, training, momentum, eps, activation, residual)
+                      running_mean, running_var, num_batches_tracked, training, momentum, eps,
+                      activation, residual)
     return ConvBatchNorm(Conv2d(window, 1, precision), pool, norm)(
         x, w, gamma, beta, *([] if residual is None else [residual]))
 

@@ -28,6 +28,8 @@ import numpy as np
 from gpuconv import kernels, memory
 from gpuconv.autograd import Parameter
 from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_gpu
+from gpuconv.ops.gpu import choice
+from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.linear import linear
 from gpuconv.optim.flat import Flat, behind
 from gpuconv.optim.sgd import SGD
@@ -108,16 +110,13 @@ def orthogonalized(d: Array, iterations: int, dtype: Any = None) -> Array:
     >>> bool((0.6 < np.diag(u)).all() and (np.diag(u) < 1.3).all())
     True
     """
-    xp, T, (a, b, c) = get_array_module(d), np.dtype(dtype or d.dtype), QUINTIC
+    xp, T = get_array_module(d), np.dtype(dtype or d.dtype)
     d = d.astype(accumulator(T), copy=False)
-    unit, blend = (_unit_gpu, _blend_gpu) if is_gpu(d) else (_unit_cpu, _blend_cpu)
+    unit, iterated = (_unit_gpu, _iterated_gpu) if is_gpu(d) else (_unit_cpu, _iterated_cpu)
     tall = len(d) > d.shape[1]
     x = unit(xp.ascontiguousarray(d.T if tall else d), T)
     for _ in range(iterations):
-        gram = linear(x, x)                                       # (M, M), symmetric
-        mix = blend(b, gram, c, linear(gram, gram))
-        move = linear(mix, xp.ascontiguousarray(x.T))             # mix x
-        x = blend(a, x, 1, move)
+        x = iterated(x)
     return xp.ascontiguousarray(x.T) if tall else x
 
 
@@ -134,18 +133,32 @@ def _unit_gpu(d: Array, T: np.dtype) -> Array:
     return x
 
 
+def _iterated_cpu(x: np.ndarray) -> np.ndarray:
+    """The next X."""
+    a, b, c = QUINTIC
+    gram = linear(x, x)                                           # (M, M), symmetric
+    mix = _blend_cpu(b, gram, c, linear(gram, gram))
+    return _blend_cpu(a, x, 1, linear(mix, np.ascontiguousarray(x.T)))
+
+
+def _iterated_gpu(x: Array) -> Array:
+    """The same in four launches: (a I + b A + c A A) X; the bracket is symmetric, too."""
+    a, b, c = QUINTIC
+    gram = linear(x, x)
+    mix = linear(gram, gram)
+    kernels.kernel("newton_schulz.cu", "newton_schulz_mix", T=x.dtype)(
+        mix.size, gram, mix, a, b, c, len(mix), mix.size)
+    M, N = x.shape
+    one = Problem(M, 1, 1, N, M, 1, 1, 1, 1, (1, 1), (0, 0), (1, 1), 1)
+    y: Any = choice.gradients(one, mix, x, None, (False, True), "ieee")[1]  # mix^T x
+    return y.reshape(M, N)
+
+
 def _blend_cpu(alpha: float, p: np.ndarray, beta: float, q: np.ndarray) -> np.ndarray:
     """alpha p + beta q, rounded once."""
     wide = accumulator(p.dtype)
     y = alpha * p.astype(wide, copy=False) + beta * q.astype(wide, copy=False)
     return y.astype(p.dtype, copy=False)
-
-
-def _blend_gpu(alpha: float, p: Array, beta: float, q: Array) -> Array:
-    """The same, in kernels/newton_schulz.cu; it takes the place of q."""
-    kernels.kernel("newton_schulz.cu", "newton_schulz_blend", T=p.dtype)(
-        p.size, p, q, float(alpha), float(beta), p.size)
-    return q
 
 
 def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, master: np.ndarray | None,
@@ -177,7 +190,7 @@ def step_gpu(p: Array, g: Array, m: Array, master: Array | None, control: Array,
              shape: tuple[int, ...], group: Mapping[str, Any]) -> None:
     """The same; what is no product of matrices is in kernels/muon.cu and newton_schulz.cu."""
     settings = dict(T=p.dtype, NESTEROV=bool(group["nesterov"]), MASTER=master is not None)
-    d = cupy().zeros(p.size, accumulator(p.dtype))
+    d = cupy().empty(p.size, accumulator(p.dtype))
     kernels.kernel("muon.cu", "muon_direction", **settings)(
         p.size, g, m, d, control, float(group["momentum"]), p.size)
     u = orthogonalized(d.reshape(shape[0], -1), int(group["iterations"]), p.dtype).reshape(-1)
