@@ -29,8 +29,6 @@ OPERAND = re.compile(r"[\w)\]]$")  # an operator after anything else has one ope
 TYPES = {"A", "I", "T", "E", "Mark", "Words", "Moments", "Sums", "Four", "bool", "char",
          "const", "double", "float", "int", "long", "unsigned", "void", ">", "size_t", "auto"}
 WORDS = {"return", "case", "else", "sizeof", "operator"}
-TEMPLATES = {"Pack", "Vector", "grid_stride", "reduce_warps", "reinterpret_cast", "static_cast",
-             "template"}
 TWINS = ["H W", "P Q", "R S", "SH SW", "DH DW", "PT PL", "PB PR", "EH EW", "h w", "p q", "r s",
          "p0 q0", "p1 q1", "r0 s0", "r1 s1", "dh dw", "ph qw", "top left", "min max", "first end",
          "p0 p1", "k0 k1", "row run", "Add Larger", "seed stream", "a b", "continue break",
@@ -76,7 +74,8 @@ def mutants(text: str, seed: int = 0) -> list[Mutant]:
         kind, old, (start, end) = token.lastgroup, token[0], token.span()
         before = tokens[i - 1][0] if i else ""
         after = tokens[i + 1][0] if i + 1 < len(tokens) else ""
-        if old == "<" and before in TEMPLATES:
+        touches = i and tokens[i - 1].end() == start and OPERAND.search(before)
+        if old == "<" and (touches or before == "template"):  # less than has a space before it
             inside, brackets = True, 0
         if inside:
             brackets += old.count("<") - old.count(">")

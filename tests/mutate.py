@@ -2,10 +2,11 @@
 
     python tests/mutate.py                     all kernels: half an hour on two cores
     python tests/mutate.py max_pool.cu         some of them
+    python tests/mutate.py --sample 50         no more than 50 mutants of each, drawn by --seed
     python tests/mutate.py --report FILE.md    run nothing, write what is known as a table
 
-A mutant is a source with one token changed (mutants.py). Of the tests of its op, those that need no
-more than three configurations of the kernel (CASES) run on it, each mutant in a process of its own,
+A mutant is a source with one token changed (mutants.py). Of the tests of its op, those that need
+only a few configurations of the kernels (CASES) run on it, each mutant in a process of its own,
 until a test fails: then the mutant is killed. So it is by a crash, by what the CPU stand-in
 reports, and when a test takes two seconds of CPU and ten times more than without a mutant. A
 survivor whose machine code is that of the original is counted apart: there is nothing to see. Each
@@ -18,13 +19,16 @@ changed is asked anew; a survivor also if its tests have. --fresh asks all anew.
 
 import argparse
 import collections
+import contextlib
 import datetime
 import functools
 import hashlib
+import importlib
 import json
 import os
 import pathlib
 import platform
+import random
 import re
 import select
 import shutil
@@ -51,15 +55,25 @@ from gpuconv import kernels  # noqa: E402
 from hostcuda import hostcuda  # noqa: E402
 
 SEED = 0
-CONFIGURATIONS = 3  # of one kernel, at most
+CONFIGURATIONS = 15  # for one source, at most: a survivor is compiled in each
 JOURNAL = hostcuda.CACHE.with_name("gpuconv-mutants.jsonl")
 REASONS = HERE / "mutants.toml"
 PATIENCE = 2.0  # seconds of CPU for a test, beside ten times what it takes without a mutant
 WAIT = 120.0    # seconds on the clock for a mutant, should it sleep for ever
 
+def simt(*named: str) -> list[str]:
+    """Both kernels of each: what a test of all three directions asks for."""
+    return [f"{file} {name} ACTIVATION=0" for name in named
+            for file in ("conv_simt.cu", "conv_simt_weight.cu")]
+
+
+SIMT = simt("R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=2 BM=64 BN=32", "R=2 SH=2 BM=64 BN=32",
+            "R=2 SH=1 BM=64 BN=32")
+
 # The test files of a source, and its CONFIGURATIONS: a test runs if it asks for no other.
-# Each is named by some of its constants: T (float if not given) and I (int), and the window's.
+# They are named by some of their constants: T (float if not given) and I (int), and the window's.
 CASES = {
+    "accumulate.cu": ("accumulate", ["", "T=__half", "T=double"]),
     "activation.cu": ("activation", ["", "T=__half", "I=long long"]),
     "adam.cu": ("adam master control", ["", "T=__half MASTER=1", "I=long long"]),
     "augment.cu": ("augment", ["C=3", "T=__half C=3", "I=long long C=3"]),
@@ -70,7 +84,7 @@ CASES = {
     "clip.cu": ("clip", ["", "T=__half", "T=double"]),
     "common.cuh": ("max_pool ema", ["max_pool.cu SAVE=1 R=2 S=3", "ema.cu",
                                     "max_pool.cu SAVE=1 R=3 SH=2 PT=1 PL=1"]),
-    "activate.cuh": ("tensor_cores activation", ["conv_forward.cu T=__half ACTIVATION=1",
+    "activate.cuh": ("tensor_cores activation", ["conv_forward.cu T=__half ACTIVATION=1 WIDE=1",
                                                  "conv_forward.cu T=float ACTIVATION=2",
                                                  "activation.cu"]),
     "clock.cu": ("step", ["", "A=double"]),
@@ -81,21 +95,23 @@ CASES = {
         for T, x, k in (("__half", 16, 32), ("float", 16, 16), ("__half", 2, 32))]),
     "conv_filters.cu": ("tensor_cores", ["T=__half SH=1 R=3 DH=1 PT=1", "T=__half SH=3",
                                          "T=__half SH=2 DW=3"]),
-    "conv_forward.cu": ("tensor_cores", ["T=__half GRADIENT=1 SH=2 R=3 DW=1",
-                                         "conv_filters.cu T=__half SH=2 R=3 DW=1",
-                                         "T=__half C=3 GRADIENT=0"]),
-    "gemm.cuh": ("tensor_cores", ["conv_forward.cu T=__half C=16 GRADIENT=0 R=3 BIAS=0 UNIT=16",
-                                  "conv_forward.cu T=float C=32 GRADIENT=0",
-                                  "conv_forward.cu T=__half C=3 GRADIENT=0"]),
-    "conv_direct.cu": ("simt", ["R=3 SH=1 ACTIVATION=0", "T=__half", "R=2 S=3"]),
-    "conv_simt.cu": ("simt", ["R=3 SH=1 LX=4 TURNED=0 ACTIVATION=0", "SH=2 R=3 TURNED=1",
-                              "LX=1 TURNED=0"]),
-    "conv_simt_weight.cu": ("simt", ["R=3 SH=1 LX=4", "LX=1", "SH=2 R=3"]),
-    "simt.cuh": ("simt", ["conv_simt.cu R=3 SH=1 LX=4", "conv_simt.cu T=double LX=2",
-                          "conv_simt_weight.cu LX=1"]),
-    "epilogue.cuh": ("tensor_cores", ["conv_forward.cu T=__half POOL=1 MOMENTS=1 WIDE=1",
-                                      "conv_forward.cu WIDE=0 RESIDUAL=1",
-                                      "conv_forward.cu WIDE=0 MOMENTS=1 POOL=0"]),
+    "conv_forward.cu": ("tensor_cores", [
+        "T=__half C=16 GRADIENT=0 R=3", "T=__half C=3 GRADIENT=0", "T=__half GRADIENT=0 SH=2 DW=3",
+        "T=__half GRADIENT=1 SH=2 DW=3", "conv_filters.cu T=__half SH=2 DW=3",
+        "T=__half GRADIENT=1 SH=3", "conv_filters.cu T=__half SH=3",
+        "GRADIENT=1 R=3 SH=1", "conv_filters.cu SH=1 R=3"]),
+    "gemm.cuh": ("tensor_cores weight_gradient", [
+        "conv_forward.cu T=__half C=16 GRADIENT=0 R=3 BIAS=0 UNIT=16",
+        "conv_forward.cu T=float C=32 GRADIENT=0", "conv_forward.cu T=__half C=3 GRADIENT=0",
+        "conv_weight_gradient.cu T=__half O=float BN=32 X_UNIT=16 GY_UNIT=16 PLAIN=0 BM=64 BK=32"]),
+    "conv_direct.cu": ("simt", ["R=3 ACTIVATION=0", "R=2 S=3", "T=__half ACTIVATION=0",
+                                "column_sums.cu O=__half"]),
+    "conv_simt.cu": ("simt", SIMT), "conv_simt_weight.cu": ("simt", SIMT),
+    "simt.cuh": ("simt", simt("R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=1 LX=4 LY=4 BM=128 BN=32",
+                              "T=double R=3 SH=2 BN=32", "R=2 SH=1 BN=32")),
+    "epilogue.cuh": ("tensor_cores", [
+        "conv_forward.cu T=__half MOMENTS=1", "conv_forward.cu T=__half C=8 BIAS=0 ACTIVATION=1",
+        "conv_forward.cu RESIDUAL=1", "conv_forward.cu T=__nv_bfloat16 C=8 ACTIVATION=2"]),
     "dropout.cu": ("dropout", ["", "T=__half", "T=double"]),
     "ema.cu": ("ema master", ["", "T=__half MASTER=1", "T=double"]),
     "global_pool.cu": ("global_pool", ["SAVE=1", "T=__half SAVE=1", "T=double SAVE=1"]),
@@ -244,7 +260,7 @@ def measured(items: list[pytest.Item]) -> list[Test]:
 
 
 def chosen(source: str, tests: list[Test]) -> list[Test]:
-    """Those that need no configurations but the source's three; quick ones first."""
+    """Those that need no configurations but the source's few; quick ones first."""
     known = {c for t in tests for c in t.needs}
     ours = set()
     for named in CASES[source][1]:
@@ -255,11 +271,13 @@ def chosen(source: str, tests: list[Test]) -> list[Test]:
             constants = dict(word.split("=") for word in words)
             if kernel == file and all(constants.get(k, v) == v for k, v in wanted.items()):
                 match.append((kernel, words))
-        if len(match) != 1:
-            listed = "\n".join(" ".join(sorted(c[1])) for c in match or known if c[0] == file)
-            raise SystemExit(f"{source}: {named!r} is {len(match)} configurations, wanted one:"
-                             f"\n{listed}")
-        ours.add(match[0])
+        if not match:
+            listed = "\n".join(" ".join(sorted(c[1])) for c in known if c[0] == file)
+            raise SystemExit(f"{source}: {named!r} is no configuration, wanted one of:\n{listed}")
+        ours.update(match)
+    if len(ours) > CONFIGURATIONS:
+        listed = "\n".join(f"{file} {' '.join(sorted(words))}" for file, words in ours)
+        raise SystemExit(f"{source}: more than {CONFIGURATIONS} configurations:\n{listed}")
     found = sorted((t for t in tests if t.needs <= ours), key=lambda t: (len(t.needs), t.seconds))
     if not found:
         raise SystemExit(f"{source}: each of its tests needs other configurations as well")
@@ -354,18 +372,30 @@ def fingerprint(source: str) -> str:
     return digest(repr(CASES[source]).encode(), *(f.read_bytes() for f in files))
 
 
+def sample(source: str, found: list[Mutant], count: int | None, seed: int) -> list[Mutant]:
+    """No more than ``count`` of them, drawn at random, in their order; None: all."""
+    if count is None or count >= len(found):
+        return found
+    drawn = random.Random(f"{seed} {source}").sample(range(len(found)), count)
+    return [found[i] for i in sorted(drawn)]
+
+
 class Runner:
     """A pytest plugin: instead of running the tests once, run some of them for each mutant."""
 
-    def __init__(self, sources: list[str], jobs: int, journal: Journal):
+    def __init__(self, sources: list[str], jobs: int, journal: Journal,
+                 count: int | None = None, seed: int = 0):
         self.sources, self.jobs, self.journal = sources, jobs, journal
+        self.count, self.seed = count, seed
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        with contextlib.suppress(ImportError):  # seconds: here once, else for each mutant
+            importlib.import_module("torch")
         for source in self.sources:
             text = (ROOT / "kernels" / source).read_text()
             tests = fingerprint(source)
-            asked = [m for m in mutants(text, SEED)
+            asked = [m for m in sample(source, mutants(text, SEED), self.count, self.seed)
                      if not self.journal.get(source, text, m, tests)]
             if not asked:
                 continue
@@ -448,7 +478,7 @@ def report(journal: Journal, sources: list[str]) -> tuple[str, float, int]:
     lines = [
         f"# Mutation run, {datetime.date.today()}", "",
         "`python tests/mutate.py`: each kernel with one token changed, under the tests of its op;",
-        f"at most three configurations a kernel, seed {SEED}. Machine: "
+        f"in a few configurations of its kernels (CASES), seed {SEED}. Machine: "
         f"{platform.machine()}, {os.cpu_count()} cores, no GPU (the CUDA runs on the CPU). "
         f"CPU time in all: {seconds / 60:.0f} minutes.", "",
         "*Killed* is of all mutants that compile, *same code* included: those differ in the source",
@@ -482,6 +512,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", nargs="*", help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
+    parser.add_argument("--sample", type=int, metavar="N", help="at most N mutants of a source")
+    parser.add_argument("--seed", type=int, default=0, help="which those are; default 0")
     parser.add_argument("--fresh", action="store_true", help="ask all anew")
     parser.add_argument("--journal", type=pathlib.Path, default=JOURNAL)
     parser.add_argument("--report", type=pathlib.Path, metavar="FILE", help="write it, run nothing")
@@ -495,9 +527,10 @@ def main() -> int:
     if not path:
         files = sorted({str(HERE / f"test_{name}.py") for s in sources
                         for name in CASES[s][0].split()})
+        runner = Runner(sources, options.jobs, journal, options.sample, options.seed)
         pytest.main(["-q", "-s", "--no-header", "-p", "no:cacheprovider", "--rootdir", str(ROOT),
-                     *files], plugins=[Runner(sources, options.jobs, journal)])
-        if not options.source:
+                     *files], plugins=[runner])
+        if not options.source and options.sample is None:
             path = ROOT / "bench" / "results" / f"mutations-{datetime.date.today()}.md"
     text, killed, unexplained = report(journal, sources)
     for source, shown in stale():

@@ -17,6 +17,7 @@ FUNCTIONS = {"relu": relu, "gelu": gelu, "sigmoid": sigmoid, "tanh": tanh}
 SHAPES = [
     pytest.param((2, 5, 7, 3), id="odd"),
     pytest.param((3, 32), id="whole-packs"),
+    pytest.param((30, 80), id="several-packs-a-thread"),
     pytest.param((0, 4, 4, 3), id="empty-batch"),
 ]
 

@@ -100,7 +100,16 @@ def test_views_and_broadcast_gradients(xp, rng, layout):
 @pytest.mark.parametrize("limit, value", [("INT_ITEMS", 0), ("MAX_BLOCKS", 1)])
 def test_as_on_huge_arrays(cp, rng, monkeypatch, limit, value):
     monkeypatch.setattr(kernels, limit, value)  # 64-bit offsets; blocks that take many turns
-    x = rng.standard_normal((300, 40)).astype("float32")
+    x = rng.standard_normal((130, 132)).astype("float32")  # two slices; the second tile is narrower
+    gy = rng.standard_normal(x.shape).astype("float32")
+    check(cp, x, x[0], gy)
+    t = Tensor(cp.asarray(x), requires_grad=True)
+    bias_relu(t, cp.asarray(x[0])).backward(cp.asarray(gy))  # no partial sums
+    close(t.grad, by_torch(x, x[0], gy)[1].astype("float32"))
+
+
+def test_more_slices_than_a_block_has_rows(cp, rng):
+    x = rng.standard_normal((1056, 31)).astype("float32")
     check(cp, x, x[0], rng.standard_normal(x.shape).astype("float32"))
 
 

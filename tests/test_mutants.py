@@ -5,7 +5,7 @@ import re
 
 import pytest
 from mutants import code, mutants
-from mutate import CASES, CONFIGURATIONS
+from mutate import CASES, CONFIGURATIONS, sample
 
 KERNELS = pathlib.Path(__file__).parent.parent / "kernels"
 TEXT = '''#include "x.cuh"  // a < b
@@ -40,7 +40,8 @@ def test_changes_operators_bounds_indices_and_constants():
 def test_leaves_alone_what_does_nothing():
     assert {m.line for m in mutants(TEXT)} == {4, 8, 9, 10, 11}
     assert [old for old, _ in changes(TEXT.splitlines()[3])] == ["2", "*"]
-    for text in ("A v[ROWS];", "// a + b", "/* a +\n b */", "(T*)x", "Pack<T>& u", "f(int a, V b)"):
+    for text in ("A v[ROWS];", "// a + b", "/* a +\n b */", "(T*)x", "Pack<T>& u", "f(int a, V b)",
+                 "map<DEEP / 2>(y);", "Part<V> p;"):
         assert not mutants(text)
 
 
@@ -63,6 +64,14 @@ def test_the_seed_decides():
     assert mutants(text, 0) == mutants(text, 0) != mutants(text, 1)
     places = [{(m.start, m.old) for m in mutants(text, seed)} for seed in (0, 1)]
     assert places[0] == places[1]  # which change, not where
+
+
+def test_a_sample_is_drawn_by_its_seed():
+    found = mutants(TEXT)
+    some = sample("x.cu", found, 5, 0)
+    assert len(set(some)) == 5 and some == sorted(some) and set(some) < set(found)
+    assert some == sample("x.cu", found, 5, 0) != sample("x.cu", found, 5, 1)
+    assert sample("x.cu", found, None, 0) == sample("x.cu", found, 999, 0) == found
 
 
 @pytest.mark.parametrize("source", sorted(f.name for f in KERNELS.glob("*.cu*")))
