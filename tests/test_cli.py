@@ -49,6 +49,17 @@ def test_examples_of_all_commands_can_be_parsed():
             cli.parser().parse_args(arguments)
 
 
+@pytest.mark.parametrize("arguments, after", [
+    (["train", "--model", ""], ": the one after --model"), (["evaluate", ""], ": the one after"),
+    ([""], " (see")])
+def test_an_empty_argument_is_a_variable_that_was_not_set(arguments, after, capsys):
+    """It meant whatever is the default: another model, the newest run."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert f"gpuconv: error: an argument is empty{after}" in capsys.readouterr().err
+
+
 def test_help_imports_nothing_slow():
     code = ("import sys; from gpuconv import cli; cli.parser().format_help(); "
             f"print([m for m in {SLOW.split()} if m in sys.modules])")

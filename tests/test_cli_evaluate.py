@@ -102,6 +102,12 @@ def test_wrong_usage(tmp_path):
     assert "text.safetensors" in fails(1, "evaluate", tmp_path / "text.safetensors")
 
 
+def test_all_of_ones_own_images_are_named_without_a_part(tmp_path):
+    np.savez(tmp_path / "grey.npz", images=np.zeros((8, 32, 32, 1), np.uint8), labels=[0, 1] * 4)
+    line = fails(1, "evaluate", tiny_run(), "--data", tmp_path / "grey.npz")
+    assert "error: grey: images are (32, 32, 1), the model takes (32, 32, 3)" in line
+
+
 def test_a_checkpoint_outside_a_run_wants_data(tmp_path):
     best = tiny_run() / "checkpoints" / "best.safetensors"
     alone = tmp_path / "alone.safetensors"

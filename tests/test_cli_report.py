@@ -44,8 +44,12 @@ def test_a_checkpoint_of_a_run_and_a_path(place, tmp_path):
 
 
 def test_what_is_no_run(place, tmp_path):
-    assert "nowhere is no folder of a run: it has no config.json" in fails(
-        1, "report", tmp_path / "nowhere")
+    assert f"there is no folder {tmp_path / 'nowhere'}" in fails(1, "report", tmp_path / "nowhere")
+    assert f"{tmp_path} is no folder of a run: it has no config.json" in fails(
+        1, "report", tmp_path)
+    config = place / "runs/one/config.json"
+    assert f"{config} is no checkpoint; a report of the run: gpuconv report" in fails(
+        1, "report", config)
     assert "there is no run in" in fails(1, "report", folder=tmp_path)
     alone = shutil.copy(place / "runs/one/checkpoints/best.safetensors", tmp_path)
     assert "lies in no run's folder" in fails(1, "report", alone)

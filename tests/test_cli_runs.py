@@ -7,6 +7,7 @@ import pytest
 from cli_tools import fails, gpuconv, in_a_terminal, tiny_run
 
 from gpuconv import runs
+from gpuconv.cli.runs import about
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,12 @@ def test_wrong_usage(tmp_path):
 def test_in_a_terminal(many):
     seen, status = in_a_terminal("runs", str(many), width=140)
     assert status == 0 and "\x1b[" in seen and "can be resumed" in seen
+
+
+def test_a_run_that_cannot_be_read_says_why_in_words(tmp_path, monkeypatch):
+    def config(self):
+        raise PermissionError(13, "Permission denied", "one/config.json")
+
+    (tmp_path / "config.json").touch()
+    monkeypatch.setattr(runs.RunFolder, "config", config)
+    assert about(runs.RunFolder(tmp_path))["problem"] == "one/config.json: permission denied"

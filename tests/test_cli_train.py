@@ -173,6 +173,7 @@ def test_without_tensorboard_one_line_says_how_to_get_it(tmp_path):
     (tmp_path / "tensorboardX.py").write_text("raise ImportError")
     line = fails(1, *SMALL, "--tensorboard", folder=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert "pip install 'gpuconv[tensorboard]'" in line
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_same_seed_prints_the_same_numbers(tmp_path):
@@ -263,12 +264,49 @@ def test_wrong_usage(wrong, text):
     ("--recipe speedrun94 --model speedrun --batch-size 41", "of 41, and there are 40 images: "
                                                              "--batch-size"),
     ("--runs 2 --tensorboard", "--runs is against the clock"),
+    ("--runs 2 --patience 3 --minutes 5 --keep 2", "it goes without --patience, --minutes, --keep"),
+    ("--runs 2 --seed 4294967295", "seed 4294967296 is outside 0..4294967295"),
+    ("--crop 32", "crop 32 is too much for images of 32x32 pixels: wanted less than 32"),
+    ("--crop 100000000000", "crop 100000000000 is too much"),
+    ("--batch-size 13 --model", "40 images in batches of 13 leave one image for the last batch: "
+                                "batch_norm: x (1, 1, 1, 4) has one value per channel"),
     ("--runs 2 --run .", "is a folder, wanted the name of a file"),
     ("--ema 1", "ema 1.0, wanted at least 0 and less than 1"),
 ])
 def test_what_does_not_exist(tmp_path, wrong, text):
-    assert text in fails(1, *SMALL, *wrong.split(), folder=tmp_path)
-    assert not (tmp_path / "runs").exists()
+    net = ["INPUT 32x32x3 CONV3-4/4 RELU POOL8 BN FC 10"] * wrong.endswith("--model")
+    assert text in fails(1, *SMALL, *wrong.split(), *net, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shape, wrong, text", [
+    ((2, 2, 3), "--recipe cifar10", "crop 2 is too much for images of 2x2 pixels: wanted less"),
+    ((1, 1, 3), "--views six --no-augment", "views six move images by 1 pixel: too much for"),
+    ((32, 32, 1), "--recipe speedrun94 --model speedrun --batch-size 8",
+     "recipe speedrun94 normalises by mean (0.4914, 0.4822, 0.4465) and std (0.247, 0.2435, "
+     "0.2616), and the images have 1 channel"),
+    ((4, 4, 2), "--crop 1", "the standard deviation of the channels is [0.0, "),
+], ids=["crop", "views", "grey", "flat"])
+def test_images_that_do_not_suit_leave_no_folder(tmp_path, shape, wrong, text):
+    images = np.random.default_rng(0).integers(0, 256, (20, *shape), np.uint8)
+    if shape[2] == 2:  # a channel that does not vary
+        images[..., 0] = 7
+    np.savez(tmp_path / "set.npz", images=images, labels=np.arange(20) % 2)
+    net = ["--model", f"INPUT {'x'.join(map(str, shape))} FC 2"] * ("speedrun" not in wrong)
+    assert text in fails(1, "train", "--data", tmp_path / "set.npz", "--device", "cpu",
+                         *wrong.split(), *net, folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["set.npz"]
+
+
+def test_a_run_does_not_go_where_its_images_are(tmp_path):
+    """The next command would take the run's pictures for images of a class."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / name / "1.png")
+    text = f"would lie in {tmp_path}, and its pictures be taken for images of a class: --run"
+    assert text in fails(1, "train", "--data", ".", folder=tmp_path)
+    assert text in fails(1, "train", "--data", tmp_path, "--run", tmp_path / "a" / "run")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["1.png", "1.png", "a", "b"]
 
 
 @pytest.mark.parametrize("wrong, text", [
@@ -291,7 +329,8 @@ def test_a_missing_folder(tmp_path):
 def test_a_folder_in_use_is_not_written_to(tmp_path):
     (tmp_path / "letter").write_text("dear")
     assert "is not empty" in fails(1, *SMALL, "--run", tmp_path)
-    assert "file exists" in fails(1, *SMALL, "--run", ROOT / "README.md")
+    assert "README.md is a file, wanted the name of a new folder" in fails(
+        1, *SMALL, "--run", ROOT / "README.md")
 
 
 def test_a_folder_without_cifar10(tmp_path):

@@ -221,7 +221,7 @@ def test_damaged_images_are_named_and_counted(tmp_path):
     (["a.png", "b.png"], r"holds images, but no folders"),
     (["cat/1.png", "cat/2.png"], r"holds only the folder cat: wanted"),
     (["cat/1.png", "cat/2.png", "dog/readme.txt"], r"dog holds no image: nothing there ends in"),
-    (["cat/1.png", "cat/2.png", "dog/1.png"], r"class dog has a single image, wanted at least two"),
+    (["cat/1.png", "cat/2.png", "dog/1.png"], r"^/.*: class dog has a single image, wanted"),
     (["train/cat/1.png", "train/dog/1.png", "test/cow/1.png"],
      r"test/cow is a class that .*train does not have"),
     (["train/cat/1.png", "train/dog/1.png", "test/cat/x.txt"], r"test/cat holds no image"),

@@ -241,7 +241,7 @@ IMAGES, LABELS = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1])
      "label a is of no class: there are cat, dog"),
     (twice(IMAGES, LABELS) | dict(test_images=IMAGES[:, :4]),
      r"images have shape \(4, 8, 8, 3\), test_images \(4, 4, 8, 3\)"),
-    (dict(images=IMAGES[:3], labels=np.array([0, 0, 1])), "class 1 has a single image"),
+    (dict(images=IMAGES[:3], labels=np.array([0, 0, 1])), r"\.npz: class 1 has a single image"),
 ])
 def test_refusals(tmp_path, arrays, message):
     np.savez(tmp_path / "x.npz", **arrays)

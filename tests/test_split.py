@@ -62,6 +62,11 @@ def test_refusals(labels, share, message):
         split(np.array(labels), ("cat", "dog"), share, 0)
 
 
+def test_a_refusal_says_where():
+    with pytest.raises(ValueError, match="^pets: class dog has no image"):
+        split(np.array([0, 0]), ("cat", "dog"), 0.5, 0, "pets: ")
+
+
 def test_a_seed_out_of_range():
     with pytest.raises(ValueError, match=r"seed -1 is outside 0\.\."):
         split(np.array([0, 0, 1, 1]), ("cat", "dog"), 0.5, -1)

@@ -53,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status."""
     if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal cannot show is no failure
         sys.stdout.reconfigure(errors="backslashreplace")
-    args = parser().parse_args(arguments)
+    top, words = parser(), sys.argv[1:] if arguments is None else list(arguments)
+    if "" in words:
+        at = words.index("")
+        top.error("an argument is empty" + (f": the one after {words[at - 1]}" if at else ""))
+    args = top.parse_args(words)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # an overflow: the loss will tell
         warnings.showwarning = warn

@@ -107,7 +107,7 @@ def choose_data(args: argparse.Namespace, trained: "Trained",
     if split == "all":
         images, labels = (np.concatenate([getattr(part, field) for part in parts])
                           for field in ("images", "labels"))
-        data = Dataset(images, labels, data.classes, data.name)
+        data = Dataset(images, labels, data.classes, data.name.removesuffix(" train"))
     if data.images.shape[1:] != trained.input_shape:
         raise ValueError(f"{data.name}: images are {data.images.shape[1:]}, the model takes "
                          f"{trained.input_shape}")

@@ -126,6 +126,15 @@ def write_json(console: Any, value: Any) -> None:
     say(console, json.dumps(plain(value), indent=2))
 
 
+def several(count: int, what: str) -> str:
+    """As many of them.
+
+    >>> several(1, "epoch"), several(2000, "image")
+    ('1 epoch', '2,000 images')
+    """
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """A share in words.
 

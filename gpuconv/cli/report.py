@@ -65,6 +65,9 @@ def choose_run(text: str | None) -> tuple["RunFolder", pathlib.Path | None]:
     if not path.is_file():
         return runs.RunFolder(path), None
     inside = path.absolute().parent.parent
+    if (path.absolute().parent / "config.json").is_file():
+        raise ValueError(f"{path} is no checkpoint; a report of the run: gpuconv report "
+                         f"{path.parent}")
     if not (inside / "config.json").is_file():
         raise ValueError(f"{path} lies in no run's folder: a report wants the metrics and settings "
                          "that are there too")

@@ -6,7 +6,7 @@ import pathlib
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.cli.output import console, percent, printable, say, table, write_json
+from gpuconv.cli.output import console, percent, printable, say, sentence, table, write_json
 
 if TYPE_CHECKING:
     from gpuconv.runs import RunFolder
@@ -74,7 +74,7 @@ def about(folder: "RunFolder") -> dict[str, Any]:
             row["images_per_second"] = statistics.median(r.images_per_second for r in rows)
         row["status"] = folder.status()
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        row["problem"] = str(error) or type(error).__name__
+        row["problem"] = sentence(error)
     return row
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from gpuconv import backend, random
 from gpuconv.cli.options import add_data, add_device, add_model, choose_device, number
-from gpuconv.cli.output import say, show
+from gpuconv.cli.output import say, several, show
 
 if TYPE_CHECKING:
-    from gpuconv.data import Dataset
+    from gpuconv.data import Dataset, Source
     from gpuconv.ops.gpu.table import Table
     from gpuconv.runs import Config, RunFolder, Timing
     from gpuconv.train import History, Settings
@@ -53,6 +53,7 @@ CHANGES: dict[str, tuple[Callable[[str], Any], str]] = {  # of a recipe's settin
 }
 MAY_CHANGE = ("resume", "device", "threads", "minutes", "keep", "tensorboard", "nvtx",
               "eager")  # when a run goes on
+MEANINGLESS = ("patience", "minutes", "keep", "tensorboard", "nvtx")  # against the clock
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
@@ -83,9 +84,9 @@ def add_options(to: argparse.ArgumentParser) -> None:
                           "but, if --run names a file, seconds and accuracy as JSON")
     run.add_argument("--resume", type=pathlib.Path, metavar="RUN",
                      help="go on with a run that was stopped, to the same bits")
-    run.add_argument("--minutes", type=number(float, 1e-9), default=5.0, metavar="X",
+    run.add_argument("--minutes", type=number(float, 1e-9), metavar="X",
                      help="at most so long between checkpoints (default: 5)")
-    run.add_argument("--keep", type=number(int, 1), default=2, metavar="N",
+    run.add_argument("--keep", type=number(int, 1), metavar="N",
                      help="checkpoints to keep besides the best (default: 2)")
     run.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     run.add_argument("--eager", action="store_true",
@@ -137,10 +138,11 @@ def run(args: argparse.Namespace) -> None:
         folder = runs.RunFolder.create(config, args.run, tuned=tuned(args, device))
     introduce(console, config, sets,
               {"data": says, "device": device, "folder": str(folder.path)})
+    kept = {name: given for name in ("keep", "minutes") if (given := getattr(args, name))}
     try:
-        outcome = runs.train(config, folder, data=sets, resume=bool(args.resume), keep=args.keep,
-                             minutes=args.minutes, tensorboard=args.tensorboard, ranges=args.nvtx,
-                             eager=args.eager, callbacks=[progress])
+        outcome = runs.train(config, folder, data=sets, resume=bool(args.resume), **kept,
+                             tensorboard=args.tensorboard, ranges=args.nvtx, eager=args.eager,
+                             callbacks=[progress])
     except (KeyboardInterrupt, OSError):
         resume_hint(folder)
         raise
@@ -156,11 +158,9 @@ def run(args: argparse.Namespace) -> None:
 def against_the_clock(args: argparse.Namespace, console: Any, config: "Config",
                       sets: "tuple[Dataset, Dataset]", more: dict[str, str]) -> None:
     """``--runs``: each run's seconds and accuracy, then their means and standard deviations."""
-    from gpuconv import files, runs
-    if args.run:
-        files.check_writable(args.run)
+    from gpuconv import runs
     introduce(console, config, sets, more | {"folder": "none: seconds and accuracy of "
-                                                       f"{args.runs} runs"})
+                                                       f"{several(args.runs, 'run')}"})
     done: list[Timing] = []
 
     def keep(one: "Timing") -> None:
@@ -175,7 +175,7 @@ def against_the_clock(args: argparse.Namespace, console: Any, config: "Config",
     told = runs.summary(found)
     spread = ["" if of is None else f" +- {of:{form}}" for of, form in (
         (told["seconds_deviation"], ".3f"), (told["accuracy_deviation"], ".2%"))]
-    say(console, f"{len(found)} run{'s' * (len(found) > 1)}: {told['seconds']:.3f}{spread[0]} s, "
+    say(console, f"{several(len(found), 'run')}: {told['seconds']:.3f}{spread[0]} s, "
                  f"{told['accuracy']:.2%}{spread[1]}")
     if args.run:
         say(console, str(args.run))
@@ -188,11 +188,9 @@ def chosen(args: argparse.Namespace,
     from gpuconv.cli.data import loading
     from gpuconv.data import Source
     from gpuconv.recipes import RECIPES, usual
-    from gpuconv.runs import Config
+    from gpuconv.runs import Config, check_data
     if args.recipe and args.recipe not in RECIPES:
         raise ValueError(f"--recipe {args.recipe}: wanted one of {', '.join(RECIPES)}")
-    if args.runs and (args.tensorboard or args.nvtx):
-        raise ValueError("--runs is against the clock: --tensorboard and --nvtx take time")
     changes = {field: given for field in (*CHANGES, "master_weights")
                if (given := getattr(args, field)) is not None}
     if not args.augment:
@@ -207,6 +205,7 @@ def chosen(args: argparse.Namespace,
     if asked.kind == "folder" and not asked.image_size and "notation" in wanted:
         height, width, _ = models.input_shape(wanted)  # the size that the notation says
         asked = dataclasses.replace(asked, image_size=height if height == width else None)
+    check_run(args, asked)
     with loading(console) as progress:
         sets = asked.load(args.download, progress)
     source = asked.settled(args.download)
@@ -219,11 +218,30 @@ def chosen(args: argparse.Namespace,
         source=source, settings=with_changes(recipe.settings, changes), recipe=name,
         dtype=args.dtype or "float32", seed=seed, device=where,
         command=shlex.join(["gpuconv", *sys.argv[1:]]))
-    config.settings.parameter_groups(models.build(config.model))  # raises what names nothing
-    if config.settings.drop_last and len(sets[0]) < config.settings.batch_size:
-        raise ValueError(f"recipe {name} trains on whole batches of {config.settings.batch_size}, "
-                         f"and there are {len(sets[0])} images: --batch-size makes them smaller")
+    check_data(config, *sets)
     return config, sets, asked.says(*sets), device
+
+
+def check_run(args: argparse.Namespace, source: "Source") -> None:
+    """Refuse what cannot be done with these images or with ``--runs``, before they are read."""
+    from gpuconv import files
+    from gpuconv.runs.checks import check_place
+    from gpuconv.runs.folder import PARENT, check_free
+    from gpuconv.train import TensorBoard
+    if args.runs:
+        given = [f"--{name}" for name in MEANINGLESS if getattr(args, name)]
+        if given:
+            raise ValueError("--runs is against the clock, with no test between epochs and no "
+                             f"folder: it goes without {', '.join(given)}")
+        random.check_seed((args.seed or 0) + args.runs - 1)
+        if args.run:
+            files.check_writable(args.run)
+        return
+    check_place(args.run or PARENT, source)
+    if args.run:
+        check_free(args.run)
+    if args.tensorboard:
+        TensorBoard(args.run or PARENT)  # raises where its package is missing
 
 
 def with_changes(settings: "Settings", changes: dict[str, Any]) -> "Settings":
@@ -268,8 +286,8 @@ def introduce(console: Any, config: "Config", sets: "tuple[Dataset, Dataset]",
         "data": more["data"],
         "model": f"{model.get('name') or model['notation']}, {size:,} parameters, {config.dtype}",
         "device": more["device"],
-        "run": f"{settings.epochs} epochs of {len(sets[0]):,} images in batches of "
-               f"{settings.batch_size}, seed {config.seed}",
+        "run": f"{several(settings.epochs, 'epoch')} of {several(len(sets[0]), 'image')} in "
+               f"batches of {settings.batch_size}, seed {config.seed}",
         "recipe": f"{config.recipe}: {settings}",
         "folder": more["folder"]})
 

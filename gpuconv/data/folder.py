@@ -59,7 +59,8 @@ def folder(path: str | os.PathLike, image_size: int | tuple[int, int] = 32,
     classes = _classes(learn)
     files = _files(learn, classes)
     if check is None:
-        chosen = split(np.array([label for _, label in files]), classes, test_share, seed)
+        labels = np.array([label for _, label in files])
+        chosen = split(labels, classes, test_share, seed, f"{path}: ")
         parts = [[files[i] for i in part] for part in chosen]
     else:
         for name in _folders(check):

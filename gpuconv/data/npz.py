@@ -70,7 +70,8 @@ def npz(path: str | os.PathLike, image_size: int | tuple[int, int] | None = None
     images = [_images(path, image, arrays[image], len(of))
               for (image, _), of in zip(parts, values, strict=True)]
     if len(parts) == 1:
-        chosen = [part[:limit] for part in split(numbers[0], classes, test_share, seed)]
+        both = split(numbers[0], classes, test_share, seed, f"{path}: ")
+        chosen = [part[:limit] for part in both]
         images, numbers = [images[0][i] for i in chosen], [numbers[0][i] for i in chosen]
     elif images[0].shape[3] != images[1].shape[3] or (
             not image_size and images[0].shape != (len(images[0]), *images[1].shape[1:])):

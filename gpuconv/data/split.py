@@ -9,8 +9,8 @@ from gpuconv import random
 SPLIT, ORDER = random.stream("split"), random.stream("order")
 
 
-def split(labels: np.ndarray, classes: Sequence[str], share: float,
-          seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split(labels: np.ndarray, classes: Sequence[str], share: float, seed: int,
+          where: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Which images to learn from, and which to be tested on.
 
     Of each class the same share is for the test, to the nearest image and at least one on either
@@ -21,6 +21,7 @@ def split(labels: np.ndarray, classes: Sequence[str], share: float,
         classes: name of each label.
         share: of the test, more than 0 and less than 1.
         seed: 0 .. 2**32 - 1; the result is a function of it and of the labels.
+        where: what a message about a class begins with.
 
     Returns:
         (train, test): indices, (N_train,) and (N_test,) int32.
@@ -40,8 +41,8 @@ def split(labels: np.ndarray, classes: Sequence[str], share: float,
         mine, = np.nonzero(labels == label)
         if len(mine) < 2:
             found = ("no image", "a single image")[len(mine)]
-            raise ValueError(f"class {name} has {found}, wanted at least two: one to learn from, "
-                             "and one for the test")
+            raise ValueError(f"{where}class {name} has {found}, wanted at least "
+                             "two: one to learn from, and one for the test")
         count = min(max(1, int(len(mine) * share + 0.5)), len(mine) - 1)
         mixed = mine[random.permutation(len(mine), (seed, SPLIT), label)]
         test.append(mixed[:count])

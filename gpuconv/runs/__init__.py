@@ -1,5 +1,6 @@
 """Runs: each has a folder, from which it can be resumed, loaded and looked at."""
 
+from gpuconv.runs.checks import check_data, check_place
 from gpuconv.runs.config import Config
 from gpuconv.runs.environment import environment
 from gpuconv.runs.folder import RunFolder, Viewed, find, newest
@@ -7,5 +8,6 @@ from gpuconv.runs.job import Outcome, train
 from gpuconv.runs.timed import Timing, summary, timed, write_timings
 from gpuconv.runs.trained import Trained, load
 
-__all__ = ["Config", "Outcome", "RunFolder", "Timing", "Trained", "Viewed", "environment", "find",
-           "load", "newest", "summary", "timed", "train", "write_timings"]
+__all__ = ["Config", "Outcome", "RunFolder", "Timing", "Trained", "Viewed", "check_data",
+           "check_place", "environment", "find", "load", "newest", "summary", "timed", "train",
+           "write_timings"]

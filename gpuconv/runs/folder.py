@@ -70,14 +70,13 @@ class RunFolder:
             tuned: what ``gpuconv tune`` has measured.
 
         Raises:
-            FileExistsError: the folder is there, and not empty.
+            FileExistsError: the folder is there, and not empty; or it is a file.
             OSError: it cannot be made or written to.
         """
+        if path is not None:
+            check_free(path)
         folder = cls(_made(pathlib.Path(parent), config.recipe or "run") if path is None else path)
         folder.path.mkdir(parents=True, exist_ok=True)
-        if any(folder.path.iterdir()):
-            raise FileExistsError(f"{folder.path} is not empty: a new run wants a folder of its "
-                                  f"own; to go on with one, resume it")
         folder.plots.mkdir()
         config.write(folder.path / "config.json")
         with files.atomic_write(folder.path / "environment.json", "w") as file:
@@ -94,6 +93,8 @@ class RunFolder:
             ValueError: config.json is damaged.
         """
         path = self.path / "config.json"
+        if not self.path.exists():
+            raise FileNotFoundError(f"there is no folder {self.path}")
         if not path.is_file():
             raise FileNotFoundError(f"{self.path} is no folder of a run: it has no config.json")
         return Config.read(path)
@@ -176,6 +177,20 @@ class RunFolder:
             OSError, ValueError: they are no longer where they were.
         """
         return self.config().source.load()
+
+
+def check_free(path: str | os.PathLike) -> None:
+    """Refuse to begin a run where something is.
+
+    Raises:
+        FileExistsError: the folder is not empty; or a file has that name.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir() and any(path.iterdir()):
+        raise FileExistsError(f"{path} is not empty: a new run wants a folder of its own; to go on "
+                              "with one, resume it")
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file, wanted the name of a new folder")
 
 
 def find(parent: str | os.PathLike = PARENT) -> list[RunFolder]:
