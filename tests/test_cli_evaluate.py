@@ -108,6 +108,19 @@ def test_all_of_ones_own_images_are_named_without_a_part(tmp_path):
     assert "error: grey: images are (32, 32, 1), the model takes (32, 32, 3)" in line
 
 
+def test_images_that_are_not_square(tmp_path):
+    """A model made for them takes them as they are, from another file too."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 6, 1), np.uint8)
+    for name in ("learn", "more"):
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(20) % 2)
+    done = gpuconv("train", "--data", "learn.npz", "--model", "INPUT 4x6x1 FC 2", "--crop", 1,
+                   "--epochs", 1, "--device", "cpu", "--run", "run", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = gpuconv("evaluate", "run", "--data", "more.npz", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 20
+
+
 def test_a_checkpoint_outside_a_run_wants_data(tmp_path):
     best = tiny_run() / "checkpoints" / "best.safetensors"
     alone = tmp_path / "alone.safetensors"

@@ -89,7 +89,8 @@ def choose_data(args: argparse.Namespace, trained: "Trained",
 
     from gpuconv.data import Dataset
     if args.data or args.data_dir:
-        chosen = source(args, trained.input_shape[0])
+        H, W, _ = trained.input_shape
+        chosen = source(args, H if H == W else None)  # of others only what fits as it is
         parts = chosen.load(args.download, progress)
     elif args.image_size or args.test_share != TEST_SHARE:
         raise ValueError("--image-size and --test-share go with --data: without it the data are "
