@@ -7,6 +7,7 @@ from check import DTYPES, close, grad_check, host, make, nchw, nhwc
 from gpuconv import kernels, threads
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backend import accumulator
+from gpuconv.functional import vjp
 from gpuconv.ops.batch_norm import batch_norm
 
 SHAPES = [
@@ -309,6 +310,20 @@ def f32(*shape):
 def test_refuses(x, gamma, beta, mean, var, training, error, message):
     with pytest.raises(error, match=message):
         batch_norm(x, gamma, beta, mean, var, training=training)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("bad", ["inf", "nan", "1e38"])
+def test_what_overflows_does_so_quietly(rng, dtype, activation, bad):
+    """As in all other ops: a loss scale looks for it. A warning is an error in these tests."""
+    x, gy = (rng.standard_normal((2, 20, 3)) * 100).astype(dtype)
+    with np.errstate(over="ignore"):
+        x[0, 0], gy[1, 1] = (np.float64(bad).astype(dtype) for _ in "xg")
+    y, pull = vjp(lambda x, gamma, beta: batch_norm(
+        x, gamma, beta, None, None, training=True, activation=activation), x, np.ones(3, dtype),
+        np.zeros(3, dtype))
+    assert not all(np.isfinite(a.astype("float64")).all() for a in (y, *pull(gy)))
 
 
 def test_refuses_other_activations_and_residuals():

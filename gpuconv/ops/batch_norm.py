@@ -164,6 +164,7 @@ class BatchNorm(Op):
 
     # -- CPU -------------------------------------------------------------------------
 
+    @np.errstate(all="ignore")
     def forward_cpu(self, x: Any, gamma: Any, beta: Any) -> Any:
         wide = accumulator(x.dtype)
         n = math.prod(x.shape[:-1])
@@ -196,6 +197,7 @@ class BatchNorm(Op):
             self.gamma, self.mean, self.inv_std = gamma, mean, inv_std
         self.running, self.batches = (None, None), None
 
+    @np.errstate(all="ignore")
     def backward_cpu(self, gy: Any) -> tuple:
         wide, n = accumulator(gy.dtype), max(1, math.prod(gy.shape[:-1]))
         gx: Any = memory.empty(gy.shape, gy.dtype) if self.needs[0] or self.activation else None

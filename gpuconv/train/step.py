@@ -94,7 +94,6 @@ class EagerStep:
         self.read()  # before a loss that is NaN can reach the weights
         run.optimizer.factor = self.rates.factors(number)
         self.update()
-        run.lr = float(run.optimizer.groups[0]["lr"] * run.optimizer.factor)
 
     def gradients(self, x: Array, labels: Array, gy: Array | None = None) -> tuple[Array, Array]:
         """Forward and backward: logits (N, K), loss (); the gradients are the optimiser's."""
@@ -189,7 +188,6 @@ class CapturedStep(EagerStep):
         run.step += 1
         self.records.sizes.append(n)
         run.optimizer._factors = self.factors[number]  # what the kernel has written
-        run.lr = float(run.optimizer.groups[0]["lr"] * run.optimizer.factor)
         self.read()
 
     def look(self) -> None:
