@@ -31,6 +31,7 @@ from gpuconv.ops.gpu.problem import problem
 from gpuconv.ops.softmax_cross_entropy import count_correct
 from gpuconv.ops.window import Window
 from gpuconv.train import step
+from hostcuda import parted
 
 # -- what a device can run ---------------------------------------------------------------
 #
@@ -185,7 +186,8 @@ def recording(cupy, run=True):
 
     class Watched(cupy.RawModule):  # tests set attributes of the class
         def __init__(self, *, code, options=(), **more):
-            self.key = files.get(code), tuple(sorted(options))
+            text, constants = parted(code, options)
+            self.key = files.get(text), tuple(sorted(constants))
             if run:
                 super().__init__(code=code, options=options, **more)
 

@@ -25,6 +25,7 @@ from . import work as _work
 from .fake_cuda import cuda, get_default_memory_pool  # noqa: F401
 from .fake_ndarray import ndarray
 from .hostcuda import HostModule
+from .hostcuda import parted as _parted
 
 __version__ = "14, the stand-in"
 UFUNCS = "exp isnan log maximum minimum sqrt tanh".split()
@@ -259,7 +260,8 @@ class RawModule:
         if not isinstance(options, tuple):
             raise TypeError(f"Argument 'options' has incorrect type (expected tuple, got "
                             f"{type(options).__name__})")
-        self.module, self.code = HostModule(code, options, self.mode), code
+        self.code, options = _parted(code, options)
+        self.module = HostModule(self.code, options, self.mode)
 
     def get_function(self, name):
         return RawKernel(self.module.get_function(name), self.code)
