@@ -14,7 +14,7 @@ other one is listed, with the reason that mutants.toml gives. Of mma.cuh the CPU
 it has for tensor cores is PTX, and tests/hostcuda/hc_mma.h stands in for it.
 
 What is found is kept in a journal, so that a run goes on where it was cut off. A kernel that has
-changed is asked anew; a survivor also if its tests have. --fresh asks all anew.
+changed is asked anew; what no test killed also if the tests have. --fresh asks all anew.
 """
 
 import argparse
@@ -61,13 +61,14 @@ REASONS = HERE / "mutants.toml"
 PATIENCE = 2.0  # seconds of CPU for a test, beside ten times what it takes without a mutant
 WAIT = 120.0    # seconds on the clock for a mutant, should it sleep for ever
 
+
 def simt(*named: str) -> list[str]:
     """Both kernels of each: what a test of all three directions asks for."""
     return [f"{file} {name} ACTIVATION=0" for name in named
             for file in ("conv_simt.cu", "conv_simt_weight.cu")]
 
 
-SIMT = simt("R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=2 BM=64 BN=32", "R=2 SH=2 BM=64 BN=32",
+SIMT = simt("R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=1 LX=4 LY=4 BM=32", "R=2 SH=2 BM=64 BN=32",
             "R=2 SH=1 BM=64 BN=32")
 
 # The test files of a source, and its CONFIGURATIONS: a test runs if it asks for no other.
@@ -76,7 +77,7 @@ CASES = {
     "accumulate.cu": ("accumulate", ["", "T=__half", "T=double"]),
     "activation.cu": ("activation", ["", "T=__half", "I=long long"]),
     "adam.cu": ("adam master control", ["", "T=__half MASTER=1", "I=long long"]),
-    "augment.cu": ("augment", ["C=3", "T=__half C=3", "I=long long C=3"]),
+    "augment.cu": ("augment", ["C=3", "T=__half C=3", "I=long long C=3", "C=1", "T=__half C=1"]),
     "avg_pool.cu": ("avg_pool", ["R=2 S=3 INCLUDE=1", "R=3 PT=0 PL=1", "T=__half R=2 INCLUDE=0"]),
     "batch_norm.cu": ("batch_norm batch_norm_fused", [
         "V=1 ACTIVATION=0", "V=4 ACTIVATION=1", "T=__half V=8"]),
@@ -99,19 +100,24 @@ CASES = {
         "T=__half C=16 GRADIENT=0 R=3", "T=__half C=3 GRADIENT=0", "T=__half GRADIENT=0 SH=2 DW=3",
         "T=__half GRADIENT=1 SH=2 DW=3", "conv_filters.cu T=__half SH=2 DW=3",
         "T=__half GRADIENT=1 SH=3", "conv_filters.cu T=__half SH=3",
-        "GRADIENT=1 R=3 SH=1", "conv_filters.cu SH=1 R=3"]),
+        "GRADIENT=1 R=3 SH=1", "conv_filters.cu SH=1 R=3",
+        "T=__half C=8 BIAS=0 ACTIVATION=1 WIDE=1", "T=__half RESIDUAL=1"]),
     "gemm.cuh": ("tensor_cores weight_gradient", [
         "conv_forward.cu T=__half C=16 GRADIENT=0 R=3 BIAS=0 UNIT=16",
         "conv_forward.cu T=float C=32 GRADIENT=0", "conv_forward.cu T=__half C=3 GRADIENT=0",
-        "conv_weight_gradient.cu T=__half O=float BN=32 X_UNIT=16 GY_UNIT=16 PLAIN=0 BM=64 BK=32"]),
+        "conv_forward.cu T=__half BK=64",
+        "conv_weight_gradient.cu T=__half O=float BN=32 X_UNIT=16 GY_UNIT=16 PLAIN=0 BM=64 BK=32",
+        "conv_weight_gradient.cu T=__half O=float BN=32 X_UNIT=2 GY_UNIT=16 PLAIN=0 BM=64 BK=32"]),
     "conv_direct.cu": ("simt", ["R=3 ACTIVATION=0", "R=2 S=3", "T=__half ACTIVATION=0",
-                                "column_sums.cu O=__half"]),
-    "conv_simt.cu": ("simt", SIMT), "conv_simt_weight.cu": ("simt", SIMT),
+                                "column_sums.cu"]),
+    "conv_simt.cu": ("simt", [*SIMT, *simt("R=3 S=3 SH=2 BM=64 BN=32")]),
+    "conv_simt_weight.cu": ("simt", [*SIMT, "column_sums.cu O=float"]),
     "simt.cuh": ("simt", simt("R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=1 LX=4 LY=4 BM=128 BN=32",
                               "T=double R=3 SH=2 BN=32", "R=2 SH=1 BN=32")),
     "epilogue.cuh": ("tensor_cores", [
         "conv_forward.cu T=__half MOMENTS=1", "conv_forward.cu T=__half C=8 BIAS=0 ACTIVATION=1",
-        "conv_forward.cu RESIDUAL=1", "conv_forward.cu T=__nv_bfloat16 C=8 ACTIVATION=2"]),
+        "conv_forward.cu RESIDUAL=1", "conv_forward.cu T=__nv_bfloat16 C=8 ACTIVATION=2",
+        "conv_forward.cu C=32 MOMENTS=1"]),
     "dropout.cu": ("dropout", ["", "T=__half", "T=double"]),
     "ema.cu": ("ema master", ["", "T=__half MASTER=1", "T=double"]),
     "global_pool.cu": ("global_pool", ["SAVE=1", "T=__half SAVE=1", "T=double SAVE=1"]),
@@ -124,7 +130,7 @@ CASES = {
     "newton_schulz.cu": ("muon", ["", "T=__half", "T=double"]),
     "optim.cuh": ("master loss_scale sgd control", [
         "sgd.cu MOMENTUM=0 MASTER=0", "sgd.cu T=__half MOMENTUM=0 MASTER=1", "loss_scale.cu"]),
-    "pad.cu": ("pad", ["MODE=1", "MODE=2 T=__half", "MODE=3"]),
+    "pad.cu": ("pad", ["MODE=0", "MODE=1", "MODE=2 T=__half", "MODE=3"]),
     "window.cuh": ("max_pool avg_pool im2col", [
         "max_pool.cu SAVE=1 R=2 S=3", "avg_pool.cu R=3 PT=0 PL=1", "im2col.cu R=3 S=2"]),
     "pack.cuh": ("pack activation", ["pack.cuh", "activation.cu", "activation.cu T=__half"]),
@@ -352,9 +358,9 @@ class Journal:
         return digest(source.encode(), code(text).encode(), f"{m.token} {m.old} {m.new}".encode())
 
     def get(self, source: str, text: str, m: Mutant, tests: str | None = None) -> dict | None:
-        """The entry; of a survivor of other tests, None."""
+        """The entry; of one that other tests did not kill, None."""
         entry = self.known.get(self.key(source, text, m))
-        if entry and tests and entry["status"] == SURVIVED and entry["tests"] != tests:
+        if entry and tests and entry["status"] in (SURVIVED, SAME) and entry["tests"] != tests:
             return None
         return entry
 

@@ -23,7 +23,7 @@ def window(size, stride=1, pad=0, dilation=1):
 
 GEOMETRIES = {  # x, filters, groups, window
     "3x3": ((2, 9, 7, 4), 8, 1, window(3, pad=1)),
-    "3x3 of many channels": ((1, 6, 5, 36), 44, 1, window(3, pad=1)),
+    "3x3 of many channels": ((1, 6, 5, 52), 44, 1, window(3, pad=1)),
     "3x3 of three channels": ((2, 7, 9, 3), 36, 1, window(3, pad=1)),
     "1x1": ((3, 5, 5, 12), 7, 1, window(1)),
     "1x1 stride 2": ((1, 8, 7, 4), 4, 1, window(1, 2)),

@@ -128,7 +128,7 @@ def test_forward(cp, rng, name, T):
 @pytest.mark.parametrize("name", [*GEOMETRIES, "several tiles"])
 def test_filters_turn(cp, rng, name):
     """Class after class of pixels, in each the taps that lead there, the last one first."""
-    p = GEOMETRIES.get(name, Geometry((1, 4, 4, 40), (70, 3, 3))).problem
+    p = GEOMETRIES.get(name, Geometry((1, 4, 4, 40), (100, 3, 3))).problem
     _, w = data(rng, p, "float16")
     parts, ((SH, SW), (DH, DW), (top, left)) = [], (p.stride, p.dilation, p.pad)
     for a in range(SH):
@@ -163,6 +163,14 @@ def test_the_definition_is_pytorchs(rng):
         x, w, y, gy, gx = (a.detach().permute(0, 2, 3, 1).numpy() for a in (x, w, y, gy, x.grad))
         np.testing.assert_allclose(convolved(p, x, w), y, rtol=0, atol=1e-10)
         np.testing.assert_allclose(gradient(p, gy, w), gx, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("T", ["float16", "float32"])
+def test_deeper_stages_change_no_bit(cp, rng, T):
+    p = GEOMETRIES["3x3"].problem
+    x, w = data(rng, p, T)
+    y = forward(cp, p, x, w, T, tile=SMALL._replace(BK=64, STAGES=3))
+    assert y.tobytes() == forward(cp, p, x, w, T).tobytes()
 
 
 def test_float32_is_rounded_to_tf32(cp, rng):
@@ -304,6 +312,17 @@ def test_moments(cp, rng, case, pool):
     close(means, np.stack([a.mean(0) for a in parts]).astype(np.float32), terms=height)
     m2 = np.stack([((a - a.mean(0)) ** 2).sum(0) for a in parts])
     close(m2s, m2.astype(np.float32), terms=height)
+
+
+def test_moments_of_small_numbers(cp, rng):
+    """They have as many digits as those of large ones."""
+    p = GEOMETRIES["one whole tile"].problem
+    x, w = data(rng, p, "float32")
+    x /= 2**16
+    means, m2s = (cp.empty((1, p.K), np.float32) for _ in range(2))
+    y = forward(cp, p, x, w, "float32", moments=(means, m2s)).reshape(-1, p.K).astype(float)
+    close(means, y.mean(0, keepdims=True).astype(np.float32), terms=64)
+    close(m2s, ((y - y.mean(0)) ** 2).sum(0, keepdims=True).astype(np.float32), terms=64)
 
 
 def test_refuses_what_no_layer_needs(cp, rng):
