@@ -7,19 +7,21 @@ What is real: all of CuPy. Arrays, ufuncs and their kernels, copies, fills, memo
 captures and graphs, NVRTC, RawModule, and the packing of arguments. So this shows what the stand-in
 (tests/hostcuda) can only claim: what CuPy itself launches, allocates and waits for.
 
-What is not: the device. Its memory is the host's; a launch does nothing but be looked at, so every
-number that a kernel should compute is zero. What CuPy does in libraries with a CUDA runtime of
-their own cannot be had: sorting is replaced, CUB is off, cuBLAS is away. No time means anything.
+What is not: the device. Its memory is the host's; a launch is looked at and not run, so what a
+kernel should compute is zero, or was there before. Libraries that bring a CUDA runtime of their own
+are not reached: sorting is replaced, CUB is off, cuBLAS takes every call and does nothing. Modules
+are PTX, which is quicker to compile and says how large each parameter is. No time means anything.
 
 How: CuPy reaches CUDA through the C functions of two of its modules, ``runtime`` and ``driver``.
 Cython keeps them in a dictionary, ``__pyx_capi__``: a capsule per function, whose name is its
 signature, and a module that is imported looks there for the functions that it calls. Here they are
 exchanged before any such module is imported. null_driver.cpp has those that gpuconv comes through;
 the signatures go into a header, against which it is compiled, so that g++ says what has changed in
-a new CuPy. Of all other functions are made that refuse, by name, to be called. Calls from Python
-(``cupy.cuda.runtime.getDevice()``) do not go through the capsules: those names are replaced too.
+a new CuPy. In place of each other function there is one that refuses to be called, by its name.
+Calls from Python (``cupy.cuda.runtime.getDevice()``) bypass the capsules: these names are replaced
+too.
 
-For a new CuPy: put its version into KNOWN, run tests/test_null_driver.py; write what refuses.
+For a new CuPy: put its version into KNOWN, run tests/test_null_driver.py, and write what refuses.
 """
 
 import ctypes
@@ -36,10 +38,10 @@ import numpy as np
 
 from hostcuda.hostcuda import CACHE, cached, compiler, cxx
 
-KNOWN = "14.2",  # versions of CuPy with which this has been seen to work
+KNOWN = "14.0", "14.1", "14.2"  # versions of CuPy with which this has been seen to work
 SOURCE = pathlib.Path(__file__).with_name("null_driver.cpp")
 NO_DEVICE = "check_status", "get_build_version", "runtimeGetVersion"  # functions that ask none
-PACKAGES = "cupy-cuda13x", "cupy-cuda12x"
+PACKAGES = "cupy-cuda13x", "cupy-cuda12x", "cupy"
 PYTHON = """\
 #include <cstdint>
 #include <cstddef>
@@ -49,6 +51,8 @@ extern PyObject _Py_NoneStruct, *PyExc_RuntimeError, *PyExc_MemoryError;
 void Py_IncRef(PyObject *), PyErr_SetString(PyObject *, const char *);
 PyObject *Py_BuildValue(const char *, ...);
 const char *PyUnicode_AsUTF8AndSize(PyObject *, intptr_t *);
+PyObject *PyImport_ImportModule(const char *);
+PyObject *PyObject_CallMethod(PyObject *, const char *, const char *, ...);
 int PyBytes_AsStringAndSize(PyObject *, char **, intptr_t *);
 """
 REFUSE = """
@@ -90,14 +94,16 @@ class Signature:
 
     def __init__(self, module, name, text):
         returned, listed = re.fullmatch(r"(.*?)\s*\((.*)\)", text).groups()
-        self.module, self.name, self.returned = module, name, returned
+        self.module, self.name, self.returned = module, name, self.plain(returned)
         self.arguments = [] if listed == "void" else [self.plain(a) for a in listed.split(",")]
 
     @classmethod
     def plain(cls, declared):
-        """The type of an argument: any struct of Cython's is a void *, an enum an int."""
-        kind = re.sub(r"__pyx_\w+$", "", declared.strip()).strip()
-        return "void *" if kind.startswith("struct") else "int" if kind in cls.ENUMS else kind
+        """A type without a name behind it: objects of a class are objects, an enum is an int."""
+        kind = re.sub(r"__pyx_(skip_dispatch|optional_args)$", "", declared.strip()).strip()
+        if kind.startswith("struct"):  # an object, or options
+            return "PyObject *" if "struct __pyx_obj_" in kind else "void *"
+        return "int" if kind in cls.ENUMS else kind
 
     @property
     def known(self):
@@ -114,7 +120,7 @@ class Signature:
 
     @property
     def body(self):
-        """That refuses, with the value by which Cython knows of an exception."""
+        """A function that refuses, with the value by which Cython knows of an exception."""
         failed = {"PyObject *": "nullptr", "int": "-1"}.get(self.returned, "0")
         return REFUSE.format(prototype=self.prototype, failed=failed,
                              name=f"{self.module}.{self.name}")
@@ -132,8 +138,6 @@ def built(listed):
     """The compiled null_driver.cpp, with a function for each signature."""
     text = SOURCE.read_text(encoding="utf-8")
     written = set(re.findall(r"^[\w *]+?\b((?:runtime|driver)_\w+)\(", text, re.M))
-    if strange := written - {s.symbol for s in listed}:
-        raise RuntimeError(f"{SOURCE.name}: CuPy has no {', '.join(sorted(strange))}")
     header = PYTHON + "".join(f"{s.prototype};\n" for s in listed) + "}\n"
     text = header + text + "".join(s.body for s in listed if s.symbol not in written)
     options = "-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Werror"

@@ -2,7 +2,8 @@
 //
 // The functions of CuPy's modules `runtime` and `driver` that gpuconv comes through, under the
 // names runtime_<name> and driver_<name>. Their prototypes come from CuPy itself (see __init__.py):
-// what is written otherwise here does not compile. Those that are missing here refuse to be called.
+// what is written otherwise here does not compile. Those that are missing here refuse to be called;
+// those that an older or a newer CuPy does not have are not used.
 //
 // memory      of the host, zeros at first; copies and fills are done at once and stay inside blocks
 // kernels     are not run; their launch must be one that CUDA takes
@@ -177,6 +178,13 @@ PyObject *runtime_freeHost(intptr_t start, int) { return release(pinned, start);
 
 int runtime_pointerGetMemoryType(intptr_t address, int) {  // enum cudaMemoryType
     return inside(blocks, address, 1) ? 2 : inside(pinned, address, 1) ? 1 : 0;
+}
+
+// Before CuPy 14.2.
+PyObject *runtime_pointerGetAttributes(intptr_t address, int) {
+    PyObject *module = PyImport_ImportModule("cupy_backends.cuda.api.runtime");
+    return PyObject_CallMethod(module, "PointerAttributes", "inni", 0, address, address,
+                               runtime_pointerGetMemoryType(address, 0));
 }
 
 PyObject *runtime_memcpy(intptr_t target, intptr_t source, size_t size, int kind, int) {
