@@ -489,6 +489,8 @@ def report(journal: Journal, sources: list[str]) -> tuple[str, float, int]:
         f"CPU time in all: {seconds / 60:.0f} minutes.", "",
         "*Killed* is of all mutants that compile, *same code* included: those differ in the source",
         "alone, the compiler makes the same instructions of both.", "",
+        *["*Not run*: of these sources only some mutants were drawn (`--sample N`, seed 0).", ""]
+        * bool(total["not run"]),
         f"| source | mutants | {' | '.join(names)} | share killed |",
         "|---|" + "--:|" * (len(names) + 2),
         *(row(*r) for r in rows), row("**all**", total), "",
