@@ -26,7 +26,7 @@ def run(part, folder=None):
     done = subprocess.run([sys.executable, "-m", "nulldriver", part], capture_output=True,
                           text=True, cwd=folder,
                           env=os.environ | {"PYTHONPATH": rooms, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     return told["found"], told["graphs"], told["refused"]
 

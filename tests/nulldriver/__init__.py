@@ -231,6 +231,8 @@ class Cublas(types.ModuleType):
         return 0 if name.isupper() else functools.partial(self.call, name)
 
     def call(self, name, *arguments):
+        if name == "destroy":  # when Python ends
+            return 0
         import cupy
         if cupy.cuda.get_current_stream().is_capturing():  # as in CuPy's own, at each call
             raise NotImplementedError(f"cuBLAS, {name}, while a stream captures")

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import itertools
+import logging
 
 import numpy as np
 
@@ -112,6 +113,7 @@ def memory(driver):
 def commands(driver):
     """Commands as a user types them, in the current folder: exit status and output of each."""
     small = "--model", "INPUT 32x32x3 | CONV3-8 BN RELU POOL2 | FC 10", "--dtype", "float16"
+    logging.getLogger("matplotlib").setLevel("ERROR")  # it says when it looks for fonts
     bench.SIDE, bench.COPIED = dict(cuda=64), 1 << 16
     found = {}
     for line, more in (
