@@ -20,6 +20,7 @@ if __name__ == "__main__":  # in a checkout, from anywhere
 from gpuconv import Parameter, Tensor, backend, nn, ops, optim
 from gpuconv.accumulate import accumulate
 from gpuconv.data import Augment, augment, augment_batch
+from gpuconv.data.loader import order_of
 from gpuconv.ops.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.softmax_cross_entropy import count_correct
 from gpuconv.train import step
@@ -259,6 +260,7 @@ def _captured(size: Size, dtype: np.dtype) -> Iterator[Case]:
     yield Case("fetch", fetched(pixels, augment.fetch_batch, mean=half, std=half, key=(4, 5),
                                 augment=Augment(pad=2)))
     yield Case("gather", fetched(floats, augment.gather_batch))
+    yield Case("shuffle", lambda: [order_of(cp.zeros(size.N * 100), 6, 7)])
     yield Case("clock", tick)
 
 

@@ -113,7 +113,7 @@ def index(*arrays: Array | None) -> np.dtype:
 
 
 @functools.cache
-def kernel(file: str | pathlib.Path, function: str, *, T: Any,
+def kernel(file: str | pathlib.Path, function: str, *, T: Any = None,
            **constants: Any) -> Callable[..., None]:
     """One compiled __global__ function: ``kernel(...)(threads, *arguments)`` launches it.
 
@@ -121,7 +121,7 @@ def kernel(file: str | pathlib.Path, function: str, *, T: Any,
         file: in kernels/, or the absolute path of a file of your own.
         function: name of an extern "C" __global__ in it.
         T: dtype of the stored elements. A, the dtype of the arithmetic, is T, but float32 for the
-            16-bit floats: their sums need more bits than they have.
+            16-bit floats: their sums need more bits than they have. None: there are no floats.
         constants: ints and dtypes. The source reads each as CFG_<name>.
 
     Raises:
@@ -131,17 +131,18 @@ def kernel(file: str | pathlib.Path, function: str, *, T: Any,
 
     CuPy always compiles with -ftz=true: float32 numbers below 1e-38 count as zero on the GPU.
 
-    A plain extern "C" name plus -D works with the disk cache of every CuPy; template
+    A plain extern "C" name with #defines works with the disk cache of every CuPy; template
     name_expressions are recompiled in each process before CuPy 14.2. The prefix matters:
-    a bare -DT=float breaks every template in the CUDA headers.
+    a bare T breaks every template in the CUDA headers.
     """
-    dtypes = {"T": float_dtype(T), "A": accumulator(T)}
+    dtypes = {} if T is None else {"T": float_dtype(T), "A": accumulator(T)}
     dtypes |= {key: v for key, v in constants.items() if isinstance(v, np.dtype)}
     options = defines(**constants | dtypes)
 
     text = source(file)
     by_c_name = {c: float_dtype(name) if name == "bfloat16" else np.dtype(name)
-                 for name, c in C_TYPES.items() if name != "bfloat16" or name == dtypes["T"].name}
+                 for name, c in C_TYPES.items()
+                 if name != "bfloat16" or (T is not None and name == dtypes["T"].name)}
     aliases = {alias: dtypes[key] for alias, key in re.findall(r"using (\w+) = CFG_(\w+);", text)}
     known, functions = by_c_name | aliases, signatures(text)
     if function not in functions:

@@ -20,6 +20,7 @@ from gpuconv import backend, ops, optim
 from gpuconv.accumulate import accumulate
 from gpuconv.data import Augment, augment_batch
 from gpuconv.data import augment as augment_module
+from gpuconv.data.loader import order_of
 from gpuconv.nn import Module
 from gpuconv.ops.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.gpu import tensor_cores as engine
@@ -282,6 +283,7 @@ CASES = {
     "cross_entropy of many classes": cross_entropy(3, 1100, "none"),
     "augment": augment(), "augment reflect": augment(padding_mode="reflect"),
     "fetch": fetch,
+    "shuffle": lambda xp, make: [order_of(xp.zeros(n), 2**32 - 1, 2**33 + 5) for n in (1, 777)],
     "clock": clock(False), "clock of a scaled loss": clock(True),
     "accumulate": accumulated,
     "sgd": training(lambda ps: optim.SGD(ps, 0.1, weight_decay=1e-3)),

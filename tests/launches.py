@@ -24,6 +24,7 @@ import gpuconv as gpc
 from check import DTYPES
 from gpuconv import backend, kernels, models, nn, ops, optim
 from gpuconv.data import Augment, augment, augment_batch
+from gpuconv.data.loader import order_of
 from gpuconv.ops import pad
 from gpuconv.ops.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.gpu import tensor_cores
@@ -339,6 +340,7 @@ def drive_training(cp, dtype):
               cp.zeros((), np.int64), None, cp.zeros(9), cp.zeros(4), cp.zeros((3, 4)))
     pixels, index = cp.zeros((10, 8, 8, 3), np.uint8), cp.zeros(4, np.int32)
     floats, order = cp.zeros(pixels.shape, dtype), cp.zeros(10, np.int32)
+    order_of(cp.zeros(9), 1, 2)
     chosen, clock = cp.zeros(4, np.int32), cp.zeros(2, np.int64)
     augment.fetch_batch(pixels, order, order, clock, floats[:4], chosen, batch_size=4,
                         mean=(0.5,) * 3, std=(0.2,) * 3)

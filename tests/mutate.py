@@ -139,6 +139,7 @@ CASES = {
         "batch_norm.cu V=1 ACTIVATION=0", "batch_norm.cu V=4 ACTIVATION=1", "bias_relu.cu V=4"]),
     "reduce.cuh": ("clip softmax_cross_entropy", [
         "clip.cu", "softmax_cross_entropy.cu WARPS=1", "softmax_cross_entropy.cu WARPS=8"]),
+    "shuffle.cu": ("loader", [""]),
     "sgd.cu": ("sgd master control", ["MOMENTUM=0 MASTER=0", "T=__half NESTEROV=1 MASTER=0",
                                       "T=__half MOMENTUM=1 NESTEROV=0 MASTER=1"]),
     "softmax_cross_entropy.cu": ("softmax_cross_entropy", ["WARPS=1", "WARPS=8",
@@ -237,8 +238,10 @@ def measured(items: list[pytest.Item]) -> list[Test]:
 
     @functools.wraps(plain)
     def kernel(file, function, **constants):
-        T = kernels.float_dtype(constants["T"])
-        typed = constants | {"T": T, "A": kernels.accumulator(T)}
+        typed = constants
+        if "T" in constants:
+            T = kernels.float_dtype(constants["T"])
+            typed = constants | {"T": T, "A": kernels.accumulator(T)}
         words = (word.removeprefix("-DCFG_") for word in kernels.defines(**typed))
         asked.add((str(file), frozenset(words)))
         return plain(file, function, **constants)

@@ -53,6 +53,7 @@ CASES = {  # file: its configurations
     "pad.cu": [dict(MODE=0), dict(MODE=1), dict(MODE=2), dict(MODE=3)],
     "sgd.cu": [dict(MOMENTUM=m, NESTEROV=n, MASTER=master)
                for m, n in [(0, 0), (1, 0), (1, 1)] for master in (0, 1)],
+    "shuffle.cu": [{}],
     "softmax_cross_entropy.cu": [dict(BLOCK=256, WARPS=1, LABEL=INT),
                                  dict(BLOCK=256, WARPS=8, LABEL=np.dtype("int64"))],
 }

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from check import close, host
+from gpuconv import kernels, random
 from gpuconv.data import Augment, Dataset, Loader
 from gpuconv.data.augment import _table
+from gpuconv.data.loader import SHUFFLE, order_of
 
 CLASSES = tuple("abcdefghij")
 
@@ -142,6 +144,23 @@ def test_a_test_set_is_normalised_like_the_training_set(xp):
     close(x, want.astype("float32"))
     (own, _), = Loader(test, 6, shuffle=False, dtype="float64").epoch(0)
     close(host(own).mean((0, 1, 2)) + 1, np.ones(3))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 300, 1001])
+@pytest.mark.parametrize("seed, epoch", [(0, 0), (2**32 - 1, 2**33 + 5)])
+def test_an_order_is_a_permutation_and_the_same_on_either_device(xp, n, seed, epoch):
+    order = order_of(xp.zeros(n), seed, epoch)
+    assert order.dtype == "int32" and isinstance(order, xp.ndarray)
+    assert host(order).tolist() == random.permutation(n, (seed, SHUFFLE), epoch).tolist()
+
+
+def test_keys_of_an_order_are_64_bits(cp):
+    """The lower half, too, which decides where the upper ones are equal."""
+    n, key, step = 1001, (2**32 - 1, 5), 2**33 + 5
+    keys = cp.empty(n, "uint64")
+    kernels.kernel("shuffle.cu", "shuffle_keys")(n, keys, *key, step, n)
+    words = random.words(2 * n, key, step).astype("uint64").reshape(n, 2)
+    np.testing.assert_array_equal(host(keys), words[:, 0] << np.uint64(32) | words[:, 1])
 
 
 def test_an_order_can_be_filled_in_place(xp):

@@ -102,6 +102,14 @@ def test_a_step_launches_what_the_stand_in_counts(cp, monkeypatch):
     assert refused == []
 
 
+def test_a_start_is_quick():
+    """CuPy compiles an empty program for each set of options, 20 ms; an operation with a number
+    imports all of its sparse matrices, and SciPy's, 300 ms.
+    """
+    found, _, refused = run("start")
+    assert refused == [] and found == dict(sets=1, scipy=False)
+
+
 def test_forecasts_of_memory_leave_nothing_behind():
     found, _, refused = run("memory")
     assert refused == []

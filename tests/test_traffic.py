@@ -331,6 +331,7 @@ SHAPES = {  # op: shapes and options that its header must hold for
     "newton_schulz": [("32x64", {}), ("32x64", HALF)],
     "pad": [("2x8x8x32", {}), ("2x5x7x3", dict(padding=2)), ("2x6x6x16", HALF)],
     "sgd": [("64x32", {}), ("64x32", HALF)],
+    "shuffle": [("100", {})],
     "softmax_cross_entropy": [("64x16", {}), ("64x10", HALF), ("64x40", {}), ("4x2000", {})],
 }
 

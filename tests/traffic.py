@@ -21,6 +21,7 @@ import weight_cases
 import gpuconv as gpc
 from gpuconv import accumulate as accumulate_module
 from gpuconv import backend, ops, optim, train
+from gpuconv.data.loader import order_of
 from gpuconv.ops.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.gpu import tensor_cores as engine
 from gpuconv.ops.gpu.problem import problem
@@ -228,6 +229,7 @@ CASES = {
     "sgd": Case("64x1024", optimiser(
         *(functools.partial(optim.SGD, lr=0.1, momentum=m, master=master)
           for m in (0, 0.9) for master in (False, True)))),
+    "shuffle": Case("50000", lambda make, o: order_of(fake_cupy.zeros(*o.shape), 1, 2)),
     "softmax_cross_entropy": Case("128x1000", softmax_cross_entropy),
 }
 DEFAULTS = dict(dtype="float32", kernel_size=2, stride=None, padding=0, dilation=1,

@@ -8,8 +8,10 @@ other state, so a run resumes from two numbers, epoch and batch.
 import operator
 from collections.abc import Iterator
 
-from gpuconv import random
-from gpuconv.backend import Array, array_device, float_dtype, get_array_module
+import numpy as np
+
+from gpuconv import kernels, random
+from gpuconv.backend import Array, array_device, cupy, float_dtype, get_array_module, is_gpu
 from gpuconv.data.augment import Numbers, augment_batch, fetch_batch
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.moves import Augment
@@ -23,14 +25,21 @@ def order_of(labels: Array, seed: int | None, epoch: int, out: Array | None = No
     Args:
         out: written and given back, where it is given.
     """
-    xp, n = get_array_module(labels), len(labels)
+    n, permutation = len(labels), _permutation_gpu if is_gpu(labels) else random.permutation
     with array_device(labels):
-        found = (xp.arange(n, dtype="int32") if seed is None
-                 else random.permutation(n, (seed, SHUFFLE), epoch, xp))
+        found = (get_array_module(labels).arange(n, dtype="int32") if seed is None
+                 else permutation(n, (seed, SHUFFLE), epoch))
         if out is None:
             return found
         out[...] = found
         return out
+
+
+def _permutation_gpu(n: int, key: tuple[int, int], step: int) -> Array:
+    """``random.permutation`` in one launch and a sort."""
+    keys = cupy().empty(n, np.uint64)
+    kernels.kernel("shuffle.cu", "shuffle_keys")(n, keys, *key, step, n)
+    return cupy().argsort(keys, kind="stable").astype(np.int32)
 
 
 class Loader:

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import itertools
+import sys
 import logging
 
 import numpy as np
@@ -88,6 +89,13 @@ def launches(driver):
         train(kind, dtype, **FEW)
         found[f"{kind}, {dtype}"] = driver.graphs()[-1]
     return found
+
+
+def start(driver):
+    """What a first run costs beside its kernels: sets of compiler options, CuPy's SciPy half."""
+    train("nesterov", "float16")
+    sets = backend.cupy().cuda.compiler._empty_file_preprocess_cache
+    return dict(sets=len(sets), scipy="scipy.sparse" in sys.modules)
 
 
 # -- memory ------------------------------------------------------------------------------
@@ -199,4 +207,4 @@ def tried(f):
     return ""
 
 
-PARTS = {f.__name__: f for f in (training, launches, memory, commands, cases, refusals)}
+PARTS = {f.__name__: f for f in (training, launches, start, memory, commands, cases, refusals)}
