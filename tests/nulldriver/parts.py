@@ -4,8 +4,8 @@ import contextlib
 import gc
 import io
 import itertools
-import sys
 import logging
+import sys
 
 import numpy as np
 
