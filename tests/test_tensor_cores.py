@@ -169,7 +169,8 @@ def test_the_definition_is_pytorchs(rng):
 def test_deeper_stages_change_no_bit(cp, rng, T):
     p = GEOMETRIES["3x3"].problem
     x, w = data(rng, p, T)
-    y = forward(cp, p, x, w, T, tile=SMALL._replace(BK=64, STAGES=3))
+    deeper = next(tile for tile in tc.TILES if tile.BK == 64)
+    y = forward(cp, p, x, w, T, tile=deeper)
     assert y.tobytes() == forward(cp, p, x, w, T).tobytes()
 
 
