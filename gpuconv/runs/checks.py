@@ -12,8 +12,6 @@ from gpuconv.data import Dataset, Source
 from gpuconv.runs.config import Config
 from gpuconv.train import VIEWS
 
-PIXELS = "{}x{} pixels"
-
 
 def check_data(config: Config, train: Dataset, test: Dataset) -> None:
     """Refuse what would end a run before its first checkpoint.
@@ -60,7 +58,7 @@ def _channels(config: Config, train: Dataset, test: Dataset) -> None:
 def _moves(config: Config, train: Dataset, test: Dataset) -> None:
     """Of random crops, and of the views of the test: nobody moves an image out of its own sight."""
     settings, (H, W) = config.settings, train.images.shape[1:3]
-    of = f"images of {PIXELS.format(H, W)}"
+    of = f"images of {H}x{W} pixels"
     if settings.crop and settings.crop >= min(H, W):
         raise ValueError(f"crop {settings.crop} is too much for {of}: wanted less than "
                          f"{min(H, W)}")
