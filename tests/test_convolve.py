@@ -5,7 +5,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from check import close
+import gpuconv as gpc
+from check import close, nchw, nhwc
 from gpuconv import threads
 from gpuconv.ops.conv import Conv2d, conv2d
 from gpuconv.ops.cpu import convolve, patches, winograd
@@ -258,6 +259,85 @@ def test_one_large_image_never_has_all_its_patches_in_memory(rng, monkeypatch):
         convolve.correlate(x, w, None, slide, 1, y)
         convolve.gradients(x, w, y, slide, 1, np.empty_like(x), np.empty_like(w))
     assert max(largest) < 8 << 20  # bytes; all patches of 5x5 would be 420 MB
+
+
+# x (N, H, W, C), filters (K, R, S), groups, stride, padding, dilation; all take several chunks
+SEVERAL = dict(
+    depthwise=((4, 32, 32, 16), (16, 3, 3), 16, 1, 1, 1),
+    depthwise_strided=((6, 33, 31, 8), (8, 3, 3), 8, 2, 1, 1),
+    depthwise_two_filters=((4, 32, 32, 8), (16, 3, 3), 8, 1, 1, 1),
+    depthwise_dilated=((3, 40, 40, 6), (6, 3, 3), 6, 1, 2, 2),
+    one_filter=((4, 32, 32, 3), (1, 3, 3), 1, 1, 1, 1),
+    one_filter_each_group=((4, 32, 32, 8), (4, 3, 3), 4, 1, 1, 1),
+    one_filter_of_many_channels=((4, 24, 24, 48), (1, 3, 3), 1, 1, 1, 1),
+    one_channel=((6, 28, 28, 1), (6, 5, 5), 1, 1, 2, 1),
+    one_channel_one_filter=((5, 64, 64, 1), (1, 3, 3), 1, 1, 1, 1),
+    one_tap=((5, 64, 64, 3), (1, 1, 1), 1, 1, 0, 1),
+    one_row=((4, 1, 2000, 2), (1, 1, 7), 1, 1, (0, 3), 1),
+    one_column=((4, 2000, 1, 2), (1, 7, 1), 1, 1, (3, 0), 1),
+    one_large_image=((1, 200, 200, 4), (1, 3, 3), 1, 1, 1, 1),
+    winograd=((9, 20, 20, 16), (16, 3, 3), 1, 1, 1, 1),
+)
+
+
+def check_with_pytorch(case, dtype, rng):
+    """conv2d, its value and gradients, for 1 and 2 threads: PyTorch's, and the same bits.
+
+    Returns the largest number of chunks that one pass was divided into.
+    """
+    torch = pytest.importorskip("torch")
+    (N, H, W, C), (K, R, S), groups, stride, padding, dilation = case
+    x = rng.standard_normal((N, H, W, C)).astype(dtype)
+    w = rng.standard_normal((K, R, S, C // groups)).astype(dtype)
+    t, u = (torch.from_numpy(nchw(a).astype("float64")).requires_grad_() for a in (x, w))
+    want = torch.nn.functional.conv2d(t, u, None, stride, padding, dilation, groups)
+    gy = rng.standard_normal(tuple(want.shape)).astype(dtype)
+    want.backward(torch.from_numpy(gy).double())
+    wanted = [nhwc(a).astype(dtype) for a in (want, t.grad, u.grad)]
+    results, chunks, each = [], [0], threads.each
+
+    def counting(f, pieces):
+        chunks.append(len(pieces))
+        return each(f, pieces)
+
+    threads.each = counting
+    try:
+        for count in (1, 2):
+            threads.set_count(count)
+            y, pull = gpc.vjp(lambda x, w: conv2d(
+                x, w, stride=stride, padding=padding, dilation=dilation, groups=groups), x, w)
+            results.append((y, *pull(nhwc(gy))))
+    finally:
+        threads.each = each
+        threads.set_count(None)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*results, strict=True))
+    (P, Q), per = want.shape[2:], R * S * C // groups
+    fast = dtype == "float32" and (R, S) == (3, 3) and min(C, K) // groups >= winograd.CHANNELS
+    for got, to, terms in zip(results[0], wanted, (per, R * S * K // groups, N * P * Q),
+                              strict=True):
+        close(got, to, 100 * terms if fast else terms)  # ten times the error: winograd.py
+    return max(chunks)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_partial_sums_are_pytorchs(name, dtype, rng):
+    assert check_with_pytorch(SEVERAL[name], dtype, rng) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(150))
+def test_random_geometries_of_several_chunks_are_pytorchs(seed):
+    """Sizes at which every route divides its work, most often with one filter in each group."""
+    rng = np.random.default_rng(seed)
+    groups, per, each = (
+        int(rng.choice(a)) for a in ([1, 1, 2, 5, 16], [1, 2, 3, 16], [1, 1, 2, 8]))
+    per = 1 if groups == 16 else per
+    H, W = rng.permutation([int(rng.choice([1, 9, 40])), int(rng.integers(30, 120))]).tolist()
+    R, S = (int(rng.integers(1, min(n, 7) + 1)) for n in (H, W))
+    case = ((int(rng.integers(1, 9)), H, W, groups * per), (groups * each, R, S), groups,
+            int(rng.integers(1, 4)), (int(rng.integers(R)), int(rng.integers(S))), 1)
+    check_with_pytorch(case, str(rng.choice(["float32", "float64"])), rng)
 
 
 @pytest.mark.parametrize("shape", [(9, 16, 16, 16, 24), (5, 12, 12, 2, 8), (5, 11, 9, 7, 5)])

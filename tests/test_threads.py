@@ -12,7 +12,8 @@ import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuconv import threads
+from gpuconv import threads, vjp
+from gpuconv.autograd import Op
 from gpuconv.ops import conv2d, linear, matmul
 
 PIECES = [slice(i, i + 1) for i in range(12)]
@@ -180,6 +181,28 @@ def test_scratch_is_reused_and_grows():
     assert threads.scratch("other", 10, "float32").ctypes.data != address
     assert threads.scratch("test", 100, "float64").shape == (100,)
     assert threads.scratch("test", 0, "float64").shape == (0,)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_result_in_a_workspace_is_destroyed(count):
+    """The check that all tests run with (workspaces.py): after a chunk of work, and after an op."""
+    class Leaking(Op):
+        def forward_cpu(self, x):
+            y = threads.scratch("test", x.shape, x.dtype)
+            y[...] = x
+            return y
+
+        def backward_cpu(self, gy):
+            return (self.forward_cpu(gy),)
+
+    try:
+        threads.set_count(count)
+        kept = threads.each(lambda piece: Leaking().forward_cpu(np.ones(9)), PIECES)
+    finally:
+        threads.set_count(None)
+    assert np.isnan(kept).all()
+    y, pull = vjp(Leaking(), np.ones(9))
+    assert np.isnan(y).all() and np.isnan(pull(np.ones(9))[0]).all()
 
 
 def test_scratch_belongs_to_a_thread(monkeypatch):

@@ -74,7 +74,7 @@ class Patches:
         np.matmul(g.T, col, out=out)
 
     def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
-        """(K, R, S, C) from the sum of all shares; an array of its own."""
+        """Return the sum of all partial gradients as a new array (K, R, S, C)."""
         return total.reshape(taps[3], *taps[:3]).copy()
 
 

@@ -52,8 +52,8 @@ class Planes(Patches):
         np.matmul(col.T, g, out=out)
 
     def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
-        """(K, R, S, C) from the sum of all shares."""
-        return np.ascontiguousarray(total.T).reshape(taps[3], *taps[:3])
+        """Return the sum of all partial gradients as a new array (K, R, S, C)."""
+        return total.T.copy().reshape(taps[3], *taps[:3])
 
     def scatter(self, gy: np.ndarray, w: np.ndarray, slide: Slide, gx: np.ndarray) -> None:
         """Into gx (N, H, W, C): gy (N, P, Q, K) times w (K, R, S, C), each to where it belongs.

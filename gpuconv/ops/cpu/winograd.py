@@ -126,7 +126,7 @@ class Winograd:
         np.matmul(planes.transpose(0, 2, 1), pulls, out=out)  # (36, K, T) (36, T, C)
 
     def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
-        """(K, 3, 3, C) from the sum of all shares."""
+        """Return the sum of all partial gradients as a new array (K, 3, 3, C)."""
         gw = (FILTERS.T @ total.reshape(E * E, -1)).reshape(3, 3, taps[3], taps[2])
         return np.ascontiguousarray(gw.transpose(2, 0, 1, 3))
 
