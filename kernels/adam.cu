@@ -9,7 +9,7 @@
 //
 //     w    = keep * p[i], or what p[i] stands for (MASTER)
 //     d    = scale * g[i] + decay * w             decay = weight_decay for Adam; keep is 1 then
-//     m[i] = m[i] + new1 * (d - m[i])             new1 = 1 - beta1
+//     m[i] = beta1 * m[i] + new1 * d              new1 = 1 - beta1
 //     v[i] = beta2 * v[i] + new2 * d * d          new2 = 1 - beta2
 //     w    = w - rate * m[i] / (sqrt(v[i]) + eps)
 //     p[i] = w, rounded; master[i] = w (MASTER)
@@ -75,6 +75,7 @@ extern "C" __global__ void adam_step(
     A* __restrict__ master,              // (n,)
     const A* __restrict__ numbers,       // (4,)
     const double* __restrict__ control,  // (4,)
+    A beta1,
     A new1,                              // 1 - beta1
     A beta2,
     A new2,                              // 1 - beta2
@@ -95,7 +96,7 @@ extern "C" __global__ void adam_step(
             w *= keep;
             A d = scale * (A)gs.v[i];
             if (decay != 0) d += decay * w;
-            ms.v[i] += new1 * (d - ms.v[i]);
+            ms.v[i] = beta1 * ms.v[i] + new1 * d;
             vs.v[i] = beta2 * vs.v[i] + new2 * (d * d);
             w -= rate * (ms.v[i] / (sqrt(vs.v[i]) + eps));
             ps.v[i] = (T)w;

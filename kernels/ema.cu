@@ -2,8 +2,10 @@
 //
 //   prepare  weight = 1 - d,  d = min(decay, (1 + t) / (10 + t)) with a warm-up, else decay
 //            t = t + 1; weight = 0 instead, and t stays, in a step that is left out
-//   update   average[i] = average[i] + weight * (w - average[i])     w = x[i], or what it stands for
-//   copy     y[i] = x[i] where weight is not 0                                           (MASTER)
+//   update   average[i] = average[i] + weight * (w - average[i])     where weight < 1/2
+//            average[i] = w - (1 - weight) * (w - average[i])        otherwise
+//            w = x[i], or what it stands for (MASTER)
+//   copy     y[i] = x[i] where weight is not 0
 //
 // Launch   prepare  one thread.
 //          update   1-d, one thread per 16 bytes of average, any grid, any block. Arrays that do not
@@ -44,7 +46,7 @@ extern "C" __global__ void ema_prepare(
 __device__ inline A moved(A average, T x, A master, A weight)
 {
     const A w = MASTER ? behind(x, master) : (A)x;
-    return average + weight * (w - average);
+    return weight < (A)0.5 ? average + weight * (w - average) : w - (1 - weight) * (w - average);
 }
 
 extern "C" __global__ void ema_update(

@@ -232,6 +232,19 @@ def test_gradients_beyond_all_bounds_do_not_warn(xp):
     assert not host(adam.flats[0][0].data)[4:].any()  # the gap behind it
 
 
+@pytest.mark.parametrize("kind", [Adam, AdamW])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_without_a_mean_of_gradients_a_spike_is_forgotten(xp, kind, dtype):
+    """beta1 = 0: m is the gradient of this step, whatever it was before."""
+    p = Parameter(xp.asarray(make([1.0, 1.0, 1.0], dtype)))
+    optimizer = kind([p], 1e-3, betas=(0.0, 0.999))
+    spike = 6e4 if dtype == "float16" else 1e18
+    for gradient in ([spike, -spike, 0.0], [2.0**-14, 1.0, 7.0]):
+        p.grad[...] = xp.asarray(make(gradient, dtype))
+        optimizer.step()
+    assert host(optimizer.state_dict()["exp_avg.0"]).tolist() == [2.0**-14, 1.0, 7.0]
+
+
 def test_a_gradient_of_zero_moves_nothing(xp):
     p = Parameter(xp.ones(3, "float32"))
     Adam([p], 0.5, eps=1e-30).step()

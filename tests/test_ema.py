@@ -91,6 +91,17 @@ def test_begins_as_the_module(rng, device):
     same(ema.averages, before)  # a value that does not change is its own average, to the bit
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_without_decay_an_average_is_the_value(device, dtype):
+    """Also after a value so large that adding the difference to it would lose the new one."""
+    model = nn.Linear(2, 1, bias=False).to(dtype).to(device)
+    model.weight.data.fill(6e4)
+    ema = EMA(model, 0.0)
+    model.weight.data.fill(2.0**-14)
+    ema.update()
+    assert (host(ema.averages["weight"]) == 2.0**-14).all()
+
+
 def test_the_first_update_forgets_nine_tenths(rng):
     model = nn.Linear(2, 1)
     model.weight.data = np.zeros((1, 2), "float32")

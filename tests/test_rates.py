@@ -160,6 +160,13 @@ def test_afterwards_all_is_as_before(xp, ends):
     assert [p.requires_grad for p in model.parameters()] == seen[4]
 
 
+def test_a_group_stops_at_the_exact_share_of_a_run():
+    """0.575 * 100 is 57.49999999999999 in floats, and 57.5, rounded to even, is 58."""
+    optimizer = optim.SGD([{"params": nn.Linear(1, 1).parameters(), "stop": 0.575},
+                           {"params": nn.Linear(1, 1).parameters()}], 0.1)
+    assert Rates(optimizer, optim.Constant(), 100).ends == [58, 100]
+
+
 def test_all_groups_that_stop_are_refused():
     model = network()
     for params, text in (([{"params": model.parameters(), "stop": 0.5}], r"\[0.5\] of 12 steps"),

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 
 import pytest
 
 from gpuconv.optim import Constant, Cosine, Linear, OneCycle, StepDecay
+from gpuconv.optim.schedules import steps_of
 
 TOTAL = 40
 
@@ -66,6 +68,21 @@ def test_any_length_gives_factors(schedule, total):
     assert all(0 <= f <= 1 and math.isfinite(f) for f in factors)
     assert len(set(factors[total:])) == 1
     assert max(factors) == 1
+
+
+@pytest.mark.parametrize("total", [1, 3, 7, 20, 100, 391, 1000])
+def test_a_share_of_a_run_is_the_fraction_that_is_written(total):
+    """0.55 * 100 is 55.00000000000001, and step 55 is the first of what happens then, not 56."""
+    for percent in range(101):
+        share, exact = percent / 100, Fraction(percent, 100) * total
+        assert steps_of(share, total) == exact
+        decayed = [step for step in range(total) if StepDecay((share,), 0.5)(step, total) == 0.5]
+        assert decayed == list(range(math.ceil(exact), total))
+        rising = [step for step in range(total) if Constant(warmup=share)(step, total) < 1]
+        assert rising == list(range(round(exact) - 1))
+    for share in (1 / 3, 2 / 3, 1 / 7, 0.1 + 0.2, 0.123456789):
+        assert math.isclose(steps_of(share, total), share * total, rel_tol=1e-15)
+    assert steps_of(0.1 + 0.2, 10) == 3 == steps_of(1 / 3, 9)
 
 
 def test_warmup_of_cosine():

@@ -3,7 +3,7 @@
     t = t + 1                                         steps of this parameter, 0 at first
     d = g + weight_decay * p                          Adam: decay is part of the gradient
     p = (1 - lr * weight_decay) * p,  d = g           AdamW: decay acts on p alone
-    m = m + (1 - beta1) * (d - m)                     mean of d, 0 at first
+    m = beta1 * m + (1 - beta1) * d                   mean of d, 0 at first
     v = beta2 * v + (1 - beta2) * d * d               mean of its square, 0 at first
     p = p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
       = p - lr r / (1 - beta1^t) * m / (sqrt(v) + eps r)           r = sqrt(1 - beta2^t)
@@ -181,8 +181,8 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray,
             if decay:
                 pull = np.multiply(w, decay, out=memory.empty(mean.shape, wide))
                 d = np.add(d, pull, out=pull)
-            np.subtract(d, mean, out=t)
-            t *= 1 - beta1
+            np.multiply(d, 1 - beta1, out=t)
+            mean *= beta1
             mean += t
             np.multiply(d, d, out=t)
             t *= 1 - beta2
@@ -216,7 +216,7 @@ def step_gpu(p: Array, g: Array, m: Array, v: Array, master: Array | None, numbe
     """The same, in kernels/adam.cu."""
     items = 16 // p.dtype.itemsize  # that a thread updates at a time
     _kernel("adam_step", p, master)(-(-p.size // items), p, g, m, v, master, numbers, control,
-                                    1 - beta1, beta2, 1 - beta2, decay, p.size)
+                                    beta1, 1 - beta1, beta2, 1 - beta2, decay, p.size)
 
 
 def _kernel(function: str, p: Array, master: Array | None) -> Callable[..., None]:

@@ -1,7 +1,12 @@
 """Averages of a module's weights over the steps of training.
 
-    average = average + (1 - d) * (value - average)        after each step
+    average = d * average + (1 - d) * value                after each step
     d       = min(decay, (1 + t) / (10 + t))               t updates before this one
+
+It is computed from the side that weighs more, so that a value that stays is its own average, and
+d = 0 forgets everything:
+
+    average + (1 - d) * (value - average)   for d > 1/2,   value - d * (value - average)   otherwise
 
 At first an average is the module's own value, which the warm-up d (1/10, 2/11, 3/12 ...) forgets
 quickly: without it that value would still weigh decay^t. Parameters and float buffers (BatchNorm's
@@ -250,10 +255,14 @@ def update_cpu(floats: list[Work], others: list[tuple[np.ndarray, np.ndarray]],
         with np.errstate(all="ignore"):
             for average, value, master in work[some]:
                 t = memory.empty(average.size, average.dtype)
-                np.subtract(value if master is None else behind(value, master), average, out=t,
-                            dtype=average.dtype)
-                t *= share
-                average += t
+                now = value if master is None else behind(value, master)
+                np.subtract(now, average, out=t, dtype=average.dtype)
+                if share < 0.5:
+                    t *= share
+                    average += t
+                else:
+                    t *= 1 - average.dtype.type(share)
+                    np.subtract(now, t, out=average, dtype=average.dtype)
 
     threads.each(move, [slice(a, b) for a, b in itertools.pairwise(cuts)])
     for average, value in others:

@@ -7,15 +7,32 @@
     OneCycle   start, up to 1 at ``peak_at``, down to final; each leg half a cosine, or straight
 
 Plain functions of the step: nothing to save, nothing to restore. Points of the run are fractions of
-it. With a warm-up of W steps the factor first rises as 1/W, 2/W, ... W/W. Steps beyond ``total``
-count as ``total``.
+it; 0.55 means 55/100 exactly (``steps_of``). With a warm-up of W steps the factor first rises as
+1/W, 2/W, ... W/W. Steps beyond ``total`` count as ``total``.
 
 Sources: Loshchilov, Hutter, "SGDR", ICLR 2017; Smith, Topin, "Super-convergence", 2018.
 """
 
 import dataclasses
+import functools
 import math
+from fractions import Fraction
 from typing import Any
+
+
+@functools.lru_cache(256)
+def steps_of(share: float, total: int) -> Fraction:
+    """Return share * total without rounding.
+
+    Args:
+        share: of a run, 0 .. 1; a float stands for the nearest fraction with a denominator of at
+            most 10^9.
+        total: steps of the run.
+
+    >>> 0.55 * 100, steps_of(0.55, 100), steps_of(1 / 3, 3)
+    (55.00000000000001, Fraction(55, 1), Fraction(1, 1))
+    """
+    return Fraction(float(share)).limit_denominator(10**9) * total
 
 
 def _fractions(schedule: Any, *names: str) -> None:
@@ -56,7 +73,7 @@ class Constant:
     def __call__(self, step: int, total: int) -> float:
         """Factor of step 0, 1, ... of ``total``."""
         _check(self, step, total)
-        rise = round(self.warmup * total)
+        rise = round(steps_of(self.warmup, total))
         return min(1.0, (step + 1) / rise) if rise else 1.0
 
 
@@ -81,7 +98,7 @@ class StepDecay:
     def __call__(self, step: int, total: int) -> float:
         """Factor of step 0, 1, ... of ``total``."""
         _check(self, step, total)
-        return float(self.gamma ** sum(step >= point * total for point in self.at))
+        return float(self.gamma ** sum(step >= steps_of(point, total) for point in self.at))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +119,7 @@ class Cosine:
     def __call__(self, step: int, total: int) -> float:
         """Factor of step 0, 1, ... of ``total``."""
         _check(self, step, total)
-        rise = round(self.warmup * total)
+        rise = round(steps_of(self.warmup, total))
         if step < rise:
             return (step + 1) / rise
         fall = total - rise

@@ -1,6 +1,6 @@
 """How fast each group of an optimiser learns over a run, and from when on not at all.
 
-    end     = round(stop * total)            of a group, in steps; total: those of the run
+    end     = round(stop * total)            of a group, in steps, from the exact product
     factor  = schedule(step, end)            while step < end
     frozen                                   from then on: the factor is 0, no gradient is computed
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from gpuconv.autograd import Parameter
 from gpuconv.optim import Optimizer
+from gpuconv.optim.schedules import steps_of
 
 Schedule = Callable[[int, int], float]
 
@@ -41,7 +42,7 @@ class Rates:
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, total: int):
         self.optimizer, self.schedule = optimizer, schedule
-        self.ends = [round(float(group["stop"]) * total) for group in optimizer.groups]
+        self.ends = [round(steps_of(float(group["stop"]), total)) for group in optimizer.groups]
         if max(self.ends) < total:
             stops = [float(group["stop"]) for group in optimizer.groups]
             raise ValueError(f"fit: all groups of {optimizer.name} stop before the end of the run, "
