@@ -23,6 +23,8 @@ def add_options(to: argparse.ArgumentParser) -> None:
                     help="where to (default: report.html in the run's folder)")
     to.add_argument("--mistakes", type=number(int, 0, 1000), default=24, metavar="N",
                     help="show the N most confident ones (default: %(default)s)")
+    to.add_argument("--data", metavar="DIR|FILE.npz",
+                    help="where the images of the run are, if they have moved")
     add_device(to)
 
 
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     folder, checkpoint = choose_run(args.run)
     where, why_there = choose_device(args.device)
     written, found = report.write_findings(folder, args.output, checkpoint=checkpoint,
-                                           device=where, mistakes=args.mistakes)
+                                           device=where, mistakes=args.mistakes, data=args.data)
     out = console()
     rows = {"run": str(folder.path), "device": why_there}
     if found.trained is not None:
