@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
         write_json(out, {
             "checkpoint": str(trained.path), "data": says, "images": images,
             "views": views, "accuracy": found.accuracy, "loss": found.loss, "warnings": said,
-            "differences": own and own.differences.told(),
+            "differences": own.differences.told() if own and own.differences else None,
             "classes": [row._asdict() for row in found.per_class()],
             "confusion": found.confusion.tolist()})
         return

@@ -82,7 +82,8 @@ def list_folder(path: pathlib.Path, complete: bool = True) -> Listing:
     known = {file.identity: file for file in files}
     for file in tested:
         twin = known.get(file.identity)
-        if twin and (file.shared or twin.shared):
+        if twin and (file.shared or twin.shared
+                     or os.path.realpath(file.path) == os.path.realpath(twin.path)):
             raise ValueError(f"{file.path} is the same file as {twin.path}: a training image "
                              "cannot be a test image; remove one of the two")
     return Listing(classes, files, tested)
@@ -203,40 +204,36 @@ def _is_link(entry: os.DirEntry[str]) -> bool:
 
 def _walk(root: pathlib.Path, top: pathlib.Path) -> list[tuple[str, str, Identity, bool]]:
     """Return (path, name below top, identity, linked) of each image file in a folder, once."""
-    around = [os.path.realpath(root), os.path.realpath(top)]
-    todo, links = [(str(top), "", False)], list[tuple[str, str]]()
-    folders, found = set[Identity](), list[tuple[bool, str, str, Identity, bool]]()
+    real = os.path.realpath(top)
+    todo, links = [(str(top), real, "", False)], list[tuple[str, str]]()
+    folders, found = set[str](), list[tuple[bool, str, str, Identity, bool]]()
     while todo or links:
         if not todo:  # all that is reached without another link was seen
             name, path = heapq.heappop(links)
-            if _identity(os.stat(path)) not in folders and not _holds(
-                    os.path.realpath(path), [*around, os.path.realpath(os.path.dirname(path))]):
-                todo.append((path, name + "/", True))
+            target, home = os.path.realpath(path), os.path.realpath(os.path.dirname(path))
+            if target not in folders and not _holds(target, [os.path.realpath(root), real, home]):
+                todo.append((path, target, name + "/", True))
             continue
-        folder, below, linked = todo.pop()
-        folders.add(_identity(os.stat(folder)))
+        folder, here, below, linked = todo.pop()
+        folders.add(here)
         for entry, status in _entries(folder):
-            name, identity = below + entry.name, _identity(status)
+            name, inside = below + entry.name, os.path.join(here, entry.name)
             if stat.S_ISDIR(status.st_mode):
                 if _is_link(entry):
                     heapq.heappush(links, (name, entry.path))
-                elif not linked or identity not in folders:
-                    todo.append((entry.path, name + "/", linked))
+                elif inside not in folders:
+                    todo.append((entry.path, inside, name + "/", linked))
             elif entry.name.lower().endswith(SUFFIXES):
                 if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
                     raise ValueError(f"{entry.path}: no regular file; remove it")
                 by_link = linked or entry.is_symlink()
-                found.append((by_link, name, entry.path, identity,
+                found.append((by_link, name, entry.path, (status.st_dev, status.st_ino),
                               by_link or status.st_nlink > 1))
     once: dict[Identity, str] = {}
     for _, name, _, identity, _ in sorted(found):
         once.setdefault(identity, name)
     return [(path, name, identity, shared) for _, name, path, identity, shared in found
             if not shared or once[identity] == name]
-
-
-def _identity(status: os.stat_result) -> Identity:
-    return status.st_dev, status.st_ino
 
 
 def _holds(folder: str, places: Sequence[str]) -> bool:

@@ -31,7 +31,7 @@ from gpuconv.data.dataset import Dataset
 from gpuconv.data.listing import normal
 
 BYTES = 16          # of a digest
-LARGEST = 1 << 30   # bytes of a manifest: some million images
+LARGEST = 1 << 28   # bytes of a manifest: some million images
 SHOWN = 5           # names in a sentence
 UNKNOWN = -1        # label of an image whose class the run does not have
 
@@ -201,8 +201,9 @@ class Manifest:
             part.names or [f"an image of {self.classes[label]}" for label in part.labels])]
         shown = [f"image {image}" for image in range(len(data))] \
             if data.names is None else data.names.tolist()
-        of_test, of_train = ([tuple(listed[entry] for entry in some if (entry < cut) == training)
-                              for some in (lost, changed)] for training in (False, True))
+        of_test, of_train = (
+            [tuple(sorted(listed[entry] for entry in some if (entry < cut) == training))
+             for some in (lost, changed)] for training in (False, True))
         differences = Differences(*of_test, *of_train, *(
             tuple(shown[image] for image in some) for some in (elsewhere, new)))
 

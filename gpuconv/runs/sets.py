@@ -27,14 +27,14 @@ class Sets:
 
     train: Dataset
     test: Dataset
-    source: Source                    # where they are now
-    differences: Differences = Differences()
-    repeated: int = 0                 # test images with the pixels of a training image
-    unproven: tuple[str, ...] = ()    # of "train", "test": those that may hold other images now
+    source: Source                          # where they are now
+    differences: Differences | None = None  # from the manifest; None: there is none
+    repeated: int = 0                       # test images with the pixels of a training image
+    unproven: tuple[str, ...] = ()          # of "train", "test": which may be others
 
     def warnings(self) -> list[str]:
         """Return what a person has to know before these sets are measured."""
-        said = self.differences.sentences()
+        said = self.differences.sentences() if self.differences else []
         if self.repeated:
             said.append(f"{self.repeated:,} test images of the run have the pixels of training "
                         "images")
@@ -65,6 +65,9 @@ def run_sets(config: Config, manifest: Manifest | None, identity: Any = None, *,
         OSError, ValueError: the images are not there, or they are others.
     """
     source = config.source
+    if place is None and source.path is not None and not os.path.exists(source.path):
+        raise FileNotFoundError(f"{source.path}: no such file or folder; if the images of the run "
+                                "have moved, --data says where they are")
     if place is not None:
         if source.kind not in MOVABLE:
             raise ValueError(f"data {place}: the run's images are {source.kind}, which have no "
