@@ -103,6 +103,8 @@ def test_a_source_is_one():
         Source("mnist")
     with pytest.raises(ValueError, match="data of kind folder needs a path"):
         Source("folder")
+    with pytest.raises(ValueError, match="split 3, wanted 1 or 2"):
+        Source("folder", "/x", split=3)
 
 
 def test_it_goes_through_json(pets):

@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import warnings
 from typing import TYPE_CHECKING
 
 from gpuconv.cli.options import add_device, choose_device, number, run_argument
@@ -49,8 +50,10 @@ def run(args: argparse.Namespace) -> None:
         rows["accuracy"] = (f"{percent(found.predictions.accuracy)} of "
                             f"{len(found.predictions.labels):,} test images")
     show(out, rows | {"report": str(written)})
-    for note in [*found.notes, *([] if report.available() else [report.HINT])]:
-        say(out, note)
+    for note in found.notes:
+        warnings.warn(note, stacklevel=1)
+    if not report.available():
+        say(out, report.HINT)
 
 
 def choose_run(text: str | None) -> tuple["RunFolder", pathlib.Path | None]:

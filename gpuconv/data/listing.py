@@ -141,7 +141,8 @@ def _together(folders: Sequence[str]) -> str:
 def _both_sets(names: Iterable[str]) -> list[str]:
     """Return the names of sets among these, if there are both a training and a test set."""
     roles = {name: SETS[name.lower()] for name in names if name.lower() in SETS}
-    return list(roles) if "train" in roles.values() and len(set(roles.values())) > 1 else []
+    both = "train" in roles.values() and len(set(roles.values())) > 1
+    return sorted(roles, key=lambda name: roles[name] != "train") if both else []
 
 
 def _classes(path: pathlib.Path, least: int) -> tuple[str, ...]:

@@ -39,8 +39,10 @@ class Sets:
             said.append(f"{self.repeated:,} test images of the run have the pixels of training "
                         "images")
         if self.unproven:
-            said.append(f"the images in {self.source.path} have changed since the run, and it kept "
-                        "no list of them: those to test on may be images that it was trained on")
+            which = ": the test images may be images that it was trained on" \
+                if "test" in self.unproven else "; its test images have not"
+            said.append(f"the images in {self.source.path} have changed since the run, which kept "
+                        f"no list of them{which}")
         return said
 
     def warn(self) -> None:
