@@ -12,6 +12,7 @@ from PIL import Image
 
 from gpuconv import threads
 from gpuconv.data import Loader, Source, folder, read_image
+from gpuconv.data.folder import folder_by_position
 
 COLOURS = {"cat": (250, 10, 10), "dog": (10, 250, 10), "owl": (10, 10, 250)}
 
@@ -269,7 +270,7 @@ def test_the_split_and_the_files_of_older_runs(tmp_path):
         for i in range(10):
             put(tmp_path / name / f"{i:02}.png", (red, i, 0))
     (tmp_path / "cat" / "more").symlink_to(tmp_path / "dog")
-    train, test = folder(tmp_path, 8, by_position=True)
+    train, test = folder_by_position(tmp_path, 8, 0.2, 0)
     assert test.names.tolist() == ["train/09.png", "cat/05.png", "dog/06.png", "train/00.png",
                                    "cat/03.png", "dog/07.png"]
     assert (train.fingerprint, test.fingerprint) == ("0f92f0ab", "431233e6")

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from gpuconv.data import Loader, npz
+from gpuconv.data.npz import npz_by_position
 
 KERAS = ("x_train", "y_train", "x_test", "y_test")
 OURS = ("images", "labels", "test_images", "test_labels")
@@ -88,7 +89,7 @@ def test_the_split_of_older_runs(tmp_path):
     """By position: written down from version 0.1.0 before contents counted."""
     images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
     path = put(tmp_path / "x.npz", OURS, [images, np.arange(12) % 2])
-    train, test = npz(path, test_share=0.25, seed=3, by_position=True)
+    train, test = npz_by_position(path, None, 0.25, 3)
     assert train.images.ravel().tolist() == [11, 10, 0, 4, 7, 3, 8, 9]
     assert test.images.ravel().tolist() == [6, 2, 5, 1]
 

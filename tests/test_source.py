@@ -220,6 +220,16 @@ def test_any_change_changes_it():
     assert len(set(prints)) == len(prints)
 
 
+def test_names_follow_their_images(xp):
+    names = np.array(["a/1.png", "b/2.png", "b/3.png"], object)
+    one = dataclasses.replace(make(), names=names).to("cpu" if xp is np else "cuda")
+    assert one.fingerprint == make().fingerprint
+    assert one[1:].names.tolist() == ["b/2.png", "b/3.png"]
+    assert one[xp.asarray([2, 0])].names.tolist() == ["b/3.png", "a/1.png"]
+    with pytest.raises(ValueError, match="x: 2 names, 3 labels"):
+        dataclasses.replace(make(), names=names[:2])
+
+
 def test_what_the_fingerprint_is():
     """Checkpoints remember it: it must stay."""
     one = make()

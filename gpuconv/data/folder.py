@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,16 +19,17 @@ from gpuconv import backend, threads
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.images import pillow, read_image
 from gpuconv.data.legacy import list_by_position
-from gpuconv.data.listing import File, list_folder, normal
+from gpuconv.data.listing import File, Listing, list_folder, normal
 from gpuconv.data.split import mixed_up, split, split_by_position
 
 ROUND = 32  # images for each processor between two calls of progress
 
+Indices = tuple[np.ndarray, np.ndarray]  # of the training images, and of the test images
+
 
 def folder(path: str | os.PathLike, image_size: int | tuple[int, int] = 32,
            test_share: float = 0.2, seed: int = 0, *, channels: int = 3, limit: int | None = None,
-           progress: Callable[[int, int], object] | None = None,
-           by_position: bool = False) -> tuple[Dataset, Dataset]:
+           progress: Callable[[int, int], object] | None = None) -> tuple[Dataset, Dataset]:
     """Read the images of a folder, all at one size.
 
     Args:
@@ -40,7 +42,6 @@ def folder(path: str | os.PathLike, image_size: int | tuple[int, int] = 32,
         channels: 3 for RGB, 1 for grey.
         limit: read only the first so many images of each set.
         progress: called with (images read, images in all) now and then.
-        by_position: list and split the folder as runs did whose config.json has no ``split``?
 
     Returns:
         (train, test): images (N, H, W, C) uint8, shuffled; names below ``path``.
@@ -53,15 +54,37 @@ def folder(path: str | os.PathLike, image_size: int | tuple[int, int] = 32,
         MemoryError: all of them do not fit.
     """
     path = pathlib.Path(path)
-    listing = (list_by_position if by_position else list_folder)(path)
+
+    def by_name(labels: np.ndarray, files: Sequence[File], *more: Any) -> Indices:
+        items = [normal(file.item).encode("utf-8", "surrogatepass") for file in files]
+        return split(labels, items, *more)
+
+    return _sets(path, list_folder(path), by_name, image_size, test_share, seed, channels, limit,
+                 progress)
+
+
+def folder_by_position(path: str | os.PathLike, image_size: int | tuple[int, int],
+                       test_share: float, seed: int, *, limit: int | None = None,
+                       progress: Callable[[int, int], object] | None = None
+                       ) -> tuple[Dataset, Dataset]:
+    """Read a folder as runs did whose config.json has no ``split``; see ``folder``."""
+    path = pathlib.Path(path)
+
+    def by_position(labels: np.ndarray, files: Sequence[File], *more: Any) -> Indices:
+        return split_by_position(labels, *more)
+
+    return _sets(path, list_by_position(path), by_position, image_size, test_share, seed, 3, limit,
+                 progress)
+
+
+def _sets(path: pathlib.Path, listing: Listing, choose: Callable[..., Indices],
+          image_size: int | tuple[int, int], test_share: float, seed: int, channels: int,
+          limit: int | None, progress: Callable[[int, int], object] | None
+          ) -> tuple[Dataset, Dataset]:
+    """Return (train, test) of the files in a listing; ``choose`` splits them."""
     if listing.test is None:
         labels = np.array([file.label for file in listing.train])
-        where = f"{path}: "
-        if by_position:
-            chosen = split_by_position(labels, listing.classes, test_share, seed, where)
-        else:
-            items = [normal(file.item).encode("utf-8", "surrogatepass") for file in listing.train]
-            chosen = split(labels, items, listing.classes, test_share, seed, where)
+        chosen = choose(labels, listing.train, listing.classes, test_share, seed, f"{path}: ")
         parts = [[listing.train[i] for i in part] for part in chosen]
     else:
         parts = [[part[i] for i in mixed_up(np.arange(len(part)), seed, which)]

@@ -13,6 +13,8 @@ array of Python objects is a pickle, which could run code: it is refused unread.
 import os
 import pathlib
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +28,12 @@ NAMES = (("images", "labels", "test_images", "test_labels"),
          ("x_train", "y_train", "x_test", "y_test"),
          ("train_images", "train_labels", "test_images", "test_labels"))
 
+Indices = tuple[np.ndarray, np.ndarray]  # of the training images, and of the test images
+
 
 def npz(path: str | os.PathLike, image_size: int | tuple[int, int] | None = None,
-        test_share: float = 0.2, seed: int = 0, *, limit: int | None = None,
-        by_position: bool = False) -> tuple[Dataset, Dataset]:
+        test_share: float = 0.2, seed: int = 0, *,
+        limit: int | None = None) -> tuple[Dataset, Dataset]:
     """Read the images of an .npz file.
 
     Args:
@@ -40,7 +44,6 @@ def npz(path: str | os.PathLike, image_size: int | tuple[int, int] | None = None
             either set.
         seed: of that choice, and of the order it leaves; 0 .. 2**32 - 1.
         limit: only the first so many images of each set.
-        by_position: split the file as runs did whose config.json has no ``split``?
 
     Returns:
         (train, test): images (N, H, W, C) uint8. Without names in the file, the sorted labels name
@@ -57,14 +60,29 @@ def npz(path: str | os.PathLike, image_size: int | tuple[int, int] | None = None
     >>> train.images.shape, test.images.shape, train.classes
     ((8, 8, 8, 1), (2, 8, 8, 1), ('7', '8'))
     """
-    path = pathlib.Path(path)
+    def by_pixels(labels: np.ndarray, images: np.ndarray, *more: Any) -> Indices:
+        return split(labels, digests(images), *more)
+
+    return _sets(pathlib.Path(path), by_pixels, image_size, test_share, seed, limit)
+
+
+def npz_by_position(path: str | os.PathLike, image_size: int | tuple[int, int] | None,
+                    test_share: float, seed: int, *,
+                    limit: int | None = None) -> tuple[Dataset, Dataset]:
+    """Read an .npz file as runs did whose config.json has no ``split``; see ``npz``."""
+    def by_position(labels: np.ndarray, images: np.ndarray, *more: Any) -> Indices:
+        return split_by_position(labels, *more)
+
+    return _sets(pathlib.Path(path), by_position, image_size, test_share, seed, limit)
+
+
+def _sets(path: pathlib.Path, choose: Callable[..., Indices],
+          image_size: int | tuple[int, int] | None, test_share: float, seed: int,
+          limit: int | None) -> tuple[Dataset, Dataset]:
+    """Return (train, test) of a file; ``choose`` splits it where it has no test set."""
     images, numbers, classes = _read(path, bool(image_size))
     if len(images) == 1:
-        where = f"{path}: "
-        if by_position:
-            both = split_by_position(numbers[0], classes, test_share, seed, where)
-        else:
-            both = split(numbers[0], digests(images[0]), classes, test_share, seed, where)
+        both = choose(numbers[0], images[0], classes, test_share, seed, f"{path}: ")
         chosen = [part[:limit] for part in both]
         images, numbers = [images[0][i] for i in chosen], [numbers[0][i] for i in chosen]
     train, test = (

@@ -8,10 +8,10 @@ from typing import Any
 
 from gpuconv.data.cifar10 import cifar10, cifar10_path
 from gpuconv.data.dataset import Dataset
-from gpuconv.data.folder import folder, whole_folder
+from gpuconv.data.folder import folder, folder_by_position, whole_folder
 from gpuconv.data.images import resized
 from gpuconv.data.listing import unused_set
-from gpuconv.data.npz import npz, whole_npz
+from gpuconv.data.npz import npz, npz_by_position, whole_npz
 from gpuconv.data.shapes import shapes
 
 MANIFEST_KINDS = ("folder", "npz")  # whose images come and go
@@ -129,12 +129,13 @@ class Source:
         me = self.settled(download)
         if me.kind == "folder":
             assert me.path is not None
-            return folder(me.path, me.image_size or 32, me.test_share, me.seed, limit=me.limit,
-                          progress=tell("images"), by_position=me.split == BY_POSITION)
+            read = folder if me.split == BY_ITEM else folder_by_position
+            return read(me.path, me.image_size or 32, me.test_share, me.seed, limit=me.limit,
+                        progress=tell("images"))
         if me.kind == "npz":
             assert me.path is not None
-            return npz(me.path, me.image_size, me.test_share, me.seed, limit=me.limit,
-                       by_position=me.split == BY_POSITION)
+            open_file = npz if me.split == BY_ITEM else npz_by_position
+            return open_file(me.path, me.image_size, me.test_share, me.seed, limit=me.limit)
         if me.kind == "shapes":
             both = shapes(*(min(me.limit or count, count) for count in DRAWN))
         else:
