@@ -110,9 +110,10 @@ def test_all_of_ones_own_images_are_named_without_a_part(tmp_path):
 
 def test_images_that_are_not_square(tmp_path):
     """A model made for them takes them as they are, from another file too."""
-    images = np.random.default_rng(0).integers(0, 256, (20, 4, 6, 1), np.uint8)
+    rng = np.random.default_rng(0)
     for name in ("learn", "more"):
-        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(20) % 2)
+        np.savez(tmp_path / f"{name}.npz", labels=np.arange(20) % 2,
+                 images=rng.integers(0, 256, (20, 4, 6, 1), np.uint8))
     done = gpuconv("train", "--data", "learn.npz", "--model", "INPUT 4x6x1 FC 2", "--crop", 1,
                    "--epochs", 1, "--device", "cpu", "--run", "run", folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,16 +1,18 @@
 """folder: images per class, however they lie there."""
 
+import contextlib
 import os
-import pathlib
 import random
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from gpuconv import threads
-from gpuconv.data import Loader, folder, read_image
+from gpuconv.data import Loader, Source, folder, read_image
+from gpuconv.data.folder import folder_by_position
 
 COLOURS = {"cat": (250, 10, 10), "dog": (10, 250, 10), "owl": (10, 10, 250)}
 
@@ -57,10 +59,14 @@ def test_a_folder_per_class_is_split(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("train", "test"), ("train", "val"), ("train", "validation"),
-                                   ("train", "test", "val")])
+                                   ("train", "test", "val"), ("Train", "TEST"),
+                                   ("training", "Testing"), ("train", "valid", "__pycache__"),
+                                   ("TRAINING", "testing", "Validation")])
 def test_train_and_test_folders_are_taken_as_they_are(tmp_path, names):
     for n, name in enumerate(names):
-        pets(tmp_path / name, count=6 - 2 * n)
+        (tmp_path / name).mkdir()
+        if name != "__pycache__":  # without images
+            pets(tmp_path / name, count=6 - 2 * n)
     train, test = folder(tmp_path, 8)
     assert sorted(which(train)) == sorted((n, i) for n in COLOURS for i in range(6))
     assert sorted(which(test)) == sorted((n, i) for n in COLOURS for i in range(4))
@@ -73,11 +79,49 @@ def test_a_train_folder_alone_is_split(tmp_path):
     assert train.classes == tuple(COLOURS) and (len(train), len(test)) == (24, 6)
 
 
-def test_train_may_be_the_name_of_a_class(tmp_path):
-    for name in ("train", "bus", "test"):
-        for i in range(4):
-            put(tmp_path / name / f"{i}.png", COLOURS["cat"])
-    assert folder(tmp_path, 8)[0].classes == ("bus", "test", "train")
+def test_the_line_about_a_folder_says_which_set_is_not_used(tmp_path):
+    for name in ("train", "test", "Val"):
+        pets(tmp_path / name, 2)
+    source = Source.of(tmp_path, image_size=8)
+    assert source.says(*source.load()).endswith(f", from {tmp_path}; Val/ is not used")
+
+
+@pytest.mark.parametrize("names, message", [
+    (["train", "test", "extra"], "holds train/ and test/ beside extra/: unclear whether these are "
+     "sets or classes. If they are sets, move extra/ elsewhere; if classes, give train/ and test/"),
+    (["train", "unlabeled"], "holds train/ beside unlabeled/"),
+    (["train", "bus", "test"], "holds train/ and test/ beside bus/"),
+    (["test", "control"], "holds test/ beside control/"),
+    (["test", "val"], "holds test/ and val/ but no train/: .* put training images into train/"),
+    (["valid", "invalid"], "holds valid/ beside invalid/"),
+    (["Train", "training", "test"], "holds Train/ and training/, two names of the train set"),
+    (["train", "test", "testing"], "holds test/ and testing/, two names of the test set"),
+    (["train", "val", "Valid"], "holds Valid/ and val/, two names of the validation set"),
+    (["train/train", "train/test"], "train holds train/ and test/ .* give .*train as the data"),
+    (["a/train", "a/test", "b/train", "b/test"], "a holds train/ and test/: wanted the sets above"),
+])
+@pytest.mark.parametrize("deeper", ["", "cat"])
+def test_folders_that_may_be_sets_or_classes_are_refused(tmp_path, names, message, deeper):
+    for name in names:
+        for i in range(3):
+            put(tmp_path / name / deeper / f"{i}.png", COLOURS["cat"])
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{message}"):
+        folder(tmp_path, 8)
+
+
+def test_a_class_of_trains_inside_a_set(tmp_path):
+    for name in ("train/train", "train/bus", "test/train", "test/bus"):
+        put(tmp_path / name / "1.png", COLOURS["cat"])
+    assert folder(tmp_path, 8)[0].classes == ("bus", "train")
+
+
+@pytest.mark.parametrize("theirs", ["Cat", "CAT"])
+def test_classes_of_two_spellings_are_refused(tmp_path, theirs):
+    pets(tmp_path / "train", 2)
+    pets(tmp_path / "test", 2)
+    (tmp_path / "test" / "cat").rename(tmp_path / "test" / theirs)
+    with pytest.raises(ValueError, match=f"test/{theirs} and .*train/cat are spelt differently"):
+        folder(tmp_path, 8)
 
 
 def test_a_test_folder_may_lack_a_class(tmp_path):
@@ -99,13 +143,140 @@ def test_images_may_lie_deeper_and_other_files_beside_them(tmp_path):
     assert sorted(which(train) + which(test)) == sorted((n, i) for n in COLOURS for i in range(4))
 
 
+# -- links ---------------------------------------------------------------------------------
+
+
 def test_links_to_images_and_classes(tmp_path):
     pets(tmp_path / "store", 4)
     (tmp_path / "pets").mkdir()
     for name in COLOURS:
         (tmp_path / "pets" / name).symlink_to(tmp_path / "store" / name)
     (tmp_path / "store" / "cat" / "loop").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "dog" / "up").symlink_to(tmp_path / "pets")
+    (tmp_path / "store" / "owl" / "self").symlink_to(tmp_path / "store" / "owl")
     assert sum(map(len, folder(tmp_path / "pets", 8))) == 12
+
+
+def test_linked_folders_inside_a_class_are_followed(tmp_path):
+    pets(tmp_path / "elsewhere", 5, ["cat"])
+    pets(tmp_path / "pets", 2)
+    (tmp_path / "pets" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "even").mkdir()
+    put(tmp_path / "even more" / "x.png", (COLOURS["cat"][0], 99, COLOURS["cat"][2]))
+    (tmp_path / "elsewhere" / "even" / "more").symlink_to(tmp_path / "even more")
+    both = folder(tmp_path / "pets", 8)
+    assert sum(np.bincount(part.labels) for part in both).tolist() == [2 + 5 + 1, 2, 2]
+    names = sorted(name for part in both for name in part.names if name.startswith("cat"))
+    assert names == [*(f"cat/0{i}.png" for i in range(2)), "cat/more/cat/00.png",
+                     *(f"cat/more/cat/0{i}.png" for i in range(1, 5)),
+                     "cat/more/even/more/x.png"]
+
+
+def test_a_file_that_a_class_reaches_twice_counts_once(tmp_path):
+    pets(tmp_path / "pets", 4)
+    cat = tmp_path / "pets" / "cat"
+    (cat / "again.png").symlink_to(cat / "00.png")
+    os.link(cat / "01.png", cat / "hard.png")
+    for name in ("one", "two"):
+        (cat / name).symlink_to(tmp_path / "more")
+    put(tmp_path / "more" / "x.png", COLOURS["cat"])
+    names = [name for part in folder(tmp_path / "pets", 8) for name in part.names]
+    assert sorted(name for name in names if name.startswith("cat")) == [
+        *(f"cat/0{i}.png" for i in range(4)), "cat/one/x.png"]
+
+
+def test_two_classes_may_share_a_folder(tmp_path):
+    pets(tmp_path / "pets", 4)
+    (tmp_path / "pets" / "dog" / "cats").symlink_to(tmp_path / "pets" / "cat")
+    both = folder(tmp_path / "pets", 8)
+    assert sum(np.bincount(part.labels) for part in both).tolist() == [4, 8, 4]
+
+
+@pytest.mark.parametrize("link", ["test/cat/00.png", "test/cat/more", "test/cat", "test"])
+def test_a_training_image_is_not_linked_into_the_test_set(tmp_path, link):
+    pets(tmp_path / "train", 2)
+    (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+    target = {"test/cat/00.png": "train/cat/00.png", "test": "train"}.get(link, "train/cat")
+    (tmp_path / link).symlink_to(tmp_path / target)
+    with pytest.raises(ValueError, match=r"test/cat/.*00\.png is the same file as .*train/cat/00"):
+        folder(tmp_path, 8)
+
+
+@pytest.mark.parametrize("link", ["pig", "cat/more"])
+def test_a_link_to_a_folder_that_is_gone_is_named(tmp_path, link):
+    pets(tmp_path, 3)
+    (tmp_path / link).symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=f"{link}: a link that leads nowhere .*repair or remove"):
+        folder(tmp_path, 8)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs")
+def test_a_fifo_is_not_opened(tmp_path):
+    pets(tmp_path, 3)
+    os.mkfifo(tmp_path / "cat" / "x.png")
+    with pytest.raises(ValueError, match=r"cat/x\.png: no regular file"):
+        folder(tmp_path, 8)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    pets(tmp_path, 3)
+    (tmp_path / "cat" / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="locked"):
+        folder(tmp_path, 8)
+
+
+# -- files come and go ---------------------------------------------------------------------
+
+
+def held_out(path, **more):
+    return set(folder(path, 8, **more)[1].names)
+
+
+def test_a_file_that_comes_goes_or_is_renamed_moves_at_most_one_other(tmp_path):
+    pets(tmp_path, 20)
+    for i in range(10):
+        before = held_out(tmp_path)
+        (tmp_path / "cat" / f"{i:02}.png").unlink()
+        assert len((held_out(tmp_path) ^ before) - {f"cat/{i:02}.png"}) <= 1
+        before = held_out(tmp_path)
+        (tmp_path / "dog" / f"{i:02}.png").rename(tmp_path / "dog" / f"other {i}.png")
+        moved = (held_out(tmp_path) ^ before) - {f"dog/{i:02}.png", f"dog/other {i}.png"}
+        assert len(moved) <= 1 and not [name for name in moved if not name.startswith("dog")]
+
+
+def test_accents_are_the_same_in_either_form(tmp_path):
+    for form in ("NFC", "NFD"):
+        for label in "ab":
+            for i in range(20):
+                put(tmp_path / form / label / unicodedata.normalize(form, f"\u00e9t\u00e9 {i}.png"),
+                    (i, i, i))
+    composed, other = (held_out(tmp_path / form) for form in ("NFC", "NFD"))
+    assert composed == {unicodedata.normalize("NFC", name) for name in other} != other
+
+
+def test_the_split_and_the_files_of_older_runs(tmp_path):
+    """By position, links to folders passed over, train/ a class: written down from version 0.1.0
+    before names counted."""
+    names = dict(cat=10, dog=20, train=30)
+    for name, red in names.items():
+        for i in range(10):
+            put(tmp_path / name / f"{i:02}.png", (red, i, 0))
+    (tmp_path / "cat" / "more").symlink_to(tmp_path / "dog")
+    train, test = folder_by_position(tmp_path, 8, 0.2, 0)
+    assert test.names.tolist() == ["train/09.png", "cat/05.png", "dog/06.png", "train/00.png",
+                                   "cat/03.png", "dog/07.png"]
+    assert (train.fingerprint, test.fingerprint) == ("0f92f0ab", "431233e6")
+
+
+# -- any image -----------------------------------------------------------------------------
 
 
 def test_any_size_and_kind_becomes_one(tmp_path):
@@ -141,20 +312,16 @@ def test_each_image_is_as_read_image_has_it(tmp_path, rng):
 def test_the_order_of_the_file_system_does_not_matter(tmp_path, monkeypatch):
     pets(tmp_path)
     want = [part.fingerprint for part in folder(tmp_path, 8)]
-    walk, iterdir = os.walk, pathlib.Path.iterdir
+    scandir = os.scandir
 
-    def mixed(things):
-        things = list(things)
-        random.Random(1).shuffle(things)
-        return things
+    @contextlib.contextmanager
+    def mixed(path):
+        with scandir(path) as found:
+            entries = list(found)
+        random.Random(1).shuffle(entries)
+        yield iter(entries)
 
-    def mixed_walk(top):
-        for where, folders, names in walk(top):
-            folders[:] = mixed(folders)
-            yield where, folders, mixed(names)
-
-    monkeypatch.setattr(os, "walk", mixed_walk)
-    monkeypatch.setattr(pathlib.Path, "iterdir", lambda path: iter(mixed(iterdir(path))))
+    monkeypatch.setattr(os, "scandir", mixed)
     assert [part.fingerprint for part in folder(tmp_path, 8)] == want
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from gpuconv.data import Loader, npz
+from gpuconv.data.npz import npz_by_position
 
 KERAS = ("x_train", "y_train", "x_test", "y_test")
 OURS = ("images", "labels", "test_images", "test_labels")
@@ -56,6 +57,41 @@ def test_a_set_without_is_split_by_seed(tmp_path, made):
     assert not known
     assert parts[1][0].fingerprint == train.fingerprint != parts[2][0].fingerprint
     assert len(npz(path, test_share=0.5)[1]) == 15
+
+
+def held_out(path, images, labels, **more):
+    """The bytes of the test images."""
+    return {image.tobytes() for image in npz(put(path, OURS, [images, labels], **more))[1].images}
+
+
+def test_an_image_that_comes_or_goes_moves_at_most_one_other(tmp_path, made):
+    """So do positions, dtype, and what the classes are called."""
+    images, labels = made[:2]
+    path, mixed = tmp_path / "x.npz", np.random.default_rng(0).permutation(30)
+    before = held_out(path, images, labels)
+    assert held_out(path, images[mixed], labels[mixed]) == before
+    assert held_out(path, images / 255, np.array(["a", "b", "c"])[labels]) == before
+    for gone in range(30):
+        moved = held_out(path, np.delete(images, gone, 0), np.delete(labels, gone)) ^ before
+        assert len(moved - {images[gone].tobytes()}) <= 1
+    for come in made[2]:
+        moved = held_out(path, np.concatenate([come[None], images]), [0, *labels]) ^ before
+        assert len(moved - {come.tobytes()}) <= 1
+
+
+def test_identical_images_are_split_like_others(tmp_path):
+    train, test = npz(put(tmp_path / "x.npz", OURS, [np.zeros((10, 4, 4)), [0, 1] * 5]))
+    assert np.bincount(train.labels).tolist() == [4, 4]
+    assert np.bincount(test.labels).tolist() == [1, 1]
+
+
+def test_the_split_of_older_runs(tmp_path):
+    """By position: written down from version 0.1.0 before contents counted."""
+    images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
+    path = put(tmp_path / "x.npz", OURS, [images, np.arange(12) % 2])
+    train, test = npz_by_position(path, None, 0.25, 3)
+    assert train.images.ravel().tolist() == [11, 10, 0, 4, 7, 3, 8, 9]
+    assert test.images.ravel().tolist() == [6, 2, 5, 1]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])

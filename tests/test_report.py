@@ -162,10 +162,10 @@ def test_another_checkpoint(folder):
 
 
 def test_data_that_are_gone_are_a_note(folder, monkeypatch, tmp_path):
-    def data(self):
+    def sets(self, place, **more):
         raise FileNotFoundError("/data/pictures is <gone>")
 
-    monkeypatch.setattr(runs.RunFolder, "data", data)
+    monkeypatch.setattr(runs.RunFolder, "sets", sets)
     path, found = report.write_findings(folder, tmp_path / "x.html")
     assert found.notes == ["The model could not be measured on its data: /data/pictures is <gone>"]
     seen = Page(path.read_text(encoding="utf-8"))
@@ -176,7 +176,8 @@ def test_data_that_are_gone_are_a_note(folder, monkeypatch, tmp_path):
 
 def test_data_of_other_classes_are_a_note(folder, monkeypatch):
     _, data = answers(["a", "b"], shape=(32, 32, 3))
-    monkeypatch.setattr(runs.RunFolder, "data", lambda self: (data, data))
+    sets = runs.Sets(data, data, Source("shapes"))
+    monkeypatch.setattr(runs.RunFolder, "sets", lambda self, place, **more: sets)
     found = findings.collect(folder)
     assert "noise has the classes a, b, the model knows" in found.notes[0]
     assert found.predictions is None

@@ -103,6 +103,8 @@ def test_a_source_is_one():
         Source("mnist")
     with pytest.raises(ValueError, match="data of kind folder needs a path"):
         Source("folder")
+    with pytest.raises(ValueError, match="split 3, wanted 1 or 2"):
+        Source("folder", "/x", split=3)
 
 
 def test_it_goes_through_json(pets):
@@ -216,6 +218,16 @@ def test_any_change_changes_it():
                make(one.images[[1, 0, 2]]), one[:2], make(one.images[:0], ())]
     prints = [one.fingerprint, *(d.fingerprint for d in changed)]
     assert len(set(prints)) == len(prints)
+
+
+def test_names_follow_their_images(xp):
+    names = np.array(["a/1.png", "b/2.png", "b/3.png"], object)
+    one = dataclasses.replace(make(), names=names).to("cpu" if xp is np else "cuda")
+    assert one.fingerprint == make().fingerprint
+    assert one[1:].names.tolist() == ["b/2.png", "b/3.png"]
+    assert one[xp.asarray([2, 0])].names.tolist() == ["b/3.png", "a/1.png"]
+    with pytest.raises(ValueError, match="x: 2 names, 3 labels"):
+        dataclasses.replace(make(), names=names[:2])
 
 
 def test_what_the_fingerprint_is():

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from gpuconv.cli.options import (
@@ -16,13 +17,15 @@ from gpuconv.cli.options import (
 from gpuconv.cli.output import console, percent, printable, say, show, table, write_json
 
 if TYPE_CHECKING:
-    from gpuconv.data import Dataset
-    from gpuconv.runs import Trained
+    from gpuconv.data import Dataset, Source
+    from gpuconv.data.manifest import Manifest
+    from gpuconv.runs import Sets, Trained
     from gpuconv.train import Predictions
 
 SAYS = "Measure a trained model, class by class."
 EXAMPLES = ("gpuconv evaluate", "gpuconv evaluate runs/NAME --data my-pictures",
             "gpuconv evaluate net.safetensors --data cifar10 --json")
+WHICH = {"train": "training images", "test": "test images", "all": "images"}
 MOST = 20  # classes in a table; of more, those that fare worst
 # (share of the images of a class from which on, number in the palette of 256 colours)
 GREENS = (0.02, 22), (0.5, 28), (0.8, 34)
@@ -41,8 +44,8 @@ def add_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("--json", action="store_true", help="write JSON, the whole matrix included")
     data = add_data(to, default="what the run was trained on")
     data.add_argument("--split", choices=("test", "train", "all"),
-                      help="which part of the data (default: test; all of a folder or an .npz "
-                           "file that --data names)")
+                      help="which part of the data (default: test, of the run's own images "
+                           "wherever --data finds them; all of another folder or .npz file)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,7 +55,9 @@ def run(args: argparse.Namespace) -> None:
     out = console()
     trained, where = load_run(args)
     with contextlib.nullcontext() if args.json else loading(out) as progress:
-        data, says = choose_data(args, trained, progress)
+        data, says, said, own = choose_data(args, trained, progress)
+    for text in said:
+        warnings.warn(text, stacklevel=1)
     views = args.views or (trained.folder.config().settings.views if trained.folder else "none")
     found = train.predictions(trained.model, data, mean=trained.mean, std=trained.std,
                               batch_size=args.batch_size, views=views)
@@ -60,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         write_json(out, {
             "checkpoint": str(trained.path), "data": says, "images": images,
-            "views": views, "accuracy": found.accuracy, "loss": found.loss,
+            "views": views, "accuracy": found.accuracy, "loss": found.loss, "warnings": said,
+            "differences": own.differences.told() if own and own.differences else None,
             "classes": [row._asdict() for row in found.per_class()],
             "confusion": found.confusion.tolist()})
         return
@@ -78,42 +84,88 @@ def run(args: argparse.Namespace) -> None:
         show_pairs(out, found)
 
 
-def choose_data(args: argparse.Namespace, trained: "Trained",
-                progress: Any = None) -> tuple["Dataset", str]:
-    """(images to measure it on, a line about them).
+def choose_data(args: argparse.Namespace, trained: "Trained", progress: Any = None
+                ) -> tuple["Dataset", str, list[str], "Sets | None"]:
+    """Load the images to measure the model on.
+
+    Returns:
+        (images, a line about them, warnings, the sets of the run if the images are out of these).
 
     Raises:
         ValueError: there are none, or they are not what the model knows.
     """
-    import numpy as np
-
-    from gpuconv.data import Dataset
+    from gpuconv import runs
+    identity, folder = trained.metadata.get("identity"), trained.folder
+    own = whole = manifest = None
     if args.data or args.data_dir:
         H, W, _ = trained.input_shape
         chosen = source(args, H if H == W else None)  # of others only what fits as it is
-        parts = chosen.load(args.download, progress)
+        if folder is not None:
+            manifest = folder.manifest()
+            own, whole = runs.sets_in(chosen, folder.config(), manifest, identity, progress)
     elif args.image_size or args.test_share != TEST_SHARE:
         raise ValueError("--image-size and --test-share go with --data: without it the data are "
                          "what the run was trained on")
-    elif trained.folder is None:
+    elif folder is None:
         raise ValueError(f"{trained.path} is in no run folder, so it has no data of its own: "
                          "say --data")
     else:
-        chosen = trained.folder.config().source
-        train, test = chosen.load(args.download, progress)
-        parts = train[:args.limit], test[:args.limit]
-    own = args.data and chosen.kind in ("folder", "npz")  # kept apart from training already
-    split = args.split or ("all" if own else "test")
-    data = parts[split == "test"]
-    if split == "all":
-        images, labels = (np.concatenate([getattr(part, field) for part in parts])
-                          for field in ("images", "labels"))
-        data = Dataset(images, labels, data.classes, data.name.removesuffix(" train"))
+        own = folder.sets(identity=identity, download=args.download, progress=progress)
+    if own:
+        data, says = part_of_run(own, args.split or "test", args.limit)
+        said = own.warnings()
+    else:
+        data, says, said = part_of_other(args, chosen, whole, manifest, progress)
+    if not len(data):
+        raise ValueError(f"no image to measure the model on: {'; '.join([says, *said])}")
     if data.images.shape[1:] != trained.input_shape:
         raise ValueError(f"{data.name}: images are {data.images.shape[1:]}, the model takes "
                          f"{trained.input_shape}")
-    which = {"train": "training images", "test": "test images", "all": "images"}[split]
-    return as_trained(data, trained.classes), f"{len(data):,} {which} of {chosen.says(*parts)}"
+    return as_trained(data, trained.classes), says, said, own
+
+
+def part_of_run(own: "Sets", split: str, limit: int | None) -> tuple["Dataset", str]:
+    """Return a part of a run's own images, and a line about it."""
+    parts = own.train[:limit], own.test[:limit]
+    data = joined(*parts) if split == "all" else parts[split == "test"]
+    which = WHICH[split]
+    if split in own.unproven:
+        which = f"images, perhaps not the {which} of the run,"
+    return data, f"{len(data):,} {which} of {own.source.says(*parts)}"
+
+
+def part_of_other(args: argparse.Namespace, chosen: "Source", whole: "Dataset | None",
+                  manifest: "Manifest | None", progress: Any
+                  ) -> tuple["Dataset", str, list[str]]:
+    """Return a part of images that are not the run's own, a line about it, and warnings.
+
+    ``whole``: all of the images, if they were read.
+    """
+    fixed = chosen.kind in ("auto", "cifar10", "shapes")
+    split = args.split or ("test" if fixed else "all")
+    if whole is not None and split == "all" and args.limit is None:
+        data, told = whole, chosen.says(whole)
+    else:
+        parts = chosen.load(args.download, progress)
+        data = joined(*parts) if split == "all" else parts[split == "test"]
+        told = chosen.says(*parts)
+    which = WHICH[split] if fixed or split == "all" else f"images of the {split} part"
+    said = []
+    if manifest and (known := manifest.trained(data)).any():
+        said.append(f"the model was trained on {known.sum():,} of these {len(data):,} images"
+                    + ("; they are left out" if split == "test" else ""))
+        data = data[~known] if split == "test" else data
+    return data, f"{len(data):,} {which} of {told}", said
+
+
+def joined(train: "Dataset", test: "Dataset") -> "Dataset":
+    """Return the images of two sets as one."""
+    import numpy as np
+
+    from gpuconv.data import Dataset
+    images, labels = (np.concatenate([getattr(part, field) for part in (train, test)])
+                      for field in ("images", "labels"))
+    return Dataset(images, labels, train.classes, train.name.removesuffix(" train"))
 
 
 def as_trained(data: "Dataset", classes: tuple[str, ...]) -> "Dataset":

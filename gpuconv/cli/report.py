@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import warnings
 from typing import TYPE_CHECKING
 
 from gpuconv.cli.options import add_device, choose_device, number, run_argument
@@ -23,6 +24,8 @@ def add_options(to: argparse.ArgumentParser) -> None:
                     help="where to (default: report.html in the run's folder)")
     to.add_argument("--mistakes", type=number(int, 0, 1000), default=24, metavar="N",
                     help="show the N most confident ones (default: %(default)s)")
+    to.add_argument("--data", metavar="DIR|FILE.npz",
+                    help="where the images of the run are, if they have moved")
     add_device(to)
 
 
@@ -38,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     folder, checkpoint = choose_run(args.run)
     where, why_there = choose_device(args.device)
     written, found = report.write_findings(folder, args.output, checkpoint=checkpoint,
-                                           device=where, mistakes=args.mistakes)
+                                           device=where, mistakes=args.mistakes, data=args.data)
     out = console()
     rows = {"run": str(folder.path), "device": why_there}
     if found.trained is not None:
@@ -47,8 +50,10 @@ def run(args: argparse.Namespace) -> None:
         rows["accuracy"] = (f"{percent(found.predictions.accuracy)} of "
                             f"{len(found.predictions.labels):,} test images")
     show(out, rows | {"report": str(written)})
-    for note in [*found.notes, *([] if report.available() else [report.HINT])]:
-        say(out, note)
+    for note in found.notes:
+        warnings.warn(note, stacklevel=1)
+    if not report.available():
+        say(out, report.HINT)
 
 
 def choose_run(text: str | None) -> tuple["RunFolder", pathlib.Path | None]:

@@ -51,7 +51,7 @@ CHANGES: dict[str, tuple[Callable[[str], Any], str]] = {  # of a recipe's settin
                                "of two (default: dynamic in float16)"),
     "views": (str, "of each test image after the last epoch, averaged: none, mirror or six"),
 }
-MAY_CHANGE = ("resume", "device", "threads", "minutes", "keep", "tensorboard", "nvtx",
+MAY_CHANGE = ("resume", "data", "device", "threads", "minutes", "keep", "tensorboard", "nvtx",
               "eager")  # when a run goes on
 MEANINGLESS = ("patience", "minutes", "keep", "tensorboard", "nvtx")  # against the clock
 
@@ -83,7 +83,8 @@ def add_options(to: argparse.ArgumentParser) -> None:
                      help="do N runs with seeds from --seed on against the clock, and keep nothing "
                           "but, if --run names a file, seconds and accuracy as JSON")
     run.add_argument("--resume", type=pathlib.Path, metavar="RUN",
-                     help="go on with a run that was stopped, to the same bits")
+                     help="go on with a run that was stopped, to the same bits; --data says where "
+                          "its images are, if they have moved")
     run.add_argument("--minutes", type=number(float, 1e-9), metavar="X",
                      help="at most so long between checkpoints (default: 5)")
     run.add_argument("--keep", type=number(int, 1), metavar="N",
@@ -128,8 +129,9 @@ def run(args: argparse.Namespace) -> None:
         folder = runs.RunFolder(args.resume)
         config, device = resumed(args, folder)
         with loading(console) as told:
-            sets = config.source.load(progress=told)
-        says = config.source.says(*sets)
+            own = folder.sets(args.data, progress=told)
+        own.warn()
+        sets, says = (own.train, own.test), own.source.says(own.train, own.test)
     else:
         config, sets, says, device = chosen(args, console)
         if args.runs:

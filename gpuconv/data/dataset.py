@@ -21,6 +21,7 @@ class Dataset:
         labels: (N,) int32, 0 .. len(classes) - 1.
         classes: the name of each label.
         name: of the set.
+        names: (N,) array of str, dtype object: where each image comes from. None: not known.
 
     Raises:
         TypeError: an array of another dtype, or one on the CPU and one on the GPU.
@@ -35,6 +36,7 @@ class Dataset:
     labels: Array
     classes: tuple[str, ...]
     name: str
+    names: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no data set."""
@@ -48,6 +50,8 @@ class Dataset:
                 raise ValueError(f"{self.name}: {field} have shape {array.shape}, wanted {wanted}")
         if len(self.images) != len(self.labels):
             raise ValueError(f"{self.name}: {len(self.images)} images, {len(self.labels)} labels")
+        if self.names is not None and len(self.names) != len(self.labels):
+            raise ValueError(f"{self.name}: {len(self.names)} names, {len(self.labels)} labels")
         if len(self.labels):
             with array_device(self.labels):
                 low, high = int(self.labels.min()), int(self.labels.max())
@@ -66,7 +70,10 @@ class Dataset:
         if labels.ndim != 1:
             raise TypeError(f"{self.name}: index {which!r} gives one image, wanted a slice or an "
                             "array of indices")
-        return dataclasses.replace(self, images=images, labels=labels)
+        names = self.names
+        if names is not None:
+            names = names[to_cpu(which) if backend.is_gpu(which) else which]
+        return dataclasses.replace(self, images=images, labels=labels, names=names)
 
     def to(self, device: str) -> "Dataset":
         """The same set on "cpu", "cuda" or "cuda:1"; itself if it is there."""

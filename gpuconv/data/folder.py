@@ -1,35 +1,36 @@
 """A folder of images per class becomes a training set and a test set.
 
-    pets/cat/1.jpg                      pets/train/cat/1.jpg
-    pets/cat/from-anna/2.png     or     pets/train/dog/2.jpg
-    pets/dog/1.jpg                      pets/test/cat/3.jpg   (or val/)
-
-The folders' names, sorted, are the classes. What is a hidden file or has no suffix of an image is
-passed over; an image that cannot be read is an error. The result is a function of the files' names
-and contents, the image size and the seed: not of the order in which a file system lists them.
+``listing`` says which files these are. The folders' names, sorted, are the classes. An image that
+cannot be read is an error. Where there is no test folder, each class is split by the names of its
+files below the folder of the class (``split``): copies of a file under other names may come into
+both sets. The result is a function of the files' names and contents, the image size and the seed:
+not of the order in which a file system lists them.
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from gpuconv import backend, threads
 from gpuconv.data.dataset import Dataset
-from gpuconv.data.images import SUFFIXES, pillow, read_image
-from gpuconv.data.split import mixed_up, split
+from gpuconv.data.images import pillow, read_image
+from gpuconv.data.legacy import list_by_position
+from gpuconv.data.listing import File, Listing, list_folder, normal
+from gpuconv.data.split import mixed_up, split, split_by_position
 
-TEST_NAMES = ("test", "val", "valid", "validation")  # the first that is there is taken
 ROUND = 32  # images for each processor between two calls of progress
 
-File = tuple[str, int]  # path, label
+Indices = tuple[np.ndarray, np.ndarray]  # of the training images, and of the test images
 
 
 def folder(path: str | os.PathLike, image_size: int | tuple[int, int] = 32,
            test_share: float = 0.2, seed: int = 0, *, channels: int = 3, limit: int | None = None,
            progress: Callable[[int, int], object] | None = None) -> tuple[Dataset, Dataset]:
-    """The images of a folder, all of one size.
+    """Read the images of a folder, all at one size.
 
     Args:
         path: folder that holds a folder of images for each class, at any depth below it; or the
@@ -43,87 +44,93 @@ def folder(path: str | os.PathLike, image_size: int | tuple[int, int] = 32,
         progress: called with (images read, images in all) now and then.
 
     Returns:
-        (train, test): images (N, H, W, C) uint8, mixed.
+        (train, test): images (N, H, W, C) uint8, shuffled; names below ``path``.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
-        ValueError: fewer than two classes, a class without images or with too few, or images that
-            cannot be read: names the first and says how many.
+        ValueError: fewer than two classes, a class without images or with too few, folders that
+            may be sets or classes, or images that cannot be read: names the first and says how
+            many.
         MemoryError: all of them do not fit.
     """
     path = pathlib.Path(path)
-    if not path.is_dir():
-        problem = NotADirectoryError if path.exists() else FileNotFoundError
-        raise problem(f"{path}: no such folder")
-    learn, check = _parts(path)
-    classes = _classes(learn)
-    files = _files(learn, classes)
-    if check is None:
-        labels = np.array([label for _, label in files])
-        chosen = split(labels, classes, test_share, seed, f"{path}: ")
-        parts = [[files[i] for i in part] for part in chosen]
+
+    def by_name(labels: np.ndarray, files: Sequence[File], *more: Any) -> Indices:
+        items = [normal(file.item).encode("utf-8", "surrogatepass") for file in files]
+        return split(labels, items, *more)
+
+    return _sets(path, list_folder(path), by_name, image_size, test_share, seed, channels, limit,
+                 progress)
+
+
+def folder_by_position(path: str | os.PathLike, image_size: int | tuple[int, int],
+                       test_share: float, seed: int, *, limit: int | None = None,
+                       progress: Callable[[int, int], object] | None = None
+                       ) -> tuple[Dataset, Dataset]:
+    """Read a folder as runs did whose config.json has no ``split``; see ``folder``."""
+    path = pathlib.Path(path)
+
+    def by_position(labels: np.ndarray, files: Sequence[File], *more: Any) -> Indices:
+        return split_by_position(labels, *more)
+
+    return _sets(path, list_by_position(path), by_position, image_size, test_share, seed, 3, limit,
+                 progress)
+
+
+def _sets(path: pathlib.Path, listing: Listing, choose: Callable[..., Indices],
+          image_size: int | tuple[int, int], test_share: float, seed: int, channels: int,
+          limit: int | None, progress: Callable[[int, int], object] | None
+          ) -> tuple[Dataset, Dataset]:
+    """Return (train, test) of the files in a listing; ``choose`` splits them."""
+    if listing.test is None:
+        labels = np.array([file.label for file in listing.train])
+        chosen = choose(labels, listing.train, listing.classes, test_share, seed, f"{path}: ")
+        parts = [[listing.train[i] for i in part] for part in chosen]
     else:
-        for name in _folders(check):
-            if name not in classes:
-                raise ValueError(f"{check / name} is a class that {learn} does not have")
-        both = files, _files(check, [c if (check / c).is_dir() else "" for c in classes])
         parts = [[part[i] for i in mixed_up(np.arange(len(part)), seed, which)]
-                 for which, part in enumerate(both)]
+                 for which, part in enumerate((listing.train, listing.test))]
     train, test = (part[:limit] for part in parts)
-    images = _read(path, train + test, image_size, channels, progress)
-    labels = np.array([label for _, label in train + test], np.int32)
-    n, name = len(train), path.absolute().name
-    return (Dataset(images[:n], labels[:n], classes, f"{name} train"),
-            Dataset(images[n:], labels[n:], classes, f"{name} test"))
+    both = _dataset(path, train + test, listing.classes, image_size, channels, progress)
+    n = len(train)
+    return (dataclasses.replace(both[:n], name=f"{both.name} train"),
+            dataclasses.replace(both[n:], name=f"{both.name} test"))
 
 
-# -- finding the files ---------------------------------------------------------------------------
+def whole_folder(path: str | os.PathLike, image_size: int | tuple[int, int] = 32,
+                 names: Sequence[str] = (), only: bool = False, *,
+                 progress: Callable[[int, int], object] | None = None) -> Dataset:
+    """Read the images of a folder, training and test images together.
+
+    Args:
+        path, image_size, progress: as of ``folder``.
+        names: images that come first, in this order.
+        only: read no others?
+
+    Returns:
+        Images (N, H, W, 3) uint8; with ``only`` perhaps none.
+
+    Raises:
+        OSError, ValueError, MemoryError: as ``folder``. One class is enough, and a class may be
+            without images.
+    """
+    path = pathlib.Path(path)
+    listing = list_folder(path, complete=False)
+    first = {normal(name): place for place, name in enumerate(names)}
+    files = sorted([*listing.train, *(listing.test or [])],
+                   key=lambda file: first.get(normal(file.name), len(first)))
+    if only:
+        files = [file for file in files if normal(file.name) in first]
+    elif not files:
+        raise ValueError(f"{path} holds no image in a folder of its class")
+    return _dataset(path, files, listing.classes, image_size, 3, progress)
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _folders(path: pathlib.Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and not _hidden(p.name))
-
-
-def _parts(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
-    """The folders of classes to learn from and to be tested on; None: one has to be split."""
-    names = _folders(path)
-    if "train" in names and len(names) > 1 and {"train", *TEST_NAMES} >= set(names):
-        return path / "train", path / next(name for name in TEST_NAMES if name in names)
-    if names == ["train"]:
-        return path / "train", None
-    return path, None
-
-
-def _classes(path: pathlib.Path) -> tuple[str, ...]:
-    classes = tuple(_folders(path))
-    if len(classes) < 2:
-        found = f"only the folder {classes[0]}" if classes else "no folders"
-        if not classes and any(p.suffix.lower() in SUFFIXES for p in path.iterdir()):
-            found = "images, but no folders"
-        raise ValueError(f"{path} holds {found}: wanted a folder of images for each class, at "
-                         "least two")
-    return classes
-
-
-def _files(path: pathlib.Path, classes: Sequence[str]) -> list[File]:
-    """(path, label) of all images, sorted by class and name; a class called "" is passed over."""
-    found: list[File] = []
-    for label, name in enumerate(classes):
-        mine: list[str] = []
-        for where, folders, files in os.walk(path / name) if name else ():
-            folders[:] = [f for f in folders if not _hidden(f)]
-            mine += [os.path.join(where, f) for f in files
-                     if f.lower().endswith(SUFFIXES) and not _hidden(f)]
-        if name and not mine:
-            raise ValueError(f"{path / name} holds no image: nothing there ends in one of "
-                             f"{' '.join(SUFFIXES)}")
-        mine.sort(key=lambda file: file.replace(os.sep, "/"))  # Windows' would sort elsewhere
-        found += [(file, label) for file in mine]
-    return found
+def _dataset(path: pathlib.Path, files: Sequence[File], classes: tuple[str, ...],
+             size: int | tuple[int, int], channels: int,
+             progress: Callable[[int, int], object] | None) -> Dataset:
+    images = _read(path, files, size, channels, progress)
+    return Dataset(images, np.array([file.label for file in files], np.int32), classes,
+                   path.absolute().name, np.array([file.name for file in files], object))
 
 
 # -- reading them --------------------------------------------------------------------------------
@@ -144,7 +151,7 @@ def _read(path: pathlib.Path, files: Sequence[File], size: int | tuple[int, int]
     def work(piece: slice) -> None:
         for i in range(piece.start, piece.stop):
             try:
-                images[i] = read_image(files[i][0], (height, width), channels)
+                images[i] = read_image(files[i].path, (height, width), channels)
             except (ValueError, OSError) as error:
                 wrong.append((i, error))
 
@@ -155,10 +162,10 @@ def _read(path: pathlib.Path, files: Sequence[File], size: int | tuple[int, int]
         if progress:
             progress(last, len(files))
     if wrong:
-        i, error = min(wrong, key=lambda both: files[both[0]])
+        i, error = min(wrong, key=lambda both: files[both[0]].path)
         says: object = error
         if isinstance(error, OSError) and error.strerror:  # whose own text begins with "[Errno"
-            says = f"{files[i][0]}: {error.strerror}"
+            says = f"{files[i].path}: {error.strerror}"
         raise ValueError(f"{says} ({len(wrong):,} of the {len(files):,} images in {path} cannot "
                          "be read; repair or remove them)")
     return images

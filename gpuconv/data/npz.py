@@ -13,28 +13,35 @@ array of Python objects is a pickle, which could run code: it is refused unread.
 import os
 import pathlib
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from gpuconv import threads
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.images import resized
-from gpuconv.data.split import split
+from gpuconv.data.manifest import digests
+from gpuconv.data.split import split, split_by_position
 
 NAMES = (("images", "labels", "test_images", "test_labels"),
          ("x_train", "y_train", "x_test", "y_test"),
          ("train_images", "train_labels", "test_images", "test_labels"))
 
+Indices = tuple[np.ndarray, np.ndarray]  # of the training images, and of the test images
+
 
 def npz(path: str | os.PathLike, image_size: int | tuple[int, int] | None = None,
         test_share: float = 0.2, seed: int = 0, *,
         limit: int | None = None) -> tuple[Dataset, Dataset]:
-    """The images of an .npz file.
+    """Read the images of an .npz file.
 
     Args:
         path: the file.
         image_size: height and width, or one number for both; default: as they are.
-        test_share: of each class, where there is no test set.
+        test_share: of each class, where there is no test set. A class is split by the pixels of
+            its images, so their positions do not matter; of identical images some may come into
+            either set.
         seed: of that choice, and of the order it leaves; 0 .. 2**32 - 1.
         limit: only the first so many images of each set.
 
@@ -53,7 +60,52 @@ def npz(path: str | os.PathLike, image_size: int | tuple[int, int] | None = None
     >>> train.images.shape, test.images.shape, train.classes
     ((8, 8, 8, 1), (2, 8, 8, 1), ('7', '8'))
     """
+    def by_pixels(labels: np.ndarray, images: np.ndarray, *more: Any) -> Indices:
+        return split(labels, digests(images), *more)
+
+    return _sets(pathlib.Path(path), by_pixels, image_size, test_share, seed, limit)
+
+
+def npz_by_position(path: str | os.PathLike, image_size: int | tuple[int, int] | None,
+                    test_share: float, seed: int, *,
+                    limit: int | None = None) -> tuple[Dataset, Dataset]:
+    """Read an .npz file as runs did whose config.json has no ``split``; see ``npz``."""
+    def by_position(labels: np.ndarray, images: np.ndarray, *more: Any) -> Indices:
+        return split_by_position(labels, *more)
+
+    return _sets(pathlib.Path(path), by_position, image_size, test_share, seed, limit)
+
+
+def _sets(path: pathlib.Path, choose: Callable[..., Indices],
+          image_size: int | tuple[int, int] | None, test_share: float, seed: int,
+          limit: int | None) -> tuple[Dataset, Dataset]:
+    """Return (train, test) of a file; ``choose`` splits it where it has no test set."""
+    images, numbers, classes = _read(path, bool(image_size))
+    if len(images) == 1:
+        both = choose(numbers[0], images[0], classes, test_share, seed, f"{path}: ")
+        chosen = [part[:limit] for part in both]
+        images, numbers = [images[0][i] for i in chosen], [numbers[0][i] for i in chosen]
+    train, test = (
+        Dataset(resized(x[:limit], image_size) if image_size else x[:limit], y[:limit], classes,
+                f"{path.stem} {part}")
+        for x, y, part in zip(images, numbers, ("train", "test"), strict=True))
+    return train, test
+
+
+def whole_npz(path: str | os.PathLike,
+              image_size: int | tuple[int, int] | None = None) -> Dataset:
+    """Read the images of an .npz file, training and test images together; as ``npz``."""
     path = pathlib.Path(path)
+    images, numbers, classes = _read(path, bool(image_size))
+    if image_size:
+        images = [resized(x, image_size) for x in images]
+    both = np.concatenate(images) if len(images) > 1 else images[0]
+    return Dataset(both, np.concatenate(numbers), classes, path.stem)
+
+
+def _read(path: pathlib.Path, any_size: bool) -> tuple[
+        list[np.ndarray], list[np.ndarray], tuple[str, ...]]:
+    """Return (images, labels, names of the classes): a list of one or two sets, as in the file."""
     arrays = _arrays(path)
     for names in NAMES:
         if names[0] in arrays and names[1] in arrays:
@@ -69,19 +121,11 @@ def npz(path: str | os.PathLike, image_size: int | tuple[int, int] | None = None
     classes, numbers = _classes(path, arrays.get("classes"), values)
     images = [_images(path, image, arrays[image], len(of))
               for (image, _), of in zip(parts, values, strict=True)]
-    if len(parts) == 1:
-        both = split(numbers[0], classes, test_share, seed, f"{path}: ")
-        chosen = [part[:limit] for part in both]
-        images, numbers = [images[0][i] for i in chosen], [numbers[0][i] for i in chosen]
-    elif images[0].shape[3] != images[1].shape[3] or (
-            not image_size and images[0].shape != (len(images[0]), *images[1].shape[1:])):
+    if len(parts) > 1 and (images[0].shape[3] != images[1].shape[3] or (
+            not any_size and images[0].shape[1:] != images[1].shape[1:])):
         raise ValueError(f"{path}: {parts[0][0]} have shape {images[0].shape}, {parts[1][0]} "
                          f"{images[1].shape}")
-    train, test = (
-        Dataset(resized(x[:limit], image_size) if image_size else x[:limit], y[:limit], classes,
-                f"{path.stem} {part}")
-        for x, y, part in zip(images, numbers, ("train", "test"), strict=True))
-    return train, test
+    return images, numbers, classes
 
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

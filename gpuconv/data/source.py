@@ -3,18 +3,21 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpuconv.data.cifar10 import cifar10, cifar10_path
 from gpuconv.data.dataset import Dataset
-from gpuconv.data.folder import folder
+from gpuconv.data.folder import folder, folder_by_position, whole_folder
 from gpuconv.data.images import resized
-from gpuconv.data.npz import npz
+from gpuconv.data.listing import unused_set
+from gpuconv.data.npz import npz, npz_by_position, whole_npz
 from gpuconv.data.shapes import shapes
 
+MANIFEST_KINDS = ("folder", "npz")  # whose images come and go
 KINDS = ("auto", "cifar10", "shapes", "folder", "npz")
 WANTED = "wanted cifar10, shapes, a folder of images per class, or an .npz file"
+BY_POSITION, BY_ITEM = 1, 2  # by positions in the set; by names of files, or pixels in an .npz
 DRAWN = 10_000, 2_000  # shapes, unless there is a limit
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
@@ -30,10 +33,11 @@ class Source:
         image_size: height and width in pixels; None: as they are, and 32 for a folder.
         test_share: share of each class to be tested on, where there is no test set.
         seed: of that choice.
+        split: how it is made: BY_ITEM, or BY_POSITION as in older runs.
 
     Raises:
         ValueError: a kind that is none, or a kind that needs a path without one; a limit or size
-            that is no number from 1 on.
+            that is no number from 1 on; a split that is none.
 
     >>> Source("shapes", limit=100).load()[0].images.shape
     (100, 32, 32, 3)
@@ -45,17 +49,20 @@ class Source:
     image_size: int | None = None
     test_share: float = 0.2
     seed: int = 0
+    split: int = BY_ITEM
 
     def __post_init__(self) -> None:
         """Refuse what is no source."""
         if self.kind not in KINDS:
             raise ValueError(f"data of kind {self.kind!r}: wanted one of {', '.join(KINDS)}")
-        if self.kind in ("folder", "npz") and not self.path:
+        if self.kind in MANIFEST_KINDS and not self.path:
             raise ValueError(f"data of kind {self.kind} needs a path")
         for name in ("limit", "image_size"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"data: {name} {value!r}, wanted a whole number, at least 1")
+        if self.split not in (BY_POSITION, BY_ITEM):
+            raise ValueError(f"data: split {self.split!r}, wanted {BY_POSITION} or {BY_ITEM}")
 
     @staticmethod
     def of(text: str | os.PathLike | None = None, *, data_dir: str | os.PathLike | None = None,
@@ -122,11 +129,13 @@ class Source:
         me = self.settled(download)
         if me.kind == "folder":
             assert me.path is not None
-            return folder(me.path, me.image_size or 32, me.test_share, me.seed, limit=me.limit,
-                          progress=tell("images"))
+            read = folder if me.split == BY_ITEM else folder_by_position
+            return read(me.path, me.image_size or 32, me.test_share, me.seed, limit=me.limit,
+                        progress=tell("images"))
         if me.kind == "npz":
             assert me.path is not None
-            return npz(me.path, me.image_size, me.test_share, me.seed, limit=me.limit)
+            open_file = npz if me.split == BY_ITEM else npz_by_position
+            return open_file(me.path, me.image_size, me.test_share, me.seed, limit=me.limit)
         if me.kind == "shapes":
             both = shapes(*(min(me.limit or count, count) for count in DRAWN))
         else:
@@ -137,17 +146,37 @@ class Source:
                            for part in (train, test))
         return train, test
 
-    def says(self, train: Dataset, test: Dataset) -> str:
-        """A line about what ``load`` gave."""
+    def load_whole(self, names: Sequence[str] = (), only: bool = False,
+                   progress: Callable[[int, int, str], object] | None = None) -> Dataset:
+        """Read the images of a folder or an .npz file without splitting them; ``limit`` is unused.
+
+        Args:
+            names: of a folder, images that come first, in this order.
+            only: of a folder, read no others?
+            progress: as of ``load``.
+
+        Raises:
+            OSError, ValueError: as ``load``.
+        """
+        assert self.kind in MANIFEST_KINDS and self.path is not None
+        if self.kind == "npz":
+            return whole_npz(self.path, self.image_size)
+        return whole_folder(self.path, self.image_size or 32, names, only, progress=(
+            lambda done, size: progress(done, size, "images")) if progress else None)
+
+    def says(self, train: Dataset, test: Dataset | None = None) -> str:
+        """Return a line about what ``load`` or ``load_whole`` gave."""
         H, W = train.images.shape[1:3]
-        images = f"{len(train):,} + {len(test):,} images"
+        images = f"{len(train):,}{'' if test is None else f' + {len(test):,}'} images"
         if train.name.startswith("shapes") and self.kind in ("auto", "shapes"):
             why = "; found no CIFAR-10 (--download fetches it)" if self.kind == "auto" else ""
             return f"shapes, {images}, drawn{why}"
         if self.kind in ("auto", "cifar10"):
             return f"CIFAR-10, {images}, from {self.path or cifar10_path()}"
         name = train.name.removesuffix(" train")
-        return f"{name}, {len(train.classes)} classes, {images} of {H}x{W}, from {self.path}"
+        idle = self.split == BY_ITEM and self.kind == "folder" and unused_set(self.path or "")
+        return (f"{name}, {len(train.classes)} classes, {images} of {H}x{W}, from {self.path}"
+                + (f"; {idle}/ is not used" if idle else ""))
 
 
 def _absolute(path: str | os.PathLike) -> str:

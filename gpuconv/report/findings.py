@@ -65,7 +65,8 @@ class Findings:
 
 
 def collect(folder: RunFolder, *, checkpoint: str | os.PathLike | None = None,
-            device: str = "cpu", count: int = 24) -> Findings:
+            device: str = "cpu", count: int = 24,
+            data: str | os.PathLike | None = None) -> Findings:
     """Read a run, and measure its model on its test set.
 
     Args:
@@ -73,21 +74,25 @@ def collect(folder: RunFolder, *, checkpoint: str | os.PathLike | None = None,
         checkpoint: the model to measure. Default: the run's best, without one its newest.
         device: where it computes.
         count: of mistakes to show.
+        data: where the images of the run are, if they have moved.
 
     Raises:
-        OSError, ValueError: it is no run, or damaged. Data that are not where they were, or a run
-            without a checkpoint, are no error but a note.
+        OSError, ValueError: it is no run, or damaged. Images that are not where they were, or that
+            have changed, or a run without a checkpoint, are no error but a note.
     """
     config, history, notes = folder.config(), folder.history(), []
     trained = found = None
-    wrong, data = [], ""
+    wrong, name = [], ""
     if checkpoint or folder.best() or folder.checkpoints():
         trained = load(checkpoint or folder.path, device)
         try:
-            _, test = folder.data()
-            data = test.name
+            sets = folder.sets(data, identity=trained.metadata.get("identity"))
+            test, name = sets.test, sets.test.name
+            notes += [f"{text[0].upper()}{text[1:]}." for text in sets.warnings()]
+            if "test" in sets.unproven:
+                raise ValueError("its test set cannot be told from its training images")
             if test.classes != trained.classes:
-                raise ValueError(f"{data} has the classes {', '.join(test.classes[:9])}, the model "
+                raise ValueError(f"{name} has the classes {', '.join(test.classes[:9])}, the model "
                                  f"knows {', '.join(trained.classes[:9])}")
             found = predictions(trained.model, test, mean=trained.mean, std=trained.std)
             wrong = mistakes(found, test, count)
@@ -96,7 +101,7 @@ def collect(folder: RunFolder, *, checkpoint: str | os.PathLike | None = None,
     else:
         notes.append("This run has no checkpoint yet, so there is no model to look at.")
     return Findings(folder.path.absolute().name, folder.status(), dataclasses.asdict(config),
-                    folder.environment(), history, trained, folder.viewed(), found, wrong, data,
+                    folder.environment(), history, trained, folder.viewed(), found, wrong, name,
                     notes)
 
 

@@ -23,7 +23,7 @@ GROUPS = {"source": "data", "settings": "training"}
 
 def write(folder: RunFolder, path: str | os.PathLike | None = None, *,
           checkpoint: str | os.PathLike | None = None, device: str = "cpu",
-          mistakes: int = 24) -> pathlib.Path:
+          mistakes: int = 24, data: str | os.PathLike | None = None) -> pathlib.Path:
     """Look at a run and write what there is to see, as one HTML file.
 
     Args:
@@ -33,6 +33,7 @@ def write(folder: RunFolder, path: str | os.PathLike | None = None, *,
         checkpoint: the model to look at. Default: the run's best, without one its newest.
         device: where it computes.
         mistakes: how many of the most confident ones to show.
+        data: where the images of the run are, if they have moved.
 
     Returns:
         The path.
@@ -42,17 +43,19 @@ def write(folder: RunFolder, path: str | os.PathLike | None = None, *,
         ValueError: config, metrics or checkpoint are damaged.
     """
     written, _ = write_findings(folder, path, checkpoint=checkpoint, device=device,
-                                mistakes=mistakes)
+                                mistakes=mistakes, data=data)
     return written
 
 
 def write_findings(folder: RunFolder, path: str | os.PathLike | None = None, *,
                    checkpoint: str | os.PathLike | None = None, device: str = "cpu",
-                   mistakes: int = 24) -> tuple[pathlib.Path, Findings]:
+                   mistakes: int = 24,
+                   data: str | os.PathLike | None = None) -> tuple[pathlib.Path, Findings]:
     """``write``, which also gives what was found."""
     folder.config()  # before anything is written: is it a run?
     target = files.check_writable(folder.path / "report.html" if path is None else path)
-    found = findings.collect(folder, checkpoint=checkpoint, device=device, count=mistakes)
+    found = findings.collect(folder, checkpoint=checkpoint, device=device, count=mistakes,
+                             data=data)
     if path is None:  # else the run's folder is left as it is: it may be read-only
         folder.plots.mkdir(exist_ok=True)
         figures.plot_curves(found.history, folder.plots / "curves.png")

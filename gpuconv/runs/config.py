@@ -8,6 +8,7 @@ from typing import Any
 
 from gpuconv import backend, files, models, random
 from gpuconv.data import Source
+from gpuconv.data.source import BY_POSITION
 from gpuconv.train import Settings
 
 
@@ -49,7 +50,8 @@ class Config:
         text = pathlib.Path(path).read_bytes()
         try:
             values = json.loads(text.decode("utf-8"))
-            made = cls(**{**values, "source": Source(**values["source"]),
+            source = Source(**{"split": BY_POSITION, **values["source"]})  # as of older runs
+            made = cls(**{**values, "source": source,
                           "settings": Settings.of(values["settings"])})
             made.check()
             return made

@@ -2,6 +2,7 @@
 
     config.json         model, data, settings, seed, and the command that was typed
     environment.json    versions and devices
+    manifest.json       names and hashes of the training and test images, of a folder or .npz file
     tuned.json          which algorithms to use, if ``--tuned`` said so
     metrics.csv, metrics.jsonl     a row per epoch
     views.json          the test after the last epoch, if its images are seen in several views
@@ -10,6 +11,7 @@
     report.html         if ``gpuconv report`` was asked for one
 """
 
+import contextlib
 import dataclasses
 import datetime
 import itertools
@@ -20,9 +22,11 @@ from typing import Any
 
 from gpuconv import files
 from gpuconv.data import Dataset
+from gpuconv.data.manifest import Manifest
 from gpuconv.ops.gpu.table import Table
 from gpuconv.runs.config import Config
 from gpuconv.runs.environment import environment
+from gpuconv.runs.sets import Sets, run_sets
 from gpuconv.train import EarlyStopping, History, checkpoints, read_records
 from gpuconv.train.checkpoint import BEST
 
@@ -52,6 +56,7 @@ class RunFolder:
         self.checkpoints_folder = self.path / "checkpoints"
         self.plots = self.path / "plots"
         self.tuned = self.path / "tuned.json"
+        self.manifest_file = self.path / "manifest.json"
         self.views = self.path / "views.json"
 
     def __repr__(self) -> str:
@@ -170,13 +175,41 @@ class RunFolder:
             done = EarlyStopping(settings.patience).exhausted(history)
         return "finished" if done else "can be resumed" if self.checkpoints() else "nothing saved"
 
-    def data(self) -> tuple[Dataset, Dataset]:
-        """(train, test): what it was trained and tested on.
+    def manifest(self) -> Manifest | None:
+        """Return the list of its images; None: it has none.
 
         Raises:
-            OSError, ValueError: they are no longer where they were.
+            ValueError: manifest.json is damaged.
         """
-        return self.config().source.load()
+        there = os.path.lexists(self.manifest_file)
+        return Manifest.read(self.manifest_file) if there else None
+
+    def sets(self, place: str | os.PathLike | None = None, **more: Any) -> Sets:
+        """Load the images that it was trained and tested on, and how they have changed.
+
+        Args:
+            place: where the images are now; default: where they were.
+            more: identity (default: of a checkpoint), download, progress: as of ``run_sets``.
+
+        Raises:
+            OSError, ValueError: the images are not there, or they are others.
+        """
+        manifest = self.manifest()
+        if manifest is None and "identity" not in more:
+            with contextlib.suppress(OSError, ValueError, IndexError):  # none, or damaged
+                kept = self.best() or self.checkpoints()[-1]
+                more["identity"] = files.load(kept)[1].get("identity")
+        return run_sets(self.config(), manifest, place=place, **more)
+
+    def data(self) -> tuple[Dataset, Dataset]:
+        """Return (train, test): what it was trained and tested on; warn if these have changed.
+
+        Raises:
+            OSError, ValueError: the images are not there, or they are others.
+        """
+        found = self.sets()
+        found.warn()
+        return found.train, found.test
 
 
 def check_free(path: str | os.PathLike) -> None:

@@ -3,11 +3,14 @@
 import contextlib
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import gpuconv.train as training
 from gpuconv import files, models, nn, ops, random
 from gpuconv.data import Dataset
+from gpuconv.data.manifest import Manifest
+from gpuconv.data.source import MANIFEST_KINDS
 from gpuconv.runs.config import Config
 from gpuconv.runs.folder import RunFolder, Viewed
 from gpuconv.train import (
@@ -59,7 +62,14 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
     """
     files.remove_leftovers(folder.plots)
     checkpoint = _to_go_on_from(folder, config) if resume else None
-    train_set, test_set = data or config.source.load()
+    train_set, test_set = data or (folder.data() if resume else config.source.load())
+    if not folder.checkpoints() and config.source.kind in MANIFEST_KINDS:  # the run begins
+        listed = Manifest.of(train_set, test_set)
+        listed.write(folder.manifest_file)
+        if listed.repeated:
+            warnings.warn(f"{listed.repeated:,} of the {len(test_set):,} test images have the "
+                          "pixels of training images: they say nothing about unseen images",
+                          stacklevel=2)
     random.seed(config.seed)
     model = models.build(config.model).to(config.device, config.dtype)
     interrupt, settings = Interrupt(), config.settings
