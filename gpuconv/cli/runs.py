@@ -73,7 +73,7 @@ def about(folder: "RunFolder") -> dict[str, Any]:
         if rows:
             row["images_per_second"] = statistics.median(r.images_per_second for r in rows)
         row["status"] = folder.status()
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except Exception as error:  # whatever is wrong with one run, the others are shown
         row["problem"] = sentence(error)
     return row
 
