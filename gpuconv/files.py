@@ -8,6 +8,7 @@ they replace the old file.
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -84,7 +85,7 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
             path.unlink()
 
 
-def open_file(path: str | os.PathLike) -> IO[bytes]:
+def open_file(path: str | os.PathLike) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading.
 
     Raises:

@@ -227,8 +227,9 @@ def check_free(path: str | os.PathLike) -> None:
         raise FileExistsError(f"{path} is a file, wanted the name of a new folder")
     there = sorted(path.iterdir()) if path.exists() else []
     if any(one.name == "config.json" for one in there):
-        raise FileExistsError(f"{path} is not empty: it holds a run. To go on with that, or to start "
-                              f"it again: gpuconv train --resume {shlex.quote(str(path))}")
+        raise FileExistsError(f"{path} is not empty: it holds a run; to go on with that, or to "
+                              "start it again: gpuconv train --resume "
+                              f"{shlex.quote(str(path))}")
     if others := [one.name for one in there if not _is_leftover(one)]:
         raise FileExistsError(f"{path} is not empty: it has {', '.join(others[:3])}"
                               f"{', ...' if len(others) > 3 else ''}; a new run wants a folder of "
@@ -245,8 +246,8 @@ def _is_leftover(path: pathlib.Path) -> bool:
 def find(parent: str | os.PathLike = PARENT) -> list[RunFolder]:
     """Return the runs in a folder, the newest first; whatever has a config.json counts."""
     there = pathlib.Path(parent)
-    found = [RunFolder(path) for path in there.iterdir() if os.path.lexists(path / "config.json")] if (
-        there.is_dir()) else []
+    found = [RunFolder(path) for path in (there.iterdir() if there.is_dir() else ())
+             if os.path.lexists(path / "config.json")]
     return sorted(found, key=_age, reverse=True)
 
 

@@ -63,7 +63,7 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
         RuntimeError: the run is in use, by another process or elsewhere in this one.
         OSError, ValueError, FloatingPointError, MemoryError: as ``fit`` does.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.plots.mkdir(parents=True, exist_ok=True)
     with locked(folder.path):
         checkpoint = _to_go_on_from(folder, config) if resume else None
         if checkpoint is None:

@@ -219,7 +219,7 @@ def checkpoints(folder: str | os.PathLike) -> list[pathlib.Path]:
 
 
 def candidates(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """Return whatever in a folder is named like a checkpoint: the best first, the others by step."""
+    """Return all that is named like a checkpoint in a folder: the best, then the others by step."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
