@@ -383,6 +383,7 @@ def test_a_damaged_config(tmp_path, text, message):
     (dict(dtype="float99"), "dtype 'float99', wanted one of float32"),
     (dict(seed="x"), "config.json"),
     (dict(device=5), "device 5"),
+    (dict(source={"kind": "folder", "path": 5}), "source: path 5, wanted text"),
     (dict(source={"kind": "shapes", "limit": -3}), "limit -3, wanted a whole number"),
     (dict(source={"kind": "shapes", "image_size": "8"}), "image_size '8', wanted a whole number"),
 ])

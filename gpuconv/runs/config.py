@@ -30,12 +30,14 @@ class Config:
             file.write(text)
 
     def check(self) -> None:
-        """Raise ValueError or TypeError of what no run can have: a file may have been edited."""
+        """Raise ValueError or TypeError for what no run can have: a file may have been edited."""
         models.input_shape(self.model)
         random.check_seed(self.seed)
         backend.gpu_number(self.device)
         if self.dtype not in backend.FLOATS:
             raise ValueError(f"dtype {self.dtype!r}, wanted one of {', '.join(backend.FLOATS)}")
+        if not isinstance(self.source.path, str | None):
+            raise ValueError(f"source: path {self.source.path!r}, wanted text")
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Config":
