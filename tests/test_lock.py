@@ -215,6 +215,17 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     assert caught.value.errno == errno.EIO
 
 
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def write(descriptor, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match="No space left on device: .*run.lock"), locked(tmp_path):
+        pass
+    monkeypatch.undo()
+    free(tmp_path)
+
+
 # -- runs ----------------------------------------------------------------------------------
 
 

@@ -97,9 +97,12 @@ def _take_over(descriptor: int, path: pathlib.Path) -> None:
     mine, was = _this_process(), _holder(path)
     if was and _elsewhere(was, mine):
         raise RuntimeError(_in_use(path))
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, json.dumps(mine).encode())
+    try:
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, json.dumps(mine).encode())
+    except OSError as error:  # the system's error names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _this_process() -> dict[str, Any]:
