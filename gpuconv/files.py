@@ -8,9 +8,11 @@ they replace the old file.
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -77,9 +79,43 @@ def _unwritten(path: pathlib.Path, error: OSError) -> OSError:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Remove what writes that a crash cut short have left in a folder where nobody else writes."""
+    """Remove the temporary files of interrupted writes from a folder where nobody else writes."""
     for path in pathlib.Path(folder).glob(f".*{UNFINISHED}"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is gone, or a folder of somebody else
+            path.unlink()
+
+
+def open_file(path: str | os.PathLike) -> io.BufferedReader:
+    """Open a regular file, or a link to one, for reading.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IsADirectoryError, OSError: it is a folder, a FIFO, a socket or a device, which could block
+            the caller for ever; or it cannot be read.
+    """
+    _check_regular(path, os.stat(path).st_mode)  # opening a device may already do something
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+                         | getattr(os, "O_BINARY", 0))
+    try:
+        _check_regular(path, os.fstat(descriptor).st_mode)  # it may have been replaced meanwhile
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Read a regular file of UTF-8 text; raises what ``open_file`` does, and UnicodeDecodeError."""
+    with open_file(path) as file:
+        return file.read().decode("utf-8")
+
+
+def _check_regular(path: str | os.PathLike, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{os.fspath(path)} is a folder, wanted a file")
+    if not stat.S_ISREG(mode):
+        kind = "FIFO" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise OSError(f"{os.fspath(path)} is a {kind}, wanted a file")
 
 
 def check_writable(path: str | os.PathLike) -> pathlib.Path:
@@ -116,7 +152,7 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 def digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
     """Hash of a file's bytes, in hex."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
@@ -186,6 +222,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it is no regular file, or cannot be read.
         TypeError: it holds bfloat16, and the package ml_dtypes is missing.
         ValueError: it is damaged, truncated, or not a gpuconv file; nothing of it is returned.
     """
@@ -195,8 +232,8 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
 def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
     """(state, metadata, CRC-32) of a file that has the checksum which it says it has."""
     import safetensors
-    with open(path, "rb"):
-        pass  # where this fails, the system's error names the path; safe_open's does not
+    with open_file(path):
+        pass  # where this fails, the error names the path; safe_open's does not
     try:
         with safetensors.safe_open(path, "np") as file:
             described = file.metadata() or {}
@@ -207,17 +244,23 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any
             if version.isdecimal() and int(version) > VERSION:
                 raise ValueError(f"{path}: written by a newer gpuconv (version {version}, "
                                  f"this one reads up to {VERSION})")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
+            names = list(file.keys())
+            if any(file.get_slice(name).get_dtype() == "BF16" for name in names):
+                float_dtype("bfloat16")  # NumPy knows it by that name from now on
+            state = {name: file.get_tensor(name) for name in names}
+    except (safetensors.SafetensorError, AttributeError) as error:  # of a dtype that NumPy lacks
         raise ValueError(f"{path}: damaged, or no safetensors file: {error}") from None
-    except TypeError:  # "data type 'bfloat16' not understood"
-        float_dtype("bfloat16")  # says what to install
-        raise
     text = described.get("metadata", "")
     crc = _checksum(state, version + text)
     if described.get("crc32") != crc:
         raise ValueError(f"{path}: damaged: its content has not the checksum it was written with")
-    return state, json.loads(text), crc
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged: its metadata are not JSON: {error}") from None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path}: damaged: its metadata are {metadata!r:.40}, wanted a mapping")
+    return state, metadata, crc
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], text: str) -> str:

@@ -55,12 +55,9 @@ def set_count(threads: int | None) -> None:
 
 @functools.cache
 def _pool(workers: int) -> Any:
-    from concurrent.futures import ThreadPoolExecutor
+    with _Limit.lock:  # a child that is forked during an import could never import that module
+        from concurrent.futures import ThreadPoolExecutor
     return ThreadPoolExecutor(workers, "gpuconv")
-
-
-if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @functools.cache
@@ -70,35 +67,68 @@ def _blas() -> Any:
 
 
 class _Limit:
-    """The limit is the process's: the first to ask sets it, the last to leave lifts it."""
+    """The limit of BLAS threads in this process: set by its first user, lifted by its last.
 
-    lock = threading.Lock()
+    The lock is held during a fork, so that a child gets a state between two changes. It is
+    reentrant: a signal handler or a finalizer may fork in the middle of a change.
+    """
+
+    lock = threading.RLock()
     users = 0
     limiter: Any = None
+    forks = 0  # from the first process to this one
 
 
 @contextlib.contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """One BLAS thread per call; the limits of before come back."""
+    """Limit BLAS to one thread per call inside the block; restore the previous limits after it.
+
+    A child that is forked meanwhile starts with the previous limits.
+    """
     with _Limit.lock:
         if not _Limit.users:
             _Limit.limiter = _blas().limit(limits=1, user_api="blas")
         _Limit.users += 1
+        forks = _Limit.forks
     try:
         yield
     finally:
         with _Limit.lock:
-            _Limit.users -= 1
-            if not _Limit.users:
-                _take_over()  # the first to ask may have been another thread
-                _Limit.limiter.restore_original_limits()
-                _take_over()
+            if forks == _Limit.forks:  # else a child leaves a block that its parent has entered
+                _Limit.users -= 1
+                if not _Limit.users:
+                    _lift()
+
+
+def _lift() -> None:
+    """Restore the limits of before the first user."""
+    _take_over()  # the first user may have been another thread
+    _Limit.limiter.restore_original_limits()
+    _take_over()
 
 
 def _take_over() -> None:
     """threadpoolctl 3.7 and later lets only the thread that set a limit change it: not so here."""
     for library in _blas().lib_controllers:
         getattr(library, "clear_controlling_thread", lambda force: None)(force=True)
+
+
+def _start_child() -> None:
+    """Forget, in a forked child, the threads of its parent and what they have set."""
+    try:
+        _pool.cache_clear()
+        _inside.worker = False
+        _Limit.forks += 1
+        if _Limit.users:
+            _Limit.users = 0
+            _lift()
+    finally:
+        _Limit.lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_Limit.lock.acquire, after_in_parent=_Limit.lock.release,
+                        after_in_child=_start_child)
 
 
 def chunks(items: int, item_bytes: int, budget: int = CACHE, worth: float = 0) -> list[slice]:

@@ -2,11 +2,13 @@
 
 import errno
 import json
+import os
 import shutil
 import signal
 
 import numpy as np
 import pytest
+from odd_files import ODD, make_odd
 from test_train import network, place, same, sgd, tiny, weights
 
 import gpuconv as gpc
@@ -251,6 +253,68 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, how):
     with pytest.warns(UserWarning, match=r"step-00000008.* going on from step-00000006"):
         again, finished = job(tmp_path / "cut", resume=True)
     assert same(weights(again), weights(whole)) and told(finished) == told(history)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_hides_no_checkpoint(tmp_path, kind):
+    """Neither when the run goes on, nor from the count of those that are kept."""
+    whole, history = job(tmp_path / "whole")
+    job(tmp_path / "cut", callbacks=[StopAt(4)])
+    for step in ("00000002", "00000007", "99999999", "000000004"):
+        make_odd(tmp_path / "cut" / f"step-{step}.safetensors", kind)
+    with pytest.warns(UserWarning, match="step-99999999.*step-00000007.*going on from step-0+4"):
+        again, finished = job(tmp_path / "cut", resume=True)
+    assert same(weights(again), weights(whole)) and told(finished) == told(history)
+    assert [path.name for path in train.checkpoints(tmp_path / "cut")] == [
+        "step-00000006.safetensors", "step-00000009.safetensors"]
+
+
+def test_a_damaged_newer_one_costs_no_good_one(tmp_path):
+    """It is not counted among those that are kept, however few."""
+    job(tmp_path, callbacks=[StopAt(8)])
+    damage(train.checkpoints(tmp_path)[-1], "short")
+    model = network(dropout=True)
+    with pytest.warns(UserWarning, match="going on from step-00000006"):
+        fit(model, tiny(), test=tiny(9, seed=5), epochs=EPOCHS, batch_size=8, seed=3, clip_norm=1.0,
+            optimizer=sgd(model, nesterov=True, weight_decay=1e-3), schedule=optim.OneCycle(),
+            augment=Augment(pad=1), resume=tmp_path,
+            callbacks=[StopAt(1), Checkpoint(tmp_path, keep=1)])
+    assert [path.name for path in train.checkpoints(tmp_path)] == [
+        "step-00000007.safetensors", "step-00000008.safetensors"]
+    gpc.load(tmp_path / "step-00000007.safetensors")
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
+def test_one_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch, error):
+    job(tmp_path, callbacks=[StopAt(8)])
+    unreadable, real = train.checkpoints(tmp_path)[-1], os.open
+
+    def fails(path, *rest):
+        if os.fspath(path) == str(unreadable):
+            raise OSError(error, os.strerror(error), str(path))
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.warns(UserWarning, match="step-00000008.* going on from step-00000006"):
+        assert train.newest(tmp_path).name == "step-00000006.safetensors"
+
+
+def test_the_best_is_the_last_resort(tmp_path):
+    job(tmp_path, callbacks=[StopAt(8)])
+    for path in train.checkpoints(tmp_path):
+        damage(path, "short")
+    with pytest.warns(UserWarning, match="step-00000008.*step-00000006.*going on from best"):
+        assert train.newest(tmp_path).name == "best.safetensors"
+
+
+def test_a_folder_that_cannot_be_read_is_not_empty(tmp_path, monkeypatch):
+    """Else a run would start again over its checkpoints."""
+    def fails(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", fails)
+    with pytest.raises(PermissionError):
+        train.newest(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["short", "flipped", "foreign"])

@@ -58,7 +58,8 @@ def test_what_is_no_run(place, tmp_path):
 def test_damaged_runs(place, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(place / "runs/one", broken)
-    (broken / "checkpoints/best.safetensors").write_bytes(b"half of a file")
+    for path in (broken / "checkpoints").iterdir():
+        path.write_bytes(b"half of a file")
     assert "best.safetensors: damaged" in fails(1, "report", broken, "--device", "cpu")
     (broken / "config.json").write_text("{")
     assert "config.json: not the settings of a run" in fails(1, "report", broken)

@@ -1,13 +1,20 @@
 """``gpuconv runs`` as its users meet it."""
 
 import json
+import re
 import shutil
 
 import pytest
 from cli_tools import fails, gpuconv, in_a_terminal, tiny_run
+from odd_files import make_odd
 
 from gpuconv import runs
 from gpuconv.cli.runs import about
+
+ODD_FILES = {"folder for config.json": "folder", "fifo for config.json": "FIFO",
+             "link for config.json": "link to itself", "fifo for metrics.jsonl": "FIFO",
+             "nowhere for metrics.jsonl": "link to nowhere", "fifo for views.json": "FIFO"}
+DAMAGED = ("bad metrics", "empty", "list", "foreign", "null", "huge numbers", "deep", *ODD_FILES)
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +33,17 @@ def many(tmp_path_factory):
                           ("null", '{"model": null, "source": null, "settings": null}')]:
         (parent / name).mkdir()
         (parent / name / "config.json").write_text(content)
+    for name, kind in ODD_FILES.items():
+        shutil.copytree(good, parent / name)
+        (parent / name / name.split()[-1]).unlink(missing_ok=True)
+        make_odd(parent / name / name.split()[-1], kind)
+    huge = parent / "huge numbers"
+    shutil.copytree(good, huge)
+    row = json.loads((huge / "metrics.jsonl").read_text())
+    (huge / "metrics.jsonl").write_text(json.dumps(row | {"images_per_second": 10**400}) + "\n")
+    deep = parent / "deep"
+    shutil.copytree(good, deep)
+    (deep / "config.json").write_text("[" * 100_000)
     (parent / "no run").mkdir()
     (parent / "a file").write_text("hello")
     return parent
@@ -47,9 +65,11 @@ def test_json(many):
     assert (stopped["status"], stopped["epochs"], stopped["epochs_asked"]) == (
         "can be resumed", 1, 5)
     assert stopped["views"] is stopped["views_accuracy"] is None
-    for name in ("bad metrics", "empty", "list", "foreign", "null"):
-        assert rows[name]["status"] == "damaged" and rows[name]["problem"]
-    assert rows.keys() == {"good", "stopped", "bad metrics", "empty", "list", "foreign", "null"}
+    for name in DAMAGED:
+        assert rows[name]["status"] == "damaged" and ".json" in rows[name]["problem"]
+    for name in ODD_FILES:
+        assert f"{name}/{name.split()[-1]}" in rows[name]["problem"]
+    assert rows.keys() == {"good", "stopped", *DAMAGED}
 
 
 def test_a_table_in_a_pipe(many):
@@ -58,7 +78,9 @@ def test_a_table_in_a_pipe(many):
     good, = (line for line in done.stdout.splitlines() if line.startswith("good "))
     assert " simple_convnet  shapes " in good and " 1/1 " in good and good.endswith("finished")
     assert " 43.21%  " in good
-    assert "\nempty: " in done.stdout and "bad metrics: " in done.stdout
+    for name in DAMAGED:
+        assert re.search(rf"^{name} .* damaged$", done.stdout, re.M)
+        assert re.search(rf"^{name}: .*\.json", done.stdout, re.M)
 
 
 def test_a_run_itself():

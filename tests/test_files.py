@@ -14,6 +14,7 @@ import threading
 import numpy as np
 import pytest
 import safetensors.numpy
+from odd_files import ODD, make_odd
 
 from check import DTYPES, make
 from gpuconv import files
@@ -141,8 +142,9 @@ with files.atomic_write({str(tmp_path / "weights")!r}) as file:
         (tmp_path / name).touch()
     subprocess.run([sys.executable, "-c", code])
     assert len(os.listdir(tmp_path)) == len(others) + 1
+    (tmp_path / ".a folder.unfinished").mkdir()
     files.remove_leftovers(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == others
+    assert sorted(os.listdir(tmp_path)) == [".a folder.unfinished", *others]
 
 
 # -- save and load -----------------------------------------------------------------------
@@ -210,6 +212,53 @@ def test_saving_over_a_file_replaces_it_or_leaves_it(tmp_path):
     assert files.load(path)[0]["a"].tolist() == [1, 1]
     files.save(path, {"b": np.zeros(1)})
     assert list(files.load(path)[0]) == ["b"] and os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("read", [files.load, files.digest, files.open_file, files.read_text])
+def test_what_is_no_file_is_not_opened(tmp_path, kind, read):
+    """A FIFO without a writer would block for ever, a device may have no end."""
+    make_odd(tmp_path / "odd", kind)
+    with pytest.raises(OSError, match="odd"):
+        read(tmp_path / "odd")
+    if kind in ("folder", "FIFO", "socket", "device"):
+        with pytest.raises(OSError, match=f"odd is a {kind}, wanted a file"):
+            read(tmp_path / "odd")
+
+
+def test_a_file_that_becomes_a_fifo_is_not_opened_either(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    make_odd(tmp_path / "odd", "FIFO")
+    regular = os.stat(tmp_path / "file")
+    monkeypatch.setattr(os, "stat", lambda path: regular)
+    with pytest.raises(OSError, match="odd is a FIFO, wanted a file"):
+        files.open_file(tmp_path / "odd")
+
+
+def test_a_link_to_a_file_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("ä", encoding="utf-8")
+    (tmp_path / "link").symlink_to("file")
+    assert files.read_text(tmp_path / "link") == "ä"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000])
+def test_metadata_that_make_no_sense_are_damage(tmp_path, text):
+    """With a checksum that holds: somebody has written them on purpose."""
+    arrays = {"w": np.ones(2)}
+    crc = files._checksum(arrays, f"1{text}")
+    safetensors.numpy.save_file(arrays, tmp_path / "f", metadata={
+        "format": "gpuconv", "version": "1", "metadata": text, "crc32": crc})
+    with pytest.raises(ValueError, match="f: damaged: its metadata are "):
+        files.load(tmp_path / "f")
+
+
+def test_a_dtype_that_numpy_lacks(tmp_path):
+    """safetensors raises AttributeError for it."""
+    head = (b'{"w":{"dtype":"F8_E5M2","shape":[2],"data_offsets":[0,2]},'
+            b'"__metadata__":{"format":"gpuconv","version":"1"}}')
+    (tmp_path / "f").write_bytes(len(head).to_bytes(8, "little") + head + b"ab")
+    with pytest.raises(ValueError, match="f: damaged, or no safetensors file: .*float8_e5m2"):
+        files.load(tmp_path / "f")
 
 
 # -- when the disk fails -----------------------------------------------------------------

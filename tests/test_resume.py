@@ -59,10 +59,7 @@ def test_killed_twenty_times(whole, tmp_path):
         begun = [*WHAT, *ALWAYS, "--epochs", epochs, "--run", folder]
         goes_on = ["train", *ALWAYS, "--resume", folder]
         while True:
-            there = (folder / "checkpoints").is_dir() and train.checkpoints(folder / "checkpoints")
-            if not there:
-                shutil.rmtree(folder, ignore_errors=True)  # killed before anything was saved
-            process = start(*(goes_on if there else begun))
+            process = start(*(goes_on if (folder / "config.json").exists() else begun))
             more = kills < KILLS or len(moments) <= 5
             patience = draw.uniform(0.15, 0.6 + kills / KILLS) * seconds if more else 120
             try:
@@ -195,7 +192,19 @@ def test_what_cannot_be_resumed(whole, tmp_path):
     assert "is no folder of a run" in fails(1, "train", "--resume", tmp_path)
     line = fails(1, "train", "--resume", whole[0], "--lr", 0.2, "--no-augment", "--keep", 3)
     assert line.endswith("was told: --lr, --augment cannot be changed")
-    empty = tmp_path / "run"
-    (empty / "checkpoints").mkdir(parents=True)
-    shutil.copy(whole[0] / "config.json", empty)
-    assert "there is no checkpoint" in fails(1, "train", "--resume", empty)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint(whole, tmp_path):
+    """It cannot be begun twice; --resume starts it again, to the same bits."""
+    undisturbed, epochs, _ = whole
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(undisturbed / "config.json", folder)
+    (folder / "metrics.jsonl").write_text("")
+    line = fails(1, *WHAT, "--run", folder)
+    assert line.endswith(f"gpuconv train --resume {folder}")
+    done = gpuconv("train", "--resume", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == (f"gpuconv: warning: {folder}: the run ended before its first "
+                           "checkpoint, so it starts again\n")
+    assert bits(folder) == bits(undisturbed)

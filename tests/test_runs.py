@@ -4,10 +4,12 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
 import pytest
+from odd_files import ODD, make_odd
 
 import gpuconv as gpc
 from gpuconv import data, models, runs, train
@@ -211,15 +213,146 @@ def test_runs_are_found(tmp_path, done, monkeypatch):
         os.utime(folder.path / "config.json", (age, age))
     (tmp_path / "runs" / "notes").mkdir()
     assert [f.path for f in runs.find()] == [f.path for f in reversed(made)]
-    assert runs.newest().path == made[-1].path
-    assert made[0].path.name.endswith("-test") and made[0].status() == "nothing saved"
+    assert made[0].path.name.endswith("-test") and made[0].status() == "can be started again"
+    with pytest.raises(FileNotFoundError, match="there is no run in .* that has a model: gpuconv "
+                                                "train makes one; .*there is no checkpoint"):
+        runs.newest()
+
+
+@pytest.mark.parametrize("damage", ["config", "model", "folder"])
+def test_the_newest_run_is_one_that_can_be_used(tmp_path, done, damage):
+    for age, name in enumerate(("older", "newer")):
+        shutil.copytree(done[0].path, tmp_path / name)
+        os.utime(tmp_path / name / "config.json", (age, age))
+    assert runs.newest(tmp_path).path.name == "newer"
+    if damage == "config":
+        (tmp_path / "newer" / "config.json").write_text("{")
+    elif damage == "folder":
+        (tmp_path / "newer" / "config.json").unlink()
+        (tmp_path / "newer" / "config.json").mkdir()
+    else:
+        shutil.rmtree(tmp_path / "newer" / "checkpoints")
+    with pytest.warns(UserWarning, match=r"newer is passed over: .*newer.*; this is .*older$"):
+        assert runs.newest(tmp_path).path.name == "older"
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(FileExistsError, match="is not empty"):
+    (tmp_path / "plots").mkdir()
+    with pytest.raises(FileExistsError, match="is not empty: it has letter.txt; a new run wants a"):
         RunFolder.create(config(), tmp_path)
     assert (tmp_path / "letter.txt").read_text() == "dear"
+    (tmp_path / "letter.txt").rename(tmp_path / "plots" / "letter.txt")
+    with pytest.raises(FileExistsError, match="is not empty: it has plots"):
+        RunFolder.create(config(), tmp_path)
+
+
+# -- runs that were killed early -------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing is done about it."""
+
+
+def test_a_folder_without_a_config_can_be_used_again(tmp_path, monkeypatch):
+    """Wherever the process that made it was killed."""
+    moments = [(os, "replace"), (Config, "write"), (os, "fsync")]
+    for owner, name in moments:
+        def killed(*args):
+            raise Killed
+
+        monkeypatch.setattr(owner, name, killed)
+        with pytest.raises(Killed):
+            RunFolder.create(config(), tmp_path / "run")
+        monkeypatch.undo()
+    (tmp_path / "run" / ".config.json.x1y2.unfinished").write_text("{")
+    (tmp_path / "run" / "run.lock").write_text("")
+    folder = RunFolder.create(config(), tmp_path / "run")
+    assert sorted(path.name for path in folder.path.iterdir()) == ["config.json",
+                                                                   "environment.json", "plots"]
+    with pytest.raises(FileExistsError, match="is not empty: it holds a run; .*gpuconv train "
+                                              "--resume .*/run$"):
+        RunFolder.create(config(), tmp_path / "run")
+
+
+def test_a_run_without_a_checkpoint_starts_again(done, tmp_path):
+    """To the bits that an undisturbed run gives."""
+    class Kill(train.Callback):
+        def on_step(self, run):
+            if run.step == 3:
+                raise Killed
+
+    folder = RunFolder.create(config(), tmp_path / "run")
+    (folder.path / "environment.json").unlink()  # killed while it asked for the GPU
+    for path in (folder.path, folder.plots):
+        (path / ".curves.png.x1y2.unfinished").write_text("half")
+    with pytest.raises(Killed):
+        runs.train(config(), folder, callbacks=[Kill()])
+    assert folder.status() == "can be started again" and folder.history().rows == []
+    with pytest.warns(UserWarning, match="run: the run ended before its first checkpoint, so it "
+                                         "starts again"):
+        runs.train(folder.config(), folder, resume=True)
+    assert folder.environment()["NumPy"] and not list(folder.path.rglob(".*"))
+    mine, theirs = (gpc.load(one.checkpoints()[-1])[0] for one in (folder, done[0]))
+    assert {name: a.tobytes() for name, a in mine.items()} == {
+        name: a.tobytes() for name, a in theirs.items()}
+
+
+def test_a_run_that_was_killed_between_its_best_and_its_first_checkpoint(done, tmp_path):
+    """The best is written first, and is a checkpoint as well."""
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(done[0].path, folder.path)
+    while folder.checkpoints():
+        folder.checkpoints()[0].unlink()
+    assert runs.load(folder.path).path == folder.best()
+    outcome = runs.train(config(), folder, resume=True)
+    assert [row.train for row in outcome.history.rows] == [
+        row.train for row in done[1].history.rows]
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_again(done, tmp_path):
+    """Its metrics would be lost, too."""
+    shutil.copytree(done[0].path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    shutil.rmtree(folder.checkpoints_folder)
+    with pytest.raises(FileNotFoundError, match="checkpoints: there is no checkpoint"):
+        runs.train(config(), folder, resume=True)
+    assert len(folder.history().rows) == 2
+
+
+# -- files that are none ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_best_that_is_no_file(done, tmp_path, kind):
+    folder = RunFolder(shutil.copytree(done[0].path, tmp_path / "run"))
+    (folder.checkpoints_folder / "best.safetensors").unlink()
+    make_odd(folder.checkpoints_folder / "best.safetensors", kind)
+    with pytest.warns(UserWarning, match="best.safetensors.*going on from step-00000008"):
+        assert runs.load(folder.path).path == folder.checkpoints()[-1]
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("name, read", [
+    ("config.json", RunFolder.config), ("environment.json", RunFolder.environment),
+    ("metrics.jsonl", RunFolder.history), ("views.json", RunFolder.viewed),
+    ("tuned.json", lambda folder: runs.train(config(), folder))])
+def test_a_file_of_a_run_that_is_none(tmp_path, kind, name, read):
+    folder = RunFolder.create(config(), tmp_path / "run")
+    (folder.path / name).unlink(missing_ok=True)
+    make_odd(folder.path / name, kind)
+    with pytest.raises(OSError, match=name):
+        read(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "\x00", '{"a": ' * 100_000, "5"])
+def test_json_that_nobody_writes(tmp_path, text):
+    folder = RunFolder.create(config(), tmp_path / "run")
+    for name, read in (("views.json", folder.viewed), ("metrics.jsonl", folder.history),
+                       ("environment.json", folder.environment), ("config.json", folder.config)):
+        (folder.path / name).write_text(text)
+        with pytest.raises(ValueError, match=name):
+            read()
 
 
 def test_early_stopping_is_an_end(done, tmp_path):
@@ -250,6 +383,7 @@ def test_a_damaged_config(tmp_path, text, message):
     (dict(dtype="float99"), "dtype 'float99', wanted one of float32"),
     (dict(seed="x"), "config.json"),
     (dict(device=5), "device 5"),
+    (dict(source={"kind": "folder", "path": 5}), "source: path 5, wanted text"),
     (dict(source={"kind": "shapes", "limit": -3}), "limit -3, wanted a whole number"),
     (dict(source={"kind": "shapes", "image_size": "8"}), "image_size '8', wanted a whole number"),
 ])

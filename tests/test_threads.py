@@ -153,21 +153,116 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(monkeypatch, rng):
     assert len(parts) > 10 and len(set(sums)) == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
-def test_a_forked_child_gets_threads_of_its_own():
-    code = """
-import os, signal
+# -- fork --------------------------------------------------------------------------------
+
+FORK = """
+import os, signal, threading
+import threadpoolctl
 from gpuconv import threads
-threads.count = lambda: 2
+
+threads.set_count(2)
 work = [slice(i, i + 1) for i in range(4)]
 assert threads.each(lambda p: p, work) == work
-child = os.fork()
-if not child:
-    signal.alarm(20)
-    os._exit(threads.each(lambda p: p, work) != work)
-assert os.waitpid(child, 0)[1] == 0
+threadpoolctl.threadpool_limits(2, "blas")
+
+def blas():
+    return {lib["num_threads"] for lib in threadpoolctl.threadpool_info()
+            if lib["user_api"] == "blas"}
+
+two = blas()  # {1} of a BLAS that will not use two threads
+
+def right():
+    with threads.single_threaded_blas():
+        inside = blas()
+    return threads.each(lambda p: p, work) == work and inside <= {1} and blas() == two
+
+def child(check):
+    pid = os.fork()
+    if not pid:
+        signal.alarm(20)  # ends a child that hangs
+        os._exit(not check())
+    assert os.waitpid(pid, 0)[1] == 0
 """
-    subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], check=True)
+
+
+def forks(code):
+    if not hasattr(os, "fork"):
+        pytest.skip("a system without fork")
+    subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK + code],
+                   check=True)
+
+
+def test_a_forked_child_gets_threads_of_its_own():
+    forks("child(right)")
+
+
+def test_children_forked_while_another_thread_computes():
+    """Each starts with the BLAS threads that the other thread has found, and can compute."""
+    forks("""
+going = True
+
+def compute():
+    while going:
+        with threads.single_threaded_blas():
+            pass
+
+other = threading.Thread(target=compute)
+other.start()
+try:
+    for _ in range(12):
+        child(lambda: blas() == two and right())
+finally:
+    going = False
+    other.join()
+assert blas() == two
+""")
+
+
+def test_a_child_forked_inside_the_limit():
+    """It starts without the limit, also when it leaves the block that its parent has entered."""
+    forks("""
+with threads.single_threaded_blas():
+    child(lambda: blas() == two and right())
+    assert blas() <= {1}
+    pid = os.fork()
+if not pid:
+    os._exit(not (blas() == two and right()))
+assert os.waitpid(pid, 0)[1] == 0 and right()
+""")
+
+
+def test_a_child_forked_by_a_worker_has_workers_of_its_own():
+    forks("""
+def shared():
+    together = threading.Barrier(2, timeout=10)  # passes only if two threads are in it
+    return threads.each(lambda p: together.wait() >= 0, work[:2]) == [True] * 2
+
+threads.each(lambda p: child(shared), work)
+""")
+
+
+def test_a_fork_waits_for_an_import_that_a_computation_needs():
+    """A child never gets a half-imported module: it could not import it for itself."""
+    forks("""
+import sys, time
+for name in [name for name in sys.modules if name.startswith("concurrent")]:
+    del sys.modules[name]
+threads._pool.cache_clear()
+begun = threading.Event()
+
+class Slow:
+    def find_spec(self, name, *more):
+        if name == "concurrent.futures.thread":
+            begun.set()
+            time.sleep(0.2)
+
+sys.meta_path.insert(0, Slow())
+other = threading.Thread(target=threads.each, args=(lambda p: p, work))
+other.start()
+begun.wait()
+child(right)
+other.join()
+""")
 
 
 # -- scratch -----------------------------------------------------------------------------

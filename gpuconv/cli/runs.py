@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import os
 import pathlib
 import statistics
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     if not parent.is_dir() and args.folder != "runs":
         raise FileNotFoundError(f"there is no folder {parent}")
     folders = runs.find(parent)
-    if (parent / "config.json").is_file():  # a run itself
+    if os.path.lexists(parent / "config.json"):  # a run itself
         folders.insert(0, runs.RunFolder(parent))
     found, out = [about(folder) for folder in folders], console()
     if args.json:
@@ -73,7 +74,7 @@ def about(folder: "RunFolder") -> dict[str, Any]:
         if rows:
             row["images_per_second"] = statistics.median(r.images_per_second for r in rows)
         row["status"] = folder.status()
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except Exception as error:  # whatever is wrong with one run, the others are shown
         row["problem"] = sentence(error)
     return row
 

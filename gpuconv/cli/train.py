@@ -128,6 +128,8 @@ def run(args: argparse.Namespace) -> None:
     if args.resume:
         folder = runs.RunFolder(args.resume)
         config, device = resumed(args, folder)
+        with runs.locked(folder.path):
+            pass  # refused before minutes of reading
         with loading(console) as told:
             own = folder.sets(args.data, progress=told)
         own.warn()
@@ -145,8 +147,9 @@ def run(args: argparse.Namespace) -> None:
         outcome = runs.train(config, folder, data=sets, resume=bool(args.resume), **kept,
                              tensorboard=args.tensorboard, ranges=args.nvtx, eager=args.eager,
                              callbacks=[progress])
-    except (KeyboardInterrupt, OSError):
-        resume_hint(folder)
+    except (KeyboardInterrupt, OSError) as error:
+        if folder.checkpoints() or isinstance(error, KeyboardInterrupt):
+            resume_hint(folder)
         raise
     if outcome.signal is not None:
         resume_hint(folder)
@@ -312,7 +315,7 @@ def finish(console: Any, folder: "RunFolder", history: "History") -> None:
 
 
 def resume_hint(folder: "RunFolder") -> None:
-    """The command that goes on with a run, if there is something to go on from."""
-    if folder.checkpoints():
-        print(f"gpuconv: to go on: gpuconv train --resume {shlex.quote(str(folder.path))}",
-              file=sys.stderr)
+    """Print the command that goes on with a run, or starts it again."""
+    what = "go on" if folder.checkpoints() else "start again"
+    print(f"gpuconv: to {what}: gpuconv train --resume {shlex.quote(str(folder.path))}",
+          file=sys.stderr)

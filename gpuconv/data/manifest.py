@@ -17,8 +17,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
-import stat
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -151,14 +149,15 @@ class Manifest:
         """Read what ``write`` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            OSError: there is no such file, or it is no regular file.
             ValueError: it is damaged, or something else; says why.
         """
-        status = os.stat(path)
+        with files.open_file(path) as file:
+            text = file.read(LARGEST + 1)
         try:
-            if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
-                raise ValueError(f"no regular file of at most {LARGEST:,} bytes")
-            told = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+            if len(text) > LARGEST:
+                raise ValueError(f"more than {LARGEST:,} bytes")
+            told = json.loads(text.decode("utf-8"))
             classes = _strings(told["classes"], "classes")
             return cls(classes, _listed(told["train"], len(classes)),
                        _listed(told["test"], len(classes)))

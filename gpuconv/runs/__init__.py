@@ -5,10 +5,11 @@ from gpuconv.runs.config import Config
 from gpuconv.runs.environment import environment
 from gpuconv.runs.folder import RunFolder, Viewed, find, newest
 from gpuconv.runs.job import Outcome, train
+from gpuconv.runs.lock import locked
 from gpuconv.runs.sets import Sets, sets_in
 from gpuconv.runs.timed import Timing, summary, timed, write_timings
 from gpuconv.runs.trained import Trained, load
 
 __all__ = ["Config", "Outcome", "RunFolder", "Sets", "Timing", "Trained", "Viewed", "check_data",
-           "check_place", "environment", "find", "load", "newest", "sets_in", "summary", "timed",
-           "train", "write_timings"]
+           "check_place", "environment", "find", "load", "locked", "newest", "sets_in", "summary",
+           "timed", "train", "write_timings"]

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 from typing import Any
 
 from gpuconv import backend, files, models, random
@@ -26,35 +25,38 @@ class Config:
     command: str = ""       # what was typed
 
     def write(self, path: str | os.PathLike) -> None:
-        """As JSON."""
+        """Write it as JSON."""
         text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         with files.atomic_write(path, "w") as file:
             file.write(text)
 
     def check(self) -> None:
-        """Raise ValueError or TypeError of what no run can have: a file may have been edited."""
+        """Raise ValueError or TypeError for what no run can have: a file may have been edited."""
         models.input_shape(self.model)
         random.check_seed(self.seed)
         backend.gpu_number(self.device)
         if self.dtype not in backend.FLOATS:
             raise ValueError(f"dtype {self.dtype!r}, wanted one of {', '.join(backend.FLOATS)}")
+        if not isinstance(self.source.path, str | None):
+            raise ValueError(f"source: path {self.source.path!r}, wanted text")
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Config":
-        """What ``write`` wrote.
+        """Read what ``write`` wrote.
 
         Raises:
             FileNotFoundError: there is no such file.
+            OSError: it cannot be read, or is no file.
             ValueError: it is damaged, or of another kind; says why.
         """
-        text = pathlib.Path(path).read_bytes()
         try:
-            values = json.loads(text.decode("utf-8"))
+            values = json.loads(files.read_text(path))
             source = Source(**{"split": BY_POSITION, **values["source"]})  # as of older runs
             made = cls(**{**values, "source": source,
                           "settings": Settings.of(values["settings"])})
             made.check()
             return made
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError,
+                RecursionError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path}: not the settings of a run: {what}") from None

@@ -9,6 +9,7 @@
     checkpoints/        the newest few, and the best
     plots/              pictures
     report.html         if ``gpuconv report`` was asked for one
+    run.lock            while a process trains in it
 """
 
 import contextlib
@@ -18,6 +19,8 @@ import itertools
 import json
 import os
 import pathlib
+import shlex
+import warnings
 from typing import Any
 
 from gpuconv import files
@@ -26,9 +29,11 @@ from gpuconv.data.manifest import Manifest
 from gpuconv.ops.gpu.table import Table
 from gpuconv.runs.config import Config
 from gpuconv.runs.environment import environment
+from gpuconv.runs.lock import NAME as LOCK
+from gpuconv.runs.lock import locked
 from gpuconv.runs.sets import Sets, run_sets
 from gpuconv.train import EarlyStopping, History, checkpoints, read_records
-from gpuconv.train.checkpoint import BEST
+from gpuconv.train.checkpoint import BEST, best, candidates
 
 PARENT = "runs"  # of all runs, in the folder where one works
 
@@ -69,55 +74,71 @@ class RunFolder:
 
         Args:
             config: of the run.
-            path: the folder; it may exist, empty. Default: a new one under parent, named by date,
-                time and recipe.
+            path: the folder; it may exist, empty, or with what a run left that ended before it had
+                a config. Default: a new one under parent, named by date, time and recipe.
             parent: where new ones are made.
             tuned: what ``gpuconv tune`` has measured.
 
         Raises:
             FileExistsError: the folder is there, and not empty; or it is a file.
+            RuntimeError: another process makes a run there.
             OSError: it cannot be made or written to.
         """
         if path is not None:
             check_free(path)
         folder = cls(_made(pathlib.Path(parent), config.recipe or "run") if path is None else path)
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.plots.mkdir()
-        config.write(folder.path / "config.json")
-        with files.atomic_write(folder.path / "environment.json", "w") as file:
-            file.write(json.dumps(environment(), indent=2) + "\n")
-        if tuned is not None:
-            tuned.save(folder.tuned)
+        with locked(folder.path):
+            check_free(folder.path)  # nobody else can begin a run here now
+            files.remove_leftovers(folder.path)
+            folder.plots.mkdir(exist_ok=True)
+            if tuned is not None:
+                tuned.save(folder.tuned)
+            config.write(folder.path / "config.json")  # what has one can be started again
+            folder.keep_environment()
         return folder
 
     def config(self) -> Config:
-        """What the run was told.
+        """Return what the run was told.
 
         Raises:
             FileNotFoundError: this is no folder of a run.
+            OSError: config.json cannot be read, or is no file.
             ValueError: config.json is damaged.
         """
         path = self.path / "config.json"
         if not self.path.exists():
             raise FileNotFoundError(f"there is no folder {self.path}")
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise FileNotFoundError(f"{self.path} is no folder of a run: it has no config.json")
         return Config.read(path)
 
     def environment(self) -> dict[str, str]:
-        """What it ran on; empty if that was not kept.
+        """Return what it ran on; empty if that was not kept.
 
         Raises:
-            ValueError: the file is damaged.
+            OSError: environment.json cannot be read, or is no file.
+            ValueError: it is damaged.
         """
         path = self.path / "environment.json"
-        if not path.is_file():
+        if not os.path.lexists(path):
             return {}
         try:
-            found: Any = json.loads(path.read_text(encoding="utf-8"))
+            found: Any = json.loads(files.read_text(path))
             return {str(name): str(value) for name, value in found.items()}
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: damaged: {error}") from None
+
+    def keep_environment(self) -> None:
+        """Write environment.json, unless it is there.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = self.path / "environment.json"
+        if not os.path.lexists(path):
+            with files.atomic_write(path, "w") as file:
+                file.write(json.dumps(environment(), indent=2) + "\n")
 
     def history(self) -> History:
         """Its epochs so far.
@@ -128,18 +149,19 @@ class RunFolder:
         return read_records(self.path)
 
     def viewed(self) -> Viewed | None:
-        """The test in several views; None: there was none, or not yet.
+        """Return the test in several views; None: there was none, or not yet.
 
         Raises:
-            ValueError: views.json is damaged.
+            OSError: views.json cannot be read, or is no file.
+            ValueError: it is damaged.
         """
-        if not self.views.is_file():
+        if not os.path.lexists(self.views):
             return None
         try:
-            found = Viewed(**json.loads(self.views.read_text(encoding="utf-8")))
+            found = Viewed(**json.loads(files.read_text(self.views)))
             wrong = [name for name, kind in Viewed.__annotations__.items()
                      if type(getattr(found, name)) is not kind]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{self.views}: damaged: {error}") from None
         if wrong:
             raise ValueError(f"{self.views}: damaged: {wrong[0]} is {getattr(found, wrong[0])!r}")
@@ -164,7 +186,10 @@ class RunFolder:
         return path if path.is_file() else None
 
     def status(self) -> str:
-        """How far it came: "finished", "can be resumed" or "nothing saved".
+        """Return how far it came.
+
+        "finished"; "can be resumed", from a checkpoint; "can be started again": it ended before its
+        first checkpoint; or "nothing saved": its checkpoints are gone, or are no files.
 
         Raises:
             ValueError, OSError: it cannot be read.
@@ -173,7 +198,19 @@ class RunFolder:
         done = len(history.rows) >= settings.epochs
         if settings.patience and history.rows and not done:
             done = EarlyStopping(settings.patience).exhausted(history)
-        return "finished" if done else "can be resumed" if self.checkpoints() else "nothing saved"
+        if done:
+            return "finished"
+        if self.checkpoints() or self.best():
+            return "can be resumed"
+        return "can be started again" if self.unsaved() else "nothing saved"
+
+    def unsaved(self) -> bool:
+        """Return whether it ended before its first checkpoint.
+
+        Raises:
+            ValueError, OSError: it cannot be read.
+        """
+        return not candidates(self.checkpoints_folder) and not self.history().rows
 
     def manifest(self) -> Manifest | None:
         """Return the list of its images; None: it has none.
@@ -213,41 +250,69 @@ class RunFolder:
 
 
 def check_free(path: str | os.PathLike) -> None:
-    """Refuse to begin a run where something is.
+    """Refuse to begin a run in a folder that is in use.
 
     Raises:
-        FileExistsError: the folder is not empty; or a file has that name.
+        FileExistsError: a run or something else is in the folder; or a file has that name.
     """
     path = pathlib.Path(path)
-    if path.is_dir() and any(path.iterdir()):
-        raise FileExistsError(f"{path} is not empty: a new run wants a folder of its own; to go on "
-                              "with one, resume it")
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file, wanted the name of a new folder")
+    there = sorted(path.iterdir()) if path.exists() else []
+    if any(one.name == "config.json" for one in there):
+        raise FileExistsError(f"{path} is not empty: it holds a run; to go on with that, or to "
+                              "start it again: gpuconv train --resume "
+                              f"{shlex.quote(str(path))}")
+    if others := [one.name for one in there if not _is_leftover(one)]:
+        raise FileExistsError(f"{path} is not empty: it has {', '.join(others[:3])}"
+                              f"{', ...' if len(others) > 3 else ''}; a new run wants a folder of "
+                              "its own")
+
+
+def _is_leftover(path: pathlib.Path) -> bool:
+    """Return whether a run can have left this that ended before it had a config."""
+    if path.name == "plots" and path.is_dir():
+        return not any(path.iterdir())
+    return path.name == LOCK or path.name.startswith(".") and path.name.endswith(files.UNFINISHED)
 
 
 def find(parent: str | os.PathLike = PARENT) -> list[RunFolder]:
-    """The runs in a folder, the newest first; whatever has a config.json counts."""
+    """Return the runs in a folder, the newest first; whatever has a config.json counts."""
     there = pathlib.Path(parent)
-    found = [path.parent for path in there.glob("*/config.json")] if there.is_dir() else []
-    return [RunFolder(path) for path in sorted(found, key=_age, reverse=True)]
+    found = [RunFolder(path) for path in (there.iterdir() if there.is_dir() else ())
+             if os.path.lexists(path / "config.json")]
+    return sorted(found, key=_age, reverse=True)
 
 
 def newest(parent: str | os.PathLike = PARENT) -> RunFolder:
-    """The newest run in a folder.
+    """Return the newest run in a folder that has a model.
+
+    Runs that are damaged, or have saved nothing yet, are passed over with a warning.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    found = find(parent)
-    if not found:
-        raise FileNotFoundError(f"there is no run in {pathlib.Path(parent).absolute()}: "
-                                "gpuconv train makes one")
-    return found[0]
+    problems = []
+    for folder in find(parent):
+        try:
+            folder.config()
+            best(folder.checkpoints_folder)
+        except (OSError, ValueError) as error:
+            problems.append(f"{folder.path} is passed over: {error}")
+            continue
+        if problems:
+            warnings.warn(f"{'; '.join(problems)}; this is {folder.path}", stacklevel=2)
+        return folder
+    raise FileNotFoundError("; ".join([
+        f"there is no run in {pathlib.Path(parent).absolute()}"
+        f"{' that has a model' if problems else ''}: gpuconv train makes one", *problems]))
 
 
-def _age(path: pathlib.Path) -> tuple[float, str]:
-    return (path / "config.json").stat().st_mtime, path.name
+def _age(folder: RunFolder) -> tuple[float, str]:
+    try:
+        return os.stat(folder.path / "config.json").st_mtime, folder.path.name
+    except OSError:  # a link to nowhere
+        return 0.0, folder.path.name
 
 
 def _made(parent: pathlib.Path, name: str) -> pathlib.Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from gpuconv.data.manifest import Manifest
 from gpuconv.data.source import MANIFEST_KINDS
 from gpuconv.runs.config import Config
 from gpuconv.runs.folder import RunFolder, Viewed
+from gpuconv.runs.lock import locked
 from gpuconv.train import (
     Callback,
     Checkpoint,
@@ -42,13 +44,15 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
           callbacks: Sequence[Callback] = ()) -> Outcome:
     """Train as the config says, and keep everything in the folder.
 
-    Ctrl-C and SIGTERM end it after the current step, or batch of the test, saved.
+    Ctrl-C and SIGTERM end it after the current step, or batch of the test, saved. Meanwhile nobody
+    else can train in the folder.
 
     Args:
         config: of the run.
         folder: of the run.
         data: (train, test), if they have been loaded. Default: loads them.
-        resume: go on from the newest checkpoint?
+        resume: go on from the newest checkpoint? A run that ended before its first one starts
+            again, with a warning.
         minutes: at most so long between two checkpoints.
         keep: checkpoints to keep besides the best.
         tensorboard: also write TensorBoard events?
@@ -58,12 +62,27 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
 
     Raises:
         KeyboardInterrupt: a second signal came before the run had ended.
+        RuntimeError: the run is in use, by another process or elsewhere in this one.
         OSError, ValueError, FloatingPointError, MemoryError: as ``fit`` does.
     """
+    folder.plots.mkdir(parents=True, exist_ok=True)
+    with locked(folder.path):
+        checkpoint = _to_go_on_from(folder, config) if resume else None
+        if checkpoint is None:
+            folder.keep_environment()
+        if data is None:
+            data = folder.data() if resume else config.source.load()
+        return _train(config, folder, checkpoint, data, minutes, keep, tensorboard, ranges, eager,
+                      callbacks)
+
+
+def _train(config: Config, folder: RunFolder, checkpoint: pathlib.Path | None,
+           data: tuple[Dataset, Dataset], minutes: float, keep: int, tensorboard: bool,
+           ranges: bool, eager: bool, callbacks: Sequence[Callback]) -> Outcome:
+    """Do what ``train`` does, in a folder that is locked, from a checkpoint or from the start."""
     files.remove_leftovers(folder.plots)
-    checkpoint = _to_go_on_from(folder, config) if resume else None
-    train_set, test_set = data or (folder.data() if resume else config.source.load())
-    if not folder.checkpoints() and config.source.kind in MANIFEST_KINDS:  # the run begins
+    train_set, test_set = data
+    if checkpoint is None and config.source.kind in MANIFEST_KINDS:
         listed = Manifest.of(train_set, test_set)
         listed.write(folder.manifest_file)
         if listed.repeated:
@@ -79,7 +98,7 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
                             model=config.model), Records(folder.path)]
     watching += [TensorBoard(folder.path / "tensorboard")] if tensorboard else []
     with contextlib.ExitStack() as during:
-        if folder.tuned.is_file():
+        if os.path.lexists(folder.tuned):
             during.enter_context(ops.tuned(ops.load_table(folder.tuned)))
         if ranges:
             during.enter_context(nn.nvtx_ranges(model))
@@ -105,12 +124,18 @@ def seen_in_views(model: nn.Module, config: Config, train_set: Dataset,
                        mean=settings.mean or train_set.mean, std=settings.std or train_set.std)
 
 
-def _to_go_on_from(folder: RunFolder, config: Config) -> pathlib.Path:
-    """The newest checkpoint, if it is of the model that the config names.
+def _to_go_on_from(folder: RunFolder, config: Config) -> pathlib.Path | None:
+    """Return the newest checkpoint, if it is of the model that the config names.
+
+    None, with a warning, of a run that ended before its first checkpoint.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or not of this model.
+        FileNotFoundError, ValueError: it is gone, damaged, or not of this model.
     """
+    if folder.unsaved():
+        warnings.warn(f"{folder.path}: the run ended before its first checkpoint, so it starts "
+                      "again", stacklevel=3)
+        return None
     path = newest(folder.checkpoints_folder)
     was = files.load(path)[1].get("model")
     if was != config.model:  # their weights may have the same names and shapes

@@ -11,7 +11,8 @@ from gpuconv import files, models
 from gpuconv.data import Dataset
 from gpuconv.nn import Module
 from gpuconv.runs.folder import RunFolder
-from gpuconv.train import newest, predictions, weights
+from gpuconv.train import predictions, weights
+from gpuconv.train.checkpoint import best
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ def load(path: str | os.PathLike, device: str = "cpu") -> Trained:
     """The model of a run, or of a checkpoint.
 
     Args:
-        path: a run's folder (its best checkpoint, without one its newest), or a checkpoint.
+        path: a run's folder (its best checkpoint, without a whole one its newest), or a checkpoint.
         device: where to.
 
     Raises:
@@ -67,7 +68,7 @@ def load(path: str | os.PathLike, device: str = "cpu") -> Trained:
     if path.is_dir():
         folder = RunFolder(path)
         folder.config()
-        path = folder.best() or newest(folder.checkpoints_folder)
+        path = best(folder.checkpoints_folder)
     state, metadata = files.load(path)
     missing = [name for name in ("model", "classes", "mean", "std", "input_shape")
                if metadata.get(name) is None]

@@ -15,7 +15,8 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Checkpoint(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         """The clock starts; a new run does not write among the files of another."""
-        if not run.epoch and (there := checkpoints(self.folder)):
+        if not run.epoch and (there := candidates(self.folder)):
             raise ValueError(f"Checkpoint: {self.folder} holds those of another run "
                              f"({there[-1].name}): go on with resume, or choose another folder")
         files.remove_leftovers(self.folder)
@@ -99,7 +100,8 @@ class Checkpoint(Callback):
                 self._write(run, self.folder / BEST)
             self._write(run, path)
             self.saved, run.checkpoint = moment, path
-            for old in checkpoints(self.folder)[:-self.keep]:
+            written = [old for old in checkpoints(self.folder) if _step(old) <= steps]
+            for old in written[:-self.keep]:  # newer ones could not be read when the run went on
                 old.unlink(missing_ok=True)
         self.saved_at = time.monotonic()
         return path
@@ -207,31 +209,67 @@ def resume_from(place: str | os.PathLike, run: Run) -> None:
     run.checkpoint = path
 
 
-def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Those of a folder by step, the newest last; not the best."""
-    found = {int(match[1]): path for path in folder.glob("step-*")
-             if (match := STEP.fullmatch(path.name))}
-    return [found[step] for step in sorted(found)]
+def checkpoints(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """Return the files in a folder that are named like checkpoints, by step; not the best.
+
+    Raises:
+        OSError: the folder is there, but cannot be read.
+    """
+    return [path for path in candidates(folder) if path.name != BEST and os.path.isfile(path)]
+
+
+def candidates(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """Return all that is named like a checkpoint in a folder: the best, then the others by step."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    there = [pathlib.Path(folder, name) for name in sorted(names)
+             if name == BEST or STEP.fullmatch(name)]
+    return sorted(there, key=_step)
+
+
+def _step(path: pathlib.Path) -> int:
+    """Return the step in a checkpoint's name; -1 for the best."""
+    match = STEP.fullmatch(path.name)
+    return int(match[1]) if match else -1
 
 
 def newest(folder: str | os.PathLike) -> pathlib.Path:
-    """The newest whole checkpoint of a folder; a damaged one is passed over, with a warning.
+    """Return the newest whole checkpoint of a folder, the best one where no other is whole.
+
+    One that is damaged, unreadable or no file is passed over, with a warning.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: none of those that are there is whole.
+        OSError: the folder cannot be read.
     """
-    import warnings
-    there = checkpoints(pathlib.Path(folder))
+    return _first_whole(folder, candidates(folder)[::-1])
+
+
+def best(folder: str | os.PathLike) -> pathlib.Path:
+    """Return the checkpoint of the best epoch; where it is not whole the newest, with a warning.
+
+    Raises: as ``newest`` does.
+    """
+    there = candidates(folder)
+    first = [path for path in there if path.name == BEST]
+    return _first_whole(folder, first + [path for path in there[::-1] if path.name != BEST])
+
+
+def _first_whole(folder: str | os.PathLike, there: Sequence[pathlib.Path]) -> pathlib.Path:
+    """Return the first whole checkpoint of those that are there; warn of those before it."""
     if not there:
         raise FileNotFoundError(f"{folder}: there is no checkpoint")
-    for path in reversed(there):
+    problems = []
+    for path in there:
         try:
             files.load(path)
-        except ValueError as error:
-            problem = str(error)
+        except (OSError, ValueError) as error:
+            problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
-        if path != there[-1]:
-            warnings.warn(f"{problem}; going on from {path.name}", stacklevel=2)
+        if problems:
+            warnings.warn(f"{'; '.join(problems)}; going on from {path.name}", stacklevel=3)
         return path
-    raise ValueError(f"{folder}: no checkpoint is whole: {problem}")
+    raise ValueError(f"{folder}: no checkpoint is whole: {'; '.join(problems)}")

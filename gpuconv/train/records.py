@@ -49,19 +49,23 @@ class Records(Callback):
 
 
 def read_records(folder: str | os.PathLike) -> History:
-    """The history that was written there; an empty one where there is none.
+    """Return the history that was written there; an empty one where there is none.
 
     Raises:
+        OSError: the file cannot be read, or is no file.
         ValueError: the file is damaged; says which line.
     """
-    path = pathlib.Path(folder) / JSONL
-    if not path.exists():
+    path, rows = pathlib.Path(folder) / JSONL, []
+    if not os.path.lexists(path):
         return History()
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = files.read_text(path).splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: damaged: {error}") from None
+    for number, line in enumerate(lines, 1):
         try:
             rows.append(unflat(_whole(json.loads(line))))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path}: line {number} is no row of metrics: {error}") from None
     return History(rows)
 
@@ -76,5 +80,6 @@ def _whole(row: dict[str, Any]) -> dict[str, Any]:
     for name, value in row.items():
         if not isinstance(value, int | float | None):
             raise ValueError(f"{name} is {value!r}")
+        float(value or 0)  # raises OverflowError: JSON has whole numbers of any size
     return {name: math.nan if value is None and (tested or not name.startswith("test_")) else value
             for name, value in row.items()}

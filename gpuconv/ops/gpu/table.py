@@ -22,8 +22,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from gpuconv import files
 from gpuconv.backend import cupy
-from gpuconv.files import atomic_write
 from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.gpu.tile import Tile
 
@@ -91,7 +91,7 @@ class Table:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write it as JSON, as a whole or not at all."""
-        with atomic_write(path, "w") as file:
+        with files.atomic_write(path, "w") as file:
             json.dump(self._told(), file, indent=1)
             file.write("\n")
 
@@ -112,8 +112,7 @@ def load_table(path: str | os.PathLike) -> Table:
         ValueError: it is no such table, or one of another version.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            told = json.load(file)
+        told = json.loads(files.read_text(path))
         if told.get("format") != FORMAT:
             raise KeyError(f"format {told.get('format')!r}")
         if told["version"] == VERSION:
