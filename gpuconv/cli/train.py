@@ -230,8 +230,8 @@ def chosen(args: argparse.Namespace,
 def check_run(args: argparse.Namespace, source: "Source") -> None:
     """Refuse what cannot be done with these images or with ``--runs``, before they are read."""
     from gpuconv import files
-    from gpuconv.runs.checks import check_place
-    from gpuconv.runs.folder import PARENT, check_free
+    from gpuconv.runs.checks import check_free, check_place
+    from gpuconv.runs.folder import PARENT
     from gpuconv.train import TensorBoard
     if args.runs:
         given = [f"--{name}" for name in MEANINGLESS if getattr(args, name)]
@@ -316,6 +316,5 @@ def finish(console: Any, folder: "RunFolder", history: "History") -> None:
 
 def resume_hint(folder: "RunFolder") -> None:
     """Print the command that goes on with a run, or starts it again."""
-    what = "go on" if folder.checkpoints() else "start again"
-    print(f"gpuconv: to {what}: gpuconv train --resume {shlex.quote(str(folder.path))}",
-          file=sys.stderr)
+    print(f"gpuconv: to {'go on' if folder.checkpoints() else 'start again'}: gpuconv train "
+          f"--resume {shlex.quote(str(folder.path))}", file=sys.stderr)

@@ -1,15 +1,17 @@
-"""What a run is told against the images that it gets: refused before there is a folder of it."""
+"""Checks before a run begins: its settings against the images, and the place of its folder."""
 
 import os
 import pathlib
+import shlex
 from collections.abc import Callable
 
 import numpy as np
 
-from gpuconv import models
+from gpuconv import files, models
 from gpuconv.backend import float_dtype
 from gpuconv.data import Dataset, Source
 from gpuconv.runs.config import Config
+from gpuconv.runs.lock import NAME as LOCK
 from gpuconv.train import VIEWS
 
 
@@ -113,3 +115,30 @@ def check_place(path: str | os.PathLike, source: Source) -> None:
     if place.is_relative_to(images):
         raise ValueError(f"the run's folder {path} would lie in {source.path}, and its pictures be "
                          "taken for images of a class: --run names another place")
+
+
+def check_free(path: str | os.PathLike) -> None:
+    """Refuse to begin a run in a folder that is in use.
+
+    Raises:
+        FileExistsError: a run or something else is in the folder; or a file has that name.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file, wanted the name of a new folder")
+    there = sorted(path.iterdir()) if path.exists() else []
+    if any(one.name == "config.json" for one in there):
+        raise FileExistsError(f"{path} is not empty: it holds a run; to go on with that, or to "
+                              "start it again: gpuconv train --resume "
+                              f"{shlex.quote(str(path))}")
+    if others := [one.name for one in there if not _is_leftover(one)]:
+        raise FileExistsError(f"{path} is not empty: it has {', '.join(others[:3])}"
+                              f"{', ...' if len(others) > 3 else ''}; a new run wants a folder of "
+                              "its own")
+
+
+def _is_leftover(path: pathlib.Path) -> bool:
+    """Return whether a run can have left this that ended before it had a config."""
+    if path.name == "plots" and path.is_dir():
+        return not any(path.iterdir())
+    return path.name == LOCK or path.name.startswith(".") and path.name.endswith(files.UNFINISHED)

@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import pathlib
-import shlex
 import warnings
 from typing import Any
 
@@ -27,9 +26,9 @@ from gpuconv import files
 from gpuconv.data import Dataset
 from gpuconv.data.manifest import Manifest
 from gpuconv.ops.gpu.table import Table
+from gpuconv.runs.checks import check_free
 from gpuconv.runs.config import Config
 from gpuconv.runs.environment import environment
-from gpuconv.runs.lock import NAME as LOCK
 from gpuconv.runs.lock import locked
 from gpuconv.runs.sets import Sets, run_sets
 from gpuconv.train import EarlyStopping, History, checkpoints, read_records
@@ -247,33 +246,6 @@ class RunFolder:
         found = self.sets()
         found.warn()
         return found.train, found.test
-
-
-def check_free(path: str | os.PathLike) -> None:
-    """Refuse to begin a run in a folder that is in use.
-
-    Raises:
-        FileExistsError: a run or something else is in the folder; or a file has that name.
-    """
-    path = pathlib.Path(path)
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file, wanted the name of a new folder")
-    there = sorted(path.iterdir()) if path.exists() else []
-    if any(one.name == "config.json" for one in there):
-        raise FileExistsError(f"{path} is not empty: it holds a run; to go on with that, or to "
-                              "start it again: gpuconv train --resume "
-                              f"{shlex.quote(str(path))}")
-    if others := [one.name for one in there if not _is_leftover(one)]:
-        raise FileExistsError(f"{path} is not empty: it has {', '.join(others[:3])}"
-                              f"{', ...' if len(others) > 3 else ''}; a new run wants a folder of "
-                              "its own")
-
-
-def _is_leftover(path: pathlib.Path) -> bool:
-    """Return whether a run can have left this that ended before it had a config."""
-    if path.name == "plots" and path.is_dir():
-        return not any(path.iterdir())
-    return path.name == LOCK or path.name.startswith(".") and path.name.endswith(files.UNFINISHED)
 
 
 def find(parent: str | os.PathLike = PARENT) -> list[RunFolder]:
