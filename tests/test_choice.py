@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import ampere
 from test_streams import fresh, same  # noqa: F401  # fresh is a fixture
 
 from check import close, host
@@ -17,6 +18,12 @@ from hostcuda import compiler, fake_cupy
 
 CONV = Problem(2, 8, 8, 16, 8, 3, 3, 8, 8, (1, 1), (1, 1), (1, 1), 1)
 DIRECTIONS = "forward", "input_gradient", "weight_gradient"
+
+
+@pytest.fixture
+def cp(cp):
+    """cupy with tensor cores, or the stand-in."""
+    return ampere(cp)
 
 
 @pytest.fixture

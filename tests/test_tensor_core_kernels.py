@@ -4,6 +4,7 @@ import numpy as np
 import nvrtc
 import pytest
 import sass
+from conftest import ampere
 from test_capture import Captured
 from test_tensor_cores import (
     DTYPES,
@@ -24,6 +25,13 @@ from gpuconv import backend, kernels
 from gpuconv.ops.gpu import tensor_cores as tc
 from gpuconv.ops.gpu.problem import Problem
 from hostcuda import traffic
+
+
+@pytest.fixture
+def cp(cp):
+    """cupy with tensor cores, or the stand-in."""
+    return ampere(cp)
+
 
 # -- which tile ------------------------------------------------------------------------------
 
