@@ -48,7 +48,7 @@ class Part:
 
 STAGES = {
     "device": "what the machine is",
-    "tests": "the tests of every op, on the real CuPy",
+    "tests": "the tests of tensor cores and of every op, on the real CuPy",
     "determinism": "the same bits twice; the CPU's numbers",
     "ceilings": "the most that this machine does: copies, matrix products",
     "convolutions": "every layer of five networks, float16, against cuDNN's best",
