@@ -135,8 +135,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) conv_direct_weight_gradient(
 #pragma unroll
         for (int s = 0; s < S; ++s) {
             const int v = at.w * SW - PL + s * DW;
-            if (v < 0 || v >= W) continue;
-            sum[s] = fma(g, (A)image[((at.n * H + h) * W + v) * C], sum[s]);
+            if (v >= 0 && v < W) sum[s] = fma(g, (A)image[((at.n * H + h) * W + v) * C], sum[s]);
         }
     }
     A* const to = sums + (((I)split * K + k) * R + r) * S * CG + c;
