@@ -14,8 +14,8 @@ NETS = ("cifar_convnet, batch 128", "cifar_convnet, batch 1024", "speed-run net,
 OPS_FIRST = ["tensor_cores", "weight_gradient", "simt", "column_sums", "max_pool", "conv",
              "im2col", "linear", "batch_norm", "avg_pool", "activation", "softmax_cross_entropy",
              "bias_relu", "dropout", "augment", "sgd", "adam"]
-NOT_OF_THE_GPU = ["architecture", "check", "gpu_day", "hostcuda", "launches", "mma", "mutants",
-                  "mutate", "nvrtc", "races", "stand_in", "traffic"]  # of the tests themselves
+NOT_OF_THE_GPU = ["architecture", "check", "gpu_day", "hostcuda", "launches", "mutants", "mutate",
+                  "null_driver", "nvrtc", "races", "stand_in", "traffic"]  # of the tests themselves
 BENCHES = [["conv"], ["im2col", "linear"], ["max_pool", "avg_pool", "global_pool"],
            ["batch_norm", "activation"], ["arithmetic", "reduction"],
            ["softmax", "softmax_cross_entropy", "dropout", "augment"], ["sgd", "adam"]]
@@ -25,7 +25,7 @@ FILES = {"device": ["checks"], "determinism": ["checks", "cases", "sizes"],
          "training": ["speed", "sizes"], "convolutions": ["conv", "nets", "sizes"]}
 
 USES_A_GPU = re.compile(r'def \w+\([^)]*\b(xp|cp)\b|getfixturevalue\("cp"\)|mark\.gpu\b')
-STAND_IN = re.compile(r"^pytestmark = [^\n]*(\n +[^\n]*)*fake_cupy", re.M)
+STAND_IN = re.compile(r"^pytestmark = [^\n]*(\n +[^\n]*)*is not fake_cupy", re.M)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Part:
 
 STAGES = {
     "device": "what the machine is",
-    "tests": "the tests of every op, on the real CuPy",
+    "tests": "the tests of tensor cores and of every op, on the real CuPy",
     "determinism": "the same bits twice; the CPU's numbers",
     "ceilings": "the most that this machine does: copies, matrix products",
     "convolutions": "every layer of five networks, float16, against cuDNN's best",
@@ -100,15 +100,19 @@ def _pytest(stage: str, files: list[str], options: list[str], limit: float) -> P
 
 
 def test_groups() -> list[list[str]]:
-    """Files with tests that run on the GPU, a few to a process: the ops first, then the rest."""
+    """Return the files with tests that run on the GPU, a few to a process.
+
+    mma.cuh comes first, whose instructions the convolutions are made of; then the ops, then the
+    rest.
+    """
     found = {}
     for path in sorted((ROOT / "tests").glob("test_*.py")):
         name = path.stem.removeprefix("test_")
         text = path.read_text(encoding="utf-8")
         if name not in NOT_OF_THE_GPU and USES_A_GPU.search(text) and not STAND_IN.search(text):
             found[name] = str(path.relative_to(ROOT).as_posix())
-    first = [found.pop(name) for name in OPS_FIRST if name in found]
+    mma, first = found.pop("mma"), [found.pop(name) for name in OPS_FIRST if name in found]
     gpu = [found.pop("gpu")] if "gpu" in found else []
     some = [first[i:i + 2] for i in range(0, len(first), 2)]
     rest = list(found.values())
-    return [*some, *([gpu] if gpu else []), *(rest[i:i + 5] for i in range(0, len(rest), 5))]
+    return [[mma], *some, *([gpu] if gpu else []), *(rest[i:i + 5] for i in range(0, len(rest), 5))]

@@ -42,7 +42,7 @@ extern "C" __global__ void clip_squares(
 #pragma unroll
             for (int i = 0; i < V; ++i) {
                 const double v = (A)gs.v[i];
-                sum += v * v;
+                sum = fma(v, v, sum);
             }
         }
         sum = reduce_columns(shared, sum, 1, Add());

@@ -69,7 +69,9 @@ extern "C" __global__ void conv_direct_forward(
                 const int v = at.w * SW - PL + s * DW;
                 if (v < 0 || v >= W) continue;
                 const T* const pixel = x + (((at.n * H + h) * W + v) * C + at.c / KG * CG);
-                for (int c = 0; c < CG; ++c) sum += (A)pixel[c] * (A)filter[(r * S + s) * CG + c];
+                for (int c = 0; c < CG; ++c) {
+                    sum = fma((A)pixel[c], (A)filter[(r * S + s) * CG + c], sum);
+                }
             }
         }
         if (bias) sum += (A)bias[at.c];
@@ -100,7 +102,7 @@ extern "C" __global__ void conv_direct_input_gradient(
                 if (q < 0 || q % SW || q / SW >= Q) continue;
                 const T* const pixel = gy + (((at.n * P + p / SH) * Q + q / SW) * K + k0);
                 for (int k = 0; k < KG; ++k) {
-                    sum += (A)pixel[k] * (A)filter[((I)k * R * S + r * S + s) * CG];
+                    sum = fma((A)pixel[k], (A)filter[((I)k * R * S + r * S + s) * CG], sum);
                 }
             }
         }
@@ -133,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) conv_direct_weight_gradient(
 #pragma unroll
         for (int s = 0; s < S; ++s) {
             const int v = at.w * SW - PL + s * DW;
-            if (v >= 0 && v < W) sum[s] += g * (A)image[((at.n * H + h) * W + v) * C];
+            if (v >= 0 && v < W) sum[s] = fma(g, (A)image[((at.n * H + h) * W + v) * C], sum[s]);
         }
     }
     A* const to = sums + (((I)split * K + k) * R + r) * S * CG + c;

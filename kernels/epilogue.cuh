@@ -136,7 +136,7 @@ struct Staged {
 #pragma unroll
             for (int e = 0; e < V; ++e) {
                 const float apart = (float)p.v[e] - mean[e];
-                m2[e] += apart * apart;
+                m2[e] = fma(apart, apart, m2[e]);
             }
         }
         __syncthreads();                             // the tile has been read

@@ -49,7 +49,7 @@ struct SimtTile {
 #pragma unroll
             for (int i = 0; i < TM; ++i) {
 #pragma unroll
-                for (int j = 0; j < TN; ++j) sum[i][j] += u[i] * v[j];
+                for (int j = 0; j < TN; ++j) sum[i][j] = fma(u[i], v[j], sum[i][j]);
             }
         }
     }

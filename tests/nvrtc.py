@@ -29,7 +29,8 @@ from gpuconv import kernels
 ARCHS = 75, 80, 86, 89, 90, 100, 120  # that a source is for, unless its header says otherwise
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache",
                      "gpuconv-nvrtc")
-OPTIONS = "-ftz=true", "--device-as-default-execution-space"  # CuPy's own, see its compiler.py
+OPTIONS = (*kernels.OPTIONS, "-ftz=true",  # the last two are CuPy's own, see its compiler.py
+           "--device-as-default-execution-space")
 FOLDER = pathlib.Path(__file__).parents[1] / "kernels"
 FILES = sorted(path.name for path in FOLDER.glob("*.cu"))
 FEW = 8                               # compilations that are not worth starting processes
@@ -137,6 +138,17 @@ def build(job):
         return cubin, nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError:
         raise RuntimeError(f"{job}: {nvrtc.getProgramLog(program)}") from None
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def ptx(text, options, arch=80):
+    """Return the PTX of a source, as text."""
+    from cupy.cuda import nvrtc
+    program = nvrtc.createProgram(text, "kernel.cu", [], [])
+    try:
+        nvrtc.compileProgram(program, [f"-arch=compute_{arch}", f"-I{headers()}", *options])
+        return nvrtc.getPTX(program).decode()
     finally:
         nvrtc.destroyProgram(program)
 

@@ -3,6 +3,7 @@
     loop = sass.main_loop(nvrtc.build(job)[0], "conv_forward")
     sass.count(loop, "HMMA")            products on tensor cores
     sass.count(loop, "LDGSTS", ".128")  copies to shared memory, 16 bytes each
+    sass.main_loop(nvrtc.build(job)[0], "conv_simt", "FFMA")    products on ordinary cores
 
 nvdisasm is a part of the CUDA toolkit, or of the wheel nvidia-cuda-nvdisasm.
 """
@@ -24,18 +25,18 @@ def disassembler():
     return shutil.which("nvdisasm") or next(map(str, found), None)
 
 
-def main_loop(cubin, kernel):
-    """Its instructions, as text: of the smallest loop that has the most products (HMMA)."""
+def main_loop(cubin, kernel, product="HMMA"):
+    """Return its instructions, as text: of the smallest loop that has the most products."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         text = subprocess.run([disassembler(), "-c", file.name], capture_output=True, text=True,
                               check=True).stdout
-    return loop_of(re.split(r"^\s*\.section\s+\.text\.", text, flags=re.M), kernel)
+    return loop_of(re.split(r"^\s*\.section\s+\.text\.", text, flags=re.M), kernel, product)
 
 
-def loop_of(sections, kernel):
-    """The same, from the disassembled sections of code."""
+def loop_of(sections, kernel, product):
+    """Return the instructions of the main loop from the disassembled sections of code."""
     code, labels, best = [], {}, []
     body = next(s for s in sections if re.match(rf"{kernel}\b", s))
     for label, instruction in re.findall(r"^\s*(\.L_x_\d+):|/\*[0-9a-f]{4,}\*/\s+([^;{]*);", body,
@@ -47,7 +48,7 @@ def loop_of(sections, kernel):
         jump = re.search(r"\bBRA\b.*\((\.L_x_\d+)\)", instruction)
         if jump and jump[1] in labels:  # backwards
             loop = code[labels[jump[1]]:]
-            best = max(best, loop, key=lambda c: (count(c, "HMMA"), -len(c)))
+            best = max(best, loop, key=lambda c: (count(c, product), -len(c)))
     return best
 
 

@@ -274,6 +274,18 @@ def test_parts_are_short_and_their_files_are_there():
             assert part.command[1:3] in gpu_stages.WORK
 
 
+def test_the_instructions_of_tensor_cores_are_tested_first():
+    first = next(part for part in gpu_parts.parts() if part.stage == "tests")
+    assert first.files == ("tests/test_mma.py",)
+
+
+def test_files_that_only_need_a_kernel_compiler_without_a_gpu_are_tested():
+    """They mention the stand-in, too, in the condition of a skip."""
+    files = {file for group in gpu_parts.test_groups() for file in group}
+    assert "tests/test_step.py" in files
+    assert not files & {"tests/test_capture.py", "tests/test_streams.py", "tests/test_races.py"}
+
+
 def test_networks_have_their_layers():
     assert tuple(gpu_nets.NETS) == gpu_parts.NETS
     flops = {name: sum(layer.count * 2 * p.K * p.depth * p.P * p.Q for layer in layers

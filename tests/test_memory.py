@@ -273,22 +273,31 @@ def blocks():
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("images", [12, 40])
-def test_on_a_gpu_it_is_what_the_pool_reports(cp, dtype, images):
+def test_on_a_gpu_it_is_what_the_arrays_of_a_step_take(cp, dtype, images):
+    """Bytes in use at once. CuPy's pool holds more, 1.7 times as much here: it cuts blocks, and
+    what lies free between them is no whole block.
+    """
     model = blocks().to("cuda", dtype)
     optimiser = optim.SGD(model.parameters(), 0.1, momentum=0.9, master=dtype == "float16")
     x = cp.asarray(np.random.default_rng(0).standard_normal((images, 12, 12, 8)).astype(dtype))
     labels = cp.zeros(images, np.int32)
     model.train()
     for _ in range(2):  # the first allocates what stays
-        pool = cp.cuda.MemoryPool()
-        with cp.cuda.using_allocator(pool.malloc):
+        pool, used = cp.cuda.MemoryPool(), []
+
+        def malloc(size, pool=pool, used=used):
+            found = pool.malloc(size)
+            used.append(pool.used_bytes())
+            return found
+
+        with cp.cuda.using_allocator(malloc):
             optimiser.zero_grad()
             softmax_cross_entropy(model(x), labels).backward()
             optimiser.step()
     found = predict(model, (12, 12, 8), images)
     step = found.activations + found.workspace + found.gradients - sum(
         memory._aligned(p.data.nbytes) for p in model.parameters())  # those were there before
-    assert abs(step / pool.total_bytes() - 1) < 0.1
+    assert abs(step / max(used) - 1) < 0.1
 
 
 def test_a_prediction_gives_back_what_it_had(cp, monkeypatch):
@@ -420,13 +429,13 @@ def test_explain_hides_nothing_when_it_cannot_predict():
     assert str(found).endswith("does not fit into memory: Unable to allocate 9 EiB")
 
 
-def test_explain_takes_cupys_error(cp):
+def test_explain_takes_cupys_error(cp, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 7 << 30)
     cupy = pytest.importorskip("cupy", exc_type=ImportError)
     error = cupy.cuda.memory.OutOfMemoryError(1 << 40, 0, 0)
     assert isinstance(error, MemoryError)  # so nobody needs cupy to catch it
     found = explain(error, small(), (8, 8, 3), 1 << 22)
-    assert "GiB, 7.0 GiB are free: the largest batch" in str(found) or backend.is_gpu(
-        small()[0].weight.data)
+    assert "GiB, 7.0 GiB are free: the largest batch" in str(found)
 
 
 @pytest.mark.parametrize("optimizer, slots", [

@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from conftest import ampere
 
 from check import close, make
 from gpuconv import backend, kernels
@@ -21,11 +22,14 @@ def order(request, monkeypatch):
 
 
 @pytest.fixture
+def cp(cp):
+    """cupy with tensor cores, or the stand-in."""
+    return ampere(cp)
+
+
+@pytest.fixture
 def probe(cp):
     """run(function, *arrays, **constants): one warp of mma_probe.cu, on copies on the GPU."""
-    if cp is not fake_cupy and int(cp.cuda.Device().compute_capability) < 80:
-        pytest.skip("tensor cores of this kind begin with compute capability 8.0")
-
     def run(function, *args, T="float32", X=1, BYTES=16):
         gpu = [cp.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
         kernels.kernel(PROBE, function, T=T, X=X, BYTES=BYTES)(32, *gpu, block=32)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from check import close, host
+from check import close, host, make
 from gpuconv import kernels
 from gpuconv.autograd import Parameter
 from gpuconv.backend import accumulator, float_dtype
@@ -151,6 +151,27 @@ def test_what_stands_around_the_products_is_numpy(cp, rng, monkeypatch, dtype, h
             close(got[name], want[name], terms=10)
         for p, q in zip(here, there, strict=True):
             close(p.data, q.data, terms=10)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_masters_are_what_float32_weights_become_bit_for_bit(xp, rng, monkeypatch, dtype, nesterov):
+    """From the same gradients and the same update, whose products are in the weights' dtype."""
+    monkeypatch.setattr(muon, "orthogonalized",
+                        lambda d, _, T: d.astype(float_dtype(dtype)).astype(T))
+    ps = parameters(xp, rng, dtype)
+    wide = [Parameter(p.data.astype("float32")) for p in ps]
+    pair = [Muon(its, 0.1, weight_decay=0.3, nesterov=nesterov, master=True) for its in (ps, wide)]
+    for factor in (1.0, 0.3, 0.7):
+        for p, w in zip(ps, wide, strict=True):
+            w.grad[...] = xp.asarray(make(rng.standard_normal(p.shape), dtype).astype("float32"))
+            p.grad[...] = w.grad.astype(p.dtype)
+        for its in pair:
+            its.factor = factor
+            its.step()
+    state = pair[0].state_dict()
+    for i, w in enumerate(wide):
+        np.testing.assert_array_equal(host(state[f"master.{i}"]), host(w.data))
 
 
 def test_a_step_that_is_skipped_changes_nothing(xp, rng):

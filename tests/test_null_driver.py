@@ -103,11 +103,12 @@ def test_a_step_launches_what_the_stand_in_counts(cp, monkeypatch):
 
 
 def test_a_start_is_quick():
-    """CuPy compiles an empty program for each set of options, 20 ms; an operation with a number
-    imports all of its sparse matrices, and SciPy's, 300 ms.
+    """CuPy compiles an empty program for each set of options, 20 ms: one for its own operations,
+    one for all kernels of gpuconv. An operation with a number imports all of its sparse matrices,
+    and SciPy's, 300 ms.
     """
     found, _, refused = run("start")
-    assert refused == [] and found == dict(sets=1, scipy=False)
+    assert refused == [] and found == dict(ours=[False, True], scipy=False)
 
 
 def test_forecasts_of_memory_leave_nothing_behind():

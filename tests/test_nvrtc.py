@@ -94,6 +94,61 @@ def test_the_table_has_a_row_for_each_kernel():
     assert each[2].endswith("A=float T=float")
 
 
+# -- rounding ----------------------------------------------------------------------------
+
+LIBRARY = "erfc", "exp", "exp2", "log", "pow", "tanh"  # functions that are made of fma themselves
+OPAQUE = """
+template <class V, class... W> __device__ inline V opaque(V v, W...) {
+    if constexpr (sizeof(V) == 8) asm volatile("mov.b64 %0, %0;" : "+d"(v));
+    else asm volatile("mov.b32 %0, %0;" : "+f"(v));
+    return v;
+}
+"""
+
+
+def contracted(text, options):
+    """Return the PTX instructions that round a product and a sum once, or that ptxas may make so.
+
+    A call of fma or of a function of LIBRARY becomes an instruction that is none of them: what is
+    found is the compiler's doing. A mul or add without a rounding mode, such as .rn, is open to
+    ptxas.
+    """
+    head, words = OPAQUE, (*LIBRARY, "fma")
+    head += "".join(f"#define {name}(...) opaque(__VA_ARGS__)\n" for name in words)
+    code = nvrtc.ptx(kernels.source("common.cuh") + head + text, options)
+    return re.findall(r"^\s*(?:@\S+\s+)?(fma\.\S+|(?:mul|add|sub)\.(?:ftz\.)?f\d\d\b)", code, re.M)
+
+
+def everywhere(files):
+    """Yield the file, the dtype, and what is contracted, for each dtype and each of CASES."""
+    for file in files:
+        text = kernels.source(file).replace(kernels.source("common.cuh"), "")
+        for i, T in enumerate(nvrtc.dtypes(file)):
+            for case in CASES[file]:
+                more = options(file, case, T, ("int32", "int64")[i % 2])
+                yield file, T, contracted(text, (*nvrtc.OPTIONS, *more))
+
+
+@pytest.mark.parametrize("file", ["adam.cu", "sgd.cu"])
+def test_the_compiler_fuses_nothing_in_an_optimiser(file):
+    """So that float32 weights and the masters of 16-bit ones get the same bits."""
+    assert [(T, found) for _, T, found in everywhere([file]) if found] == []
+
+
+@pytest.mark.slow
+def test_the_compiler_fuses_nothing():
+    assert [found for found in everywhere(nvrtc.FILES) if found[-1]] == []
+
+
+@pytest.mark.parametrize("T", ["float", "double"])
+def test_what_the_compiler_fuses_is_seen(T):
+    text = f"""extern "C" __global__ void f({T}* x) {{ x[0] = exp(x[0]) * x[1] + x[2]; }}
+               extern "C" __global__ void g({T}* x) {{ x[0] = fma(exp(x[0]), x[1], x[2]); }}"""
+    assert contracted(text, nvrtc.OPTIONS) == []
+    found = contracted(text, set(nvrtc.OPTIONS) - set(kernels.OPTIONS))
+    assert len(found) == 1 and found[0].startswith("fma.rn")
+
+
 # -- the reader --------------------------------------------------------------------------
 
 

@@ -5,19 +5,14 @@ blocks in four orders, over memory that held other things, and in one block that
 the bits must be the same, and nothing may be reported.
 """
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from kernel_cases import CASES, files_of_kernels, parallel, run
+from kernel_cases import CASES, run
 
 from check import close
 from gpuconv import backend, kernels
 from hostcuda import compiler, fake_cupy
-from hostcuda.hostcuda import HostKernel, has_fma
+from hostcuda.hostcuda import HostKernel
 
 pytestmark = [pytest.mark.skipif(not compiler(), reason="no g++"),
               pytest.mark.skipif(backend._cupy is not fake_cupy, reason="checks of the stand-in")]
@@ -27,10 +22,10 @@ TERMS = 1500  # at most, of any sum in the cases
 
 @pytest.fixture
 def changed(monkeypatch):
-    """changed(seed, fill, max_blocks, mode, edits): how kernels run from here on."""
+    """changed(seed, fill, max_blocks, edits): how kernels run from here on."""
     real, source = fake_cupy.empty, kernels.source
 
-    def change(seed=2, fill=0xFF, max_blocks=kernels.MAX_BLOCKS, mode="checked", edits=()):
+    def change(seed=2, fill=0xFF, max_blocks=kernels.MAX_BLOCKS, edits=()):
         def empty(*args, **options):
             a = real(*args, **options)
             a.host.reshape(-1).view(np.uint8)[...] = fill
@@ -48,8 +43,7 @@ def changed(monkeypatch):
         monkeypatch.setattr(HostKernel, "seed", seed)
         monkeypatch.setattr(kernels, "MAX_BLOCKS", max_blocks)
         monkeypatch.setattr(kernels, "source", edited)
-        if mode != fake_cupy.RawModule.mode or edits:
-            monkeypatch.setattr(fake_cupy.RawModule, "mode", mode)
+        if edits:
             kernels.kernel.cache_clear()
 
     yield change
@@ -93,28 +87,6 @@ def test_the_cases_launch_every_kernel(monkeypatch):
     for case in CASES:
         run(case, fake_cupy)
     assert launched == {name for f in FILES for name in kernels.signatures(kernels.source(f.name))}
-
-
-@pytest.mark.skipif(not has_fma(), reason="this CPU has no fused multiply-add")
-@pytest.mark.parametrize("case", CASES)
-def test_fused_multiply_add_as_on_the_device_changes_no_result(changed, case):
-    changed(mode="fma")
-    for a, b in zip(run(case, np), run(case, fake_cupy), strict=True):
-        close(b, a, terms=TERMS)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not has_fma(), reason="this CPU has no fused multiply-add")
-def test_all_files_of_kernels_pass_with_fused_multiply_add():
-    """The ordinary tests once more, in another process: kernels that round less often, and whose
-    arrays end where their memory ends."""
-    here = pathlib.Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "hostcuda.fma", *parallel(), "-k",
-         "host-cuda or cuda or gpu", *files_of_kernels(), here / "test_conv.py"],
-        cwd=here.parent, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(here)})
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
 # -- faults in real kernels ---------------------------------------------------------------

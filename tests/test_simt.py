@@ -1,7 +1,10 @@
 """Convolution on the ordinary cores, against its definition: geometries, dtypes, starts, splits."""
 
 import numpy as np
+import nvrtc
+import nvrtc_cases
 import pytest
+import sass
 from test_capture import Captured
 
 from check import DTYPES, close, make
@@ -316,3 +319,18 @@ def test_all_three_can_be_captured(cp, rng, monkeypatch, name):
         x[...] = cp.asarray(whole(rng, x.shape, "float32"))
         captured.replay()
         equal([a.get() for a in (y, gx, gw)], definition(p, x.get(), w.get(), gy.get()))
+
+
+# -- what the compiler makes of it -----------------------------------------------------------
+
+
+@pytest.mark.skipif(bool(nvrtc.missing()) or not sass.disassembler(), reason="no nvdisasm")
+@pytest.mark.parametrize("kernel", ["conv_simt", "conv_simt_weight"])
+def test_a_product_and_its_sum_are_one_instruction(kernel):
+    """8 x 4 x 4 of them a step: depth, and the tile of a thread."""
+    case = nvrtc_cases.CASES[f"{kernel}.cu"][0]
+    options = nvrtc_cases.options(f"{kernel}.cu", case, "float32", "int32")
+    cubin, _ = nvrtc.build(nvrtc.Job(f"{kernel}.cu", options, 90))
+    loop = sass.main_loop(cubin, kernel, "FFMA")
+    assert sass.count(loop, "FFMA") == 8 * case["TM"] * case["TN"] == 128
+    assert not any(sass.count(loop, name) for name in ("FMUL", "FADD"))

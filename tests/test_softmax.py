@@ -29,7 +29,8 @@ def test_is_pytorchs(xp, rng, name, shape, axis, dtype):
     gy = make(rng.standard_normal(shape), dtype)
     want_y, want_gx = by_torch(name, x, axis, gy)
     close(y, make(want_y, dtype), terms=10)
-    close(pull(xp.asarray(gy))[0], make(want_gx, dtype), terms=10)
+    close(pull(xp.asarray(gy))[0], make(want_gx, dtype), terms=10,
+          partial=np.abs(gy).astype(float).max(initial=0))  # gy, less what is nearly the same
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

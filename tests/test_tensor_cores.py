@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from conftest import ampere
 
 from check import close
 from gpuconv import backend
@@ -95,6 +96,12 @@ def gradient(p, gy, w):
 def of(tile, T):
     """The tile with stages of as many bytes."""
     return tile._replace(BK=tile.BK * 2 // backend.float_dtype(T).itemsize)
+
+
+@pytest.fixture
+def cp(cp):
+    """cupy with tensor cores, or the stand-in."""
+    return ampere(cp)
 
 
 def forward(cp, p, x, w, T, tile=SMALL, shape=None, **how):

@@ -6,6 +6,7 @@ import numpy as np
 import nvrtc
 import pytest
 import sass
+from conftest import ampere
 from test_tensor_cores import DTYPES, GEOMETRIES, NONE, Geometry, numbers, on_the_cpu, padded, taps
 from weight_cases import SMALL, of
 
@@ -30,6 +31,12 @@ MORE = {
     "1x1, cropped": Geometry((3, 5, 6, 16), (24, 1, 1), (0, -1, 0, -2)),
 }
 ALL = GEOMETRIES | MORE
+
+
+@pytest.fixture
+def cp(cp):
+    """cupy with tensor cores, or the stand-in."""
+    return ampere(cp)
 
 
 def definition(p, x, gy):

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from gpuconv import backend, nn, optim, random
+from gpuconv import backend, kernels, nn, optim, random
 from gpuconv.cli import bench, main
 from gpuconv.data import Augment, Dataset
 from gpuconv.train import fit
@@ -92,10 +92,15 @@ def launches(driver):
 
 
 def start(driver):
-    """What a first run costs beside its kernels: sets of compiler options, CuPy's SciPy half."""
+    """Return what a first run costs beside its kernels.
+
+    ours: for each set of compiler options, whether kernels.OPTIONS are in it; scipy: whether CuPy
+    imported its SciPy half.
+    """
     train("nesterov", "float16")
     sets = backend.cupy().cuda.compiler._empty_file_preprocess_cache
-    return dict(sets=len(sets), scipy="scipy.sparse" in sys.modules)
+    ours = [set(kernels.OPTIONS) <= set(options) for _, options, *_ in sets]
+    return dict(ours=sorted(ours), scipy="scipy.sparse" in sys.modules)
 
 
 # -- memory ------------------------------------------------------------------------------
