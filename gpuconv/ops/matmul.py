@@ -118,7 +118,7 @@ class MatMul(Op):
                 a, b = wide(a), wide(b)
             else:
                 a, b = a.astype(g.dtype, copy=False), b.astype(g.dtype, copy=False)
-            return sum_to(gemm(a, b), wanted).reshape(shape).astype(dtype, copy=False)
+            return sum_to(gemm(a, b), wanted, dtype).reshape(shape)
 
         ga = (product(g, _swapped(self.b.reshape(column)), row, a_shape)
               if self.needs[0] else None)

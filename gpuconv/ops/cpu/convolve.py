@@ -148,19 +148,6 @@ def most_sums(size: int) -> int:
     return SUMS if size <= SMALL else SUMS // 2
 
 
-def sum_rows(gy: np.ndarray) -> np.ndarray:
-    """(K,): the sum over all but the last axis, in chunks added in order."""
-    dtype = accumulator(gy.dtype)
-
-    def sum_of(piece: slice) -> np.ndarray:
-        return gy[piece].sum(axis=(0, 1, 2), dtype=dtype)
-
-    total = np.zeros(gy.shape[3], dtype)
-    for part in threads.each(sum_of, threads.chunks(len(gy), gy[:1].nbytes)):
-        total += part
-    return total.astype(gy.dtype, copy=False)
-
-
 def parts(C: int, K: int, groups: int) -> Iterator[tuple[slice, slice]]:
     """The channels and the filters of each group."""
     c, k = C // groups, K // groups
