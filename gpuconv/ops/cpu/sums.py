@@ -22,6 +22,9 @@ from gpuconv.ops.cpu.pieces import Piece, cut
 
 BLOCK = 64       # terms of one sum in the accumulator dtype
 SMALL = 1 << 16  # bytes that NumPy adds before BLAS is ready to
+LONG = 1 << 12   # terms: a product of more is cut into runs, see multiply
+FEW = 64         # elements of a small product, where BLAS adds all terms of a run one by one
+RUNS = 1 << 8, 1 << 15  # terms of a run: of a small product, of a larger one
 
 
 def sum_axes(x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
@@ -96,3 +99,24 @@ def block_sums(x: np.ndarray,
     sums = add(x[:, : R * BLOCK].reshape(n, BLOCK, R * C)).reshape(n, R, C)
     total = add(sums.astype(np.float64, copy=False))
     return total + add(x[:, R * BLOCK :]) if b % BLOCK else total
+
+
+def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """Write ``a @ b`` into out, for matrices (M, n) and (n, K): a long sum over n is cut into runs.
+
+    The runs are added in float64. For a large product BLAS cuts a run again, into a few hundred
+    terms. In this thread: where BLAS uses one.
+    """
+    (M, n), K = a.shape, b.shape[1]
+    run = RUNS[M * K > FEW]
+    if n <= max(LONG, run):
+        np.matmul(a, b, out=out)
+        return
+    total = np.zeros((M, K))
+    for some in threads.chunks(n // run, run * (M + K) * a.itemsize, threads.CACHE):
+        rows = slice(some.start * run, some.stop * run)
+        parts = np.matmul(a[:, rows].reshape(M, -1, run).swapaxes(0, 1),
+                          b[rows].reshape(-1, run, K))  # (runs, M, K)
+        total += parts.sum(axis=0, dtype=np.float64)
+    rest = n // run * run
+    out[...] = total + a[:, rest:] @ b[rest:]
