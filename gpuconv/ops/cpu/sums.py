@@ -23,8 +23,8 @@ from gpuconv.ops.cpu.pieces import Piece, cut
 BLOCK = 64       # terms of one sum in the accumulator dtype
 SMALL = 1 << 16  # bytes that NumPy adds before BLAS is ready to
 LONG = 1 << 12   # terms: a product of more is cut into runs, see multiply
-FEW = 64         # elements of a small product, where BLAS adds all terms of a run one by one
-RUNS = 1 << 8, 1 << 15  # terms of a run: of a small product, of a larger one
+FEW = 1 << 12    # elements of a small product, where BLAS may add all terms of a run one by one
+RUNS = BLOCK, 1 << 15  # terms of a run: of a small product, of a larger one
 
 
 def sum_axes(x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
@@ -109,7 +109,7 @@ def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """
     (M, n), K = a.shape, b.shape[1]
     run = RUNS[M * K > FEW]
-    if n <= max(LONG, run):
+    if n <= max(LONG, run):  # BLAS's own cut will do
         np.matmul(a, b, out=out)
         return
     total = np.zeros((M, K))
