@@ -235,9 +235,9 @@ class BatchNorm(Op):
 
         Args:
             x, gamma, beta, residual: the operands.
-            moments: (means, m2s), each (slices, C) in the accumulator dtype: mean and sum of
-                squared deviations of moment_rows consecutive rows of x.reshape(-1, C); the last
-                slice holds what is left. They take the place of a pass over x.
+            moments: (means, variances), each (slices, C) in the accumulator dtype: those of
+                moment_rows consecutive rows of x.reshape(-1, C); the last slice holds what is
+                left. They take the place of a pass over x.
             moment_rows: of a slice.
         """
         cp, C, wide = cupy(), x.shape[-1], accumulator(x.dtype)
@@ -258,7 +258,7 @@ class BatchNorm(Op):
         return y
 
     def moments(self, x: Any, cut: Cut, V: int) -> Any:
-        """(means, m2s) of the slices of x, each (S, C)."""
+        """Return means and variances of the slices of x, each (S, C)."""
         both = cupy().empty((2, cut.S, cut.C), accumulator(x.dtype))
         self.kernel("batch_norm_moments", x, V)(cut.threads(V), x, both[0], both[1], *cut)
         return both
@@ -276,7 +276,8 @@ class BatchNorm(Op):
             moments, slices, each = both, few.S, each * MERGED
         self.kernel("batch_norm_statistics", x, V)(
             Cut(slices, C, 1, slices, lanes).threads(1), moments[0], moments[1], mean, inv_std,
-            *self.running, self.batches, count, each, C, slices, lanes, self.momentum, self.eps)
+            *self.running, self.batches, count, each, C, slices, lanes, self.momentum, self.eps,
+            LARGEST[mean.itemsize])
 
     def backward_gpu(self, gy: Any) -> tuple:
         cp, C = cupy(), gy.shape[-1]
