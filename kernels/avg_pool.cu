@@ -57,7 +57,7 @@ __device__ inline void forward(const T* x, T* y, int N, int H, int W, int C, int
         const Place at = place(t, P, Q, packs);
         const Pack<T, V>* image = reinterpret_cast<const Pack<T, V>*>(x) + at.n * H * W * packs;
 
-        A sum[V] = {};
+        typename SumOf<(R * S > MANY), A>::Type sum[V] = {};
         const auto load = [&](int h, int w) { return image[((I)h * W + w) * packs + at.c]; };
         each_pixel<R, S, 1, 1>(
             at.h * SH - PT, at.w * SW - PL, H, W, load, [&](Pack<T, V> pixel, int, int, int) {
@@ -65,7 +65,7 @@ __device__ inline void forward(const T* x, T* y, int N, int H, int W, int C, int
             });
         const A D = divisor(at.h, at.w, H, W);
         Pack<T, V> result;
-        for (int i = 0; i < V; ++i) result.v[i] = (T)(sum[i] / D);
+        for (int i = 0; i < V; ++i) result.v[i] = (T)((A)sum[i] / D);
         reinterpret_cast<Pack<T, V>*>(y)[t] = result;
     }
 }
@@ -82,12 +82,12 @@ __device__ inline void backward(const T* gy, T* gx, int N, int H, int W, int C, 
                                 ((at.n * P + p) * Q + q) * packs + at.c],
                             (A)1 / divisor(p, q, H, W)};
         };
-        const auto use = [](A* sum, const Share<V>& share, int) {
+        const auto use = [](auto* sum, const Share<V>& share, int) {
             for (int i = 0; i < V; ++i) sum[i] += (A)share.g.v[i] * share.each;
         };
-        const auto store = [&](int h, int w, const A* sum) {
+        const auto store = [&](int h, int w, const auto* sum) {
             Pack<T, V> result;
-            for (int i = 0; i < V; ++i) result.v[i] = (T)sum[i];
+            for (int i = 0; i < V; ++i) result.v[i] = (T)(A)sum[i];
             image[((I)h * W + w) * packs] = result;
         };
         each_tile_pixel<V, A, R, S, SH, SW, 1, 1, PT, PL>(at.h, at.w, H, W, P, Q, load, use, store);

@@ -16,9 +16,9 @@
 //          over an array takes the slices from the last to the first: the last is what L2 still
 //          holds. merge, statistics, backward_totals: a thread keeps one channel.
 //          Shared memory: 12 bytes a thread and channel (24 for double).
-// Traffic  moments     reads x rows*C, writes mean/m2 S*C.
-//          merge       reads slice_mean/slice_m2 slices*C, writes mean/m2 S*C.
-//          statistics  reads slice_mean/slice_m2 S*C, running_mean/running_var C, batches 1, writes
+// Traffic  moments     reads x rows*C, writes mean/var S*C.
+//          merge       reads slice_mean/slice_var slices*C, writes mean/var S*C.
+//          statistics  reads slice_mean/slice_var S*C, running_mean/running_var C, batches 1, writes
 //                      mean/inv_std/running_mean/running_var C, batches 1.
 //          fixed       reads running_mean/running_var C, writes mean/inv_std C.
 //          forward     reads x rows*C, residual rows*C, gamma/beta/mean/inv_std C (asks
@@ -50,18 +50,21 @@ constexpr bool HEAVY = ACTIVATION == GELU;  // wants registers of its own
 constexpr int DEEP = HEAVY ? 2 : 4;    // rows that a thread reads at once, of one array,
 constexpr int PAIRS = HEAVY ? 2 : 3;   // of two,
 constexpr int WITH = 2;                // where there is a residual as well
+constexpr int RUN = 48;                // rows that a thread adds up before it adds to their sum
 using P = Pack<T, V>;
 
 struct Moments {
-    A n, mean, m2;                     // how many values, their mean, sum of squared deviations
-};
+    A n, mean, var;                    // how many values, their mean and variance: no sum of squares,
+};                                     // which would overflow
 
 struct MergeMoments {
     __device__ Moments operator()(Moments a, Moments b) const {
         const A n = a.n + b.n;
         if (b.n == 0) return a;
-        const A delta = b.mean - a.mean, share = b.n / n;
-        return {n, a.mean + delta * share, a.m2 + b.m2 + delta * delta * a.n * share};
+        if (a.n == 0) return b;
+        const A delta = b.mean - a.mean, share = b.n / n, keep = a.n / n;
+        return {n, fma(delta, share, a.mean),
+                fma(keep, fma(delta * share, delta, a.var), share * b.var)};
     }
 };
 
@@ -75,20 +78,20 @@ struct AddSums {
 
 __device__ inline A rounded(A v) { return (A)(T)v; }
 
-// What the channels of a thread do to x: the same bits in forward and in backward. The mean goes into
-// the shift, which costs no more digits than x has lost, being rounded.
+// What the channels of a thread do to x: the same bits in forward and in backward. The mean is
+// subtracted first: where all x of a channel are equal, what is left is exactly the shift.
 struct Normalise {
-    A scale[V], shift[V];
-    __device__ Normalise(const T* gamma, const T* beta, const A* center, const A* inv, int c) {
+    A center[V], scale[V], shift[V];
+    __device__ Normalise(const T* gamma, const T* beta, const A (&mean)[V], const A* inv, int c) {
         get_channels(scale, gamma, c, (A)1);
         get_channels(shift, beta, c);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
+            center[v] = mean[v];
             scale[v] *= inv[v];
-            shift[v] = fma(-center[v], scale[v], shift[v]);
         }
     }
-    __device__ A operator()(A x, int v) const { return fma(x, scale[v], shift[v]); }
+    __device__ A operator()(A x, int v) const { return fma(x - center[v], scale[v], shift[v]); }
 };
 
 // ---- forward
@@ -96,77 +99,77 @@ struct Normalise {
 extern "C" __global__ void __launch_bounds__(BLOCK, 3) batch_norm_moments(
     const T* __restrict__ x,              // (rows, C)
     A* __restrict__ mean,                 // (S, C)       of each slice
-    A* __restrict__ m2,                   // (S, C)
+    A* __restrict__ var,                  // (S, C)
     long long rows, int C, int S, int per, int lanes)
 {
     constexpr int N = 4;
     __shared__ Moments shared[spread<Moments>(BLOCK * V)];
     for (long long b = blockIdx.x; b < Part<V>::all(rows, C, per, lanes); b += gridDim.x) {
         const Part<V> p(b, rows, C, per, lanes);
-        A count = 0, means[V] = {}, m2s[V] = {};
+        A count = 0, means[V] = {}, vars[V] = {};
         long long at = p.at;
 #pragma unroll 1
         for (int left = p.count; left > 0; left -= N, at += N * p.step) {
             P some[N];
             const int n = min(N, left);
             get_rows<N>(some, x + at, p.step, left);
-            const A inverse = (A)1 / n, share = n / (count + n), weight = count * share;
+            const A inverse = (A)1 / n, share = n / (count + n), keep = count / (count + n);
 #pragma unroll
             for (int v = 0; v < V; ++v) {
-                A here = 0;               // the mean of these rows
+                const A first = (A)some[0].v[v];
+                A here = first, square = 0;      // the mean of these rows, their squared deviations
 #pragma unroll
-                for (int i = 0; i < N; ++i) {
-                    here += (A)some[i].v[v];
+                for (int i = 1; i < N; ++i) {
+                    here = i < n ? fma((A)some[i].v[v] - first, inverse, here) : here;
                 }
-                here *= inverse;
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
                     const A d = i < n ? (A)some[i].v[v] - here : (A)0;
-                    m2s[v] = fma(d, d, m2s[v]);
+                    square = fma(d, d, square);
                 }
-                const A delta = here - means[v];
-                means[v] = fma(delta, share, means[v]);
-                m2s[v] = fma(delta * delta, weight, m2s[v]);
+                const A mean = count == 0 ? here : means[v], delta = here - mean;
+                means[v] = fma(delta, share, mean);
+                vars[v] = fma(keep, fma(delta * share, delta, vars[v]), square * inverse * share);
             }
             count += n;
         }
         Moments all[V];
 #pragma unroll
-        for (int v = 0; v < V; ++v) all[v] = {count, means[v], m2s[v]};
+        for (int v = 0; v < V; ++v) all[v] = {count, means[v], vars[v]};
         reduce_rows<V>(shared, all, p.height, lanes, MergeMoments());
         for (int k = threadIdx.x; k < p.width; k += BLOCK) {
             mean[(long long)p.slice * C + p.first + k] = shared[spread<Moments>(k)].mean;
-            m2[(long long)p.slice * C + p.first + k] = shared[spread<Moments>(k)].m2;
+            var[(long long)p.slice * C + p.first + k] = shared[spread<Moments>(k)].var;
         }
         __syncthreads();                  // before shared is written again
     }
 }
 
 // The moments of the slices that are this thread's part of (slices, C), `each` rows in a slice.
-__device__ inline Moments merged(const Part<1>& p, const A* mean, const A* m2, long long rows,
+__device__ inline Moments merged(const Part<1>& p, const A* mean, const A* var, long long rows,
                                  int each)
 {
     return merge_rows<Moments>(p.count, [=](int i) -> Moments {
         const long long at = p.at + i * p.step, first = (p.row + (long long)i * p.height) * each;
-        return {(A)min((long long)each, rows - first), mean[at], m2[at]};
+        return {(A)min((long long)each, rows - first), mean[at], var[at]};
     }, MergeMoments());
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) batch_norm_merge(
     const A* __restrict__ slice_mean,     // (slices, C)  of `each` rows
-    const A* __restrict__ slice_m2,       // (slices, C)
+    const A* __restrict__ slice_var,      // (slices, C)
     A* __restrict__ mean,                 // (S, C)       of `per` slices
-    A* __restrict__ m2,                   // (S, C)
+    A* __restrict__ var,                  // (S, C)
     long long rows, int slices, int each, int C, int S, int per, int lanes)
 {
     __shared__ Moments shared[spread<Moments>(BLOCK)];
     for (long long b = blockIdx.x; b < Part<1>::all(slices, C, per, lanes); b += gridDim.x) {
         const Part<1> p(b, slices, C, per, lanes);
-        const Moments mine = merged(p, slice_mean, slice_m2, rows, each);
+        const Moments mine = merged(p, slice_mean, slice_var, rows, each);
         reduce_rows<1>(shared, &mine, p.height, lanes, MergeMoments());
         for (int k = threadIdx.x; k < p.width; k += BLOCK) {
             mean[(long long)p.slice * C + p.first + k] = shared[spread<Moments>(k)].mean;
-            m2[(long long)p.slice * C + p.first + k] = shared[spread<Moments>(k)].m2;
+            var[(long long)p.slice * C + p.first + k] = shared[spread<Moments>(k)].var;
         }
         __syncthreads();                  // before shared is written again
     }
@@ -174,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) batch_norm_merge(
 
 extern "C" __global__ void __launch_bounds__(BLOCK) batch_norm_statistics(
     const A* __restrict__ slice_mean,     // (S, C)       of `each` rows
-    const A* __restrict__ slice_m2,       // (S, C)
+    const A* __restrict__ slice_var,      // (S, C)
     A* __restrict__ mean,                 // (C,)
     A* __restrict__ inv_std,              // (C,)
     A* __restrict__ running_mean,         // (C,)         updated; null: there is none
@@ -182,23 +185,25 @@ extern "C" __global__ void __launch_bounds__(BLOCK) batch_norm_statistics(
     long long* __restrict__ batches,      // ()           counted; null: not
     long long rows, int each, int C, int S, int lanes,
     A momentum,                           // weight of this batch in the running statistics
-    A eps)
+    A eps,
+    A largest)                            // variance: what is larger counts as infinite
 {
     __shared__ Moments shared[spread<Moments>(BLOCK)];
     if (batches && blockIdx.x == 0 && threadIdx.x == 0) batches[0] += 1;
     for (long long b = blockIdx.x; b < Part<1>::all(S, C, S, lanes); b += gridDim.x) {
         const Part<1> p(b, S, C, S, lanes);
-        const Moments mine = merged(p, slice_mean, slice_m2, rows, each);
+        const Moments mine = merged(p, slice_mean, slice_var, rows, each);
         reduce_rows<1>(shared, &mine, p.height, lanes, MergeMoments());
         for (int k = threadIdx.x; k < p.width; k += BLOCK) {
             const Moments all = shared[spread<Moments>(k)];
             const int c = p.first + k;
             mean[c] = all.mean;
-            inv_std[c] = 1 / sqrt(all.m2 / rows + eps);
+            const A var = all.var > largest ? -log((A)0) : all.var;
+            inv_std[c] = 1 / sqrt(var + eps);
             if (running_mean) {
                 const A keep = 1 - momentum;
                 running_mean[c] = keep * running_mean[c] + momentum * all.mean;
-                running_var[c] = keep * running_var[c] + momentum * (all.m2 / (rows - 1));
+                running_var[c] = keep * running_var[c] + momentum * (var * ((A)rows / (rows - 1)));
             }
         }
         __syncthreads();                  // before shared is written again
@@ -276,6 +281,8 @@ __device__ inline void pull_rows(const Part<V>& p, const Normalise& normalise, c
                                  const T* gy, const T* x, const T* residual, T* gz, Sums* all)
 {
     constexpr int N = ADD ? WITH : PAIRS;
+    static_assert(RUN % N == 0, "the same runs, whatever follows");
+    Sums few[V] = {};
     long long at = p.at;
 #pragma unroll 1
     for (int left = p.count; left > 0; left -= N, at += N * p.step) {
@@ -293,9 +300,16 @@ __device__ inline void pull_rows(const Part<V>& p, const Normalise& normalise, c
                 const T g = (T)pull_back<ACTIVATION>((A)gs[i].v[v], z);
                 gs[i].v[v] = g;
                 if (i < left) {
-                    all[v].gz += (A)g;
-                    all[v].gzx = fma((A)g, here - center[v], all[v].gzx);
+                    few[v].gz += (A)g;
+                    few[v].gzx = fma((A)g, here - center[v], few[v].gzx);
                 }
+            }
+        }
+        if ((p.count - left + N) % RUN == 0 || left <= N) {
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+                all[v].gz += few[v].gz, all[v].gzx += few[v].gzx;
+                few[v] = {};
             }
         }
         if (gz) put_rows<N>(gz + at, gs, p.step, left);
@@ -395,8 +409,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) batch_norm_backward(
 #pragma unroll
             for (int v = 0; v < V; ++v) {
                 slope[v] *= inv[v] / rows;
-                level[v] = normalise.scale[v] * fma(-slope[v], center[v], level[v] / rows);
-                slope[v] *= normalise.scale[v];
+                level[v] /= rows;
             }
         }
         long long at = p.at;
@@ -413,9 +426,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) batch_norm_backward(
                     if (ACTIVATION != NONE) {
                         g = rounded(pull_back<ACTIVATION>(g, rounded(normalise((A)xs[i].v[v], v))));
                     }
-                    g *= normalise.scale[v];
-                    if (sum_gz) g -= fma((A)xs[i].v[v], slope[v], level[v]);
-                    gs[i].v[v] = (T)g;
+                    if (sum_gz) g = fma(center[v] - (A)xs[i].v[v], slope[v], g - level[v]);
+                    gs[i].v[v] = (T)(g * normalise.scale[v]);
                 }
             }
             put_rows<N>(gx + at, gs, p.step, left);

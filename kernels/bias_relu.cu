@@ -14,8 +14,9 @@
 //          sum       reads partial S*C, writes gb C.
 //          Coalesced where C fills whole sectors, else at most 1.8 times the sectors. Banks: 1.4
 //          passes at most, one where 32 divides lanes*V.
-// Order    each slice's sums in a fixed order, then the slices' in a fixed order; no atomics. The
-//          slices are cut by shape alone: the same bits from run to run.
+// Order    each slice's sums in a fixed order, DEEP rows at a time, which are added in double; then
+//          the slices' in a fixed order, in double; no atomics. The slices are cut by shape alone:
+//          the same bits from run to run.
 
 #include "common.cuh"
 #include "activate.cuh"
@@ -67,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 3) bias_relu_backward(
     __shared__ A shared[spread<A>(BLOCK * V)];
     for (long long part = blockIdx.x; part < Part<V>::all(rows, C, per, lanes); part += gridDim.x) {
         const Part<V> p(part, rows, C, per, lanes);
-        A sums[V] = {};
+        double totals[V] = {};
         long long at = p.at;
 #pragma unroll 1
         for (int left = p.count; left > 0; left -= DEEP, at += DEEP * p.step) {
@@ -76,16 +77,21 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 3) bias_relu_backward(
             get_rows<DEEP>(ys, y + at, p.step, left);
 #pragma unroll
             for (int v = 0; v < V; ++v) {
+                A few = 0;
 #pragma unroll
                 for (int i = 0; i < DEEP; ++i) {
                     const A g = pull_back<RELU>((A)gs[i].v[v], (A)ys[i].v[v]);  // 0 beyond the rows
                     gs[i].v[v] = (T)g;
-                    sums[v] += g;
+                    few += g;
                 }
+                totals[v] += few;
             }
             if (gx) put_rows<DEEP>(gx + at, gs, p.step, left);
         }
         if (!partial) continue;
+        A sums[V];
+#pragma unroll
+        for (int v = 0; v < V; ++v) sums[v] = (A)totals[v];
         reduce_rows<V>(shared, sums, p.height, lanes, Add());
         for (int k = threadIdx.x; k < p.width; k += BLOCK) {
             partial[(long long)p.slice * C + p.first + k] = shared[spread<A>(k)];
@@ -99,13 +105,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK) bias_relu_sum(
     T* __restrict__ gb,                  // (C)
     int C, int S, int lanes)
 {
-    __shared__ A shared[spread<A>(BLOCK)];
+    __shared__ double shared[spread<double>(BLOCK)];
     for (long long part = blockIdx.x; part < Part<1>::all(S, C, S, lanes); part += gridDim.x) {
         const Part<1> p(part, S, C, S, lanes);
-        const A sum = merge_rows<A>(p.count, [=](int i) { return partial[p.at + i * p.step]; },
-                                    Add());
+        const double sum = merge_rows<double>(
+            p.count, [=](int i) -> double { return partial[p.at + i * p.step]; }, Add());
         reduce_rows<1>(shared, &sum, p.height, lanes, Add());
-        for (int k = threadIdx.x; k < p.width; k += BLOCK) gb[p.first + k] = (T)shared[spread<A>(k)];
+        for (int k = threadIdx.x; k < p.width; k += BLOCK) gb[p.first + k] = (T)(A)shared[spread<double>(k)];
         __syncthreads();                 // before shared is written again
     }
 }

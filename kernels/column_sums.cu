@@ -11,9 +11,9 @@
 // Traffic  column_sums  reads rows n*K (sectors <= 5: small matrices are cut into few lanes), writes
 //                       sums slices*line (sectors <= 4).
 //          Coalesced where many rows are read. No bank conflicts.
-// Order    a thread adds its lines from first to last, then the block in a tree. Slices and lanes
-//          are cut by shape alone, and a view that begins anywhere is added in the same order: the
-//          same bits from run to run.
+// Order    a thread adds LINES lines from first to last, and these sums in double; then the block in
+//          a tree: the error does not grow with n. Slices and lanes are cut by shape alone, and a view
+//          that begins anywhere is added in the same order: the same bits from run to run.
 
 #include "common.cuh"
 #include "pack.cuh"
@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) column_sums(
     const long long first = lines * slice / slices;
     const long long end = row < height && column < line ? lines * (slice + 1) / slices : 0;
 
-    A sum[V] = {};
+    double sum[V] = {};
     for (long long l = first + row; l < end; l += LINES * height) {
         Pack<T, V> p[LINES];
 #pragma unroll
@@ -59,13 +59,15 @@ extern "C" __global__ void __launch_bounds__(BLOCK) column_sums(
             p[i] = load(rows, here * line + column, here < end ? size : 0, aligned);
         }
 #pragma unroll
-        for (int i = 0; i < LINES; ++i) {
+        for (int e = 0; e < V; ++e) {
+            A few = 0;
 #pragma unroll
-            for (int e = 0; e < V; ++e) sum[e] += (A)p[i].v[e];
+            for (int i = 0; i < LINES; ++i) few += (A)p[i].v[e];
+            sum[e] += few;
         }
     }
 #pragma unroll
-    for (int e = 0; e < V; ++e) shared[e * PITCH + t] = sum[e];
+    for (int e = 0; e < V; ++e) shared[e * PITCH + t] = (A)sum[e];
     __syncthreads();
     for (int high = height; high > 1;) {
         const int half = (high + 1) / 2;

@@ -3,7 +3,7 @@
 //   y[n,p,q,k]  = f(bias[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] x[n,h,v,c])
 //                 h = p*SH-PT+r*DH, v = q*SW-PL+s*DW; f: nothing, ReLU or GELU
 //   POOL        y is the maximum over windows of 2 x 2 of that, marks the first place 2*r + s of it
-//   MOMENTS     mean and m2 = sum (y - mean)^2 per channel, of the rows of y that a block wrote
+//   MOMENTS     mean and variance per channel, of the rows of y that a block wrote
 //   GRADIENT    gx[n,h,v,c] = sum w[k,r,s,c] gy[n,p,q,k] over all p, q, r, s that lead to h, v.
 //               Here x is gy, y is gx, k and c change places, w comes from conv_filters.cu
 //
@@ -22,7 +22,7 @@
 // Traffic  forward  reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C*(K+BN-1)/BN), w
 //                   K*R*S*C (asks <= K*R*S*C*(N*P*Q+BM-1)/BM), bias K if bias (asks <=
 //                   K*(N*P*Q+BM-1)/WM), residual N*P*Q*K if residual, writes y N*P*Q*K if not
-//                   marks, y/marks <= N*P*Q*K/4 if marks, means/m2s <= K*(N*P*Q+BM-1)/BM if means.
+//                   marks, y/marks <= N*P*Q*K/4 if marks, means/vars <= K*(N*P*Q+BM-1)/BM if means.
 //          Coalesced where C fills whole sectors, else at most 6 times the sectors. 4 passes where
 //          UNIT < 16; else 2 where a tile of 32 columns is pooled, and for moments; else no bank
 //          conflicts.
@@ -242,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
     T* __restrict__ y,                           // (N, P, Q, K)    with POOL (N, P/2, Q/2, K)
     unsigned char* __restrict__ marks,           // like y          null without POOL
     A* __restrict__ means,                       // (blocks, K)     null without MOMENTS
-    A* __restrict__ m2s,                         // (blocks, K)
+    A* __restrict__ vars,                        // (blocks, K)
     int N, int H, int W, int P, int Q, int K)
 {
     GC_DYN_SHARED(T, shared);
@@ -288,6 +288,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
     }
     if constexpr (MOMENTS) {
         const long long slice = part.row0 / BM * (long long)K + k0;
-        staged.moments<WINDOW>(sums, means + slice, m2s + slice, rows);
+        staged.moments<WINDOW>(sums, means + slice, vars + slice, rows);
     }
 }

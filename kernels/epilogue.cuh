@@ -123,45 +123,56 @@ struct Staged {
         return best;
     }
 
-    // mean and m2 = sum (v - mean)^2 of each column, over rows 0, APART, ... of the tile, `rows` of
-    // them. sums: those of this thread's rows, in their order. The tile is free afterwards; it must
-    // have room for 2 * GROUPS * BN floats.
+    // Mean and variance of each column, over rows 0, APART, ... of the tile, `rows` of them. sums:
+    // those of this thread's rows, in their order. The tile is free afterwards; it must have room
+    // for 2 * GROUPS * BN floats. What a mean lost by rounding is found by the second pass: where
+    // all rows are equal, it is their very value, and the variance 0.
     template <int APART>
-    __device__ void moments(const float (&sums)[V], float* means, float* m2s, int rows) const {
-        float mean[V], m2[V] = {};
+    __device__ void moments(const float (&sums)[V], float* means, float* vars, int rows) const {
+        float mean[V], off[V] = {}, var[V] = {};
+        const float count = its_rows(group, rows);
 #pragma unroll
-        for (int e = 0; e < V; ++e) mean[e] = sums[e] / its_rows(group, rows);
+        for (int e = 0; e < V; ++e) mean[e] = sums[e] / count;
         for (int row = group; row < rows; row += GROUPS) {
             const Pack<T> p = read(row * APART);
 #pragma unroll
             for (int e = 0; e < V; ++e) {
                 const float apart = (float)p.v[e] - mean[e];
-                m2[e] = fma(apart, apart, m2[e]);
+                off[e] += apart;
+                var[e] = fma(apart, apart, var[e]);
             }
+        }
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+            const float more = off[e] / count;
+            var[e] = fma(-off[e], more, var[e]) / count;
+            var[e] = var[e] < 0 ? 0 : var[e];        // NaN stays
+            mean[e] += more;
         }
         __syncthreads();                             // the tile has been read
         float* const part_mean = reinterpret_cast<float*>(tile);     // (GROUPS, BN)
-        float* const part_m2 = part_mean + GROUPS * BN;
+        float* const part_var = part_mean + GROUPS * BN;
         constexpr int AT_ONCE = WIDE ? 4 : 1;
 #pragma unroll
         for (int e = 0; e < V; e += AT_ONCE) {
             Pack<float, AT_ONCE> a, b;
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; ++i) a.v[i] = mean[e + i], b.v[i] = m2[e + i];
+            for (int i = 0; i < AT_ONCE; ++i) a.v[i] = mean[e + i], b.v[i] = var[e + i];
             const int to = group * BN + column(e);
             *reinterpret_cast<Pack<float, AT_ONCE>*>(part_mean + to) = a;
-            *reinterpret_cast<Pack<float, AT_ONCE>*>(part_m2 + to) = b;
+            *reinterpret_cast<Pack<float, AT_ONCE>*>(part_var + to) = b;
         }
         __syncthreads();
         for (int k = threadIdx.x; k < BN && k0 + k < K; k += THREADS) {
-            float n = 0, all = 0, all_m2 = 0;
-            for (int g = 0; g < GROUPS && g < rows; ++g) {           // Chan, Golub, LeVeque, 1979
+            float n = its_rows(0, rows), all = part_mean[k], all_var = part_var[k];
+            for (int g = 1; g < GROUPS && g < rows; ++g) {           // Chan, Golub, LeVeque, 1979
                 const float some = its_rows(g, rows), delta = part_mean[g * BN + k] - all;
-                all_m2 += part_m2[g * BN + k] + delta * delta * n * some / (n + some);
+                const float share = some / (n + some), keep = n / (n + some);
+                all_var = fma(keep, fma(delta * share, delta, all_var), share * part_var[g * BN + k]);
                 n += some;
-                all += delta * some / n;
+                all = fma(delta, share, all);
             }
-            means[k] = all, m2s[k] = all_m2;
+            means[k] = all, vars[k] = all_var;
         }
     }
     __device__ static int its_rows(int group, int rows) {

@@ -14,7 +14,8 @@
 //          max_forward   reads x N*size*C, writes y/argmax N*C (sectors <= 4).
 //          max_backward  reads gy/argmax N*C (asks <= N*C*rows; sectors <= 4), writes gx N*size*C.
 //          Coalesced where C fills whole sectors, else at most 3 times the sectors. No bank conflicts.
-// Order    a thread takes its pixels in order, a tree joins the threads; `rows` follows from the shape.
+// Order    a thread takes its pixels in order, sums of RUN of them in double; a tree joins the
+//          threads; `rows` follows from the shape.
 //          Ties, and NaNs, go to the first pixel. No atomics: runs are bit-identical.
 //
 // Source: Lin, Chen, Yan, "Network in network", 2013, section 3.2.
@@ -30,6 +31,7 @@ using Mark = CFG_MARK;                         // argmax: unsigned char, or int 
 constexpr bool SAVE = CFG_SAVE;                // write argmax? If not, it is null
 constexpr int BLOCK = CFG_BLOCK;               // threads of a block
 constexpr int V = Pack<T>::V;                  // channels of 16 bytes
+constexpr int RUN = 32;                        // pixels of a sum in A; its sums are added in double
 
 struct alignas(2 * sizeof(A)) Best {
     A v;
@@ -66,16 +68,22 @@ __device__ inline void avg_forward(const T* x, T* y, A* shared, int N, int size,
     const int packs = C / V;
     each_column<V>(N, C, rows, [&](int n, int c, int row, bool live) {
         A sum[V] = {};
+        double total[V] = {};
         if (live) {
             const Pack<T, V>* image = reinterpret_cast<const Pack<T, V>*>(x) + (I)n * size * packs + c;
+            for (long long first = row; first < size; first += (long long)RUN * rows) {
+                const int end = min((long long)size, first + (long long)RUN * rows);
 #pragma unroll 4
-            for (int i = row; i < size; i += rows) {
-                const Pack<T, V> pixel = image[(I)i * packs];
-                for (int j = 0; j < V; ++j) sum[j] += (A)pixel.v[j];
+                for (int i = first; i < end; i += rows) {
+                    const Pack<T, V> pixel = image[(I)i * packs];
+                    for (int j = 0; j < V; ++j) sum[j] += (A)pixel.v[j];
+                }
+                for (int j = 0; j < V; ++j) total[j] += sum[j], sum[j] = 0;
             }
         }
         Pack<T, V> result;
         for (int j = 0; j < V; ++j) {
+            sum[j] = (A)total[j];
             if (rows > 1) sum[j] = reduce_columns(shared, sum[j], BLOCK / rows, Add());
             result.v[j] = (T)(sum[j] / size);
         }

@@ -91,12 +91,12 @@ __device__ inline void backward(
             return Marked<V>{reinterpret_cast<const Pack<T, V>*>(gy)[o],
                              reinterpret_cast<const Pack<Mark, V>*>(argmax)[o]};
         };
-        const auto use = [](A* sum, const Marked<V>& m, int rs) {
+        const auto use = [](auto* sum, const Marked<V>& m, int rs) {
             for (int i = 0; i < V; ++i) sum[i] += m.where.v[i] == rs ? (A)m.g.v[i] : (A)0;
         };
-        const auto store = [&](int h, int w, const A* sum) {
+        const auto store = [&](int h, int w, const auto* sum) {
             Pack<T, V> result;
-            for (int i = 0; i < V; ++i) result.v[i] = (T)sum[i];
+            for (int i = 0; i < V; ++i) result.v[i] = (T)(A)sum[i];
             image[((I)h * W + w) * packs] = result;
         };
         each_tile_pixel<V, A, R, S, SH, SW, DH, DW, PT, PL>(at.h, at.w, H, W, P, Q, load, use, store);

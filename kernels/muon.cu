@@ -50,7 +50,7 @@ extern "C" __global__ void muon_update(
     T* __restrict__ p,                   // (n,)
     const T* __restrict__ u,             // (n,)
     A* __restrict__ master,              // (n,)          null without MASTER
-    const A* __restrict__ squares,       // ()            sum of the squares of p; null: not wanted
+    const double* __restrict__ squares,  // ()            sum of the squares of p; null: not wanted
     const double* __restrict__ control,  // (4,)
     double lr,
     double weight_decay,
@@ -63,7 +63,7 @@ extern "C" __global__ void muon_update(
     const A rate = (A)exact;
     double share = 1 - exact * weight_decay;
     if (squares) {
-        const double norm = sqrt((double)*squares);
+        const double norm = sqrt(*squares);
         share *= root / (norm > tiny ? norm : tiny);
     }
     const A scale = (A)share;

@@ -17,12 +17,12 @@ using A = CFG_A;                         // arithmetic, d: float, or double for 
 
 extern "C" __global__ void newton_schulz_unit(
     const A* __restrict__ d,             // (n,)
-    const A* __restrict__ squares,       // ()            sum of the squares of d
+    const double* __restrict__ squares,  // ()            sum of the squares of d
     T* __restrict__ x,                   // (n,)
-    A tiny,
+    double tiny,
     long long n)
 {
-    const A norm = sqrt(*squares) + tiny;
+    const A norm = (A)(sqrt(*squares) + tiny);
     for (long long i : grid_stride<long long>(n))
         x[i] = (T)(d[i] / norm);
 }

@@ -153,11 +153,11 @@ extern "C" __global__ void softmax_cross_entropy_sum(
     long long N,
     bool mean)
 {
-    __shared__ A shared[BLOCK];
-    A sum = 0;
+    __shared__ double shared[BLOCK];
+    double sum = 0;
     for (long long n = threadIdx.x; n < N; n += BLOCK) sum += loss[n];
     sum = reduce_columns(shared, sum, 1, Add());
-    if (threadIdx.x == 0) y[0] = mean ? sum / N : sum;
+    if (threadIdx.x == 0) y[0] = (A)(mean ? sum / N : sum);
 }
 
 extern "C" __global__ void softmax_cross_entropy_backward(

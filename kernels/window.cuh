@@ -57,6 +57,11 @@ __device__ inline void each_pixel(int top, int left, int H, int W, Load load, Us
     }
 }
 
+// What so many numbers of type A are added in: the error of a long sum in float grows with it.
+template <bool MANY, class A> struct SumOf { using Type = A; };
+template <class A> struct SumOf<true, A> { using Type = double; };
+constexpr int MANY = 64;
+
 // Number of positions that a window of that extent has over one pixel, along an axis.
 constexpr __device__ int overlaps(int extent, int stride) { return (extent - 1) / stride + 1; }
 
@@ -86,7 +91,7 @@ __device__ inline void each_tile_pixel(
     for (int ij = 0; ij < SH * SW; ++ij) {
         const int i = ij / SW, j = ij % SW, h = tp * SH - PT + i, w = tq * SW - PL + j;
         if (h < 0 || h >= H || w < 0 || w >= W) continue;
-        A sum[V] = {};
+        typename SumOf<(DOWN * ACROSS > MANY), A>::Type sum[V] = {};
 #pragma unroll WINDOWS
         for (int a = DOWN - 1; a >= 0; --a) {
             const int p = tp - a, dh = i + a * SH;

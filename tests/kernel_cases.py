@@ -124,11 +124,11 @@ def tensor_cores(unit, **flags):
             y = xp.empty(gy.shape, dtype)
             engine.forward(p, x, w, y, bias=b, residual=residual, activation="relu", tile=tile)
             return [gx, y]
-        y, means, m2s = xp.empty((N, 2, 1, K), dtype), *(
+        y, means, variances = xp.empty((N, 2, 1, K), dtype), *(
             xp.empty((1, K), np.float32) for _ in range(2))
         marks = xp.empty(y.shape, np.uint8)
-        engine.forward(p, x, w, y, bias=b, pool=marks, moments=(means, m2s), tile=tile)
-        return [gx, y, marks, means, m2s]
+        engine.forward(p, x, w, y, bias=b, pool=marks, moments=(means, variances), tile=tile)
+        return [gx, y, marks, means, variances]
 
     return run
 

@@ -32,7 +32,7 @@ WORDS = {"return", "case", "else", "sizeof", "operator"}
 TWINS = ["H W", "P Q", "R S", "SH SW", "DH DW", "PT PL", "PB PR", "EH EW", "h w", "p q", "r s",
          "p0 q0", "p1 q1", "r0 s0", "r1 s1", "dh dw", "ph qw", "top left", "min max", "first end",
          "p0 p1", "k0 k1", "row run", "Add Larger", "seed stream", "a b", "continue break",
-         "mean m2", "momentum decay", "blockIdx threadIdx"]
+         "mean var", "momentum decay", "blockIdx threadIdx"]
 WORDS_OF_CUDA = {"min", "max", "Add", "Larger", "continue", "break", "blockIdx", "threadIdx"}
 SWAPS = {a: b for pair in TWINS for a, b in (pair.split(), reversed(pair.split()))}
 

@@ -240,7 +240,7 @@ def test_saves_x_itself_and_two_numbers_per_channel(xp, rng):
     op = batch_norm(x, gamma, beta, mean, var, training=True).creator
     assert op.x is x.data and op.gamma is gamma.data
     held = [a for a in vars(op).values() if hasattr(a, "nbytes") and a is not op.x]
-    assert sum(a.nbytes for a in held) == 3 * 16 * 4
+    assert sum(a.nbytes for a in held) == (3 + (xp is np)) * 16 * 4  # the mean in float64
     assert not any(a is mean or a is var for a in held)
 
 
@@ -343,3 +343,90 @@ def test_refuses_a_negative_eps():
 def test_refuses_statistics_on_the_other_device(cp):
     with pytest.raises(TypeError, match="do not mix"):
         batch_norm(cp.asarray(f32(4, 3)), None, None, f32(3), f32(3), training=True)
+
+
+# -- constant channels, and numbers far from 0 ------------------------------------------------
+
+
+CONSTANTS = {  # dtype: values, of which few are a short binary fraction
+    "float32": [0.0, 1.0, 0.1, 100.1, 10000.1, -3.3e7, 1.7e12, 1e18, 1e-30],
+    "float64": [0.0, 0.1, 10000.1, 1e18, -1.1e140], "float16": [0.1, 999.9, 65504.0],
+    "bfloat16": [0.1, 10000.1, 1e18]}
+
+
+@pytest.mark.parametrize("shape", [(16, 8, 8), (3, 7, 7), (1, 5, 40)], ids=str)
+@pytest.mark.parametrize("dtype", CONSTANTS)
+def test_a_constant_channel_becomes_beta(xp, rng, dtype, shape):
+    """Its mean is its very value and its variance 0; so are its gradients."""
+    values = make(CONSTANTS[dtype], dtype)
+    C = len(values)
+    x = np.broadcast_to(values, (*shape, C)).copy()
+    _, gamma, beta, gy, mean, var = data(rng, (*shape, C), dtype)
+    y, gx, ggamma, gbeta, new_mean, new_var = run(xp, x, gamma, beta, gy, 0 * mean, var,
+                                                  momentum=0.5)
+    np.testing.assert_array_equal(y, np.broadcast_to(beta, y.shape))
+    np.testing.assert_array_equal(new_mean, values.astype(new_mean.dtype) / 2)
+    np.testing.assert_array_equal(new_var, var / 2)
+    np.testing.assert_array_equal(ggamma, np.zeros_like(gamma))
+    want = definition(x, gamma, beta, gy, True)
+    close(gbeta, want[3].astype(gbeta.dtype), terms=count(x))
+    close(gx, want[1].astype(gx.dtype), terms=count(x))
+
+
+def test_a_constant_channel_in_many_chunks(rng, monkeypatch):
+    monkeypatch.setattr(threads, "CACHE", 1 << 12)
+    x = np.full((40, 8, 8, 3), 10000.1, "float32")
+    x[..., 1] = rng.standard_normal(x.shape[:3])
+    y = batch_norm(x, None, None, None, None, training=True)
+    assert not y[..., [0, 2]].any()
+    want = definition(x[..., 1:2], np.ones(1), np.zeros(1), x[..., 1:2], True)[0]
+    close(y[..., 1:2], want.astype("float32"), terms=count(x))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12, 2e17])
+def test_numbers_of_any_size(xp, rng, scale):
+    """Up to 1e18: squares do not overflow, nor are differences lost. eps is as small as they."""
+    x, gamma, beta, gy, mean, var = data(rng, (40, 6, 5, 3), "float32")
+    x = (x * np.float32(scale)).astype("float32")
+    eps = 1e-5 * scale**2 if scale > 1 else 1e-30
+    got = run(xp, x, gamma, beta, gy, mean, var, momentum=1.0, eps=eps)
+    want = definition(x, gamma, beta, gy, True, eps=eps)
+    n = count(x)
+    for a, b in zip(got, (*want[:5], want[5] * n / (n - 1)), strict=True):
+        close(a, b.astype("float32"), terms=n)
+
+
+@pytest.mark.parametrize("far", [30.0, 1e4, 1e6])
+def test_a_mean_far_from_0(xp, rng, far):
+    """The data are as exact as float32 holds them; beside that the GPU rounds the mean."""
+    x, gamma, beta, gy, mean, var = data(rng, (64, 8, 8, 3), "float32")
+    x = (x + np.float32(far)).astype("float32")
+    y, gx, *_ = run(xp, x, gamma, beta, gy, mean, var)
+    want = definition(x, gamma, beta, gy, True)
+    rounding = 0 if xp is np else 2 * far * 2.0**-23 * np.abs(gamma).max()
+    assert np.abs(y - want[0]).max() <= 1e-5 + rounding
+    assert np.abs(gx - want[1]).max() <= 1e-5 + rounding
+
+
+@pytest.mark.parametrize("shape", [(64, 4), (8, 9, 7, 3)], ids=str)
+@pytest.mark.parametrize("scale", [1e19, 1e25, 1e36])
+def test_beyond_1e18_both_devices_give_beta(xp, rng, scale, shape):
+    x, gamma, beta, gy, mean, var = data(rng, shape, "float32")
+    x[..., 1:] *= np.float32(scale)
+    y, gx, ggamma, gbeta, new_mean, new_var = run(xp, x, gamma, beta, gy, mean, var)
+    np.testing.assert_array_equal(y[..., 1:], np.broadcast_to(beta[1:], y[..., 1:].shape))
+    assert not gx[..., 1:].any() and not ggamma[1:].any()
+    assert np.isinf(new_var[1:]).all() and np.isfinite(new_mean).all()
+    want = definition(x[..., :1], gamma[:1], beta[:1], gy[..., :1], True)
+    close(y[..., :1], want[0].astype("float32"), terms=count(x))
+    close(gbeta[:1], want[3].astype("float32"), terms=count(x))
+
+
+def test_inference_far_from_0(xp, rng):
+    """(x - mean) * scale, not x * scale - mean * scale."""
+    x, gamma, beta, gy, mean, var = data(rng, (50, 6), "float32")
+    mean = mean + np.float32(1e5)
+    x = (x + mean).astype("float32")
+    y = run(xp, x, gamma, beta, gy, mean, var, training=False)[0]
+    want = definition(x, gamma, beta, gy, False, mean, var)[0]
+    close(y, want.astype("float32"))

@@ -138,3 +138,19 @@ def test_refuses(xp, change, message):
         given["residual"] = xp.ones(given["residual"])
     with pytest.raises(ValueError, match=message):
         ops.conv_batch_norm(*arrays, None, None, **given)
+
+
+@pytest.mark.parametrize("value", [1.0, -10048.0, 1e18])
+@pytest.mark.parametrize("pool", [False, True], ids=["", "pool"])
+def test_a_constant_channel_becomes_beta(cp, rng, pool, value):
+    """Its moments are taken while it is in registers: in a block that is full, and in one not."""
+    x = np.full((3, 10, 10, 8), value).astype(make(0, "bfloat16").dtype)
+    w, gamma, beta = (make(rng.uniform(0.5, 1, s), "bfloat16") for s in ((16, 1, 1, 8), 16, 16))
+    mean, var = (cp.zeros(16, "float32") for _ in range(2))
+    x, w, gamma, beta = map(cp.asarray, (x, w, gamma, beta))
+    y = host(ops.conv_batch_norm(x, w, gamma, beta, mean, var, pool=pool, training=True,
+                                 momentum=1.0))
+    np.testing.assert_array_equal(y, np.broadcast_to(host(beta), y.shape))
+    z = host(ops.conv2d(x, w))
+    np.testing.assert_array_equal(host(mean), z[0, 0, 0].astype("float32"))
+    assert not host(var).any()

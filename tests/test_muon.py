@@ -244,3 +244,10 @@ def test_goes_on_from_its_state(rng):
 def test_refuses(rng, shapes, settings, message):
     with pytest.raises(ValueError, match=message):
         Muon(parameters(np, rng, "float32", shapes), **(dict(lr=0.1) | settings))
+
+
+@pytest.mark.parametrize("size", [1e20, 1e25, 1e37])
+def test_squares_beyond_float32_do_no_harm(xp, rng, size):
+    d = rng.standard_normal((6, 9)).astype("float32")
+    got = host(orthogonalized(xp.asarray(d * np.float32(size)), 5))
+    close(got, by_singular_values(d, 5).astype("float32"), terms=100)

@@ -249,10 +249,10 @@ def test_a_mistake_in_the_kernel_is_seen(cp, edited, mistake):
 
     def results():
         marks = cp.empty((2, 4, 4, 40), np.uint8)
-        means, m2s = (cp.empty((2, 40), np.float32) for _ in range(2))
+        means, variances = (cp.empty((2, 40), np.float32) for _ in range(2))
         y = forward(cp, p, x, w, "float16", shape=marks.shape, pool=marks, bias=bias,
-                    moments=(means, m2s))
-        return b"".join(a.tobytes() for a in (y, marks.get(), means.get(), m2s.get()))
+                    moments=(means, variances))
+        return b"".join(a.tobytes() for a in (y, marks.get(), means.get(), variances.get()))
 
     right, (old, new, report) = results(), MISTAKES[mistake]
     edited(old, new)

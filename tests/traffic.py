@@ -100,8 +100,8 @@ def tensor_cores(make: Callable, o: Any) -> None:
     y = fake_cupy.empty((N, p.P // edge, p.Q // edge, K), o.dtype)
     tile = Tile(64, 32, 64 // o.dtype.itemsize, 32, 16, 3)
     slices = -(-p.N * p.P * p.Q // tile.BM)
-    means, m2s = (fake_cupy.empty((slices, K), np.float32) for _ in range(2))
-    how = dict(pool=fake_cupy.empty(y.shape, np.uint8), moments=(means, m2s)) if o.pool else dict(
+    moments = tuple(fake_cupy.empty((slices, K), np.float32) for _ in range(2))
+    how = dict(pool=fake_cupy.empty(y.shape, np.uint8), moments=moments) if o.pool else dict(
         residual=make(*y.shape))
     engine.forward(p, make(*o.shape), make(K, size, size, C), y, bias=make(K), tile=tile,
                              **how)

@@ -21,6 +21,7 @@ from gpuconv import memory, threads
 from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import Array, accumulator, cupy, is_gpu
 from gpuconv.ops.checks import check_arrays
+from gpuconv.ops.cpu.sums import sum_axes
 
 UFUNCS: dict[Any, Any] = {
     operator.add: np.add, operator.sub: np.subtract, operator.mul: np.multiply,
@@ -162,18 +163,30 @@ def write(f: Callable[..., Any], *operands: Any) -> Array:
     return y
 
 
-def sum_to(g: Array, shape: tuple[int, ...]) -> Array:
-    """The gradient of an operand of ``shape`` that was broadcast to the shape of g.
+def total(x: Array, axes: tuple[int, ...]) -> Array:
+    """Return the sum over some axes, in float64; however long, it is off by less than 1e-6."""
+    return wide(x).sum(axis=axes, dtype=np.float64) if is_gpu(x) else sum_axes(x, axes)
+
+
+def sum_to(g: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
+    """Return the gradient of an operand of ``shape`` that was broadcast to the shape of g.
+
+    Args:
+        g: the gradient of what it was broadcast to.
+        shape: that of the operand.
+        dtype: that of the result. Default: that of g.
 
     >>> sum_to(np.ones((2, 3)), (2, 1))
     array([[3.],
            [3.]])
     """
-    if g.shape == shape:
-        return g
-    lead = g.ndim - len(shape)
-    axes = (*range(lead), *(lead + i for i, n in enumerate(shape) if n != g.shape[lead + i]))
-    return g.sum(axis=axes).reshape(shape)
+    dtype = dtype or g.dtype
+    if g.shape != shape:
+        lead = g.ndim - len(shape)
+        axes = (*range(lead), *(lead + i for i, n in enumerate(shape) if n != g.shape[lead + i]))
+        g = total(g, axes).reshape(shape)
+    with np.errstate(all="ignore"):  # what is too large for the dtype
+        return g.astype(dtype, copy=False)
 
 
 def _gradient(shape: tuple[int, ...], f: Callable[..., Array], gy: Array, *saved: Any) -> Array:
@@ -181,7 +194,7 @@ def _gradient(shape: tuple[int, ...], f: Callable[..., Array], gy: Array, *saved
     if gy.shape == shape:
         return calculate(f, gy, *saved)
     with np.errstate(all="ignore"):
-        return sum_to(f(wide(gy), *map(wide, saved)), shape).astype(gy.dtype, copy=False)
+        return sum_to(f(wide(gy), *map(wide, saved)), shape, gy.dtype)
 
 
 # -- ops ---------------------------------------------------------------------------------
@@ -301,7 +314,7 @@ class Log(Op):
 
 def _same(gy: Array, shape: tuple[int, ...]) -> Array:
     """The gradient of an operand whose derivative is 1."""
-    return sum_to(wide(gy), shape).astype(gy.dtype, copy=False) if gy.shape != shape else gy
+    return sum_to(gy, shape)
 
 
 def install(name: str, f: Callable[[Any, Any], Any]) -> None:

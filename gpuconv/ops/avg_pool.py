@@ -17,6 +17,7 @@ from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.checks import check_images
 from gpuconv.ops.cpu.pieces import Piece, cut
+from gpuconv.ops.cpu.sums import BLOCK, block_sums
 from gpuconv.ops.cpu.windows import Windows, add_back, clear, copy_pixels
 from gpuconv.ops.window import (
     POOL_WORKSPACE,
@@ -84,7 +85,11 @@ class AvgPool2d(Op):
             pixels = planes_of(piece)
             planes = threads.scratch("planes", pixels.shape, dtype)
             copy_pixels(pixels, planes)
-            np.add.reduce(planes.reshape(windows.taps, *here.shape), axis=0, out=total)
+            if windows.taps <= BLOCK:
+                np.add.reduce(planes.reshape(windows.taps, *here.shape), axis=0, out=total)
+            else:
+                total[...] = block_sums(
+                    planes.reshape(1, windows.taps, here.size)).reshape(here.shape)
             np.divide(total, divisor[piece.rows], out=total)
             if total is not here:
                 here[...] = total

@@ -44,6 +44,7 @@ from gpuconv.ops.cpu import normalise
 from gpuconv.ops.gpu import rows
 from gpuconv.ops.gpu.rows import Cut
 
+LARGEST = {4: 2.0**120, 8: 2.0**1000}  # variance by itemsize of the accumulator; see batch_norm
 SLICES = 2048  # GPU: of which one block adds up the moments; more are merged first,
 MERGED = 256   # so many at a time
 
@@ -70,8 +71,12 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
         num_batches_tracked: (), int64. Training adds 1 in place. None: nobody counts.
 
     Returns:
-        Shape and dtype of x; a Tensor if any operand is one. An empty batch gives an empty result,
-        leaves the statistics alone, and its parameter gradients are zeros.
+        Shape and dtype of x; a Tensor if any operand is one. A channel whose values are all equal
+        gives exactly beta. An empty batch gives an empty result, leaves the statistics alone, and
+        its parameter gradients are zeros.
+
+        Values up to 1e18 are normalised (1e150 in float64). Beyond, a variance above 2^120 (2^1000)
+        counts as infinite: y is beta, running_var becomes inf, the gradient of x is 0.
 
     Raises:
         ValueError: one value per channel in training (its variance means nothing), a shape that
@@ -142,7 +147,9 @@ def _given(a: Array | None) -> str:
 
 
 class BatchNorm(Op):
-    """Saves: x, a reference; gamma, a reference; ``mean`` and ``inv_std`` (C,), in the accumulator.
+    """Saves: x, a reference; gamma, a reference; ``mean`` and ``inv_std`` (C,).
+
+    They are in the accumulator dtype; on the CPU the mean is in float64.
 
     In inference, when x alone wants a gradient, no x. With an activation on the GPU references to
     beta, x and the residual as well; with ReLU on the CPU one bit for each element of y.
@@ -169,24 +176,26 @@ class BatchNorm(Op):
         wide = accumulator(x.dtype)
         n = math.prod(x.shape[:-1])
         if not self.training:
-            mean, var = (np.array(a) for a in self.running)
+            mean, var = (np.array(a, np.float64) for a in self.running)
         elif n:
             mean, m2 = normalise.moments(x)
             var = m2 / n
-            for running, batch in zip(self.running, (mean, m2 / (n - 1)), strict=True):
+            var[var > LARGEST[wide.itemsize]] = np.inf
+            for running, batch in zip(self.running, (mean, var * (n / (n - 1))), strict=True):
                 if running is not None:
                     running[...] = (1 - self.momentum) * running + self.momentum * batch
             if self.batches is not None:
                 self.batches += 1
         else:
-            mean, var = np.zeros(x.shape[-1], wide), np.ones(x.shape[-1], wide)
+            mean, var = np.zeros(x.shape[-1]), np.ones(x.shape[-1])
 
         inv_std = (1 / np.sqrt(var + self.eps)).astype(wide)
         scale = inv_std if gamma is None else gamma.astype(wide) * inv_std
-        shift = (0 if beta is None else beta.astype(np.float64)) - mean * scale.astype(np.float64)
-        y, self.positive = normalise.normalise(x, scale, shift.astype(wide), bool(self.activation),
-                                               keep=any(self.needs))
-        self.save(x, gamma, mean.astype(wide), inv_std)
+        center = mean.astype(wide) if normalise.far(mean, var) else np.zeros_like(inv_std)
+        shift = (center - mean) * scale + (0 if beta is None else beta.astype(np.float64))
+        y, self.positive = normalise.normalise(x, center, scale, shift.astype(wide),
+                                               bool(self.activation), keep=any(self.needs))
+        self.save(x, gamma, mean, inv_std)
         return y
 
     def save(self, x: Any, gamma: Any, mean: Any, inv_std: Any, recomputes: bool = False) -> None:
@@ -201,17 +210,19 @@ class BatchNorm(Op):
     def backward_cpu(self, gy: Any) -> tuple:
         wide, n = accumulator(gy.dtype), max(1, math.prod(gy.shape[:-1]))
         gx: Any = memory.empty(gy.shape, gy.dtype) if self.needs[0] or self.activation else None
-        gbeta = ggamma = np.zeros(gy.shape[-1])
+        gbeta, ggamma, center = *np.zeros((2, gy.shape[-1])), self.mean.astype(wide)
         if self.x is not None and gy.size:
-            gbeta, along = normalise.sums(gy, self.x, self.mean, self.positive, gx)
-            ggamma = along * self.inv_std
+            gbeta, along = normalise.sums(gy, self.x, center, self.positive, gx)
+            ggamma = (along - (self.mean - center) * gbeta) * self.inv_std
             if self.activation:
                 gy, self.positive = gx, None  # what the ReLU lets pass is there already
         if self.needs[0]:
             scale = self.inv_std if self.gamma is None else self.gamma.astype(wide) * self.inv_std
             slope = -ggamma / n * self.inv_std.astype(np.float64)
-            normalise.pull(gy, self.x if self.training else None, scale, slope,
-                           -gbeta / n - slope * self.mean, self.positive, gx)
+            if not normalise.far(self.mean, 1 / self.inv_std.astype(np.float64) ** 2):
+                center = np.zeros_like(center)
+            normalise.pull(gy, self.x if self.training else None, center, scale, slope,
+                           -gbeta / n - slope * (self.mean - center), self.positive, gx)
         return (gx if self.needs[0] else None,
                 ggamma.astype(gy.dtype) if self.needs[1] else None,
                 gbeta.astype(gy.dtype) if self.needs[2] else None)
@@ -224,9 +235,9 @@ class BatchNorm(Op):
 
         Args:
             x, gamma, beta, residual: the operands.
-            moments: (means, m2s), each (slices, C) in the accumulator dtype: mean and sum of
-                squared deviations of moment_rows consecutive rows of x.reshape(-1, C); the last
-                slice holds what is left. They take the place of a pass over x.
+            moments: (means, variances), each (slices, C) in the accumulator dtype: those of
+                moment_rows consecutive rows of x.reshape(-1, C); the last slice holds what is
+                left. They take the place of a pass over x.
             moment_rows: of a slice.
         """
         cp, C, wide = cupy(), x.shape[-1], accumulator(x.dtype)
@@ -247,7 +258,7 @@ class BatchNorm(Op):
         return y
 
     def moments(self, x: Any, cut: Cut, V: int) -> Any:
-        """(means, m2s) of the slices of x, each (S, C)."""
+        """Return means and variances of the slices of x, each (S, C)."""
         both = cupy().empty((2, cut.S, cut.C), accumulator(x.dtype))
         self.kernel("batch_norm_moments", x, V)(cut.threads(V), x, both[0], both[1], *cut)
         return both
@@ -265,7 +276,8 @@ class BatchNorm(Op):
             moments, slices, each = both, few.S, each * MERGED
         self.kernel("batch_norm_statistics", x, V)(
             Cut(slices, C, 1, slices, lanes).threads(1), moments[0], moments[1], mean, inv_std,
-            *self.running, self.batches, count, each, C, slices, lanes, self.momentum, self.eps)
+            *self.running, self.batches, count, each, C, slices, lanes, self.momentum, self.eps,
+            LARGEST[mean.itemsize])
 
     def backward_gpu(self, gy: Any) -> tuple:
         cp, C = cupy(), gy.shape[-1]

@@ -18,7 +18,8 @@ from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.arithmetic import wide
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.cpu.rectify import masked, nonzero, positive_part
-from gpuconv.ops.cpu.rows import column_sums, with_row
+from gpuconv.ops.cpu.rows import with_row
+from gpuconv.ops.cpu.sums import block_sums
 from gpuconv.ops.gpu import rows
 from gpuconv.ops.gpu.rows import Cut
 
@@ -81,12 +82,14 @@ class BiasReLU(Op):
             eights = slice(8 * piece.start, 8 * piece.stop)
             bits = self.positive[C * piece.start:C * piece.stop]
             masked(g[eights].reshape(-1), bits, out[eights].reshape(-1))
-            return column_sums(wide(out[eights])) if self.needs[1] else None
+            return block_sums(wide(out[eights])[None])[0] if self.needs[1] else None
 
         sums = threads.each(work, threads.chunks(-(-M // 8), 8 * C * gx.itemsize))
-        gb = sum(sums, np.zeros(C, accumulator(gy.dtype))) if self.needs[1] else None
-        return (gx if self.needs[0] else None,
-                gb.astype(gy.dtype, copy=False) if gb is not None else None)
+        if not self.needs[1]:
+            return gx, None
+        with np.errstate(all="ignore"):
+            gb = sum(sums, np.zeros(C)).astype(gy.dtype, copy=False)
+        return gx if self.needs[0] else None, gb
 
     # -- GPU: kernels/bias_relu.cu ---------------------------------------------------
 

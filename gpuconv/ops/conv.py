@@ -30,7 +30,7 @@ from gpuconv import memory
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.activation import ReLU, activated, check_activation, inside
-from gpuconv.ops.arithmetic import add
+from gpuconv.ops.arithmetic import add, sum_to
 from gpuconv.ops.checks import check_arrays, check_images
 from gpuconv.ops.cpu import convolve
 from gpuconv.ops.gpu import choice
@@ -192,7 +192,7 @@ class Conv2d(Op):
         gw = gw if gw is None else gw.astype(gy.dtype, copy=False)
         if len(self.needs) < 3:
             return gx, gw
-        return gx, gw, convolve.sum_rows(gy) if self.needs[2] else None
+        return gx, gw, sum_to(gy, gy.shape[3:]) if self.needs[2] else None
 
     @property
     def slide(self) -> convolve.Slide:

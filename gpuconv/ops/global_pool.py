@@ -73,7 +73,8 @@ class GlobalAvgPool2d(AvgPool2d):
     def forward_cpu(self, x):
         N, H, W, C = self.x_shape = x.shape
         total = sum_middle(x.reshape(N, H * W, C))
-        return (total / total.dtype.type(H * W)).astype(x.dtype, copy=False)
+        with np.errstate(all="ignore"):  # what is too large for the dtype
+            return (total / np.float64(H * W)).astype(x.dtype, copy=False)
 
     def backward_cpu(self, gy):
         gx, dtype = memory.empty(self.x_shape, gy.dtype), accumulator(gy.dtype)

@@ -16,7 +16,7 @@ from typing import Any
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, cupy
 from gpuconv.ops.activation import ReLU, activated, check_activation, inside
-from gpuconv.ops.arithmetic import wide
+from gpuconv.ops.arithmetic import sum_to, wide
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.gpu import choice
 from gpuconv.ops.gpu.epilogue import fits_epilogue
@@ -93,7 +93,7 @@ class Linear(Op):
         if self.needs[1]:
             gw = gemm(g.T, wide(self.rows)).astype(dtype, copy=False)  # (K, C)
         if self.needs[2]:
-            gb = wide(gy).sum(axis=0).astype(dtype, copy=False)
+            gb = sum_to(gy, (K,))
         return gx, gw, gb
 
     # -- GPU: gpu/choice.py ----------------------------------------------------------

@@ -15,6 +15,7 @@ from gpuconv.autograd import Op
 from gpuconv.backend import Array, is_gpu
 from gpuconv.ops.arithmetic import install, sum_to, wide
 from gpuconv.ops.checks import check_arrays
+from gpuconv.ops.cpu.sums import LONG, multiply
 
 PIECE = 1 << 24  # least multiplications of one thread's piece of a product, on the CPU
 PIECES = 8       # a large product is cut into: a BLAS wants many rows
@@ -60,18 +61,26 @@ def gemm(a: Array, b: Array) -> Array:
 
 
 def _gemm_cpu(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``a @ b``, cut along its longer side by shape alone: the bits do not depend on threads."""
+    """Return ``a @ b``, cut along its longer side by shape alone: bits do not depend on threads."""
     if a.ndim != 2 or b.ndim != 2:
+        n = a.shape[-1]
+        if n > LONG and max(a.ndim, b.ndim) <= 2:  # with a vector
+            y = _gemm_cpu(np.atleast_2d(a), b.reshape(n, -1))
+            return y.reshape(a.shape[:-1] + b.shape[1:])
         with threads.single_threaded_blas():
-            return a @ b
+            if n <= LONG:
+                return a @ b
+            runs = ((a[..., run] @ (b[..., run, :] if b.ndim > 1 else b[run])).astype(np.float64)
+                    for run in threads.chunks(n, 1, LONG))
+            return sum(runs).astype(a.dtype)
     (N, C), K = a.shape, b.shape[1]
     y = memory.empty((N, K), np.result_type(a, b))
     budget = max(PIECE, N * C * K // PIECES)
     if N >= K:
-        threads.each(lambda some: np.matmul(a[some], b, out=y[some]),
+        threads.each(lambda some: multiply(a[some], b, y[some]),
                      threads.chunks(N, C * K, budget))
     else:
-        threads.each(lambda some: np.matmul(a, b[:, some], out=y[:, some]),
+        threads.each(lambda some: multiply(a, b[:, some], y[:, some]),
                      threads.chunks(K, N * C, budget))
     return y
 
@@ -118,7 +127,7 @@ class MatMul(Op):
                 a, b = wide(a), wide(b)
             else:
                 a, b = a.astype(g.dtype, copy=False), b.astype(g.dtype, copy=False)
-            return sum_to(gemm(a, b), wanted).reshape(shape).astype(dtype, copy=False)
+            return sum_to(gemm(a, b), wanted, dtype).reshape(shape)
 
         ga = (product(g, _swapped(self.b.reshape(column)), row, a_shape)
               if self.needs[0] else None)

@@ -4,7 +4,8 @@
     mean    y = sum of x / n    gx = gy / n, repeated
     max     y = max of x        gx = gy at the first maximum in scan order, 0 elsewhere
 
-Sums are taken in the accumulator dtype and rounded once. NaN counts as the largest number.
+Sums have blocks in the accumulator dtype, which are added in float64, and are rounded once. NaN
+counts as the largest number.
 """
 
 import math
@@ -14,11 +15,10 @@ import numpy as np
 
 from gpuconv import memory
 from gpuconv.autograd import Op, Tensor
-from gpuconv.backend import Array, cupy, get_array_module, is_gpu
-from gpuconv.ops.arithmetic import wide
+from gpuconv.backend import Array, cupy, get_array_module
+from gpuconv.ops.arithmetic import total, wide
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.cpu.largest import give_back, largest_middle
-from gpuconv.ops.cpu.sums import sum_middle
 from gpuconv.ops.shape import check_axes
 
 Axis = int | tuple[int, ...] | None
@@ -90,11 +90,9 @@ class Reduction(Op):
             n for a, n in enumerate(x.shape) if a not in self.axes)
 
     def total(self, x):
-        """Sums in the accumulator dtype, in the shape of y."""
+        """Return the sums in float64, in the shape of y."""
         self.measure(x)
-        if is_gpu(x):
-            return wide(x).sum(axis=self.axes, keepdims=self.keepdims)
-        return sum_middle(self.middle(x)).reshape(self.y_shape)
+        return total(x, self.axes).reshape(self.y_shape)
 
     def middle(self, x):
         """X as (A, count, C), with what becomes one element in the middle; a copy if it must be."""
@@ -132,8 +130,7 @@ class Mean(Reduction):
 
     def forward_cpu(self, x):
         with np.errstate(all="ignore"):  # 0/0, and what overflows 16 bits
-            total = self.total(x)
-            return (total / total.dtype.type(self.count)).astype(x.dtype, copy=False)
+            return (self.total(x) / np.float64(self.count)).astype(x.dtype, copy=False)
 
     def backward_cpu(self, gy):
         with np.errstate(all="ignore"):

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, get_array_module
-from gpuconv.ops.arithmetic import wide
+from gpuconv.ops.arithmetic import total, wide
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.shape import check_axes
 
@@ -54,36 +54,38 @@ class Softmax(Op):
     def __init__(self, axis):
         self.axis = axis
 
+    def total(self, v):
+        """Return the sums of v along the axis, which stays with size 1, in the dtype of v."""
+        kept = *v.shape[:self.axis], 1, *v.shape[self.axis + 1:]
+        return total(v, (self.axis,)).reshape(kept).astype(v.dtype, copy=False)
+
     def forward_cpu(self, x):
         xp = get_array_module(x)
         with np.errstate(all="ignore"):  # inf - inf
             v = wide(x)
             y = xp.exp(v - v.max(axis=self.axis, keepdims=True))
-            y /= y.sum(axis=self.axis, keepdims=True)
+            y /= self.total(y)
         self.y = y if self.needs[0] else None
         return y.astype(x.dtype, copy=False)
 
     def backward_cpu(self, gy):
         with np.errstate(all="ignore"):
             g = wide(gy)
-            inner = (g * self.y).sum(axis=self.axis, keepdims=True)
+            inner = self.total(g * self.y)
             return ((self.y * (g - inner)).astype(gy.dtype, copy=False),)
 
     forward_gpu, backward_gpu = forward_cpu, backward_cpu
 
 
-class LogSoftmax(Op):
+class LogSoftmax(Softmax):
     """Saves: y, in the accumulator dtype."""
-
-    def __init__(self, axis):
-        self.axis = axis
 
     def forward_cpu(self, x):
         xp = get_array_module(x)
         with np.errstate(all="ignore"):  # inf - inf
             v = wide(x)
             y = v - v.max(axis=self.axis, keepdims=True)
-            y -= xp.log(xp.exp(y).sum(axis=self.axis, keepdims=True))
+            y -= xp.log(self.total(xp.exp(y)))
         self.y = y if self.needs[0] else None
         return y.astype(x.dtype, copy=False)
 
@@ -91,7 +93,7 @@ class LogSoftmax(Op):
         xp = get_array_module(gy)
         with np.errstate(all="ignore"):
             g = wide(gy)
-            gx = g - xp.exp(self.y) * g.sum(axis=self.axis, keepdims=True)
+            gx = g - xp.exp(self.y) * self.total(g)
             return (gx.astype(gy.dtype, copy=False),)
 
     forward_gpu, backward_gpu = forward_cpu, backward_cpu

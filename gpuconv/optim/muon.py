@@ -122,7 +122,7 @@ def orthogonalized(d: Array, iterations: int, dtype: Any = None) -> Array:
 
 def _unit_cpu(d: np.ndarray, T: np.dtype) -> np.ndarray:
     """d / |d|, nearly (zeros stay zeros), rounded to T."""
-    return (d / (np.sqrt(_squares(d)) + d.dtype.type(TINY))).astype(T, copy=False)
+    return (d / d.dtype.type(np.sqrt(_squares(d)) + TINY)).astype(T, copy=False)
 
 
 def _unit_gpu(d: Array, T: np.dtype) -> Array:
@@ -201,6 +201,6 @@ def step_gpu(p: Array, g: Array, m: Array, master: Array | None, control: Array,
 
 
 def _squares(w: Array) -> Array:
-    """Sum of the squares of w, (), in accumulator(dtype)."""
-    wide = w.astype(accumulator(w.dtype), copy=False)
+    """Return the sum of the squares of w, (), in float64: those of float32 may overflow."""
+    wide = w.astype(np.float64)
     return (wide * wide).sum()

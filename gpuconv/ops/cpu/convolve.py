@@ -28,6 +28,7 @@ from gpuconv.ops.cpu import winograd
 from gpuconv.ops.cpu.patches import Patches
 from gpuconv.ops.cpu.pieces import Piece, Slide
 from gpuconv.ops.cpu.planes import Planes
+from gpuconv.ops.cpu.sums import BLOCK
 
 PATCHES, PLANES, WINOGRAD = Patches(), Planes(), winograd.Winograd()
 SUMS = 8         # partial weight gradients, each over a run of pieces; half, if they are not SMALL
@@ -128,10 +129,12 @@ def _sum_shares(route: Any, share: Callable[[Piece, np.ndarray], None], pieces: 
     def sum_of(run: slice) -> np.ndarray:
         total, part = (threads.scratch(name, kept, dtype) for name in ("gw", "gw_part"))
         share(pieces[run.start], total)
+        if run.stop - run.start > BLOCK:  # or float32 would lose digits
+            total = total.astype(np.float64)
         for piece in pieces[run.start + 1 : run.stop]:
             share(piece, part)
             total += part
-        return route.filter_gradient(total, taps)
+        return route.filter_gradient(total.astype(dtype, copy=False), taps)
 
     sums = threads.each(sum_of, [slice(*both) for both in zip(cuts, cuts[1:], strict=False)])
 
@@ -146,19 +149,6 @@ def _sum_shares(route: Any, share: Callable[[Piece, np.ndarray], None], pieces: 
 def most_sums(size: int) -> int:
     """Partial weight gradients of so many bytes, at most."""
     return SUMS if size <= SMALL else SUMS // 2
-
-
-def sum_rows(gy: np.ndarray) -> np.ndarray:
-    """(K,): the sum over all but the last axis, in chunks added in order."""
-    dtype = accumulator(gy.dtype)
-
-    def sum_of(piece: slice) -> np.ndarray:
-        return gy[piece].sum(axis=(0, 1, 2), dtype=dtype)
-
-    total = np.zeros(gy.shape[3], dtype)
-    for part in threads.each(sum_of, threads.chunks(len(gy), gy[:1].nbytes)):
-        total += part
-    return total.astype(gy.dtype, copy=False)
 
 
 def parts(C: int, K: int, groups: int) -> Iterator[tuple[slice, slice]]:

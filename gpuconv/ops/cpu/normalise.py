@@ -13,9 +13,11 @@ import numpy as np
 from gpuconv import memory, threads
 from gpuconv.backend import accumulator
 from gpuconv.ops.cpu.rectify import masked, nonzero
+from gpuconv.ops.cpu.sums import block_sums
 from gpuconv.ops.cpu.zeros import zeros
 
 WIDTH = 4096   # elements of one row of work, see fold
+FAR = 4        # standard deviations from 0, beyond which a mean is subtracted first: see far
 
 
 def fold(x: Any) -> tuple[Any, list[slice], int]:
@@ -36,18 +38,26 @@ def fold(x: Any) -> tuple[Any, list[slice], int]:
 
 @np.errstate(all="ignore")  # of all threads
 def moments(x: Any) -> tuple[Any, Any]:
-    """Mean and sum of squared deviations (C,) of a batch that holds something, in float64."""
+    """Return mean and sum of squared deviations (C,), in float64, of a batch that is not empty.
+
+    Each piece is summed as it stands, and where its mean turns out to be ``far`` from 0, again
+    after the rounded mean has been subtracted, which is exact for what is close to it. So a
+    constant channel has its very value for a mean, and a sum of exactly 0.
+    """
     wide = accumulator(x.dtype)
     rows, pieces, F = fold(x)                                    # (n/F, F*C)
 
     def work(piece: slice) -> tuple[Any, Any, Any]:
         v = memory.widened(rows[piece], wide)
         d = memory.empty(v.shape, wide)
-        count = wide.type(len(v) * F)
-        mean = _sums(v, F) / count
-        np.subtract(v, np.tile(mean, F), out=d)
-        np.multiply(d, d, out=d)
-        return count, mean, _sums(d, F)
+        count = len(v) * F
+        mean, m2 = _centered(v, d, F)
+        if far(mean, m2 / count) or not np.isfinite(m2).all():
+            center = mean.astype(wide)
+            np.subtract(v, np.tile(center, F), out=d)
+            off, m2 = _centered(d, d, F)
+            mean = center + off
+        return count, mean, m2
 
     counts, *rest = (np.array(part, np.float64)
                      for part in zip(*threads.each(work, pieces), strict=True))
@@ -55,18 +65,22 @@ def moments(x: Any) -> tuple[Any, Any]:
 
 
 @np.errstate(all="ignore")
-def normalise(x: Any, scale: Any, shift: Any, relu: bool, keep: bool) -> tuple[Any, Any]:
-    """``x * scale + shift``, rectified if wanted, and ``positive`` if it is to be kept."""
+def normalise(x: Any, center: Any, scale: Any, shift: Any, relu: bool,
+              keep: bool) -> tuple[Any, Any]:
+    """Return ``(x - center) * scale + shift``, rectified if wanted, and ``positive`` if kept.
+
+    A center of zeros costs no pass.
+    """
     wide = accumulator(x.dtype)
     rows, pieces, F = fold(x)                                    # (n/F, F*C)
-    a, b = np.tile(scale, F), np.tile(shift, F)                  # (F*C,)
+    a, b, center = np.tile(scale, F), np.tile(shift, F), _repeated(center, F)  # (F*C,)
     y = memory.empty(rows.shape, x.dtype)
     positive = memory.empty(-(-x.size // 8), np.uint8) if relu and keep else None
 
     def work(piece: slice) -> None:
         here = y[piece]
         v = _target(here, wide)
-        np.multiply(memory.widened(rows[piece], wide), a, out=v)
+        _shifted(memory.widened(rows[piece], wide), center, a, v)
         v += b
         if relu:
             np.maximum(v, zeros(v.shape[1], wide), out=v)
@@ -79,14 +93,14 @@ def normalise(x: Any, scale: Any, shift: Any, relu: bool, keep: bool) -> tuple[A
 
 
 @np.errstate(all="ignore")
-def sums(gy: Any, x: Any, mean: Any, positive: Any, gz: Any) -> tuple[Any, Any]:
-    """Sums of gy and of gy * (x - mean) over the batch, (C,) in float64.
+def sums(gy: Any, x: Any, center: Any, positive: Any, gz: Any) -> tuple[Any, Any]:
+    """Return the sums of gy and of gy * (x - center) over the batch, (C,) in float64.
 
     With ``positive`` of what the ReLU lets pass of gy, which is put into gz.
     """
     rows, pieces, F = fold(gy)                                   # (n/F, F*C)
     wide = accumulator(gy.dtype)
-    x, center = fold(x)[0], np.tile(mean, F)                     # (n/F, F*C), (F*C,)
+    x, center = fold(x)[0], np.tile(center, F)                   # (n/F, F*C), (F*C,)
 
     def work(piece: slice) -> tuple[Any, Any]:
         g = memory.widened(_passed(rows, piece, positive, gz), wide)
@@ -101,14 +115,16 @@ def sums(gy: Any, x: Any, mean: Any, positive: Any, gz: Any) -> tuple[Any, Any]:
 
 
 @np.errstate(all="ignore")
-def pull(gy: Any, x: Any, scale: Any, slope: Any, level: Any, positive: Any, gx: Any) -> None:
-    """Into gx: ``scale * (gy + slope * x + level)``, or without x ``scale * gy``.
+def pull(gy: Any, x: Any, center: Any, scale: Any, slope: Any, level: Any, positive: Any,
+         gx: Any) -> None:
+    """Write into gx ``scale * (gy + slope * (x - center) + level)``, or without x ``scale * gy``.
 
     With ``positive`` of what the ReLU lets pass of gy.
     """
     rows, pieces, F = fold(gy)                                   # (n/F, F*C)
     wide = accumulator(gy.dtype)
     scale, a, b = (np.tile(v.astype(wide), F) for v in (scale, slope, level))  # (F*C,)
+    center = _repeated(center, F)
     x = None if x is None else fold(x)[0]
     gx = gx.reshape(rows.shape)
 
@@ -117,7 +133,7 @@ def pull(gy: Any, x: Any, scale: Any, slope: Any, level: Any, positive: Any, gx:
         v = g
         if x is not None:
             v = memory.empty(g.shape, wide)
-            np.multiply(memory.widened(x[piece], wide), a, out=v)
+            _shifted(memory.widened(x[piece], wide), center, a, v)
             v += b
             v += g
         here = _target(gx[piece], wide)  # with ReLU the memory of g
@@ -142,18 +158,50 @@ def _bits(rows: Any, piece: slice) -> slice:
     return slice(piece.start // 8 * W, -(-piece.stop * W // 8))
 
 
+def far(mean: Any, var: Any) -> bool:
+    """Return whether the mean of any channel is many standard deviations away from 0.
+
+    Else ``x * scale - mean * scale`` is as good as ``(x - mean) * scale``, and E[x^2] - E[x]^2 as
+    good as the mean of squared deviations: either loses two bits at most. NaN is far.
+    """
+    return not (np.abs(mean) <= FAR * np.sqrt(var)).all()
+
+
+def _repeated(center: Any, F: int) -> Any:
+    """Return F copies of center, or None if it is 0."""
+    return np.tile(center, F) if center.any() else None
+
+
+def _shifted(x: Any, center: Any, scale: Any, out: Any) -> None:
+    """Write ``(x - center) * scale`` into out."""
+    np.multiply(x if center is None else np.subtract(x, center, out=out), scale, out=out)
+
+
+def _centered(v: Any, squares: Any, F: int) -> tuple[Any, Any]:
+    """Return mean and sum of squared deviations of v (M, F*C), by E[v^2] - E[v]^2.
+
+    ``squares`` is overwritten; it may be v.
+    """
+    count, total = len(v) * F, _sums(v, F)
+    np.multiply(v, v, out=squares)
+    return total / count, np.maximum(_sums(squares, F) - total * total / count, 0)
+
+
 def _sums(v: Any, F: int) -> Any:
-    """Sum over the rows of v (M, F*C), and over F: (C,). BLAS adds twice as fast as NumPy."""
-    both = np.dot(np.ones(len(v), v.dtype), v)
-    return np.dot(np.ones(F, v.dtype), both.reshape(F, -1))
+    """Return the sum over the rows of v (M, F*C), and over F: (C,) in float64."""
+    v = v.reshape(1, len(v) * F, -1)
+    total = block_sums(v)[0]
+    if not np.isfinite(total).all():  # a block that overflows, where the sum need not
+        total = np.add.reduce(v[0], axis=0, dtype=np.float64)
+    return total
 
 
 def _merge(counts: Any, means: Any, m2s: Any) -> tuple[Any, Any]:
-    """Mean and sum of squared deviations of all groups, from those of each.
+    """Return mean and sum of squared deviations of all groups, from those of each.
 
     counts is (groups, 1), the others are (groups, C).
     """
-    mean = (counts * means).sum(axis=0) / counts.sum()
+    mean = means[0] + (counts * (means - means[0])).sum(axis=0) / counts.sum()
     return mean, (m2s + counts * (means - mean) ** 2).sum(axis=0)
 
 

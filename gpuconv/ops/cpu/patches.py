@@ -8,6 +8,7 @@ from numpy.lib.stride_tricks import as_strided
 from gpuconv import threads
 from gpuconv.backend import accumulator
 from gpuconv.ops.cpu.pieces import Piece, Slide, copy_framed, cut
+from gpuconv.ops.cpu.sums import multiply
 from gpuconv.ops.window import Window
 
 ROWS = 192    # patches in a piece, at least: or products would wait for the filters
@@ -71,7 +72,7 @@ class Patches:
     @staticmethod
     def multiply(col: np.ndarray, g: np.ndarray, out: np.ndarray) -> None:
         """Into out (K, R*S*C): patches (M, R*S*C) times gradients (M, K)."""
-        np.matmul(g.T, col, out=out)
+        multiply(g.T, col, out)
 
     def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
         """Return the sum of all partial gradients as a new array (K, R, S, C)."""

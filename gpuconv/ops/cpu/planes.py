@@ -17,6 +17,7 @@ import numpy as np
 from gpuconv import threads
 from gpuconv.ops.cpu.patches import Patches
 from gpuconv.ops.cpu.pieces import Slide, copy_framed
+from gpuconv.ops.cpu.sums import multiply
 
 
 class Planes(Patches):
@@ -49,7 +50,7 @@ class Planes(Patches):
     @staticmethod
     def multiply(col: np.ndarray, g: np.ndarray, out: np.ndarray) -> None:
         """Into out (R*S*C, K)."""
-        np.matmul(col.T, g, out=out)
+        multiply(col.T, g, out)
 
     def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
         """Return the sum of all partial gradients as a new array (K, R, S, C)."""

@@ -37,16 +37,3 @@ def with_row(f: Callable[..., Any], x: np.ndarray, row: np.ndarray, out: np.ndar
     f(x[:whole].reshape(-1, k * C), repeated, out=out[:whole].reshape(-1, k * C))
     if whole < M:
         f(x[whole:], row, out=out[whole:])
-
-
-def column_sums(x: np.ndarray) -> np.ndarray:
-    """``x.sum(axis=0)`` of a contiguous (M, C), in its dtype.
-
-    >>> column_sums(np.arange(6.0).reshape(3, 2))
-    array([6., 9.])
-    """
-    M, C = x.shape
-    k = rows_at_once(M, C)
-    whole = M // k * k
-    sums = np.add.reduce(x[:whole].reshape(-1, k * C), axis=0)
-    return np.add.reduce(np.concatenate([sums.reshape(k, C), x[whole:]]), axis=0)  # (C,)

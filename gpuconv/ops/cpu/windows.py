@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from gpuconv import threads
 from gpuconv.backend import accumulator
 from gpuconv.ops.cpu.pieces import Piece, cut, overlap
+from gpuconv.ops.cpu.sums import BLOCK
 from gpuconv.ops.window import POOL_WORKSPACE, Window
 
 
@@ -74,7 +75,7 @@ class Windows:
 
 
 def add_back(gy: np.ndarray, argmax: np.ndarray | None, windows: Windows, gx: np.ndarray) -> None:
-    """Into each pixel of gx: the sum of gy over the windows it is in, in the accumulator dtype.
+    """Into each pixel of gx: the sum of gy over the windows it is in.
 
     With argmax only over those that chose it: argmax is the number r*S + s of the pixel chosen.
 
@@ -86,7 +87,8 @@ def add_back(gy: np.ndarray, argmax: np.ndarray | None, windows: Windows, gx: np
     (R, S), (SH, SW), (DH, DW) = (
         windows.window.size, windows.window.stride, windows.window.dilation)
     (PT, _), (PL, _) = windows.window.pad
-    dtype, reach = accumulator(gy.dtype), (R - 1) * DH // SH  # cells below a window's own
+    dtype = accumulator(gy.dtype) if R * S <= BLOCK else np.dtype(np.float64)
+    reach = (R - 1) * DH // SH  # cells below a window's own
     bits, rows, columns = f"u{dtype.itemsize}", P + reach, Q + (S - 1) * DW // SW  # of cells
     if rows * SH - PT < H or columns * SW - PL < W:
         clear(gx)

@@ -153,7 +153,7 @@ class Fused(NamedTuple):
 
     y: Array                             # (N, P, Q, K), or (N, P // 2, Q // 2, K) after the pool
     marks: Array | None                  # of the pool: where each maximum sat, uint8
-    moments: tuple[Array, Array] | None  # means and m2s, (slices, K) each, of y's rows
+    moments: tuple[Array, Array] | None  # means and variances, (slices, K) each, of y's rows
     rows: int                            # of y in a slice
 
 

@@ -21,6 +21,8 @@ STEP = 8             # pixels of a step of the weight gradient: BK of its kernel
 FEW = 8              # channels or filters of a group, below which a tile is not worth while
 ENOUGH = 4 * 132     # blocks that keep a large GPU busy
 SLICE = 512          # pixels that are worth a partial sum of the weight gradient, at the least
+LONGEST = 4096       # pixels of a run of the weight gradient, as long as partial sums are no more
+WORKSPACE = 64 << 20  # than so many bytes
 LANES = 32           # of a block of the direct weight gradient
 
 
@@ -125,7 +127,8 @@ def _plan(p: Problem, dtype: Any) -> tuple[Tile | None, int, int, int]:
     else:
         tile = default_tile(filters, p.depth, p.groups * max(1, p.pixels // SLICE), channels, dtype)
         tiles = p.groups * -(-filters // tile.BM) * -(-p.depth // tile.BN)
-    return (tile, tiles, *_runs(p.pixels, tiles))
+    size = p.K * p.depth * accumulator(dtype).itemsize
+    return (tile, tiles, *_runs(p.pixels, tiles, max(1, size)))
 
 
 def _gather(p: Problem, x: Array, w: Array, y: Array, bias: Array | None, residual: Array | None,
@@ -173,8 +176,13 @@ def _pack(channels: int, *arrays: Array | None) -> int:
     return V if channels % V == 0 and aligned else 1
 
 
-def _runs(pixels: int, tiles: int) -> tuple[int, int]:
-    """(pixels of a run, runs): enough of them to keep a GPU busy, each worth a pass over gw."""
+def _runs(pixels: int, tiles: int, size: int) -> tuple[int, int]:
+    """Return the pixels of a run, and the number of runs, for a gw of ``size`` bytes.
+
+    They are enough to keep a GPU busy, each worth a pass over gw; more, if WORKSPACE allows, where
+    a run would be so long that its sum in float32 loses digits.
+    """
     splits = max(1, min(-(-ENOUGH // tiles), pixels // SLICE))
+    splits = max(splits, min(pixels // LONGEST, WORKSPACE // size))
     run = max(STEP, -(-pixels // (splits * STEP)) * STEP)
     return run, max(1, -(-pixels // run))

@@ -112,8 +112,8 @@ def forward(p: Problem, x: Array, w: Array, y: Array, *, bias: Array | None = No
         bias: (K,)
         residual: like y.
         activation: f: None, "relu" or "gelu".
-        moments: written: (means, m2s), each (slices, K) of the accumulator's dtype: of each slice
-            of ``moment_rows`` rows of y the mean and the sum of squared deviations from it.
+        moments: written: (means, variances), each (slices, K) of the accumulator's dtype: those
+            of each slice of ``moment_rows`` rows of y.
         pool: written: like y, uint8: 2*r + s of the first NaN in a window, else of the first
             maximum.
         tile: None: ``default_tile``.
@@ -126,14 +126,14 @@ def forward(p: Problem, x: Array, w: Array, y: Array, *, bias: Array | None = No
                                                               and residual is not None):
         raise ValueError("moments with activation or residual, or pool with residual: separately")
     tile = tile or default_tile(p, x.dtype, "forward", _architecture(x))
-    means, m2s = moments or (None, None)
+    means, variances = moments or (None, None)
     edge = 1 if pool is None else 2
     rows = p.N * (p.P // edge) * (p.Q // edge) * edge * edge
     flags = dict(GRADIENT=0, BIAS=int(bias is not None), RESIDUAL=int(residual is not None),
                  POOL=int(pool is not None), MOMENTS=int(moments is not None),
                  ACTIVATION=ACTIVATIONS.index(activation))
     stored = [a for a in (y, residual) if a is not None]
-    _launch(p, tile, p.C, rows, flags, stored, x, w, bias, residual, y, pool, means, m2s,
+    _launch(p, tile, p.C, rows, flags, stored, x, w, bias, residual, y, pool, means, variances,
             p.N, p.H, p.W, p.P, p.Q, p.K)
 
 

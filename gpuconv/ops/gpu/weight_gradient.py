@@ -32,6 +32,7 @@ DEFAULTS = {                        # (BM, BN): share of the speed of the first,
 HELD = 16                           # elements of 2 bytes that a thread can keep in registers
 START = 8                           # stages that a block's beginning and end take as long as
 WORKSPACE = 64 << 20                # bytes of partial sums, at most
+LONGEST = 1 << 15                   # pixels of a run, if there is room: its sum is in float32
 PRODUCTS = 512                      # of 16-bit floats, that a multiprocessor adds in a cycle, about
 BANDWIDTH = 16                      # bytes of partial sums of a multiprocessor in a cycle, about
 
@@ -106,8 +107,10 @@ def default_splits(p: Problem, dtype: Any, tile: Tile, architecture: int) -> int
                 + passed / (BANDWIDTH * multiprocessors))
 
     full = math.ceil(2 * multiprocessors * together / blocks)
-    most = max(1, min(full, steps // 4, WORKSPACE // (4 * max(1, size))))
-    return min(range(1, most + 1), key=time)
+    room = WORKSPACE // (4 * max(1, size))
+    most = max(1, min(full, steps // 4, room))
+    least = max(1, min(p.pixels // LONGEST, room))
+    return min(range(least, max(least, most) + 1), key=time)
 
 
 def workspace(p: Problem, dtype: Any, architecture: int) -> int:
