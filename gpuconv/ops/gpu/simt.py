@@ -87,6 +87,8 @@ def input_gradient(p: Problem, gy: Array, w: Array, gx: Array) -> None:
         _direct(p, "input_gradient", gx.size, gy, w, gx, gy, w, gx)
     else:
         turned = p._replace(H=p.P, W=p.Q, C=p.K, P=p.H, Q=p.W, K=p.C)
+        if p.classes < p.stride[0] * p.stride[1]:
+            gx.fill(0)  # pixels that no tap meets
         _gather(turned, gy, w, gx, None, None, None, turned=True)
 
 
@@ -134,7 +136,7 @@ def _gather(p: Problem, x: Array, w: Array, y: Array, bias: Array | None, residu
     tile = default_tile(rows, columns, p.groups, p.C // p.groups, x.dtype)
     classes, pixels = 1, rows
     if turned:
-        (SH, SW), classes = p.stride, p.stride[0] * p.stride[1]
+        (SH, SW), classes = p.stride, p.classes
         pixels = p.N * -(-p.P // SH) * -(-p.Q // SW)
     blocks = -(-pixels // tile.BM) * classes * -(-columns // tile.BN) * p.groups
     lx, ly = _pack(p.C // p.groups, x), _pack(columns, y, bias, residual)
