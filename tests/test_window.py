@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gpuconv.ops.window import Window, pair, pool_window, sides
+from gpuconv.ops.window import Window, pair, sides
 
 small = st.integers(1, 4)
 pads = st.tuples(st.integers(0, 4), st.integers(0, 4))

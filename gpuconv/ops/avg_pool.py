@@ -19,6 +19,7 @@ from gpuconv.ops.checks import check_images
 from gpuconv.ops.cpu.pieces import Piece, cut
 from gpuconv.ops.cpu.windows import Windows, add_back, clear, copy_pixels
 from gpuconv.ops.window import (
+    LARGEST_INT,
     POOL_WORKSPACE,
     IntOrPair,
     Levelled,
@@ -152,6 +153,9 @@ class AvgPool2d(Op):
         """Return the CUDA function, compiled for this window and for arrays like these."""
         (_, PB), (_, PR) = self.window.pad
         (FULL_R, FULL_S), (r, s) = self.window.size, self.level.taps
+        if max(FULL_R, FULL_S) >= LARGEST_INT:
+            raise ValueError(f"avg_pool2d: window {self.window.size}: on a GPU below 2**30 pixels "
+                             f"high and wide")
         return kernels.kernel("avg_pool.cu", function, T=x.dtype, I=kernels.index(x, y), PB=PB,
                               PR=PR, FULL_R=FULL_R, FULL_S=FULL_S, CUT_R=r.start, CUT_S=s.start,
                               INCLUDE=int(self.count_include_pad), **self.level.window.macros())

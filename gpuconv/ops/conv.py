@@ -224,11 +224,11 @@ class Conv2d(Op):
     def backward_cpu(self, gy):
         gx = memory.empty(self.x_shape, gy.dtype) if self.needs[0] else None
         gw = np.zeros(self.w_shape, accumulator(gy.dtype)) if self.needs[1] else None
-        if self.needs[0] or self.needs[1]:
+        if not self.level.meets:
+            gx = gx if gx is None else np.zeros(self.x_shape, gy.dtype)
+        elif self.needs[0] or self.needs[1]:
             convolve.gradients(self.x, self.w, gy, self.slide, self.groups, gx,
                                gw if gw is None else gw[self.taps])
-        if gw is not None and not self.level.meets:
-            gw.fill(0)
         gw = gw if gw is None else gw.astype(gy.dtype, copy=False)
         if len(self.needs) < 3:
             return gx, gw

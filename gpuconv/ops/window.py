@@ -15,8 +15,8 @@ IntOrPair = int | Pair
 Padding = IntOrPair | tuple[Pair, Pair]
 Taps = Literal["met", "pooled", "all"]
 
-LARGEST = 1 << 60      # stride, dilation or padding, pixels: their products with a count fit 64 bits
-LARGEST_INT = 1 << 30  # the same for a CUDA kernel, which computes with ints
+LARGEST = 1 << 60      # stride, dilation or padding, pixels: sums of them fit 64 bits
+LARGEST_INT = 1 << 30  # pixels: sums of two such numbers fit an int of a CUDA kernel
 POOL_WORKSPACE = 2 << 20  # bytes of images that a thread pools at a time; fewer cost more in calls
 
 
@@ -139,9 +139,9 @@ class Levelled(NamedTuple):
 def levelled(window: Window, height: int, width: int, taps: Taps) -> Levelled:
     """Return an equivalent window whose numbers are in proportion to the image.
 
-    A tap (r, s), which is a pixel of the window, meets row p*SH - PT + r*DH of the image at position
-    p. The result meets the same pixels at the same positions; where the given window is outside of
-    the image, the result is outside, too, but not as far.
+    A tap (r, s) is a pixel of the window. It meets row p*SH - PT + r*DH of the image at position
+    (p, q), unless that is outside of the image. The taps that remain meet the same pixels at the
+    same positions as before; those outside of the image are still outside, but not as far.
 
     Args:
         window: as the user gave it.
@@ -156,26 +156,27 @@ def levelled(window: Window, height: int, width: int, taps: Taps) -> Levelled:
     >>> window.size, window.stride, window.dilation, window.pad[1], taps[1]
     ((3, 1), (9, 1), (1, 1), (0, 0), slice(1, 2, 1))
     """
-    axes = [_level(n, count, *numbers, taps) for n, count, *numbers in zip(
-        (height, width), window.out_shape(height, width), window.size, window.stride,
-        window.dilation, (near for near, _ in window.pad), strict=True)]
-    kept, steps, apart, near, meets = zip(*axes, strict=True)
-    made = Window(_two(map(len, kept)), _two(steps), ((near[0], 0), (near[1], 0)), _two(apart),
-                  positions=window.out_shape(height, width))
-    return Levelled(made, tuple(slice(r.start, r.stop, r.step) for r in kept),  # type: ignore
-                    all(meets))
+    P, Q = window.out_shape(height, width)
+    r, SH, DH, top, rows = _level(window, 0, height, P, taps)
+    s, SW, DW, left, columns = _level(window, 1, width, Q, taps)
+    made = Window((len(r), len(s)), (SH, SW), ((top, 0), (left, 0)), (DH, DW), positions=(P, Q))
+    return Levelled(made, (slice(r.start, r.stop, r.step), slice(s.start, s.stop, s.step)),
+                    rows and columns)
 
 
-def _level(n: int, count: int, size: int, step: int, apart: int, near: int,
+def _level(window: Window, axis: int, n: int, count: int,
            taps: Taps) -> tuple[range, int, int, int, bool]:
-    """Return the taps that remain, stride, dilation, near padding, and whether any tap meets.
+    """Return the taps that remain, stride, dilation, near padding, and whether any tap is met.
 
     Args:
+        window: as for ``levelled``.
+        axis: 0 for rows, 1 for columns.
         n: pixels of the image along this axis.
         count: positions of the window.
-        size, step, apart, near: size, stride, dilation and near padding of the window.
         taps: as for ``levelled``.
     """
+    size, step, apart = window.size[axis], window.stride[axis], window.dilation[axis]
+    near = window.pad[axis][0]
     met = _met(n, count, size, step, apart, near)
     if taps == "all":
         kept = range(size)
@@ -185,16 +186,18 @@ def _level(n: int, count: int, size: int, step: int, apart: int, near: int,
         before, after = near // apart, -(-near // apart)
         kept = range(min(before, *met[:1]), max(after, *met[-1:]) + 1) if met else range(
             before, after + 1)
+    if not met:  # one place before the image, and all others beyond it
+        return kept, n + 1, n + 1 if len(kept) > 1 else 1, 1, False
     near -= kept.start * apart
     apart *= kept.step
     common = math.gcd(step, apart) if count > 1 and len(kept) > 1 else 0
     if common > n + 1:  # pixels that are met lie that far apart, so at most one is in the image
         first = -near % common
-        near = (near + first) // common * (n + 1) - min(first, n)
+        near = (near + first) // common * (n + 1) - first
         step, apart = step // common * (n + 1), apart // common * (n + 1)
     apart, near = _cut(n, near, apart, len(kept), (count - 1) * step)
     step, near = _cut(n, near, step, count, (len(kept) - 1) * apart)
-    return kept, step, apart if len(kept) > 1 else 1, near, bool(met)
+    return kept, step, apart if len(kept) > 1 else 1, near, True
 
 
 def _met(n: int, count: int, size: int, step: int, apart: int, near: int) -> range:
@@ -218,8 +221,8 @@ def _met(n: int, count: int, size: int, step: int, apart: int, near: int) -> ran
 def _cut(n: int, near: int, step: int, count: int, span: int) -> tuple[int, int]:
     """Return the smallest step, and its near padding, that meet the same pixels.
 
-    For k = 0 ... count-1, pixels k*step - near ... k*step - near + span are met if they are among
-    the n of the image. With a step beyond span + n that is so for one k at most: it keeps its place.
+    For k < count, the pixels k*step - near ... k*step - near + span are met if they are among the n
+    of the image. With a step beyond span + n that is so for one k at most: it keeps its place.
     """
     most = span + n + 1
     if step <= most:
@@ -227,11 +230,6 @@ def _cut(n: int, near: int, step: int, count: int, span: int) -> tuple[int, int]
     k = min(max(0, -((near - span) // -step)), count)  # the first that is not before the image
     at = k * step - near
     return most, k * most - (at if -span <= at <= n else n)
-
-
-def _two(numbers: Any) -> Pair:
-    first, second = numbers
-    return first, second
 
 
 def check_result(op: str, x: Array, window: Window, channels: int, taps: Taps) -> None:
@@ -260,12 +258,13 @@ def check_numbers(op: str, a: Array, x_shape: tuple[int, ...], window: Window, t
         return
     H, W = x_shape[1:3]
     made = levelled(window, H, W, taps).window
-    reach = [(count - 1) * step + extent + abs(near) + n for count, step, extent, (near, _), n in zip(
+    reach = [count * step + extent + abs(near) + n for count, step, extent, (near, _), n in zip(
         made.out_shape(H, W), made.stride, made.extent, made.pad, (H, W), strict=True)]
-    if max(*reach, *made.stride, *made.dilation) >= LARGEST_INT:
-        raise ValueError(f"{op}: window {window.size}, stride {window.stride}, padding {window.pad}, "
-                         f"dilation {window.dilation} over images of {(H, W)} reaches beyond 2**30 "
-                         f"pixels, the limit on a GPU: the CPU computes it")
+    if max(reach) >= LARGEST_INT:
+        raise ValueError(
+            f"{op}: window {window.size}, stride {window.stride}, padding {window.pad}, dilation "
+            f"{window.dilation} over images of {(H, W)} pixels: on a GPU stride, padding and "
+            f"dilation may reach over 2**30 pixels together; on the CPU over any number")
 
 
 def packs(a: Array, channels: int) -> int:
