@@ -428,6 +428,7 @@ def test_an_input_gradient_launches_blocks_for_classes_with_taps(cp, launched, d
 @pytest.mark.parametrize("call, message", [
     (lambda x, w: ops.conv2d(x, w, padding=2**40), r"conv2d: the result would have shape \(1, 21"),
     (lambda x, w: ops.im2col(x, 3, padding=2**40), "im2col: the result would have shape"),
+    (lambda x, w: ops.pad2d(x, 2**40), "pad2d: the result would have shape"),
     (lambda x, w: ops.conv2d(x, w, stride=2**61), r"stride \(2305.*at most 2\*\*60"),
     (lambda x, w: nn.MaxPool2d(2**61)(x), r"window .*at most 2\*\*60"),
 ])
