@@ -28,10 +28,14 @@ constexpr int R = CFG_R, S = CFG_S;            // window, pixels
 constexpr int SH = CFG_SH, SW = CFG_SW;        // stride, pixels
 constexpr int PT = CFG_PT, PB = CFG_PB;        // padding above and below x, pixels
 constexpr int PL = CFG_PL, PR = CFG_PR;        // padding left and right of x, pixels
+constexpr int FULL_R = CFG_FULL_R, FULL_S = CFG_FULL_S;  // window that the mean counts: beside the
+constexpr int CUT_R = CFG_CUT_R, CUT_S = CFG_CUT_S;      // R x S, and above and left of these, it
+                                                         // has pixels that are never inside x
 constexpr bool INCLUDE = CFG_INCLUDE;          // does padding count in the mean?
 constexpr int V = Pack<T>::V;                  // channels of 16 bytes
 static_assert(CFG_DH == 1 && CFG_DW == 1, "a window without holes");
-static_assert(2 * PT <= R && 2 * PB <= R && 2 * PL <= S && 2 * PR <= S, "a window without pixels");
+static_assert(2 * (PT + CUT_R) <= FULL_R && 2 * PB <= FULL_R && 2 * (PL + CUT_S) <= FULL_S
+              && 2 * PR <= FULL_S, "a window without pixels");
 
 // Pixels from start on that the mean counts, along one axis: n of image, then `far` of padding.
 __device__ inline int counted(int start, int size, int n, int far) {
@@ -40,7 +44,8 @@ __device__ inline int counted(int start, int size, int n, int far) {
 
 // How many pixels the mean of window (p, q) is over.
 __device__ inline A divisor(int p, int q, int H, int W) {
-    return (A)(counted(p * SH - PT, R, H, PB) * counted(q * SW - PL, S, W, PR));
+    return (A)counted(p * SH - PT - CUT_R, FULL_R, H, PB)
+           * (A)counted(q * SW - PL - CUT_S, FULL_S, W, PR);
 }
 
 template <int V>

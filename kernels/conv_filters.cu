@@ -1,7 +1,8 @@
 // Filters as the input gradient of a convolution reads them.       gpuconv/ops/gpu/tensor_cores.py
 //
-//   turned[c, i, j, k] = w[k, r, s, c]    for each class (a, b) of pixels of gx, a < SH, b < SW:
-//       its taps are the r with (a + PT - r*DH) % SH == 0, i = 0 at the largest, and alike s, j
+//   turned[c, i, j, k] = w[k, r, s, c]    for each class (a, b) of pixels of gx, a < RH, b < RW:
+//       its taps are r = a, a + RH, a + 2*RH ..., i = 0 at the largest, and alike s, j
+//       RH = SH / gcd(SH, DH): that many taps lie between two that lead to the same h % SH
 //
 // The classes lie one after the other, a first: a tap belongs to one class, so there are as many
 // numbers as in w. Without a stride there is one class: w turned by half a turn, k and c exchanged.
@@ -20,24 +21,18 @@ using A = CFG_A;                                 // on the way: holds every T
 constexpr int R = CFG_R, S = CFG_S;              // filter, pixels
 constexpr int SH = CFG_SH, SW = CFG_SW;          // stride, pixels
 constexpr int DH = CFG_DH, DW = CFG_DW;          // dilation, pixels
-constexpr int PT = CFG_PT, PL = CFG_PL;          // padding above and left, pixels
 constexpr int EDGE = 32, ROWS = 8;               // of a tile; rows of it that are moved at once
 
-// Of tap r on one axis: its class, its place there, the taps of that class and of those before it.
+constexpr int gcd(int a, int b) { return b ? gcd(b, a % b) : a; }
+constexpr int RH = SH / gcd(SH, DH), RW = SW / gcd(SW, DW);
+
+// Of tap r on one axis: its place in its class, the taps of that class and of those before it.
 struct Tap {
     int at, taps, before;
-    __device__ Tap(int r, int count, int stride, int dilation, int pad)
-        : at(0), taps(0), before(0) {
-        const int mine = rest(r, stride, dilation, pad);
-        for (int other = 0; other < count; ++other) {
-            const int its = rest(other, stride, dilation, pad);
-            before += its < mine;
-            taps += its == mine;
-            at += its == mine && other > r;
-        }
-    }
-    __device__ static int rest(int r, int stride, int dilation, int pad) {
-        return ((r * dilation - pad) % stride + stride) % stride;
+    __device__ Tap(int r, int count, int every) : before(0) {
+        taps = (count - 1 - r % every) / every + 1;
+        at = taps - 1 - r / every;
+        for (int other = 0; other < r % every; ++other) before += (count - 1 - other) / every + 1;
     }
 };
 
@@ -57,7 +52,7 @@ extern "C" __global__ void conv_filters(
             }
         }
         __syncthreads();
-        const Tap r(rs / S, R, SH, DH, PT), s(rs % S, S, SW, DW, PL);
+        const Tap r(rs / S, R, RH), s(rs % S, S, RW);
         T* const filters = turned + (long long)(r.before * S + r.taps * s.before) * C * K;
         for (int i = v; i < EDGE; i += ROWS) {
             if (c0 + i < C && k0 + u < K) {

@@ -11,8 +11,9 @@
 //
 //   Y (pixels x K) = X (pixels x depth) * W^T (depth x K),   pixels = N*P*Q,  depth = R*S*C
 //
-// The pixels of gx fall into SH*SW classes by (h % SH, v % SW). Each is a convolution of gy with
-// taps of its own: nothing is multiplied by zeros between the rows of gy.
+// The pixels of gx fall into classes by (h % SH, v % SW). Each is a convolution of gy with taps of
+// its own: nothing is multiplied by zeros between the rows of gy. Pixels that no tap leads to are in
+// no class and are not written: the host fills gx with zeros before.
 //
 // Archs    sm_80 and newer: mma, ldmatrix and cp.async
 // Dtypes   float16, bfloat16, float32: 16-bit products, tf32 products
@@ -59,7 +60,12 @@ constexpr int TM = WM / MMA_M, TN = WN / MMA_N;  // products of a warp
 constexpr int CHUNKS = BK / V;                   // of a row of a stage
 constexpr int PASS = THREADS / CHUNKS;           // rows of a stage that the block copies at once
 constexpr int X_ROWS = BM / PASS, W_ROWS = (BN + PASS - 1) / PASS;   // that a thread copies
-constexpr int CLASSES = GRADIENT ? SH * SW : 1;
+__device__ constexpr int gcd(int a, int b) { return b ? gcd(b, a % b) : a; }
+constexpr int RH = SH / gcd(SH, DH), RW = SW / gcd(SW, DW);  // taps from one of a class to the next
+constexpr int CLASSES_H = GRADIENT ? (R < RH ? R : RH) : 1;
+constexpr int CLASSES_W = GRADIENT ? (S < RW ? S : RW) : 1;  // one for each tap that begins one
+constexpr int CLASSES = CLASSES_H * CLASSES_W;
+constexpr bool STRIDED = GRADIENT && SH * SW > 1;
 constexpr int EDGE = POOL ? 2 : 1;               // pixels of a pooling window, each way
 constexpr int WINDOW = EDGE * EDGE;
 constexpr int OUT = BM / WINDOW;                 // rows of y that a block writes
@@ -79,43 +85,41 @@ static_assert(8 * THREADS * V <= STAGES * (BM + BN) * BK * sizeof(T), "room for 
 
 // The taps of one axis: output position p meets rows p*step + first + i*dilation, i < taps, of x.
 struct Axis {
-    int taps, step, first, dilation;
+    int taps, step, first, dilation, rest;
 };
 
-__device__ constexpr int gcd(int a, int b) { return b ? gcd(b, a % b) : a; }
+// The number of taps of a class: tap `kind` and every RH-th, or RW-th, after it.
+__device__ constexpr int taps_of(int kind, int taps, int every) {
+    return (taps - 1 - kind) / every + 1;
+}
 
-// The axis of a convolution; or of the class `rest` of its input gradient: its position i is row
-// i*stride + rest of gx, and meets those rows of gy that r leads to, from the largest r down.
-__device__ inline Axis axis(int taps, int stride, int dilation, int pad, int rest) {
-    if (!GRADIENT) return {taps, stride, -pad, dilation};
-    int count = 0, last = 0;
-    for (int r = 0; r < taps; ++r) {
-        if ((rest + pad - r * dilation) % stride == 0) ++count, last = r;
-    }
-    return {count, 1, (rest + pad - last * dilation) / stride, dilation / gcd(dilation, stride)};
+// The axis of a convolution; or of a class of its input gradient, that of tap `kind`: its position i
+// is row i*stride + rest of gx, and meets those rows of gy that r leads to, from the largest r down.
+__device__ inline Axis axis(int taps, int stride, int dilation, int pad, int every, int kind) {
+    if (!GRADIENT) return {taps, stride, -pad, dilation, 0};
+    const int rest = ((kind * dilation - pad) % stride + stride) % stride;
+    const int count = taps_of(kind, taps, every), last = kind + (count - 1) * every;
+    return {count, 1, (rest + pad - last * dilation) / stride, every * dilation / stride, rest};
 }
 
 // What this block computes: rows row0 ... of the product, of one class of pixels.
 struct Part {
     Axis v, h;                                   // vertical, horizontal
-    int rest_v, rest_h;                          // of the class
     unsigned P, Q;                               // positions of the class, or pooling windows
     unsigned row0, rows;                         // its first row, and all rows of the class
     long long w_at;                              // where the filters of the class begin
 
     __device__ Part(unsigned block, int N, int height, int width, int K) {
-        const int c = block % CLASSES;
-        rest_v = c / SW, rest_h = c % SW;
-        if (CLASSES == 1) rest_v = rest_h = 0;
-        v = axis(R, SH, DH, PT, rest_v), h = axis(S, SW, DW, PL, rest_h);
+        const int down = block % CLASSES / CLASSES_W, across = block % CLASSES_W;
+        v = axis(R, SH, DH, PT, RH, down), h = axis(S, SW, DW, PL, RW, across);
         row0 = block / CLASSES * BM;
         P = height / EDGE, Q = width / EDGE;
         w_at = 0;
-        if (CLASSES > 1) {
-            P = (height - rest_v + SH - 1) / SH, Q = (width - rest_h + SW - 1) / SW;
+        if (STRIDED) {
+            P = (height - v.rest + SH - 1) / SH, Q = (width - h.rest + SW - 1) / SW;
             int taps = 0;                        // of the classes before this one
-            for (int a = 0; a < rest_v; ++a) taps += axis(R, SH, DH, PT, a).taps * S;
-            for (int b = 0; b < rest_h; ++b) taps += axis(S, SW, DW, PL, b).taps * v.taps;
+            for (int a = 0; a < down; ++a) taps += taps_of(a, R, RH) * S;
+            for (int b = 0; b < across; ++b) taps += taps_of(b, S, RW) * v.taps;
             w_at = (long long)taps * C * K;
         }
         rows = N * P * Q * WINDOW;
@@ -133,7 +137,7 @@ struct Part {
     __device__ long long row_of_gx(unsigned row, int P, int Q) const {
         unsigned n, i, j;
         place(row, n, i, j);
-        return ((long long)n * P + i * SH + rest_v) * Q + j * SW + rest_h;
+        return ((long long)n * P + i * SH + v.rest) * Q + j * SW + h.rest;
     }
 };
 
@@ -252,7 +256,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
     const int warp = threadIdx.x / WARP, m = warp / WARPS_N * WM, n = warp % WARPS_N * WN;
 
     A sum[TM][TN][4] = {};
-    if (CLASSES == 1 || part.depth()) {          // the same for the whole block
+    {
         Loader loader(x, w, part, k0, H, W, K);
         const RowReader<T, BM, BK, TM, TN> reader(m, n);
         multiply_stages<STAGES, (BM + BN) * BK, BK / Mma<T>::K>(
@@ -271,7 +275,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
 
     A sums[V] = {};
     for (int row = staged.group; row < rows; row += staged.GROUPS) {
-        const long long its = CLASSES > 1 ? part.row_of_gx(part.row0 + row, P, Q) : first + row;
+        const long long its = STRIDED ? part.row_of_gx(part.row0 + row, P, Q) : first + row;
         const long long to = its * K + k0;
         Pack<T> p;
         if constexpr (POOL) {

@@ -10,7 +10,8 @@
 //
 // Pixels with the same p % SH and q % SW, a class, meet the same taps: every RH-th row of w; the
 // rows of x that those meet are EH apart. So a class is a convolution without stride, and no factor
-// is zero for the sake of a stride. With groups all is within a group: c counts from 0, and x, w
+// is zero for the sake of a stride. Pixels that no tap meets are in no class and are not written:
+// the host fills y with zeros before. With groups all is within a group: c counts from 0, and x, w
 // and y are those of the group.
 //
 // As a product of matrices, y (pixels x K) = x's patches (pixels x R*S*C) times w (R*S*C x K); the
@@ -51,22 +52,24 @@ constexpr int gcd(int a, int b) { return b ? gcd(b, a % b) : a; }
 constexpr int RH = SH / gcd(SH, DH), RW = SW / gcd(SW, DW);  // taps from one that meets to the next
 constexpr int EH = RH * DH / SH, EW = RW * DW / SW;          // and how far apart they read, pixels
 constexpr int STEP_H = TURNED ? -EH : DH, STEP_W = TURNED ? -EW : DW;
+constexpr int CLASSES_W = TURNED ? (S < RW ? S : RW) : 1;    // one for each column that begins one
+constexpr int CLASSES = TURNED ? (R < RH ? R : RH) * CLASSES_W : 1;
 constexpr int NOWHERE = -(1 << 30);              // a row that no tap leads back into an image
 
 using Tile = SimtTile<A, BM, BN, BK, TM, TN>;
 constexpr int THREADS = Tile::THREADS;
 
-// One axis of a class: how many pixels and taps it has, and what its first pixel and tap read.
+// One axis of a class: how many pixels and taps it has, its first pixel and tap, and what those read.
 struct Axis {
-    int pixels, taps, tap, first;
+    int pixels, taps, tap, first, a;
 
-    __device__ Axis(int a, int size, int taps_in_all, int stride, int dilation, int pad,
+    __device__ Axis(int kind, int size, int taps_in_all, int stride, int dilation, int pad,
                     int every) {
-        pixels = size, taps = taps_in_all, tap = 0, first = -pad;
+        pixels = size, taps = taps_in_all, tap = kind, first = -pad, a = 0;
         if (!TURNED) return;
+        a = ((tap * dilation - pad) % stride + stride) % stride;
         pixels = size > a ? (size - a + stride - 1) / stride : 0;
-        while (tap < every && (a + pad - tap * dilation) % stride) ++tap;
-        taps = tap < every && tap < taps_in_all ? (taps_in_all - 1 - tap) / every + 1 : 0;
+        taps = (taps_in_all - 1 - tap) / every + 1;
         first = (a + pad - tap * dilation) / stride;
     }
 };
@@ -85,16 +88,15 @@ struct Depth {
 
 struct Block {                                   // what this block computes
     Axis rows, columns;
-    int a, b, group, k0, C, K;                   // class, group, first filter; channels of a group
+    int group, k0, C, K;                         // group, first filter; channels of a group
     I pixel0, pixels;                            // first pixel of the tile; pixels of the class
 
-    __device__ Block(int at, int tiles, int a, int b, int N, int P, int Q, int C, int K, int groups)
-        : rows(a, P, R, SH, DH, PT, RH), columns(b, Q, S, SW, DW, PL, RW), a(a), b(b),
+    __device__ Block(int at, int tiles, int kind, int N, int P, int Q, int C, int K, int groups)
+        : rows(kind / CLASSES_W, P, R, SH, DH, PT, RH),
+          columns(kind % CLASSES_W, Q, S, SW, DW, PL, RW),
           group(at / tiles % groups), k0(at % tiles * BN), C(C / groups), K(K / groups) {
-        constexpr int CLASSES = TURNED ? SH * SW : 1;
         pixel0 = (I)(at / tiles / groups / CLASSES) * BM;
         pixels = (I)N * rows.pixels * columns.pixels;
-        if (!columns.taps) rows.taps = 0;        // the counters of taps run along the columns
     }
 };
 
@@ -202,7 +204,7 @@ __device__ void store(const Tile& tile, const Block& block, const T* bias, const
         if (TURNED && SH * SW > 1) {
             const I line = pixel / block.columns.pixels, n = line / block.rows.pixels;
             const int p = line % block.rows.pixels, q = pixel % block.columns.pixels;
-            pixel = (n * P + p * SH + block.a) * Q + q * SW + block.b;
+            pixel = (n * P + p * SH + block.rows.a) * Q + q * SW + block.columns.a;
         }
         const I row = pixel * K + block.group * block.K;
 #pragma unroll
@@ -233,9 +235,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS) conv_simt(
     int N, int H, int W, int C, int P, int Q, int K, int groups)
 {
     alignas(16) __shared__ A xs[2][BK * BM], ws[2][BK * BN];
-    constexpr int CLASSES = TURNED ? SH * SW : 1;
     const int tiles = (K / groups + BN - 1) / BN, kind = blockIdx.x / (tiles * groups) % CLASSES;
-    const Block block(blockIdx.x, tiles, kind / SW, kind % SW, N, P, Q, C, K, groups);
+    const Block block(blockIdx.x, tiles, kind, N, P, Q, C, K, groups);
     if (block.pixel0 >= block.pixels) return;
 
     Source source(block, x, H, W, C);

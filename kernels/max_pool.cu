@@ -30,7 +30,7 @@ constexpr int SH = CFG_SH, SW = CFG_SW;        // stride, pixels
 constexpr int DH = CFG_DH, DW = CFG_DW;        // distance of a window's pixels
 constexpr int PT = CFG_PT, PL = CFG_PL;        // padding above and left of x, pixels
 constexpr int V = Pack<T>::V;                  // channels of 16 bytes
-static_assert(2 * PT <= R && 2 * PL <= S, "the padding is over half of the window");
+static_assert(PT <= (R - 1) * DH && PL <= (S - 1) * DW, "a mark of a window is one of its pixels");
 static_assert(R * S <= 256 || sizeof(Mark) == 4, "r*S + s does not fit one byte");
 
 template <int V>

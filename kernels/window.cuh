@@ -111,7 +111,8 @@ __device__ inline void each_tile_pixel(
 }
 
 // use(load(p, q), p, q, r*S + s) for each window that has (h, w) as its pixel (r, s), p rising, then
-// q. In batches likewise: where there is no such window, the nearest one is loaded.
+// q. In batches likewise: where there is no such window, the nearest one is loaded. PT and PL may be
+// negative: then (h, w) may lie above or left of every window.
 template <int R, int S, int SH, int SW, int DH, int DW, int PT, int PL, class Load, class Use>
 __device__ inline void each_window(int h, int w, int P, int Q, Load load, Use use)
 {
@@ -119,8 +120,10 @@ __device__ inline void each_window(int h, int w, int P, int Q, Load load, Use us
     constexpr int DOWN = overlaps(EH, SH), ACROSS = overlaps(EW, SW);
     constexpr int ROWS = batch(DOWN, ACROSS), COLUMNS = batch(ACROSS, 1);
     const int p0 = (h + PT) / SH - DOWN + 1, q0 = (w + PL) / SW - ACROSS + 1;
-    for (int a = 0; a < DOWN; a += ROWS) {
-        for (int b = 0; b < ACROSS; b += COLUMNS) {
+    const int a0 = ROWS > 1 ? 0 : max(0, -p0), a1 = ROWS > 1 ? DOWN : min(DOWN, P - p0);
+    const int b0 = COLUMNS > 1 ? 0 : max(0, -q0), b1 = COLUMNS > 1 ? ACROSS : min(ACROSS, Q - q0);
+    for (int a = a0; a < a1; a += ROWS) {
+        for (int b = b0; b < b1; b += COLUMNS) {
             decltype(load(0, 0)) v[ROWS][COLUMNS];
 #pragma unroll
             for (int i = 0; i < ROWS; ++i) {
@@ -135,8 +138,8 @@ __device__ inline void each_window(int h, int w, int P, int Q, Load load, Use us
 #pragma unroll
                 for (int j = 0; j < COLUMNS; ++j) {
                     const int q = q0 + b + j, dw = w + PL - q * SW;
-                    if (0 <= p && p < P && dh < EH && dh % DH == 0 &&
-                        0 <= q && q < Q && dw < EW && dw % DW == 0)
+                    if (0 <= p && p < P && 0 <= dh && dh < EH && dh % DH == 0 &&
+                        0 <= q && q < Q && 0 <= dw && dw < EW && dw % DW == 0)
                         use(v[i][j], p, q, dh / DH * S + dw / DW);
                 }
             }

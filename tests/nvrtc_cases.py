@@ -12,6 +12,7 @@ from gpuconv import backend, kernels
 
 WINDOW = dict(R=3, S=2, SH=2, SW=1, DH=1, DW=2, PT=1, PL=0)
 SOLID = dict(WINDOW, DH=1, DW=1)
+FULL = dict(FULL_R=5, FULL_S=2, CUT_R=1, CUT_S=0)
 TENSOR = dict(WINDOW, C=24, GRADIENT=0, UNIT=16, WIDE=1, BIAS=1, RESIDUAL=0, POOL=0, MOMENTS=0,
               ACTIVATION=0, BM=64, BN=64, BK=32, WM=32, WN=32, STAGES=3)
 SIMT = dict(WINDOW, BM=128, BN=64, TM=8, TN=8, LX=4, LW=4, LY=4, TURNED=0, ACTIVATION=0)
@@ -25,14 +26,14 @@ CASES = {  # file: its configurations
     "accumulate.cu": [{}],
     "adam.cu": [dict(MASTER=0), dict(MASTER=1)],
     "augment.cu": [dict(C=1), dict(C=3), dict(C=8)],
-    "avg_pool.cu": [dict(SOLID, PB=1, PR=0, INCLUDE=1),
-                    dict(SOLID, PB=0, PR=1, INCLUDE=0)],
+    "avg_pool.cu": [dict(SOLID, PB=1, PR=0, INCLUDE=1, **FULL),
+                    dict(SOLID, PB=0, PR=1, INCLUDE=0, **FULL)],
     "batch_norm.cu": [dict(BLOCK=256, V=1, ACTIVATION=0), dict(BLOCK=256, V=2, ACTIVATION=1),
                       dict(BLOCK=256, V=2, ACTIVATION=2)],
     "bias_relu.cu": [dict(BLOCK=256, V=1), dict(BLOCK=256, V=2)],
     "clip.cu": [dict(BLOCK=256)],
     "clock.cu": [{}],
-    "conv_filters.cu": [WINDOW],
+    "conv_filters.cu": [{k: v for k, v in WINDOW.items() if k not in ("PT", "PL")}],
     "conv_forward.cu": [dict(TENSOR, POOL=1, MOMENTS=1), dict(TENSOR, GRADIENT=1, UNIT=4),
                         dict(TENSOR, RESIDUAL=1, ACTIVATION=2, WIDE=0)],
     "conv_direct.cu": [dict(WINDOW, ACTIVATION=1, BLOCK=256)],

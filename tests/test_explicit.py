@@ -10,7 +10,7 @@ from gpuconv import ops
 from gpuconv.ops.conv import conv_window
 from gpuconv.ops.gpu import explicit
 from gpuconv.ops.gpu.problem import problem
-from gpuconv.ops.window import Window
+from gpuconv.ops.window import Window, levelled
 
 
 def run(cp, rng, x, w, b=None, stride=1, padding=0, dilation=1, groups=1):
@@ -64,6 +64,25 @@ def test_the_window_of_a_problem_gives_it_again(pads, stride, dilation):
     window = Window((3, 2), stride, pads, dilation)
     p = problem((1, 9, 8, 2), (4, 3, 2, 2), window)
     assert problem((1, 9, 8, 2), (4, 3, 2, 2), explicit.window(p)) == p
+
+
+def test_windows_that_begin_inside_the_image(cp, rng):
+    """A levelled window has a negative padding where its first tap is beyond the first pixel."""
+    x, w = numbers(rng, "float32", (2, 7, 7, 3), (4, 3, 3, 3))
+    how = dict(padding=((17, 17), (0, 0)), dilation=(20, 1))
+    window = levelled(conv_window("conv2d", x, w, None, 1, **how), 7, 7, "met").window
+    assert window.pad[0][0] < 0
+    taps = w[:, 1:2]
+    p = problem(x.shape, taps.shape, window)
+    gy, = numbers(rng, "float32", (2, p.P, p.Q, 4))
+    x_gpu, w_gpu, gy_gpu = map(cp.asarray, (x, taps, gy))
+    y, gx, gw = (cp.empty(a.shape, "float32") for a in (gy, x, taps))
+    explicit.forward(p, x_gpu, w_gpu, y)
+    explicit.input_gradient(p, gy_gpu, w_gpu, gx)
+    explicit.weight_gradient(p, x_gpu, gy_gpu, gw)
+    want_y, want_gx, want_gw, _ = by_loops(x, w, None, gy, **how)
+    for got, want in ((y, want_y), (gx, want_gx), (gw, want_gw[:, 1:2])):
+        close(host(got), want.astype("float32"), terms=40)
 
 
 def test_a_depthwise_layer_agrees_with_the_default(cp, rng):

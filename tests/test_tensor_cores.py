@@ -137,11 +137,16 @@ def test_filters_turn(cp, rng, name):
     """Class after class of pixels, in each the taps that lead there, the last one first."""
     p = GEOMETRIES.get(name, Geometry((1, 4, 4, 40), (100, 3, 3))).problem
     _, w = data(rng, p, "float16")
-    parts, ((SH, SW), (DH, DW), (top, left)) = [], (p.stride, p.dilation, p.pad)
-    for a in range(SH):
-        for b in range(SW):
-            rs = [r for r in range(p.R)[::-1] if (r * DH - top) % SH == a]
-            ss = [s for s in range(p.S)[::-1] if (s * DW - left) % SW == b]
+    def classes(size, step, apart):
+        """Taps that lead to the same place modulo the stride, each class by its first tap."""
+        found = {}
+        for tap in range(size):
+            found.setdefault(tap * apart % step, []).insert(0, tap)
+        return found.values()
+
+    parts, (rows, columns) = [], map(classes, (p.R, p.S), p.stride, p.dilation)
+    for rs in rows:
+        for ss in columns:
             parts.append(w[:, rs][:, :, ss].transpose(3, 1, 2, 0).ravel())  # (C, its taps, K)
     np.testing.assert_array_equal(tc.turn(p, cp.asarray(w)).get(), np.concatenate(parts))
 

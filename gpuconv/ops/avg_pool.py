@@ -20,10 +20,13 @@ from gpuconv.ops.cpu.pieces import Piece, cut
 from gpuconv.ops.cpu.sums import BLOCK, block_sums
 from gpuconv.ops.cpu.windows import Windows, add_back, clear, copy_pixels
 from gpuconv.ops.window import (
+    LARGEST_INT,
     POOL_WORKSPACE,
     IntOrPair,
+    Levelled,
     Padding,
     Window,
+    levelled,
     packs,
     pool_window,
     tile_packs,
@@ -61,7 +64,7 @@ def avg_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None
     Source: CS231n, Convolutional Networks, Pooling Layer (General pooling).
     """
     check_images("avg_pool2d", x)
-    window = pool_window("avg_pool2d", x.shape, kernel_size, stride, padding, ceil_mode=ceil_mode)
+    window = pool_window("avg_pool2d", x, kernel_size, stride, padding, ceil_mode=ceil_mode)
     return AvgPool2d(window, bool(count_include_pad))(x)
 
 
@@ -71,11 +74,16 @@ class AvgPool2d(Op):
     def __init__(self, window: Window, count_include_pad: bool = True):
         self.window, self.count_include_pad = window, count_include_pad
 
+    @property
+    def level(self) -> Levelled:
+        """The window without the numbers that make no difference, to add up pixels with."""
+        return levelled(self.window, *self.x_shape[1:3], "pooled")
+
     # -- CPU -------------------------------------------------------------------------
 
     def forward_cpu(self, x):
         N, H, W, C = self.x_shape = x.shape
-        dtype, windows = accumulator(x.dtype), Windows(self.window, H, W)
+        dtype, windows = accumulator(x.dtype), Windows(self.level.window, H, W)
         y = memory.empty((N, windows.P, windows.Q, C), x.dtype)
         planes_of, divisor = windows.planes(x, dtype, 0), self.divisor(dtype)
 
@@ -99,16 +107,16 @@ class AvgPool2d(Op):
         return y
 
     def backward_cpu(self, gy):
-        gx, windows = memory.empty(self.x_shape, gy.dtype), Windows(self.window, *self.x_shape[1:3])
-        dtype = accumulator(gy.dtype)
+        window, dtype = self.level.window, accumulator(gy.dtype)
+        gx, windows = memory.empty(self.x_shape, gy.dtype), Windows(window, *self.x_shape[1:3])
         share, divisor = memory.empty(gy.shape, dtype), self.divisor(dtype)
         threads.each(lambda some: np.divide(gy[some].astype(dtype, copy=False), divisor,
                                             out=share[some]),
                      threads.chunks(len(gy), share[:1].nbytes))
-        if not (windows.inside and self.window.apart):
+        if not (windows.inside and window.apart):
             add_back(share, None, windows, gx)
             return (gx,)
-        if not self.window.tiles(*windows.image):
+        if not window.tiles(*windows.image):
             clear(gx)
         pixels = windows.view(gx, windows.P)  # (R, S, N, P, Q, C)
         threads.each(lambda some: copy_pixels(share[some], pixels[:, :, some]),
@@ -122,11 +130,11 @@ class AvgPool2d(Op):
         for axis, (n, out) in enumerate(zip((H, W), self.window.out_shape(H, W), strict=True)):
             near, far = self.window.pad[axis]
             low, high = (-near, n + far) if self.count_include_pad else (0, n)
-            start = np.arange(out) * self.window.stride[axis] - near
+            start = np.arange(out) * self.level.window.stride[axis] - near
             stop = np.minimum(start + self.window.size[axis], high)
             counts.append(stop - np.maximum(start, low))
         rows, columns = counts
-        each = (rows[:, None] * columns)[:, :, None].astype(dtype)
+        each = (rows[:, None] * columns.astype(np.float64))[:, :, None].astype(dtype)
         return each[:, :1] if (each == each[0, 0]).all() else each.repeat(self.x_shape[3], axis=2)
 
     # -- GPU: kernels/avg_pool.cu, same names, same order ----------------------------
@@ -143,11 +151,16 @@ class AvgPool2d(Op):
         _, P, Q, _ = gy.shape
         gx = cupy().empty(self.x_shape, gy.dtype)
         self.kernel("avg_pool_backward", gx, gy)(
-            tile_packs(gx, C, self.window), gy, gx, N, H, W, C, P, Q)
+            tile_packs(gx, C, self.level.window), gy, gx, N, H, W, C, P, Q)
         return (gx,)
 
     def kernel(self, function: str, x: Array, y: Array) -> Any:
-        """The CUDA function, compiled for this window and for arrays like these."""
+        """Return the CUDA function, compiled for this window and for arrays like these."""
         (_, PB), (_, PR) = self.window.pad
+        (FULL_R, FULL_S), (r, s) = self.window.size, self.level.taps
+        if max(FULL_R, FULL_S) >= LARGEST_INT:
+            raise ValueError(f"avg_pool2d: window {self.window.size}: on a GPU below 2**30 pixels "
+                             f"high and wide")
         return kernels.kernel("avg_pool.cu", function, T=x.dtype, I=kernels.index(x, y), PB=PB,
-                              PR=PR, INCLUDE=int(self.count_include_pad), **self.window.macros())
+                              PR=PR, FULL_R=FULL_R, FULL_S=FULL_S, CUT_R=r.start, CUT_S=s.start,
+                              INCLUDE=int(self.count_include_pad), **self.level.window.macros())

@@ -28,7 +28,7 @@ import numpy as np
 
 from gpuconv import memory
 from gpuconv.autograd import Op
-from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.backend import Array, accumulator, cupy, get_array_module
 from gpuconv.ops.activation import ReLU, activated, check_activation, inside
 from gpuconv.ops.arithmetic import add, sum_to
 from gpuconv.ops.checks import check_arrays, check_images
@@ -37,7 +37,17 @@ from gpuconv.ops.gpu import choice
 from gpuconv.ops.gpu.epilogue import fits_epilogue
 from gpuconv.ops.gpu.problem import Problem, problem
 from gpuconv.ops.pad import MODES, pad2d
-from gpuconv.ops.window import IntOrPair, Padding, Pair, Window, pair, sides
+from gpuconv.ops.window import (
+    IntOrPair,
+    Levelled,
+    Padding,
+    Pair,
+    Window,
+    check_result,
+    levelled,
+    pair,
+    sides,
+)
 
 
 def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
@@ -64,7 +74,9 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
 
     Returns:
         (N, P, Q, K), dtype of x, P = (H + top + bottom - DH*(R-1) - 1) // SH + 1, Q likewise;
-        rows and columns that a last step would leave half covered are cropped. On the CPU, layers
+        rows and columns that a last step would leave half covered are cropped. Rows and columns of
+        the filters that lie outside of x at every position are left out, even where they hold NaN:
+        they cost nothing, and their gradient is zero. On the CPU, layers
         that take Winograd's algorithm (float32 arithmetic, 3x3, stride 1, 16 channels and filters
         or more) round to within 1.5e-5 of the largest output, and a pixel that is not finite
         spoils up to 8x8 outputs around it, not just 3x3.
@@ -123,6 +135,7 @@ def conv_window(op: str, x: Array, w: Array, b: Array | None, stride: IntOrPair,
     except (ValueError, TypeError) as error:
         seen = f"(x {tuple(x.shape)}, w {tuple(w.shape)})"
         raise type(error)(f"{op}: {error} {seen}") from None
+    check_result(op, x, window, w.shape[0], "met")
     return window
 
 
@@ -169,26 +182,53 @@ class Conv2d(Op):
         self.window, self.groups = window, groups
         self.precision, self.activation = precision, activation
 
-    def save(self, x: Array, w: Array) -> None:
-        """Keep what the gradients that were asked for will read."""
-        self.x: Any = x if self.needs[1] else None
-        self.w: Any = w if self.needs[0] else None
+    def save(self, x: Array, w: Array) -> Array:
+        """Keep what the gradients that were asked for will read; return the taps to compute with.
+
+        The taps are w, or in a new array those that meet a pixel of x.
+        """
         self.x_shape, self.w_shape = x.shape, w.shape
+        xp, taps = get_array_module(w), w
+        if not self.level.meets:
+            taps = xp.zeros_like(w[self.taps])
+        elif not self.all_taps:
+            taps = xp.ascontiguousarray(w[self.taps])
+        self.x: Any = x if self.needs[1] else None
+        self.w: Any = taps if self.needs[0] else None
+        return taps
+
+    @property
+    def level(self) -> Levelled:
+        """The window without the numbers that make no difference, and the taps that remain."""
+        return levelled(self.window, *self.x_shape[1:3], "met")
+
+    @property
+    def taps(self) -> tuple[slice, slice, slice]:
+        """Index of the taps that remain, in filters."""
+        return slice(None), *self.level.taps
+
+    @property
+    def all_taps(self) -> bool:
+        """Do all taps remain?"""
+        return self.level.window.size == self.window.size
 
     # -- CPU: cpu/convolve.py --------------------------------------------------------
 
     def forward_cpu(self, x, w, b=None):
-        self.save(x, w)
+        taps = self.save(x, w)
         P, Q = self.window.out_shape(*x.shape[1:3])
         y = memory.empty((len(x), P, Q, len(w)), x.dtype)
-        convolve.correlate(x, w, b, self.slide, self.groups, y)
+        convolve.correlate(x, taps, b, self.slide, self.groups, y)
         return y
 
     def backward_cpu(self, gy):
         gx = memory.empty(self.x_shape, gy.dtype) if self.needs[0] else None
-        gw = np.empty(self.w_shape, accumulator(gy.dtype)) if self.needs[1] else None
-        if self.needs[0] or self.needs[1]:
-            convolve.gradients(self.x, self.w, gy, self.slide, self.groups, gx, gw)
+        gw = np.zeros(self.w_shape, accumulator(gy.dtype)) if self.needs[1] else None
+        if not self.level.meets:
+            gx = gx if gx is None else np.zeros(self.x_shape, gy.dtype)
+        elif self.needs[0] or self.needs[1]:
+            convolve.gradients(self.x, self.w, gy, self.slide, self.groups, gx,
+                               gw if gw is None else gw[self.taps])
         gw = gw if gw is None else gw.astype(gy.dtype, copy=False)
         if len(self.needs) < 3:
             return gx, gw
@@ -196,18 +236,18 @@ class Conv2d(Op):
 
     @property
     def slide(self) -> convolve.Slide:
-        """The window, as the CPU's engine knows it."""
-        (top, _), (left, _) = self.window.pad
-        return convolve.Slide(self.window.size, self.window.stride, self.window.dilation,
-                              (-top, -left))
+        """Return the levelled window, as the CPU's engine knows it."""
+        window = self.level.window
+        (top, _), (left, _) = window.pad
+        return convolve.Slide(window.size, window.stride, window.dilation, (-top, -left))
 
     # -- GPU: gpu/choice.py ----------------------------------------------------------
 
     def forward_gpu(self, x, w, b=None, residual=None):
-        self.save(x, w)
+        taps = self.save(x, w)
         p = self.problem
         y = cupy().empty(self.y_shape, x.dtype)
-        choice.forward(p, x, w, y, self.precision, bias=b, residual=residual,
+        choice.forward(p, x, taps, y, self.precision, bias=b, residual=residual,
                        activation=self.activation)
         self.relu = inside(self.activation, y, self.needs)
         return y
@@ -215,13 +255,18 @@ class Conv2d(Op):
     def backward_gpu(self, gy):
         if self.relu:
             gy, = self.relu.backward_gpu(gy)
-        given = choice.gradients(self.problem, gy, self.x, self.w, self.needs, self.precision)
-        return (*given, gy if self.needs[3:] == (True,) else None)[:len(self.needs)]
+        gx, gw, gb = choice.gradients(self.problem, gy, self.x, self.w, self.needs, self.precision)
+        if gw is not None and not (self.all_taps and self.level.meets):
+            met, gw = gw, cupy().zeros(self.w_shape, gw.dtype)
+            if self.level.meets:
+                gw[self.taps] = met
+        return (gx, gw, gb, gy if self.needs[3:] == (True,) else None)[:len(self.needs)]
 
     @property
     def problem(self) -> Problem:
-        """Its sizes."""
-        return problem(self.x_shape, self.w_shape, self.window, self.groups)
+        """Return the sizes to compute with: those of the levelled window."""
+        window, (K, _, _, C) = self.level.window, self.w_shape
+        return problem(self.x_shape, (K, *window.size, C), window, self.groups)
 
     @property
     def y_shape(self) -> tuple[int, int, int, int]:

@@ -89,8 +89,8 @@ class ConvBatchNorm(Op):
         conv, pool, norm = self.conv, self.pool, self.norm
         conv.needs = self.needs[:2]
         norm.needs = any(conv.needs), *self.needs[2:]
-        conv.save(x, w)
-        fused = choice.forward_fused(conv.problem, x, w, conv.precision, pool=pool is not None,
+        taps = conv.save(x, w)
+        fused = choice.forward_fused(conv.problem, x, taps, conv.precision, pool=pool is not None,
                                      moments=norm.training)
         z = fused.y if fused else conv.forward_gpu(x, w)
         if pool:

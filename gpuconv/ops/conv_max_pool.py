@@ -74,8 +74,8 @@ class ConvMaxPool(Op):
     def forward_gpu(self, x: Any, w: Any, b: Any) -> Any:
         conv, pool, relu = self.conv, self.pool, self.relu
         conv.needs, pool.needs = self.needs, (any(self.needs),)
-        conv.save(x, w)
-        fused = choice.forward_fused(conv.problem, x, w, conv.precision, bias=b,
+        taps = conv.save(x, w)
+        fused = choice.forward_fused(conv.problem, x, taps, conv.precision, bias=b,
                                      activation=self.activation, pool=True)
         if fused:
             y = pool.pooled(conv.y_shape, fused.y, fused.marks)

@@ -10,6 +10,8 @@ Each op is the other's backward pass; nothing is saved but the shape.
 On the CPU, cpu/patches.py does it for the piece of a batch that one thread works on.
 """
 
+import math
+
 import numpy as np
 
 from gpuconv import kernels, memory, threads
@@ -18,7 +20,17 @@ from gpuconv.backend import Array, cupy
 from gpuconv.ops.checks import check_arrays, check_images
 from gpuconv.ops.cpu.patches import fold, unfold
 from gpuconv.ops.cpu.pieces import Slide
-from gpuconv.ops.window import IntOrPair, Pair, Window, packs, pair, sides
+from gpuconv.ops.window import (
+    IntOrPair,
+    Pair,
+    Window,
+    check_numbers,
+    check_result,
+    levelled,
+    packs,
+    pair,
+    sides,
+)
 
 
 def im2col(x: Array, kernel_size: IntOrPair, stride: IntOrPair = 1,
@@ -49,6 +61,7 @@ def im2col(x: Array, kernel_size: IntOrPair, stride: IntOrPair = 1,
     """
     check_images("im2col", x)
     window = Window(pair(kernel_size), pair(stride), sides(padding), pair(dilation))
+    check_result("im2col", x, window, math.prod(window.size) * x.shape[3], "all")
     return Im2col(window)(x)
 
 
@@ -82,6 +95,7 @@ def col2im(col: Array, input_shape: tuple[int, int, int, int], kernel_size: IntO
     if tuple(col.shape) != want:
         raise ValueError(f"col2im: col has shape {tuple(col.shape)}, images {tuple(input_shape)} "
                          f"under this window give {want}")
+    check_numbers("col2im", col, input_shape, window, "all")
     return Col2im(window, tuple(input_shape))(col)
 
 
@@ -169,7 +183,7 @@ def rows_of_gpu(x: Array, window: Window, groups: int = 1, col: Array | None = N
     if col is None:
         col = cupy().empty(col_shape(x.shape, window), x.dtype)
     call = kernels.kernel("im2col.cu", "im2col", T=x.dtype, I=kernels.index(x, col),
-                          **window.macros())
+                          **levelled(window, H, W, "all").window.macros())
     call(packs(col, C // groups), x, col, N, H, W, C, P, Q, groups)
     return col
 
@@ -182,6 +196,6 @@ def images_of_gpu(col: Array, x_shape: tuple[int, ...], window: Window, groups: 
     if x is None:
         x = cupy().empty(x_shape, col.dtype)
     call = kernels.kernel("im2col.cu", "col2im", T=col.dtype, I=kernels.index(x, col),
-                          **window.macros())
+                          **levelled(window, H, W, "all").window.macros())
     call(packs(x, C // groups), col, x, N, H, W, C, P, Q, groups)
     return x

@@ -19,7 +19,15 @@ from gpuconv.autograd import Op
 from gpuconv.backend import Array, array_device, cupy, get_array_module
 from gpuconv.ops.checks import check_images
 from gpuconv.ops.cpu.largest import largest, send_back
-from gpuconv.ops.window import IntOrPair, Padding, Window, packs, pool_window, tile_packs
+from gpuconv.ops.window import (
+    IntOrPair,
+    Padding,
+    Window,
+    levelled,
+    packs,
+    pool_window,
+    tile_packs,
+)
 
 
 def max_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None,
@@ -55,7 +63,7 @@ def max_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None
     Source: CS231n, Convolutional Networks, Pooling Layer.
     """
     check_images("max_pool2d", x)
-    window = pool_window("max_pool2d", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    window = pool_window("max_pool2d", x, kernel_size, stride, padding, dilation, ceil_mode)
     op = MaxPool2d(window, mark=return_indices)
     y = op(x)
     return (y, op.indices()) if return_indices else y
@@ -82,8 +90,9 @@ class MaxPool2d(Op):
     def indices(self) -> Array:
         """(N, P, Q, C) int64: h*W + w of each maximum, -1 for a window without a pixel of x."""
         xp: Any = get_array_module(self.argmax)
-        (_, S), (SH, SW), (DH, DW) = self.window.size, self.window.stride, self.window.dilation
-        (PT, _), (PL, _) = self.window.pad
+        window = self.level
+        (_, S), (SH, SW), (DH, DW) = window.size, window.stride, window.dilation
+        (PT, _), (PL, _) = window.pad
         (_, H, W, _), (_, P, Q, _) = self.x_shape, self.argmax.shape
         with array_device(self.argmax):
             where = self.argmax.astype(np.int64)
@@ -92,6 +101,11 @@ class MaxPool2d(Op):
             inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
             return xp.where(inside, h * W + w, -1)
 
+    @property
+    def level(self) -> Window:
+        """The window without the numbers that make no difference: argmax counts its pixels."""
+        return levelled(self.window, *self.x_shape[1:3], "pooled").window
+
     # -- CPU -------------------------------------------------------------------------
 
     def forward_cpu(self, x):
@@ -99,12 +113,12 @@ class MaxPool2d(Op):
         shape = len(x), *self.window.out_shape(*x.shape[1:3]), x.shape[-1]
         y = memory.empty(shape, x.dtype)
         self.argmax = memory.empty(shape, self.mark_dtype) if self.saving else None
-        largest(x, self.window, y, self.argmax)
+        largest(x, self.level, y, self.argmax)
         return y
 
     def backward_cpu(self, gy):
         gx = memory.empty(self.x_shape, gy.dtype)
-        send_back(gy, self.argmax, self.window, gx)
+        send_back(gy, self.argmax, self.level, gx)
         return (gx,)
 
     # -- GPU: kernels/max_pool.cu, same names, same order ----------------------------
@@ -123,12 +137,12 @@ class MaxPool2d(Op):
         _, P, Q, _ = gy.shape
         gx = cupy().empty(self.x_shape, gy.dtype)
         self.kernel("max_pool_backward", gx, gy)(
-            tile_packs(gx, C, self.window), gy, self.argmax, gx, N, H, W, C, P, Q)
+            tile_packs(gx, C, self.level), gy, self.argmax, gx, N, H, W, C, P, Q)
         return (gx,)
 
     def kernel(self, function: str, x: Array, y: Array) -> Any:
-        """The CUDA function, compiled for this window and for arrays like these."""
+        """Return the CUDA function, compiled for this window and for arrays like these."""
         return kernels.kernel("max_pool.cu", function, T=x.dtype, I=kernels.index(x, y),
-                              MARK=self.mark_dtype, SAVE=int(self.saving), **self.window.macros())
+                              MARK=self.mark_dtype, SAVE=int(self.saving), **self.level.macros())
 
 

@@ -10,6 +10,7 @@ The backward pass sends each padded pixel's gradient to its source: the padding 
 axis after the other.
 """
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,11 @@ def pad2d(x: Array, padding: IntOrPair | tuple[Pair, Pair], mode: str = "zeros")
             limit = "at least 0" if most is None else f"0 to {most}"
             raise ValueError(f"pad2d: padding {pads} around x {tuple(x.shape)}, {mode!r} "
                              f"takes {limit} here")
+    N, H, W, C = x.shape
+    shape = N, H + sum(pads[0]), W + sum(pads[1]), C
+    if max(N, 1) * shape[1] * shape[2] * C * x.dtype.itemsize > sys.maxsize:
+        raise ValueError(f"pad2d: the result would have shape {shape}, more than fits an address "
+                         f"space: pad less")
     return Pad2d(pads, mode)(x)
 
 

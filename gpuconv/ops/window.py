@@ -1,17 +1,22 @@
 """Geometry of a sliding 2-d window, shared by convolution and pooling."""
 
 import dataclasses
+import functools
+import math
 import operator
-from collections.abc import Iterator
-from typing import Any
+import sys
+from typing import Any, Literal, NamedTuple
 
-from gpuconv.backend import Array
+from gpuconv.autograd import Tensor
+from gpuconv.backend import Array, is_gpu
 
 Pair = tuple[int, int]
 IntOrPair = int | Pair
 Padding = IntOrPair | tuple[Pair, Pair]
-Slices = tuple[slice, ...]
+Taps = Literal["met", "pooled", "all"]
 
+LARGEST = 1 << 60      # stride, dilation or padding, pixels: sums of them fit 64 bits
+LARGEST_INT = 1 << 30  # pixels: sums of two such numbers fit an int of a CUDA kernel
 POOL_WORKSPACE = 2 << 20  # bytes of images that a thread pools at a time; fewer cost more in calls
 
 
@@ -53,6 +58,9 @@ class Window:
 
     ``pad`` is ((top, bottom), (left, right)). With ``ceil_mode`` a last window may hang over the
     far edge by less than a stride, as long as it starts inside the image or the near padding.
+
+    A window from ``levelled`` has ``positions`` (P, Q), which then do not follow from the padding.
+    Its near padding may be negative: the first window then starts inside the image.
     """
 
     size: Pair
@@ -60,12 +68,17 @@ class Window:
     pad: tuple[Pair, Pair] = ((0, 0), (0, 0))
     dilation: Pair = (1, 1)
     ceil_mode: bool = False
+    positions: Pair | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no window."""
-        if min(self.size + self.stride + self.dilation) < 1 or min(self.pad[0] + self.pad[1]) < 0:
+        """Refuse numbers that are too small or too large."""
+        sizes, pads = self.size + self.stride + self.dilation, self.pad[0] + self.pad[1]
+        if min(sizes) < 1 or (min(pads) < 0 and self.positions is None):
             raise ValueError(f"window {self.size}, stride {self.stride}, dilation {self.dilation}: "
                              f"at least 1; padding {self.pad}: at least 0")
+        if max(sizes + pads) > LARGEST:
+            raise ValueError(f"window {self.size}, stride {self.stride}, dilation {self.dilation}, "
+                             f"padding {self.pad}: at most 2**60")
 
     @property
     def extent(self) -> Pair:
@@ -79,6 +92,8 @@ class Window:
         Raises:
             ValueError: the window does not fit the padded image.
         """
+        if self.positions:
+            return self.positions
         P, Q = (self._positions(axis, n) for axis, n in enumerate((height, width)))
         if P < 1 or Q < 1:
             dilated = "" if self.dilation == (1, 1) else f", dilation {self.dilation}"
@@ -105,58 +120,151 @@ class Window:
         return all(count * step >= n + near for count, step, n, (near, _) in zip(
             self.out_shape(height, width), self.stride, (height, width), self.pad, strict=True))
 
-    def overhang(self, height: int, width: int) -> Pair:
-        """Rows below and columns right of the padded image that the last windows reach over."""
-        P, Q = self.out_shape(height, width)
-        return tuple(  # type: ignore[return-value]
-            max(0, (count - 1) * stride + extent - (n + sum(pad))) for count, stride, extent, n, pad
-            in zip((P, Q), self.stride, self.extent, (height, width), self.pad, strict=True))
-
-    def pixels(self, padded: Array, out_shape: Pair) -> Iterator[tuple[int, Array]]:
-        """Yield r*S + s and that pixel of every window, for each pixel in scan order.
-
-        padded is (N, top + H + bottom + overhang, left + W + right + overhang, C) or larger;
-        each view of it is (N, P, Q, C).
-        """
-        (R, S), (SH, SW), (DH, DW), (P, Q) = self.size, self.stride, self.dilation, out_shape
-        for r in range(R):
-            for s in range(S):
-                h, w = r * DH, s * DW
-                yield r * S + s, padded[:, h : h + (P - 1) * SH + 1 : SH,
-                                        w : w + (Q - 1) * SW + 1 : SW]
-
-    def inside(self, height: int, width: int) -> list[tuple[int, Slices, Slices]]:
-        """Which pixel of which windows lies where in an image that is not padded.
-
-        Returns:
-            (r*S + s, windows, places) for each pixel of the window in scan order: ``y[windows]``,
-            (N, P', Q', C), are the windows whose pixel (r, s) is inside the image, and
-            ``x[places]``, the same shape, are these pixels. Both may be empty.
-
-        >>> [(rs, y[2], x[2]) for rs, y, x in Window((1, 2), (1, 2), ((0, 0), (1, 0))).inside(1, 3)]
-        [(0, slice(1, 2, None), slice(1, 2, 2)), (1, slice(0, 2, None), slice(0, 3, 2))]
-        """
-        out = self.out_shape(height, width)
-
-        def along(axis: int, at: int, n: int) -> tuple[slice, slice]:
-            step, first = self.stride[axis], at * self.dilation[axis] - self.pad[axis][0]
-            start, stop = max(0, -(first // step)), min(out[axis], (n - 1 - first) // step + 1)
-            if start >= stop:
-                return slice(0, 0), slice(0, 0)
-            return (slice(start, stop),
-                    slice(start * step + first, (stop - 1) * step + first + 1, step))
-
-        (R, S), everything = self.size, slice(None)
-        rows, columns = ([along(axis, at, n) for at in range(self.size[axis])]
-                         for axis, n in enumerate((height, width)))
-        return [(r * S + s, (everything, rows[r][0], columns[s][0]),
-                 (everything, rows[r][1], columns[s][1])) for r in range(R) for s in range(S)]
-
     def macros(self) -> dict[str, int]:
         """The compile-time constants the CUDA kernels know this window by."""
         (R, S), (SH, SW), (DH, DW) = self.size, self.stride, self.dilation
         (PT, _), (PL, _) = self.pad
         return dict(R=R, S=S, SH=SH, SW=SW, DH=DH, DW=DW, PT=PT, PL=PL)
+
+
+class Levelled(NamedTuple):
+    """A window without the numbers that make no difference, for images of one height and width."""
+
+    window: Window
+    taps: tuple[slice, slice]  # rows and columns of the filter that remain
+    meets: bool                # does any tap meet a pixel at any position?
+
+
+@functools.lru_cache(4096)
+def levelled(window: Window, height: int, width: int, taps: Taps) -> Levelled:
+    """Return an equivalent window whose numbers are in proportion to the image.
+
+    A tap (r, s) is a pixel of the window. It meets row p*SH - PT + r*DH of the image at position
+    (p, q), unless that is outside of the image. The taps that remain meet the same pixels at the
+    same positions as before; those outside of the image are still outside, but not as far.
+
+    Args:
+        window: as the user gave it.
+        height: of the image, pixels.
+        width: likewise.
+        taps: which taps remain. "met": rows and columns that meet the image at some position; where
+            a stride skips the image, every k-th of them. At least one. "pooled": from the first to
+            the last of these, and those on either side of the first pixel of the image, which mark
+            the maximum of a window in the padding. "all": every tap.
+
+    >>> window, taps, _ = levelled(Window((3, 3), (9, 1), ((0, 0), (20, 20)), (1, 20)), 7, 7, "met")
+    >>> window.size, window.stride, window.dilation, window.pad[1], taps[1]
+    ((3, 1), (9, 1), (1, 1), (0, 0), slice(1, 2, 1))
+    """
+    P, Q = window.out_shape(height, width)
+    r, SH, DH, top, rows = _level(window, 0, height, P, taps)
+    s, SW, DW, left, columns = _level(window, 1, width, Q, taps)
+    made = Window((len(r), len(s)), (SH, SW), ((top, 0), (left, 0)), (DH, DW), positions=(P, Q))
+    return Levelled(made, (slice(r.start, r.stop, r.step), slice(s.start, s.stop, s.step)),
+                    rows and columns)
+
+
+def _level(window: Window, axis: int, n: int, count: int,
+           taps: Taps) -> tuple[range, int, int, int, bool]:
+    """Return the taps that remain, stride, dilation, near padding, and whether any tap is met.
+
+    Args:
+        window: as for ``levelled``.
+        axis: 0 for rows, 1 for columns.
+        n: pixels of the image along this axis.
+        count: positions of the window.
+        taps: as for ``levelled``.
+    """
+    size, step, apart = window.size[axis], window.stride[axis], window.dilation[axis]
+    near = window.pad[axis][0]
+    met = _met(n, count, size, step, apart, near)
+    if taps == "all":
+        kept = range(size)
+    elif taps == "met":
+        kept = met or range(1)
+    else:
+        before, after = near // apart, -(-near // apart)
+        kept = range(min(before, *met[:1]), max(after, *met[-1:]) + 1) if met else range(
+            before, after + 1)
+    if not met:  # one place before the image, and all others beyond it
+        return kept, n + 1, n + 1 if len(kept) > 1 else 1, 1, False
+    near -= kept.start * apart
+    apart *= kept.step
+    common = math.gcd(step, apart) if count > 1 and len(kept) > 1 else 0
+    if common > n + 1:  # pixels that are met lie that far apart, so at most one is in the image
+        first = -near % common
+        near = (near + first) // common * (n + 1) - first
+        step, apart = step // common * (n + 1), apart // common * (n + 1)
+    apart, near = _cut(n, near, apart, len(kept), (count - 1) * step)
+    step, near = _cut(n, near, step, count, (len(kept) - 1) * apart)
+    return kept, step, apart if len(kept) > 1 else 1, near, True
+
+
+def _met(n: int, count: int, size: int, step: int, apart: int, near: int) -> range:
+    """Return the smallest range with every tap that meets one of n pixels; may be empty."""
+    low = max(0, -((near - (count - 1) * step) // -apart))
+    high = min(size - 1, (near + n - 1) // apart)
+    if step <= n or count == 1:  # what a tap meets at all positions leaves no gap as large as n
+        return range(low, high + 1)
+
+    def meets(tap: int) -> bool:
+        first = max(0, -((near - tap * apart) // -step))  # position at or after pixel 0
+        return first < count and first * step + tap * apart - near < n
+
+    found = [tap for tap in range(low, high + 1) if meets(tap)]
+    if len(found) < 2:
+        return range(found[0], found[0] + 1) if found else range(0)
+    regular = range(found[0], found[-1] + 1, found[1] - found[0])
+    return regular if list(regular) == found else range(found[0], found[-1] + 1)
+
+
+def _cut(n: int, near: int, step: int, count: int, span: int) -> tuple[int, int]:
+    """Return the smallest step, and its near padding, that meet the same pixels.
+
+    For k < count, the pixels k*step - near ... k*step - near + span are met if they are among the n
+    of the image. With a step beyond span + n that is so for one k at most: it keeps its place.
+    """
+    most = span + n + 1
+    if step <= most:
+        return step, near
+    k = min(max(0, -((near - span) // -step)), count)  # the first that is not before the image
+    at = k * step - near
+    return most, k * most - (at if -span <= at <= n else n)
+
+
+def check_result(op: str, x: Array, window: Window, channels: int, taps: Taps) -> None:
+    """Refuse a result (N, P, Q, channels) that no memory holds; then as ``check_numbers``."""
+    N, (P, Q) = x.shape[0], window.out_shape(*x.shape[1:3])
+    if max(P, Q, max(N, 1) * P * Q * channels * x.dtype.itemsize) > sys.maxsize:
+        raise ValueError(f"{op}: the result would have shape {(N, P, Q, channels)}, more than fits "
+                         f"an address space: less padding or a larger stride makes it smaller")
+    check_numbers(op, x, x.shape, window, taps)
+
+
+def check_numbers(op: str, a: Array, x_shape: tuple[int, ...], window: Window, taps: Taps) -> None:
+    """Refuse a window whose numbers do not fit the ints of a CUDA kernel, if ``a`` is on a GPU.
+
+    Args:
+        op: name of the op, for messages.
+        a: one of its arrays.
+        x_shape: of its images, (N, H, W, C).
+        window: as the user gave it; it fits the images.
+        taps: as for ``levelled``.
+
+    Raises:
+        ValueError: levelling leaves a number that is too large.
+    """
+    if not is_gpu(a.data if isinstance(a, Tensor) else a):
+        return
+    H, W = x_shape[1:3]
+    made = levelled(window, H, W, taps).window
+    reach = [count * step + extent + abs(near) + n for count, step, extent, (near, _), n in zip(
+        made.out_shape(H, W), made.stride, made.extent, made.pad, (H, W), strict=True)]
+    if max(reach) >= LARGEST_INT:
+        raise ValueError(
+            f"{op}: window {window.size}, stride {window.stride}, padding {window.pad}, dilation "
+            f"{window.dilation} over images of {(H, W)} pixels: on a GPU stride, padding and "
+            f"dilation may reach over 2**30 pixels together; on the CPU over any number")
 
 
 def packs(a: Array, channels: int) -> int:
@@ -170,32 +278,29 @@ def tile_packs(a: Array, channels: int, window: Window) -> int:
     return -(-packs(a, channels) // (window.stride[0] * window.stride[1]))
 
 
-def pool_window(op: str, x_shape: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any,
+def pool_window(op: str, x: Array, kernel_size: Any, stride: Any, padding: Any,
                 dilation: Any = 1, ceil_mode: bool = False) -> Window:
-    """The window of a pooling op over images (N, H, W, C).
+    """Return the window of a pooling op over images x (N, H, W, C).
 
-    Without a stride the windows lie side by side. Numbers that make no difference are levelled, so
-    that they neither compile another kernel nor overflow an int in it: a stride beyond the padded
-    image (and the window) is cut to that, the dilation of a single pixel is 1.
+    Without a stride the windows lie side by side.
 
     Raises:
         ValueError: the window does not fit, or padding is more than half of kernel_size: as in
             PyTorch, the dilation notwithstanding.
 
-    >>> pool_window("max_pool2d", (1, 4, 4, 1), 3, 1, 2)
+    >>> import numpy as np
+    >>> pool_window("max_pool2d", np.ones((1, 4, 4, 1)), 3, 1, 2)
     Traceback (most recent call last):
     ValueError: max_pool2d: padding ((2, 2), (2, 2)) is more than half of the window (3, 3)
     """
-    size, pad, images = pair(kernel_size), sides(padding), x_shape[1:3]
+    size, pad = pair(kernel_size), sides(padding)
     steps, apart = pair(kernel_size if stride is None else stride), pair(dilation)
     try:
         window = Window(size, steps, pad, apart, bool(ceil_mode))
-        window.out_shape(*images)
+        window.out_shape(*x.shape[1:3])
     except ValueError as error:
         raise ValueError(f"{op}: {error}") from None
     if any(2 * p > k for k, both in zip(size, pad, strict=True) for p in both):
         raise ValueError(f"{op}: padding {pad} is more than half of the window {size}")
-    (H, W), (EH, EW), (vertical, horizontal) = images, window.extent, pad
-    steps = (min(steps[0], max(EH, H + sum(vertical))), min(steps[1], max(EW, W + sum(horizontal))))
-    apart = (apart[0] if size[0] > 1 else 1, apart[1] if size[1] > 1 else 1)
-    return Window(size, steps, pad, apart, bool(ceil_mode))
+    check_result(op, x, window, x.shape[3], "pooled")
+    return window

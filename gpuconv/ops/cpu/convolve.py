@@ -29,6 +29,7 @@ from gpuconv.ops.cpu.patches import Patches
 from gpuconv.ops.cpu.pieces import Piece, Slide
 from gpuconv.ops.cpu.planes import Planes
 from gpuconv.ops.cpu.sums import BLOCK
+from gpuconv.ops.cpu.windows import clear
 
 PATCHES, PLANES, WINOGRAD = Patches(), Planes(), winograd.Winograd()
 SUMS = 8         # partial weight gradients, each over a run of pieces; half, if they are not SMALL
@@ -82,15 +83,15 @@ def _input_gradient(gy: np.ndarray, w: np.ndarray, slide: Slide, gx: np.ndarray)
     if _scattered(gx.shape, gy.shape, slide, dtype):
         PLANES.scatter(gy, w.astype(dtype, copy=False), slide, gx)
         return
-    for h, (r, apart_h, start_h) in enumerate(_touching(0, slide)):
-        for v, (s, apart_w, start_w) in enumerate(_touching(1, slide)):
+    rows, columns = (list(_touching(axis, slide, gx.shape[1 + axis])) for axis in (0, 1))
+    if (len(rows), len(columns)) != tuple(map(min, slide.step, gx.shape[1:3])):
+        clear(gx)
+    for h, r, apart_h, start_h in rows:
+        for v, s, apart_w, start_w in columns:
             into = gx[:, h :: slide.step[0], v :: slide.step[1]]
             taps = _turned(w, r, s, dtype)
-            if into.size and taps.size:
-                part = Slide(taps.shape[:2], (1, 1), (apart_h, apart_w), (start_h, start_w))
-                _route(taps.shape, part, dtype, into.shape).correlate(gy, taps, None, part, into)
-            else:
-                into[...] = 0
+            part = Slide(taps.shape[:2], (1, 1), (apart_h, apart_w), (start_h, start_w))
+            _route(taps.shape, part, dtype, into.shape).correlate(gy, taps, None, part, into)
 
 
 def _weight_gradient(x: np.ndarray, gy: np.ndarray, slide: Slide, gw: np.ndarray) -> None:
@@ -107,7 +108,8 @@ def _weight_gradient(x: np.ndarray, gy: np.ndarray, slide: Slide, gw: np.ndarray
 def _gradients(x: np.ndarray, w: np.ndarray, gy: np.ndarray, slide: Slide, gx: np.ndarray,
                gw: np.ndarray) -> None:
     """Both, of one group, by Winograd's algorithm."""
-    (r, _, start_h), (s, _, start_w) = (next(_touching(axis, slide)) for axis in (0, 1))
+    (_, r, _, start_h), (_, s, _, start_w) = (
+        next(_touching(axis, slide, gx.shape[1 + axis])) for axis in (0, 1))
     filters = WINOGRAD.filters(_turned(w, r, s, gw.dtype))
     back = slide._replace(start=(start_h, start_w))
     taps = *slide.size, gx.shape[3], gy.shape[3]
@@ -158,21 +160,20 @@ def parts(C: int, K: int, groups: int) -> Iterator[tuple[slice, slice]]:
         yield slice(g * c, (g + 1) * c), slice(g * k, (g + 1) * k)
 
 
-def _touching(axis: int, slide: Slide) -> Iterator[tuple[slice, int, int]]:
-    """For the pixels h = i*step + a of x, a = 0, 1, ...: who reads them.
+def _touching(axis: int, slide: Slide, n: int) -> Iterator[tuple[int, slice, int, int]]:
+    """Yield the pixels of x that filters read, as classes h = i*step + a, by increasing a < n.
 
-    That is: which pixels r of a filter, last first; how far apart the windows p are in which they
-    do; and which of these comes first for i = 0. For p*step + start + r*apart = h.
+    Pixel r of the filter reads h at window p if p*step + start + r*apart = h. Each class is
+    (a; the r that read it, last first; how far apart their windows are; the first of these for
+    i = 0).
     """
     size, step, apart, start = (pair[axis] for pair in slide)
-    jump = step // math.gcd(step, apart)  # from one such r to the next
-    for a in range(step):
-        r = [r for r in range(size) if (a - start - r * apart) % step == 0]
-        if r:
-            last_first = slice(r[-1], r[0] - 1 if r[0] else None, -jump)
-            yield last_first, jump * apart // step, (a - start - r[-1] * apart) // step
-        else:
-            yield slice(0, 0), 1, 0
+    jump = step // math.gcd(step, apart)  # from one r of a class to the next
+    for a, r in sorted(((start + r * apart) % step, r) for r in range(min(size, jump))):
+        if a < n:
+            last = r + (size - 1 - r) // jump * jump
+            last_first = slice(last, r - 1 if r else None, -jump)
+            yield a, last_first, jump * apart // step, (a - start - last * apart) // step
 
 
 def _turned(w: np.ndarray, r: slice, s: slice, dtype: np.dtype) -> np.ndarray:

@@ -7,7 +7,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpuconv import threads
 from gpuconv.backend import accumulator
-from gpuconv.ops.cpu.pieces import Piece, Slide, copy_framed, cut
+from gpuconv.ops.cpu.pieces import Piece, Slide, copy_framed, copy_taps, cut, overlap
 from gpuconv.ops.cpu.sums import multiply
 from gpuconv.ops.window import Window
 
@@ -97,6 +97,11 @@ def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int, dtype: np.dty
     (h, w), (height, width) = slide.first(rows.start), slide.reach(P, Q)
     if h >= 0 and w >= 0 and h + height <= H and w + width <= W and x.dtype == dtype:
         image = x[:, h : h + height, w : w + width]
+    elif height * width > P * Q * R * S:
+        if out is None:
+            out = threads.scratch("col", n * P * Q * R * S * C, dtype)
+        copy_taps(x, slide, rows.start, out.reshape(n, P, Q, R, S, C))
+        return out.reshape(n * P * Q, R * S * C)
     else:
         image = threads.scratch("framed", (n, height, width, C), dtype)
         copy_framed(x, (h, w), image)
@@ -116,17 +121,19 @@ def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int, dtype: np.dty
 
 
 def fold(col: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np.ndarray:
-    """(n, H, W, C): rows (n*P*Q, R*S*C) added back into images, in accumulator(col.dtype).
+    """Add rows (n*P*Q, R*S*C) back into images (n, H, W, C), in accumulator(col.dtype).
 
     The result lies in scratch memory, until the next ``fold`` of this thread.
     """
     n, H, W, C = x_shape
-    (R, S), ((top, bottom), (left, right)) = window.size, window.pad
+    (R, S), (SH, SW), (DH, DW) = window.size, window.stride, window.dilation
+    (top, _), (left, _) = window.pad
     P, Q = window.out_shape(H, W)
-    shape = n, top + H + bottom, left + W + right, C
-    padded = threads.scratch("fold", shape, accumulator(col.dtype))
-    padded.fill(0)
-    columns = col.reshape(n, P, Q, R * S, C)
-    for where, target in window.pixels(padded, (P, Q)):
-        target += columns[:, :, :, where]
-    return padded[:, top : top + H, left : left + W]
+    x = threads.scratch("fold", x_shape, accumulator(col.dtype))
+    x.fill(0)
+    columns = col.reshape(n, P, Q, R, S, C)
+    for r, s in np.ndindex(R, S):
+        from_h, into_h = overlap(r * DH - top, P, H, SH)
+        from_w, into_w = overlap(s * DW - left, Q, W, SW)
+        x[:, into_h, into_w] += columns[:, from_h, from_w, r, s]
+    return x

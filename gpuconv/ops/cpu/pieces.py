@@ -75,6 +75,29 @@ def copy_framed(x: np.ndarray, start: Pair, out: np.ndarray) -> None:
     out[:, *into] = x[:, *source]
 
 
+def copy_taps(x: np.ndarray, slide: Slide, row: int, out: np.ndarray, beside: float = 0) -> None:
+    """Copy the pixels under windows into out (n, P, Q, R, S, C), one tap at a time.
+
+    A copy of all pixels that the windows span, which ``copy_framed`` makes, is larger than that
+    where the taps or the windows lie far apart.
+
+    Args:
+        x: (n, H, W, C).
+        slide: where the windows are.
+        row: of windows, which the first of out is.
+        out: any dtype and strides.
+        beside: what there is outside of x.
+    """
+    (_, P, Q, R, S, _), (H, W) = out.shape, x.shape[1:3]
+    out.fill(beside)
+    (top, left), (SH, SW), (DH, DW) = slide.first(row), slide.step, slide.apart
+    across = [overlap(left + s * DW, Q, W, SW) for s in range(S)]
+    for r in range(R):
+        into_h, from_h = overlap(top + r * DH, P, H, SH)
+        for s, (into_w, from_w) in enumerate(across):
+            out[:, into_h, into_w, r, s] = x[:, from_h, from_w]
+
+
 def overlap(first: int, count: int, size: int, step: int = 1) -> tuple[slice, slice]:
     """Which of ``count`` places first, first + step, ... are inside 0..size, and where that is.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from gpuconv import threads
 from gpuconv.ops.cpu.patches import Patches
-from gpuconv.ops.cpu.pieces import Slide, copy_framed
+from gpuconv.ops.cpu.pieces import Slide, copy_framed, copy_taps, overlap
 from gpuconv.ops.cpu.sums import multiply
 
 
@@ -33,6 +33,10 @@ class Planes(Patches):
         (R, S), (SH, _), (DH, DW) = slide.size, slide.step, slide.apart
         P, Q = rows.stop - rows.start, columns
         height, width = slide.reach(P, Q)
+        if height * width > P * Q * R * S:
+            col = threads.scratch("col", (R, S, C, n, P, Q), dtype)
+            copy_taps(x, slide, rows.start, col.transpose(3, 4, 5, 0, 1, 2))
+            return col.reshape(R * S * C, -1).T
         image = threads.scratch("framed", (C, n, height, width), dtype)
         copy_framed(x, slide.first(rows.start), image.transpose(1, 2, 3, 0))
         sc, sn, sh, sw = image.strides
@@ -63,7 +67,12 @@ class Planes(Patches):
         """
         (_, P, Q, K), (_, R, S, C), dtype = gy.shape, w.shape, w.dtype
         (SH, SW), (DH, DW), (H, W) = slide.step, slide.apart, gx.shape[1:3]
-        height, width = slide.reach(P, Q)
+        (top, bottom), (left, right) = (  # of the pixels under the windows, those that gx has
+            (max(0, start), min(n, start + reach)) for start, reach, n in zip(
+                slide.start, slide.reach(P, Q), (H, W), strict=True))
+        height, width = max(0, bottom - top), max(0, right - left)
+        down = [overlap(slide.start[0] + r * DH - top, P, height, SH) for r in range(R)]
+        across = [overlap(slide.start[1] + s * DW - left, Q, width, SW) for s in range(S)]
         filters = w.reshape(K, -1)
 
         def work(images: slice) -> None:
@@ -76,14 +85,13 @@ class Planes(Patches):
             np.matmul(filters.T, g.T, out=col.reshape(len(filters.T), -1))
             lines = threads.scratch("lines", (S, C, n, height, Q), dtype)
             lines.fill(0)
-            for r in range(R):
-                lines[:, :, :, r * DH : r * DH + (P - 1) * SH + 1 : SH] += col[r]
+            for r, (windows, pixels) in enumerate(down):
+                lines[:, :, :, pixels] += col[r][..., windows, :]
             image = threads.scratch("framed", (C, n, height, width), dtype)
             image.fill(0)
-            for s in range(S):
-                image[..., s * DW : s * DW + (Q - 1) * SW + 1 : SW] += lines[s]
-            first = -slide.start[0], -slide.start[1]
-            copy_framed(image.transpose(1, 2, 3, 0), first, gx[images])
+            for s, (windows, pixels) in enumerate(across):
+                image[..., pixels] += lines[s][..., windows]
+            copy_framed(image.transpose(1, 2, 3, 0), (-top, -left), gx[images])
 
         threads.each(work, threads.chunks(len(gy), P * Q * filters[0].nbytes, self.workspace))
 

@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpuconv import threads
 from gpuconv.backend import accumulator
-from gpuconv.ops.cpu.pieces import Piece, cut, overlap
+from gpuconv.ops.cpu.pieces import Piece, Slide, copy_taps, cut, overlap
 from gpuconv.ops.cpu.sums import BLOCK
 from gpuconv.ops.window import POOL_WORKSPACE, Window
 
@@ -38,14 +38,24 @@ class Windows:
             every = self.view(x, self.P)
             return lambda piece: every[:, :, piece.images, piece.rows]
 
+        (top, _), (left, _) = self.window.pad
+        slide = Slide(self.window.size, self.window.stride, self.window.dilation, (-top, -left))
+
         def of(piece: Piece) -> np.ndarray:
             inside, size, into, source = self._edges(piece.rows)
-            part = x[piece.images][source]
+            images, rows = x[piece.images], piece.rows.stop - piece.rows.start
+            if math.prod(size) > self.taps * rows * self.Q:
+                planes = threads.scratch(
+                    "frame", (*slide.size, len(images), rows, self.Q, x.shape[-1]), dtype)
+                copy_taps(images, slide, piece.rows.start, planes.transpose(2, 3, 4, 0, 1, 5),
+                          beside)
+                return planes
+            part = images[source]
             frame = threads.scratch("frame", (len(part), *size, part.shape[-1]), dtype)
             if not inside:
                 frame.fill(beside)
             frame[into] = part
-            return self.view(frame, piece.rows.stop - piece.rows.start)
+            return self.view(frame, rows)
 
         return of
 

@@ -49,16 +49,13 @@ def weight_gradient(p: Problem, x: Array, gy: Array, gw: Array) -> None:
 
 
 def window(p: Problem) -> Window:
-    """That gives this problem: with as much padding at the far ends as P and Q want.
+    """Return the window of this problem.
 
-    >>> window(Problem(1, 5, 5, 1, 1, 3, 3, 3, 3, (2, 2), (1, 1), (1, 1), 1)).pad
-    ((1, 1), (1, 1))
+    >>> window(Problem(1, 5, 5, 1, 1, 3, 3, 3, 3, (2, 2), (1, 1), (1, 1), 1)).positions
+    (3, 3)
     """
-    far = [max(0, (count - 1) * step + apart * (size - 1) + 1 - n - near)
-           for count, step, apart, size, n, near in zip(
-               (p.P, p.Q), p.stride, p.dilation, (p.R, p.S), (p.H, p.W), p.pad, strict=True)]
-    (top, left), (bottom, right) = p.pad, far
-    return Window((p.R, p.S), p.stride, ((top, bottom), (left, right)), p.dilation)
+    top, left = p.pad
+    return Window((p.R, p.S), p.stride, ((top, 0), (left, 0)), p.dilation, positions=(p.P, p.Q))
 
 
 def _batches(p: Problem, x: Array) -> list[slice]:

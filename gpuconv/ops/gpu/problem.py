@@ -1,5 +1,6 @@
 """The sizes of a convolution."""
 
+import math
 from typing import NamedTuple
 
 from gpuconv.ops.window import Pair, Window
@@ -21,6 +22,17 @@ class Problem(NamedTuple):
     pad: Pair       # (top, left), pixels; what lies at the other ends follows from P and Q
     dilation: Pair  # (DH, DW), pixels
     groups: int
+
+    @property
+    def classes(self) -> int:
+        """Number of classes (h % SH, w % SW) of pixels of x that filters meet.
+
+        All pixels of a class meet the same taps; where the stride is larger than the filter, there
+        are fewer classes than SH*SW.
+        """
+        rows, columns = (min(size, step // math.gcd(step, apart)) for size, step, apart in zip(
+            (self.R, self.S), self.stride, self.dilation, strict=True))
+        return rows * columns
 
     @property
     def depth(self) -> int:

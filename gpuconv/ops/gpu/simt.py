@@ -11,6 +11,8 @@ depthwise convolutions above all, fill no tile: kernels/conv_direct.cu takes the
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gpuconv import kernels
 from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.gpu.column_sums import column_sums
@@ -89,6 +91,8 @@ def input_gradient(p: Problem, gy: Array, w: Array, gx: Array) -> None:
         _direct(p, "input_gradient", gx.size, gy, w, gx, gy, w, gx)
     else:
         turned = p._replace(H=p.P, W=p.Q, C=p.K, P=p.H, Q=p.W, K=p.C)
+        if p.classes < p.stride[0] * p.stride[1]:
+            gx.fill(0)  # pixels that no tap meets
         _gather(turned, gy, w, gx, None, None, None, turned=True)
 
 
@@ -137,14 +141,14 @@ def _gather(p: Problem, x: Array, w: Array, y: Array, bias: Array | None, residu
     tile = default_tile(rows, columns, p.groups, p.C // p.groups, x.dtype)
     classes, pixels = 1, rows
     if turned:
-        (SH, SW), classes = p.stride, p.stride[0] * p.stride[1]
+        (SH, SW), classes = p.stride, p.classes
         pixels = p.N * -(-p.P // SH) * -(-p.Q // SW)
     blocks = -(-pixels // tile.BM) * classes * -(-columns // tile.BN) * p.groups
     lx, ly = _pack(p.C // p.groups, x), _pack(columns, y, bias, residual)
     lw = _pack(columns if turned else p.C // p.groups, w)
     if not turned:
         lx = lw = min(lx, lw)  # the two walk along the depth together
-    kernels.kernel("conv_simt.cu", "conv_simt", T=x.dtype, I=kernels.index(x, w, y), **_window(p),
+    kernels.kernel("conv_simt.cu", "conv_simt", T=x.dtype, I=_index(p, x, w, y), **_window(p),
                    **tile._asdict(), LX=lx, LW=lw, LY=ly, TURNED=turned,
                    ACTIVATION=ACTIVATIONS[activation])(
         blocks * tile.threads, x, w, bias, residual, y, p.N, p.H, p.W, p.C, p.P, p.Q, p.K,
@@ -166,6 +170,14 @@ def _is_direct(p: Problem) -> bool:
 def _window(p: Problem) -> dict[str, int]:
     (SH, SW), (DH, DW), (PT, PL) = p.stride, p.dilation, p.pad
     return dict(R=p.R, S=p.S, SH=SH, SW=SW, DH=DH, DW=DW, PT=PT, PL=PL)
+
+
+def _index(p: Problem, *arrays: Array) -> np.dtype:
+    """Return the dtype for offsets into these arrays, and for those of taps outside of x."""
+    (SH, SW), (DH, DW), (PT, PL) = p.stride, p.dilation, p.pad
+    rows, columns = p.P * SH + p.R * DH + abs(PT), p.Q * SW + p.S * DW + abs(PL)
+    far = (rows * p.W + columns) * p.C
+    return np.dtype("int64") if far >= kernels.INT_ITEMS else kernels.index(*arrays)
 
 
 def _pack(channels: int, *arrays: Array | None) -> int:

@@ -7,7 +7,7 @@ bits of fraction) before it is multiplied. ``gpuconv/kernels/conv_forward.cu`` f
 before it is stored: bias, residual, activation, 2x2 max pool, moments for batch_norm.
 
 The gradient of the images is the same product: of gy, and of filters turned by half a turn.
-With a stride the pixels of gx fall into SH*SW classes, each with its own taps.
+With a stride the pixels of gx fall into classes, each with its own taps.
 """
 
 import math
@@ -149,18 +149,22 @@ def input_gradient(p: Problem, gy: Array, w: Array, gx: Array, *, tile: Tile | N
     """
     tile = tile or default_tile(p, gy.dtype, "input_gradient", _architecture(gy))
     SH, SW = p.stride
+    if p.classes < SH * SW:
+        gx.fill(0)  # pixels that no tap meets
     rows = p.N * math.ceil(p.H / SH) * math.ceil(p.W / SW)  # of the largest class
     flags = dict.fromkeys(("BIAS", "RESIDUAL", "POOL", "MOMENTS", "ACTIVATION"), 0)
     flags |= dict(GRADIENT=1)
     _launch(p, tile, p.K, rows, flags, [gx], gy, turn(p, w), None, None, gx, None, None, None,
-            p.N, p.P, p.Q, p.H, p.W, p.C, classes=SH * SW)
+            p.N, p.P, p.Q, p.H, p.W, p.C, classes=p.classes)
 
 
 def turn(p: Problem, w: Array) -> Array:
     """The filters as ``input_gradient`` reads them: class after class of pixels, (C, taps, K)."""
     turned = cupy().empty(w.size, w.dtype)
     tiles = p.R * p.S * math.ceil(p.K / 32) * math.ceil(p.C / 32)
-    kernels.kernel("conv_filters.cu", "conv_filters", T=w.dtype, **_window(p))(
+    (SH, SW), (DH, DW) = p.stride, p.dilation
+    kernels.kernel("conv_filters.cu", "conv_filters", T=w.dtype, R=p.R, S=p.S, SH=SH, SW=SW, DH=DH,
+                   DW=DW)(
         tiles * 256, w, turned, p.K, p.C)
     return turned
 
