@@ -171,10 +171,7 @@ def total(x: Array, axes: tuple[int, ...]) -> Array:
 def sum_to(g: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
     """Return the gradient of an operand of ``shape`` that was broadcast to the shape of g.
 
-    Args:
-        g: the gradient of what it was broadcast to.
-        shape: that of the operand.
-        dtype: that of the result. Default: that of g.
+    Its dtype is that of g, unless another is given.
 
     >>> sum_to(np.ones((2, 3)), (2, 1))
     array([[3.],
@@ -208,7 +205,7 @@ class Add(Op):
         return calculate(operator.add, a, b)
 
     def backward_cpu(self, gy):
-        return tuple(_same(gy, shape) if need else None
+        return tuple(sum_to(gy, shape) if need else None
                      for need, shape in zip(self.needs, self.shapes, strict=True))
 
     forward_gpu, backward_gpu = forward_cpu, backward_cpu
@@ -222,7 +219,7 @@ class Sub(Op):
         return calculate(operator.sub, a, b)
 
     def backward_cpu(self, gy):
-        ga = _same(gy, self.shapes[0]) if self.needs[0] else None
+        ga = sum_to(gy, self.shapes[0]) if self.needs[0] else None
         gb = _gradient(self.shapes[1], operator.neg, gy) if self.needs[1] else None
         return ga, gb
 
@@ -310,11 +307,6 @@ class Log(Op):
         return calculate(cupy().log, x)
 
     backward_gpu = backward_cpu
-
-
-def _same(gy: Array, shape: tuple[int, ...]) -> Array:
-    """The gradient of an operand whose derivative is 1."""
-    return sum_to(gy, shape)
 
 
 def install(name: str, f: Callable[[Any, Any], Any]) -> None:

@@ -42,7 +42,6 @@ from gpuconv.ops.checkpoint import again
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.cpu import normalise
 from gpuconv.ops.gpu import rows
-from gpuconv.ops.gpu.rows import Cut
 
 LARGEST = {4: 2.0**120, 8: 2.0**1000}  # variance by itemsize of the accumulator; see batch_norm
 SLICES = 2048  # GPU: of which one block adds up the moments; more are merged first,
@@ -147,9 +146,7 @@ def _given(a: Array | None) -> str:
 
 
 class BatchNorm(Op):
-    """Saves: x, a reference; gamma, a reference; ``mean`` and ``inv_std`` (C,).
-
-    They are in the accumulator dtype; on the CPU the mean is in float64.
+    """Saves: references to x and gamma; ``mean`` (in float64 on the CPU) and ``inv_std``, (C,).
 
     In inference, when x alone wants a gradient, no x. With an activation on the GPU references to
     beta, x and the residual as well; with ReLU on the CPU one bit for each element of y.
@@ -159,9 +156,7 @@ class BatchNorm(Op):
     gamma: Any
     mean: Any
     inv_std: Any
-    beta: Any = None
-    residual: Any = None
-    positive: Any = None
+    beta = residual = positive = None
 
     def __init__(self, running_mean: Any, running_var: Any, training: bool, momentum: float,
                  eps: float, activation: str | None = None, batches: Any = None):
@@ -173,8 +168,7 @@ class BatchNorm(Op):
 
     @np.errstate(all="ignore")
     def forward_cpu(self, x: Any, gamma: Any, beta: Any) -> Any:
-        wide = accumulator(x.dtype)
-        n = math.prod(x.shape[:-1])
+        wide, n = accumulator(x.dtype), math.prod(x.shape[:-1])
         if not self.training:
             mean, var = (np.array(a, np.float64) for a in self.running)
         elif n:
@@ -257,7 +251,7 @@ class BatchNorm(Op):
             self.beta, self.residual = beta, residual
         return y
 
-    def moments(self, x: Any, cut: Cut, V: int) -> Any:
+    def moments(self, x: Any, cut: rows.Cut, V: int) -> Any:
         """Return means and variances of the slices of x, each (S, C)."""
         both = cupy().empty((2, cut.S, cut.C), accumulator(x.dtype))
         self.kernel("batch_norm_moments", x, V)(cut.threads(V), x, both[0], both[1], *cut)
@@ -268,14 +262,14 @@ class BatchNorm(Op):
         """Into mean and inv_std those of ``count`` rows; the running ones learn of them."""
         (slices, C), lanes = moments[0].shape, rows.totals(x.shape[-1])
         if slices > SLICES:
-            few = Cut(slices, C, -(-slices // MERGED), MERGED, lanes)
+            few = rows.Cut(slices, C, -(-slices // MERGED), MERGED, lanes)
             both = cupy().empty((2, few.S, C), mean.dtype)
             self.kernel("batch_norm_merge", x, V)(
                 few.threads(1), moments[0], moments[1], both[0], both[1], count, slices, each,
                 *few[1:])
             moments, slices, each = both, few.S, each * MERGED
         self.kernel("batch_norm_statistics", x, V)(
-            Cut(slices, C, 1, slices, lanes).threads(1), moments[0], moments[1], mean, inv_std,
+            rows.Cut(slices, C, 1, slices, lanes).threads(1), moments[0], moments[1], mean, inv_std,
             *self.running, self.batches, count, each, C, slices, lanes, self.momentum, self.eps,
             LARGEST[mean.itemsize])
 
@@ -316,7 +310,7 @@ class BatchNorm(Op):
             cut.threads(V), gy, self.x, self.gamma, self.beta, self.mean, self.inv_std,
             self.residual, gz, slices[0], slices[1], *cut)
         self.kernel("batch_norm_backward_totals", gy, V)(
-            Cut(cut.S, cut.C, 1, cut.S, lanes).threads(1), slices[0], slices[1], self.inv_std,
+            rows.Cut(cut.S, cut.C, 1, cut.S, lanes).threads(1), slices[0], slices[1], self.inv_std,
             totals[0], totals[1], ggamma, gbeta, cut.C, cut.S, lanes)
 
     def kernel(self, function: str, x: Any, V: int, activation: str | None = "its own") -> Any:
