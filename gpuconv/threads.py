@@ -11,6 +11,7 @@ import functools
 import math
 import operator
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -60,10 +61,11 @@ def _pool(workers: int) -> Any:
     return ThreadPoolExecutor(workers, "gpuconv")
 
 
-@functools.cache
-def _blas() -> Any:
+@functools.lru_cache(1)
+def _blas(modules: int) -> Any:
+    """Return a controller of the BLAS libraries that are loaded with so many modules imported."""
     import threadpoolctl
-    return threadpoolctl.ThreadpoolController()  # looks through all loaded libraries: once
+    return threadpoolctl.ThreadpoolController()
 
 
 class _Limit:
@@ -75,6 +77,7 @@ class _Limit:
 
     lock = threading.RLock()
     users = 0
+    controller: Any = None  # of the libraries that were loaded when the first user came
     limiter: Any = None
     forks = 0  # from the first process to this one
 
@@ -87,7 +90,8 @@ def single_threaded_blas() -> Iterator[None]:
     """
     with _Limit.lock:
         if not _Limit.users:
-            _Limit.limiter = _blas().limit(limits=1, user_api="blas")
+            _Limit.controller = _blas(len(sys.modules))
+            _Limit.limiter = _Limit.controller.limit(limits=1, user_api="blas")
         _Limit.users += 1
         forks = _Limit.forks
     try:
@@ -109,7 +113,7 @@ def _lift() -> None:
 
 def _take_over() -> None:
     """threadpoolctl 3.7 and later lets only the thread that set a limit change it: not so here."""
-    for library in _blas().lib_controllers:
+    for library in _Limit.controller.lib_controllers:
         getattr(library, "clear_controlling_thread", lambda force: None)(force=True)
 
 
