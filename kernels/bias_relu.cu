@@ -8,7 +8,7 @@
 // Launch   1-d, blocks of BLOCK threads; a block takes a tile of channels over one of S slices of
 //          the rows, `per` rows each, see rows.cuh. A thread keeps V channels, 16 bytes where C and
 //          the addresses allow, and reads DEEP rows before it computes with them. sum: a thread
-//          keeps one channel. Shared memory: 4 bytes a thread and channel (8 for double).
+//          keeps one channel. Shared memory: 4 bytes a thread and channel (8 for double, and in sum).
 // Traffic  forward   reads x rows*C, b C (asks <= S*C*BLOCK/32), writes y rows*C.
 //          backward  reads y/gy rows*C, writes gx rows*C, partial S*C.
 //          sum       reads partial S*C, writes gb C.

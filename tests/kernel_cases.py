@@ -95,7 +95,7 @@ def batch_norm_of_moments(xp, make, C=5, rows=2 * SLICES + 1):
     half, odd = (v[:-1:2] - v[1::2]) / 2, v[-1:]
     means = xp.concatenate([v[1::2] + half, odd])
     return [op.forward_gpu(x, None, None, moments=(
-        means, xp.concatenate([2 * half * half, 0 * odd])), moment_rows=2), *running]
+        means, xp.concatenate([half * half, 0 * odd])), moment_rows=2), *running]
 
 
 def tensor_cores(unit, **flags):
@@ -116,8 +116,7 @@ def tensor_cores(unit, **flags):
             best, where = ops.max_pool2d(y, 2, return_indices=True)
             marks = where // 3 % 2 * 2 + (where % 3) % 2
             rows = best.reshape(-1, K)
-            return [gx, best, marks.astype(np.uint8), rows.mean(0)[None],
-                    ((rows - rows.mean(0)) ** 2).sum(0)[None]]
+            return [gx, best, marks.astype(np.uint8), rows.mean(0)[None], rows.var(0)[None]]
         gx, tile = xp.empty(x.shape, dtype), Tile(64, 32, 64 // dtype.itemsize, 32, 16, 3)
         engine.input_gradient(p, gy, w, gx, tile=tile)
         if not flags:
