@@ -9,7 +9,8 @@
 The input gradient is a convolution again: with stride 1 of gy with the filters turned by 180
 degrees; with a larger stride each pixel of x in a square of SH x SW has filter pixels of its own
 that touch it, or none. Each pixel of the square that has some makes a small convolution, which
-writes to every SH-th row and SW-th column; the others are zero. Where x has few channels, or is much larger than gy, the products gy w are added up instead, as the
+writes to every SH-th row and SW-th column; the others are zero.
+Where x has few channels, or is much larger than gy, the products gy w are added up instead, as the
 definition says.
 
 The route and all cuts depend on shapes only, and partial weight gradients are added in the order
