@@ -211,6 +211,15 @@ def test_strided_input_gradients_are_the_transpose(data):
     close(gx, want, terms=2 * size[0] * size[1])
 
 
+def test_a_strided_input_gradient_visits_only_pixels_that_filters_read(monkeypatch):
+    made, turned = [], convolve._turned
+    monkeypatch.setattr(convolve, "_turned", lambda *how: made.append(how) or turned(*how))
+    gx, gy, w = np.full((1, 64, 64, 16), np.nan), np.ones((1, 4, 4, 2)), np.ones((2, 3, 2, 16))
+    convolve.gradients(None, w, gy, Slide((3, 2), (16, 16), (1, 1), (0, 5)), 1, gx, None)
+    assert len(made) == 6  # of 256 classes of pixels
+    assert gx.sum() == 16 * 6 * 2 * 16 and np.count_nonzero(gx) == 16 * 6 * 16
+
+
 def test_a_window_of_one_pixel_or_of_all_copies_nothing(rng, monkeypatch):
     asked = []
     scratch = threads.scratch

@@ -302,7 +302,7 @@ def test_tiles_follow_from_the_shape():
 
 
 @pytest.mark.skipif(backend._cupy is not fake_cupy, reason="captures with the stand-in")
-@pytest.mark.parametrize("name", ["3x3", "depthwise"])
+@pytest.mark.parametrize("name", ["3x3", "depthwise", "1x1 stride 3, nothing meets the rest"])
 def test_all_three_can_be_captured(cp, rng, monkeypatch, name):
     monkeypatch.setattr(simt, "SLICE", 16)  # partial sums, in the pool of the graph
     p, *arrays = draw(name, "float32", rng)

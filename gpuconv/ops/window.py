@@ -204,7 +204,7 @@ def _met(n: int, count: int, size: int, step: int, apart: int, near: int) -> ran
     """Return the smallest range with every tap that meets one of n pixels; may be empty."""
     low = max(0, -((near - (count - 1) * step) // -apart))
     high = min(size - 1, (near + n - 1) // apart)
-    if step <= n or count == 1:  # what a tap meets at all positions leaves no gap as large as n
+    if step <= n or count == 1:  # no tap can jump over the image from one position to the next
         return range(low, high + 1)
 
     def meets(tap: int) -> bool:

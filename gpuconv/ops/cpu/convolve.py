@@ -8,7 +8,8 @@
 
 The input gradient is a convolution again: with stride 1 of gy with the filters turned by 180
 degrees; with a larger stride each pixel of x in a square of SH x SW has filter pixels of its own
-that touch it, which makes SH*SW small convolutions that write to every SH-th row and SW-th column.
+that touch it, or none. Each pixel of the square that has some makes a small convolution, which
+writes to every SH-th row and SW-th column; the others are zero.
 Where x has few channels, or is much larger than gy, the products gy w are added up instead, as the
 definition says.
 
@@ -78,7 +79,7 @@ def gradients(x: np.ndarray | None, w: np.ndarray | None, gy: np.ndarray, slide:
 
 
 def _input_gradient(gy: np.ndarray, w: np.ndarray, slide: Slide, gx: np.ndarray) -> None:
-    """Into gx (N, H, W, C): of one group."""
+    """Write the input gradient of one group into gx (N, H, W, C)."""
     dtype = accumulator(gy.dtype)
     if _scattered(gx.shape, gy.shape, slide, dtype):
         PLANES.scatter(gy, w.astype(dtype, copy=False), slide, gx)
