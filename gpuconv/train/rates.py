@@ -7,12 +7,24 @@
 All of it is a function of the step: a run that goes on in the middle needs nothing more.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 from gpuconv.autograd import Parameter
 from gpuconv.optim import Optimizer
 
 Schedule = Callable[[int, int], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step does."""
+
+    schedule: Schedule
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    seed: int = 0
+    reduction: str = "mean"  # of the loss over a batch, or "sum"
 
 
 class Rates:

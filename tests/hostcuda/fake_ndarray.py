@@ -150,6 +150,9 @@ class ndarray:
             return ndarray(reshaped, self.memory)
         return self.copy().reshape(*shape)
 
+    def view(self, dtype):
+        return ndarray(self.host.view(dtype), self.memory)
+
     def ravel(self, order="C"):
         return dense(self.reshape(-1) if order == "C" else self.T.reshape(-1))
 
