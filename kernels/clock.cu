@@ -10,7 +10,7 @@
 // Launch   one thread, no shared memory.
 // Traffic  tick  reads clock <= 3, loss 1, right 1, scale 1 if scale, factors G, control 1, writes
 //                record 4 (asks 4; sectors <= 4), control G, clock 2 (asks 2; sectors <= 2).
-//          halt  reads loss 1, writes control 0.
+//          halt  reads loss 1, control 1 if dynamic, writes control G.
 //          Coalesced: one thread.
 // Order    one thread; no atomics.
 
@@ -40,16 +40,17 @@ extern "C" __global__ void clock_tick(
 {
     if (blockIdx.x * blockDim.x + threadIdx.x) return;
     const long long batch = clock[1], step = clock[2];
+    const T got = *loss;
     if (batch < steps) {
         double* mine = record + 4 * batch;
-        mine[0] = (double)*loss;
+        mine[0] = (double)got;
         mine[1] = (double)*right;
         mine[2] = control[SKIP];
         mine[3] = scale ? (double)*scale : 1.0;
     }
     if (step < total)
         for (int g = 0; g < G; ++g) control[4 * g] = factors[step * G + g];
-    halt(*loss, control, G, dynamic);
+    halt(got, control, G, dynamic);
     clock[1] = batch + 1;
     clock[2] = step + 1;
 }

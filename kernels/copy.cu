@@ -7,7 +7,7 @@
 //          the last few bytes, a thread copies bytes one by one.
 // Traffic  arrays  reads x0 n0, x1 n1, x2 n2, x3 n3, x4 n4, x5 n5, x6 n6, x7 n7, x8 n8, x9 n9,
 //                  x10 n10, x11 n11, x12 n12, x13 n13, x14 n14, x15 n15, x16 n16, x17 n17, x18 n18,
-//                  x19 n19, x20 n20, x21 n21, x22 n22, x23 n23, flag 1 if flag (asks <= packs),
+//                  x19 n19, x20 n20, x21 n21, x22 n22, x23 n23, flag 1 if flag (asks <= packs/30),
 //                  writes y0 n0, y1 n1, y2 n2, y3 n3, y4 n4, y5 n5, y6 n6, y7 n7, y8 n8, y9 n9,
 //                  y10 n10, y11 n11, y12 n12, y13 n13, y14 n14, y15 n15, y16 n16, y17 n17, y18 n18,
 //                  y19 n19, y20 n20, y21 n21, y22 n22, y23 n23.

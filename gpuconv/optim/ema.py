@@ -189,9 +189,13 @@ class EMA:
             _write(values, self.averages)
             yield
         finally:
-            with uninterrupted():
-                _write(self.module.state_dict(), own)  # an optimiser may have let go of the arrays
-                self._inside = False
+            self._inside = False
+            with uninterrupted():  # an optimiser may have let go of the arrays
+                try:
+                    _write(self.module.state_dict(), own)
+                except BaseException:
+                    _write(self.module.state_dict(), own)  # whatever it was, it must not stay half
+                    raise
 
     def copy_to_module(self) -> None:
         """Write the averages into the module, for good."""

@@ -306,19 +306,15 @@ def training_step(run: Run, loader: Loader | FloatBatches, plan: Plan, eager: bo
              for p in [*group["params"], *run.model.parameters()]}
     if eager or len(homes) > 1 or "cpu" in homes:
         eagerly = EagerStep(run, loader, plan)
-        try:
-            with whole_steps(run, eagerly.undo):
-                yield eagerly
-        finally:
-            eagerly.rates.thaw()
+        with whole_steps(run, eagerly.undo, eagerly.rates):
+            yield eagerly
         return
     passive = all(callback.passive or type(callback).on_step is Callback.on_step
                   for callback in callbacks)
     with array_device(*homes.values()):
         step = CapturedStep(run, loader, plan, eager is False, passive)
-        try:
-            with whole_steps(run, step.undo):
+        with whole_steps(run, step.undo, step.rates):
+            try:
                 yield step
-        finally:
-            step.forget()
-            step.rates.thaw()
+            finally:
+                step.forget()

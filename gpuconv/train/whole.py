@@ -13,6 +13,7 @@ from gpuconv.backend import array_device
 from gpuconv.nn import SavedBuffers
 from gpuconv.optim.optimizer import SKIP
 from gpuconv.train.callback import Run
+from gpuconv.train.rates import Rates
 from gpuconv.undo import Undo
 
 
@@ -34,10 +35,11 @@ def keep_step(run: Run, undo: Undo) -> SavedBuffers:
 
 
 @contextlib.contextmanager
-def whole_steps(run: Run, undo: Undo) -> Iterator[None]:
+def whole_steps(run: Run, undo: Undo, rates: Rates) -> Iterator[None]:
     """Let optimiser and averages note in ``undo`` what they change.
 
-    Afterwards they no longer do, and no step of the optimiser is left out.
+    Afterwards they no longer do, nothing is frozen by ``rates``, and no step of the optimiser is
+    left out.
     """
     parts = [part for part in (run.optimizer, run.ema) if part is not None]
     try:
@@ -47,6 +49,7 @@ def whole_steps(run: Run, undo: Undo) -> Iterator[None]:
     finally:
         for part in parts:
             part.undo = None
+        rates.thaw()
         for table in run.optimizer.tables.values():
             with array_device(table):
                 table[:, SKIP].fill(0)
