@@ -155,7 +155,11 @@ class Callback:
         """After the epoch, with ``run.history.last``."""
 
     def on_fit_end(self, run: Run) -> None:
-        """After the last epoch, and also when an exception ends the run."""
+        """After the last epoch, and also when an exception ends the run.
+
+        Then the model, the optimiser, the averages and ``run.step`` are those after the last step
+        that was completed.
+        """
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
