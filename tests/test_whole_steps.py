@@ -185,7 +185,7 @@ def check(job, folder, how):
     if run is None:
         assert not differs(job.state(), want.after[0, 0])
         return
-    at = (run.epoch, run.step) if run.step else (run.epoch - 1, STEPS * (run.epoch > 1))
+    at = (run.epoch, run.step) if run.step else (max(0, run.epoch - 1), STEPS * (run.epoch > 1))
     if len(run.history.rows) < EPOCHS or not job.ema:  # else the model may carry the averages
         assert not differs(job.state(), want.after[at]), at
     if len(run.history.rows) < EPOCHS and train.checkpoints(folder):
