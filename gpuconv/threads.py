@@ -13,6 +13,7 @@ import operator
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -157,6 +158,8 @@ def each(f: Callable[[Part], Result], pieces: Sequence[Part]) -> list[Result]:
     The calling thread works too, and each worker takes the next piece when it is done with one.
     NumPy works with a small buffer meanwhile: with its own, of 8,192 elements, it copies operands
     whose contiguous runs are shorter than 4,096, at half the speed.
+
+    When it returns or raises, an interruption too, no other thread is inside f any more.
     """
     import numpy as np
     if getattr(_inside, "worker", False):
@@ -164,6 +167,7 @@ def each(f: Callable[[Part], Result], pieces: Sequence[Part]) -> list[Result]:
     workers = min(count(), len(pieces))
     results: list[Any] = [None] * len(pieces)
     todo = iter(enumerate(pieces))
+    busy: set[int] = set()  # other threads that may be inside f
     handling = np.geterr()  # of floating-point errors, as the caller wants it
 
     def work() -> None:
@@ -173,20 +177,53 @@ def each(f: Callable[[Part], Result], pieces: Sequence[Part]) -> list[Result]:
             for number, piece in todo:
                 results[number] = f(piece)
         finally:
+            _inside.worker = False
             np.setbufsize(buffer)
             np.seterr(**before)
-            _inside.worker = False
 
-    with single_threaded_blas():
-        others = [_pool(count() - 1).submit(work) for _ in range(workers - 1)]
+    def help_with_work() -> None:
+        busy.add(threading.get_ident())  # before it takes a piece
         try:
             work()
         finally:
-            errors = [other.exception() for other in others]  # waits: nobody writes after this
-    for error in errors:
-        if error:
+            busy.discard(threading.get_ident())
+
+    others: list[Any] = []
+    with single_threaded_blas():
+        try:
+            for _ in range(workers - 1):
+                others.append(_pool(count() - 1).submit(help_with_work))
+            work()
+        finally:
+            for _ in todo:  # after an error nobody begins another piece
+                pass
+            _wait(others, busy)
+    for other in others:
+        if error := other.exception():
             raise error
     return results
+
+
+def _wait(others: Sequence[Any], busy: set[int]) -> None:
+    """Wait until no other thread is inside f, whatever a signal raises meanwhile; then raise that.
+
+    Args:
+        others: futures; a signal may have kept the last from being noted.
+        busy: idents of threads, which they remove themselves.
+    """
+    raised: BaseException | None = None
+    while True:
+        try:
+            if not busy and all(other.done() for other in others):
+                break
+            for other in others:
+                other.exception()
+            if busy:
+                time.sleep(0.001)
+        except BaseException as error:
+            raised = error
+    if raised:
+        raise raised
 
 
 def scratch(name: str, shape: int | tuple[int, ...], dtype: Any) -> Any:

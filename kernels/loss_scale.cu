@@ -6,13 +6,14 @@
 //   found:       scale = backoff * scale, counter = 0
 //   else:        counter = counter + 1; at interval, scale = growth * scale and counter = 0
 //                a scale that float32 cannot hold is not taken
+//   nothing of this where skip is HALT
 //
 // Launch   find    1-d, blocks of BLOCK threads, one per slice; a thread looks at 16 bytes at a time.
 //                  g starts at a multiple of 16 bytes and n is a multiple of V: flat buffers see to
 //                  both.
 //          update  one such block.      Shared memory of both: 4 bytes a thread.
 // Traffic  find    reads g n, writes flags S.
-//          update  reads flags S, scale 1, counter 1, writes scale <= 1, counter 1,
+//          update  reads flags S, scale 1, counter 1, control 1, writes scale <= 1, counter 1,
 //                  control 2*G.
 //          Coalesced. No bank conflicts. 4 bytes per float32 parameter, 2 per float16.
 // Order    "any" does not mind an order; no atomics.
@@ -67,7 +68,7 @@ extern "C" __global__ void loss_scale_update(
     int found = 0;
     for (int s = threadIdx.x; s < S; s += BLOCK) found |= flags[s];
     found = reduce_columns(shared, found, 1, Larger());
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0 && control[SKIP] != HALT) {
         const long long clean = found ? 0 : counter[0] + 1;
         const bool grow = clean >= interval;
         const float now = scale[0], next = now * (found ? backoff : grow ? growth : 1);

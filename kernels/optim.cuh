@@ -3,10 +3,12 @@
 // What changes from step to step lies in device memory, so that a captured step reads it anew:
 //
 //     control (4,)   a schedule's factor of the learning rate, what gradients are multiplied by,
-//                    whether this step is left out (0 or 1), unused: of each group its own
+//                    whether this step is left out (0 or 1; HALT: all later ones, too), unused:
+//                    of each group its own
 #pragma once
 
 enum Control { FACTOR, MULTIPLIER, SKIP };
+constexpr int HALT = 2;
 
 // What a 16-bit number p stands for: its master copy; p itself where somebody has written it since
 // the two were last equal.

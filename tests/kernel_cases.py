@@ -16,7 +16,7 @@ import simt_cases
 import weight_cases
 
 import gpuconv as gpc
-from gpuconv import backend, ops, optim
+from gpuconv import backend, ops, optim, undo
 from gpuconv.accumulate import accumulate
 from gpuconv.data import Augment, augment_batch
 from gpuconv.data import augment as augment_module
@@ -167,8 +167,20 @@ def accumulated(xp, make):
     return ys
 
 
+def put_back(xp, make):
+    """Of lengths that fill no pack, in two launches; those of one array stay."""
+    ys = [make(n) for n in (*range(1, 25), 300)]
+    stays = make(7)
+    pairs = undo.copied([*ys, stays])
+    for y in (*ys, stays):
+        y[...] = y + 1
+    undo.put_back(pairs[:-1], xp.ones(()))
+    undo.put_back(pairs[-1:], xp.zeros(()))
+    return [*ys, stays]
+
+
 def clock(scaled):
-    """The last two steps of an epoch, the second one."""
+    """The last two steps of an epoch, the second one; then a loss that is infinite."""
     def run(xp, make):
         time, loss, right = xp.asarray(np.int64([1, 1, 4])), make(), xp.asarray(np.int64(3))
         scale = xp.asarray(np.float32([1024])) if scaled else None
@@ -182,6 +194,10 @@ def clock(scaled):
             records[time[1]] = loss, right, control[2], 1024 if scaled else 1
             control[0] = factors[time[2]]
             time[1:] += 1
+        if xp is np:
+            control[2] = 2
+        else:
+            step.halt(xp.full((), np.inf, loss.dtype), control, scaled and not control[2])
         return [time, control, records]
 
     return run
@@ -284,7 +300,7 @@ CASES = {
     "fetch": fetch,
     "shuffle": lambda xp, make: [order_of(xp.zeros(n), 2**32 - 1, 2**33 + 5) for n in (1, 777)],
     "clock": clock(False), "clock of a scaled loss": clock(True),
-    "accumulate": accumulated,
+    "accumulate": accumulated, "copy": put_back,
     "sgd": training(lambda ps: optim.SGD(ps, 0.1, weight_decay=1e-3)),
     "sgd nesterov": training(lambda ps: optim.SGD(ps, 0.1, momentum=0.9, nesterov=True)),
     "sgd master": training(lambda ps: optim.SGD(ps, 0.1, momentum=0.9, master=True), scaled=True),

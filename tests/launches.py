@@ -338,6 +338,8 @@ def drive_training(cp, dtype):
         drive_steps(nn.Linear(4, 4), make, rows, labels, dtype)
     step.tick(cp.zeros(3, np.int64), cp.zeros((), backend.accumulator(dtype)),
               cp.zeros((), np.int64), None, cp.zeros(9), cp.zeros(4), cp.zeros((3, 4)))
+    step.halt(cp.zeros((), backend.accumulator(dtype)), cp.zeros(4), False)
+    nn.SavedBuffers(nn.BatchNorm2d(5).to("cuda")).put_back(cp.ones(()))
     pixels, index = cp.zeros((10, 8, 8, 3), np.uint8), cp.zeros(4, np.int32)
     floats, order = cp.zeros(pixels.shape, dtype), cp.zeros(10, np.int32)
     order_of(cp.zeros(9), 1, 2)

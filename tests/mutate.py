@@ -118,6 +118,7 @@ CASES = {
         "conv_forward.cu T=__half MOMENTS=1", "conv_forward.cu T=__half C=8 BIAS=0 ACTIVATION=1",
         "conv_forward.cu RESIDUAL=1", "conv_forward.cu T=__nv_bfloat16 C=8 ACTIVATION=2",
         "conv_forward.cu C=32 MOMENTS=1"]),
+    "copy.cu": ("undo", [""]),
     "dropout.cu": ("dropout", ["", "T=__half", "T=double"]),
     "ema.cu": ("ema master", ["", "T=__half MASTER=1", "T=double"]),
     "global_pool.cu": ("global_pool", ["SAVE=1", "T=__half SAVE=1", "T=double SAVE=1"]),

@@ -43,6 +43,7 @@ CASES = {  # file: its configurations
     "column_sums.cu": [dict(BLOCK=256, V=2, O=np.dtype("float32")),
                        dict(BLOCK=256, V=1, O=np.dtype("float64"))],
     "conv_weight_gradient.cu": [dict(WEIGHT, X_UNIT=16), dict(WEIGHT, X_UNIT=4, PLAIN=1)],
+    "copy.cu": [{}],
     "dropout.cu": [{}],
     "ema.cu": [dict(W=np.dtype("int64"), MASTER=0), dict(W=np.dtype("int64"), MASTER=1)],
     "global_pool.cu": [dict(MARK=BYTE, SAVE=1, BLOCK=256), dict(MARK=INT, SAVE=0, BLOCK=256)],

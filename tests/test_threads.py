@@ -1,6 +1,7 @@
 """Chunks cover everything; each() keeps order, passes errors on, nests, and puts BLAS back."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -328,3 +329,50 @@ def test_bits_do_not_depend_on_the_threads_of_blas(rng, work):
         with threadpoolctl.threadpool_limits(limit, "blas"):
             results.append(work(a).tobytes())
     assert results[0] == results[1]
+
+
+@pytest.fixture
+def two():
+    before = threads._wanted
+    threads.set_count(2)
+    yield
+    threads.set_count(before)
+
+
+def test_a_signal_is_raised_when_nobody_is_at_work_any_more(two):
+    """It comes while this thread waits for the other one."""
+    done = []
+
+    def work(piece):
+        if threading.current_thread() is threading.main_thread():
+            return
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.05)
+        done.append(piece)
+
+    with pytest.raises(KeyboardInterrupt):
+        while not done:  # this thread may have been the quicker one
+            threads.each(work, range(2))
+    assert done
+
+
+def test_a_signal_in_the_middle_of_handing_work_over(two, monkeypatch):
+    """The other thread has got its work, and this one does not know."""
+    pool, done = threads._pool(1), []
+
+    class Interrupted:
+        def submit(self, work):
+            pool.submit(work)
+            time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    def work(piece):
+        time.sleep(0.03)
+        done.append(piece)
+
+    monkeypatch.setattr(threads, "_pool", lambda workers: Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        threads.each(work, range(9))
+    found = done.copy()
+    time.sleep(0.1)
+    assert done == found and len(done) < 9

@@ -20,7 +20,7 @@ import weight_cases
 
 import gpuconv as gpc
 from gpuconv import accumulate as accumulate_module
-from gpuconv import backend, ops, optim, train
+from gpuconv import backend, ops, optim, train, undo
 from gpuconv.data.loader import order_of
 from gpuconv.ops.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.gpu import tensor_cores as engine
@@ -186,6 +186,12 @@ def clock(make: Callable, o: Any) -> None:
     for scale in (None, fake_cupy.ones((), np.float32)):
         train.step.tick(time, fake_cupy.zeros((), wide), zero, scale, fake_cupy.ones(steps),
                         fake_cupy.zeros(4), fake_cupy.zeros((steps, 4)))
+    train.step.halt(fake_cupy.full((), np.inf, wide), fake_cupy.zeros(4), True)
+
+
+def copy(make: Callable, o: Any) -> None:
+    """Rows of another array, a pair each, in full launches."""
+    undo.put_back(undo.copied(make(*o.shape)), fake_cupy.ones(()))
 
 
 CASES = {
@@ -199,6 +205,7 @@ CASES = {
     "clip": Case("64x1024", optimiser(
         functools.partial(optim.SGD, lr=0.1), step=lambda its: optim.clip_grad_norm(its, 1.0))),
     "clock": Case("100", clock),
+    "copy": Case("48x1024", copy),
     "conv_filters": Case("2x32x32x64", conv_filters, "kernel_size stride padding filters"),
     "conv_forward": Case("2x32x32x64", tensor_cores, "kernel_size stride padding filters pool"),
     "conv_direct": Case("2x32x32x64", simt_cases.traffic(

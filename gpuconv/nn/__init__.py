@@ -1,6 +1,7 @@
 """Layers, and modules made of them; here are their public names."""
 
 from gpuconv.nn import init
+from gpuconv.nn.buffers import SavedBuffers
 from gpuconv.nn.containers import ModuleList, Residual, Sequential
 from gpuconv.nn.convolution import Conv2d
 from gpuconv.nn.layers import (
@@ -22,5 +23,5 @@ from gpuconv.nn.summary import Summary, summary
 
 __all__ = ["GELU", "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d",
            "GlobalMaxPool2d", "Identity", "Linear", "MaxPool2d", "Module", "ModuleList", "ReLU",
-           "Residual", "Scale", "Sequential", "Sigmoid", "Summary", "Tanh", "init", "nvtx_ranges",
-           "summary"]
+           "Residual", "SavedBuffers", "Scale", "Sequential", "Sigmoid", "Summary", "Tanh", "init",
+           "nvtx_ranges", "summary"]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from gpuconv.backend import Array, array_device, device_name, get_array_module
+from gpuconv.backend import Array, array_device, asarray, device_name, get_array_module
 from gpuconv.optim.flat import Flat
 
 
@@ -45,3 +45,24 @@ def set_factors(tables: Mapping[str, Array], value: float | Iterable[float],
                 for row, factor in zip(table, found, strict=True):
                     row[:1].fill(factor)
     return found
+
+
+def load_counter(flats: Sequence[Flat], found: np.ndarray, counters: Mapping[str, Array]) -> None:
+    """Copy a counter into that of each device, and note where parameters differ in it.
+
+    Args:
+        flats: all of the optimiser.
+        found: (parameters,) int64, by position.
+        counters: {device: (parameters,)}; only the numbers of its own parameters are not 0.
+    """
+    for place, counter in counters.items():
+        with array_device(counter):
+            mine = [position for flat in flats if device_name(flat.data) == place
+                    for position, _ in flat.members]
+            values = np.zeros_like(found)
+            values[mine] = found[mine]
+            counter[...] = asarray(values, place)
+    for flat in flats:
+        steps = [found[position] for position, _ in flat.members]
+        flat.cuts = {start for start, a, b in zip(flat.starts[1:], steps[1:], steps[:-1],
+                                                  strict=True) if a != b}

@@ -43,6 +43,7 @@ from gpuconv.backend import (
 )
 from gpuconv.optim.flat import PIECE, Flat, behind, not_captured, pieces, zeros
 from gpuconv.optim.optimizer import SKIP, Optimizer
+from gpuconv.undo import Undo, uninterrupted
 
 Work = tuple[Array, Array, Array | None]  # average, value, the value's master: (n,) each
 
@@ -65,6 +66,8 @@ class EMA:
 
     Attributes:
         averages: {path: array}, names and shapes of ``module.state_dict()``.
+        undo: an Undo of the caller, which ``update`` adds to and the caller restores after an
+            error. None: ``update`` uses one of its own.
 
     Raises:
         ValueError: decay is outside 0 <= decay < 1.
@@ -93,6 +96,7 @@ class EMA:
         self._buffers: Any = weakref.WeakKeyDictionary()  # Flat: averages of its parameters
         self._like: dict[str, tuple] = {}  # what the module's arrays must stay like
         self._inside = False  # applied()?
+        self.undo: Undo | None = None
         for name, value in module.state_dict().items():
             with array_device(value):
                 self.averages[name] = value.astype(_kept(value.dtype), order="C")
@@ -115,6 +119,8 @@ class EMA:
     def update(self, optimizer: Optimizer | None = None) -> None:
         """Let the averages follow the module's values of now: after each step of the optimiser.
 
+        After an error, an interruption too, the averages are as before.
+
         Args:
             optimizer: whose step it was, on the module's parameters or some of them. Steps that it
                 leaves out are left out here.
@@ -125,12 +131,17 @@ class EMA:
         """
         if self._inside:
             raise RuntimeError("EMA: update inside applied(): the module holds the averages")
+        with Undo.of(self.undo) as undo:
+            self._update(optimizer, undo)
+
+    def _update(self, optimizer: Optimizer | None, undo: Undo) -> None:
         values = self._values()
         work, done = self._packed(optimizer) if optimizer else ([], set())
         work += [(self.averages[name].reshape(-1), values[name].reshape(-1), None)
                  for name in self._floats if name not in done]
         others = [(self.averages[name], values[name]) for name in self._others]
         controls = optimizer.controls if optimizer else {}
+        undo.keep(*self.averages.values(), *(updates for updates, _ in self._clocks.values()))
         for place, (updates, weight) in self._clocks.items():
             its = [part for part in work if device_name(part[0]) == place]
             whole = [pair for pair in others if device_name(pair[0]) == place]
@@ -178,17 +189,25 @@ class EMA:
         for name, value in values.items():
             with array_device(value):
                 own[name] = value.copy()
-        self._inside = True
         try:
+            self._inside = True
             _write(values, self.averages)
             yield
         finally:
-            _write(self.module.state_dict(), own)  # an optimiser may have let go of the arrays
             self._inside = False
+            with uninterrupted():  # an optimiser may have let go of the arrays
+                try:
+                    _write(self.module.state_dict(), own)
+                except BaseException:
+                    _write(self.module.state_dict(), own)  # whatever it was, it must not stay half
+                    raise
 
     def copy_to_module(self) -> None:
         """Write the averages into the module, for good."""
-        _write(self._values(), self.averages)
+        values = self._values()
+        with Undo() as undo:
+            undo.keep(*values.values())
+            _write(values, self.averages)
 
     def state_dict(self) -> dict[str, Array]:
         """"updates" (), and "average.<path>", the live arrays."""

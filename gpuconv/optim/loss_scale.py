@@ -16,6 +16,15 @@ read them there. A captured step may hold all of it.
     loss.backward(scaler.scale)    for a loss () in float32, else scaler.multiply(loss).backward()
     scaler.check()                 then clip_grad_norm, optimizer.step, ema.update(optimizer)
 
+The forward pass of a step that is left out has changed buffers already: running statistics may hold
+infinities. ``nn.SavedBuffers`` puts them back, as ``fit`` does; a loop of one's own is
+
+    saved = nn.SavedBuffers(model)                before the forward pass
+    loss = ...; loss.backward(scaler.scale)
+    scaler.check()
+    saved.put_back(optimizer.control[2])          where the step is left out
+    optimizer.step(); ema.update(optimizer)
+
 Source: Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2.
 """
 

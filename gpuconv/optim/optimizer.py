@@ -4,7 +4,8 @@ What changes from step to step lies beside the parameters, on a GPU in device me
 read it there: so a step that was captured as a CUDA graph can be replayed.
 
     control [factor, multiplier, skip, unused]    float64: of the learning rates; of the gradients;
-                                                  1 leaves the step out, and not a bit changes
+                                                  1 leaves the step out, and not a bit changes;
+                                                  2 all later ones, too (HALT)
     counters                                      steps of each parameter that were not left out
 
 Each group has a control of its own, a row of a table; only the factors differ.
@@ -28,10 +29,12 @@ from gpuconv.backend import (
     get_array_module,
     is_gpu,
 )
-from gpuconv.optim.control import new_tables, set_factors
+from gpuconv.optim.control import load_counter, new_tables, set_factors
 from gpuconv.optim.flat import Flat, pack
+from gpuconv.undo import Undo
 
 MULTIPLIER, SKIP = 1, 2  # of control, as in kernels/optim.cuh; factor is the first
+HALT = 2                 # value of skip: leave out this step and all later ones
 
 
 class Optimizer:
@@ -54,6 +57,7 @@ class Optimizer:
         groups: [{"params": [...], "lr": ...}, ...]; settings may be changed between steps.
         flats: [[Flat, ...] for each group].
         tables: {device: its (groups, 4) controls}.
+        undo: the Undo that ``step`` adds to and its owner restores after an error; None: its own.
     """
 
     saved: ClassVar[tuple[str, ...]] = ()  # names of the state arrays that state_dict holds
@@ -72,6 +76,7 @@ class Optimizer:
             raise type(error)(f"{self.name}: {error}") from None
         self.master, self._factors = bool(master), (1.0,) * len(self.groups)
         self.tables = new_tables(self.flats)
+        self.undo: Undo | None = None
         self._counters: dict[str, dict[str, Array]] = {}  # {name: {device: array}}
 
     @property
@@ -190,7 +195,7 @@ class Optimizer:
         """Update all parameters that are not frozen, from their gradients.
 
         A parameter whose gradient is zero is updated like the others: momentum and weight decay
-        still act on it.
+        still act on it. After an error, an interruption too, parameters and state are as before.
 
         Raises:
             RuntimeError: a ``grad`` was replaced by hand, or the parameters have been released.
@@ -201,10 +206,13 @@ class Optimizer:
         for group, flats in zip(self.groups, self.flats, strict=True):
             self.check(group)
             work += [(flat, list(flat.active()), group) for flat in flats]  # check all, then update
-        for flat, parts, group in work:
-            if is_gpu(flat.data) or not flat.control[SKIP]:  # a GPU's kernels look themselves
-                for part in parts:
-                    self.update(flat, part, group)
+        with Undo.of(self.undo) as undo:
+            for flat, parts, group in work:
+                if is_gpu(flat.data) or not flat.control[SKIP]:  # a GPU's kernels look themselves
+                    undo.keep_names(flat.state)
+                    undo.keep(flat.data, *flat.state.values(), *flat.counters.values())
+                    for part in parts:
+                        self.update(flat, part, group)
 
     def zero_grad(self) -> None:
         """Set all gradients to zero, in place."""
@@ -294,7 +302,7 @@ class Optimizer:
         for group, values in zip(self.groups, loaded, strict=True):
             group.update(values)
         for name, counters in self._counters.items():
-            self._load_counter(asarray(found[name], "cpu"), counters)
+            load_counter(self.all_flats(), asarray(found[name], "cpu"), counters)
         for flat, kind, listed in kept:
             with array_device(flat.data):
                 if kind in flat.state:
@@ -304,16 +312,3 @@ class Optimizer:
                 for name, view in zip(listed, flat.views(flat.state[kind]) if listed else (),
                                       strict=True):
                     view[...] = asarray(found[name], device_name(view))
-
-    def _load_counter(self, found: np.ndarray, counters: Mapping[str, Array]) -> None:
-        for place, counter in counters.items():
-            with array_device(counter):
-                mine = [position for flat in self.all_flats() if device_name(flat.data) == place
-                        for position, _ in flat.members]
-                values = np.zeros_like(found)
-                values[mine] = found[mine]
-                counter[...] = asarray(values, place)
-        for flat in self.all_flats():
-            steps = [found[position] for position, _ in flat.members]
-            flat.cuts = {start for start, a, b in zip(flat.starts[1:], steps[1:], steps[:-1],
-                                                      strict=True) if a != b}

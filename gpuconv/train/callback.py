@@ -12,6 +12,7 @@ from gpuconv.optim import EMA, LossScale, Optimizer
 from gpuconv.train.feed import Floats
 from gpuconv.train.history import History
 from gpuconv.train.measure import Seen, Tally
+from gpuconv.undo import Undo
 
 SMALLEST = 2.0**-14  # loss scale: where gradients overflow even so, it is not their size
 
@@ -49,8 +50,8 @@ class Run:
     def begin(self) -> None:
         """The next epoch, unless one has been left in the middle."""
         if len(self.history.rows) == self.epoch:
-            self.epoch, self.step, self.tally = self.epoch + 1, 0, Tally()
             self.began = time.perf_counter()
+            self.epoch, self.step, self.tally = self.epoch + 1, 0, Tally()
 
     def rate(self) -> float:
         """The learning rate of the optimiser's largest group: that of most numbers being trained.
@@ -65,12 +66,30 @@ class Run:
     def read(self) -> None:
         """Wait for the device, and bring loss, accuracy and speed up to date.
 
+        A step whose loss is not finite has changed nothing, nor have those after it (see step.py):
+        then ``step`` and the sums are those of the step before it.
+
         Raises:
             FloatingPointError: a loss is not finite, or with a loss scale no gradient is any more;
                 says where, the learning rate, and which checkpoint is the last good one.
+            ValueError: a label has no logit.
         """
-        first = self.step - len(self.tally.waiting) + 1
-        for step, seen in enumerate(self.tally.read(), first):
+        rows, label = self.tally.waiting, None
+        first = self.step - len(rows) + 1
+        with Undo() as undo:
+            undo.keep_attributes(self, "step")
+            undo.keep_attributes(self.tally)
+            undo.keep_attributes(rows)
+            try:
+                found = rows.fetch()
+            except ValueError as error:  # is raised once; the loss of such a label is NaN
+                label, found = error, rows.fetch()
+            whole = next((i for i, seen in enumerate(found) if self._halts(seen)), len(found))
+            self.tally.count_up(found[:whole])
+            self.step = first + whole - 1 if whole < len(found) else self.step
+        if label:
+            raise label
+        for step, seen in enumerate(found, first):
             if problem := self._problem(seen):
                 raise FloatingPointError(f"fit: {problem} in epoch {self.epoch}, step {step} of "
                                          f"{self.steps}; {self.hint()}")
@@ -89,9 +108,11 @@ class Run:
         """
         if seen.skipped and seen.scale < SMALLEST:
             return f"gradients are not finite, even with a loss scale of {seen.scale:.2g},"
-        if not math.isfinite(seen.loss) and not (seen.skipped and self.dynamic):
-            return f"the loss is {seen.loss}"
-        return None
+        return f"the loss is {seen.loss}" if self._halts(seen) else None
+
+    def _halts(self, seen: Seen) -> bool:
+        """Is this the step from which on nothing is updated? The condition of clock.cu."""
+        return not math.isfinite(seen.loss) and not (seen.skipped and self.dynamic)
 
     @property
     def dynamic(self) -> bool:
@@ -100,7 +121,8 @@ class Run:
 
     def hint(self) -> str:
         """What to do when numbers are no longer finite."""
-        hint = ("are there such numbers among the images?" if math.isnan(self.lr) else
+        first = math.isnan(self.lr) or (self.epoch, self.step) == (1, 0)  # no step was made
+        hint = ("are there such numbers among the images?" if first else
                 f"the learning rate was {self.lr:.3g}: a smaller one may help")
         return hint + (f". The last good checkpoint is {self.checkpoint}" if self.checkpoint
                        else "")
@@ -133,7 +155,11 @@ class Callback:
         """After the epoch, with ``run.history.last``."""
 
     def on_fit_end(self, run: Run) -> None:
-        """After the last epoch, and also when an exception ends the run."""
+        """After the last epoch, and also when an exception ends the run.
+
+        Then the model, the optimiser, the averages and ``run.step`` are those after the last step
+        that was completed.
+        """
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:

@@ -78,7 +78,7 @@ class Checkpoint(Callback):
         self.save(run)
 
     def on_fit_end(self, run: Run) -> None:
-        """Save where a callback stopped the run."""
+        """Save where a callback stopped the run: as of its last complete step."""
         if run.stop and run.epoch:  # else there was no step yet
             self.save(run)
 

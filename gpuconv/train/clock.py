@@ -1,4 +1,4 @@
-"""What a captured step keeps on the device: where the run stands, and what its steps gave."""
+"""What a step keeps on the device: where a captured run stands, what steps gave, when to halt."""
 
 from gpuconv import kernels
 from gpuconv.backend import Array, to_cpu
@@ -6,8 +6,10 @@ from gpuconv.train.measure import Queue, Seen
 
 
 def tick(clock: Array, loss: Array, right: Array, scale: Array | None, factors: Array,
-         control: Array, records: Array) -> None:
+         control: Array, records: Array, dynamic: bool = False) -> None:
     """Note what a step gave, set the factors of its update, and let the clock move on.
+
+    If the loss is not finite, leave out this step and all later ones, as ``halt`` does.
 
     Args:
         clock: (3,) int64: epoch, batch, step.
@@ -16,10 +18,24 @@ def tick(clock: Array, loss: Array, right: Array, scale: Array | None, factors: 
         factors: (steps of the run, groups) float64.
         control: (groups, 4) float64, of the optimiser.
         records: (steps of the epoch, 4) float64.
+        dynamic: as for ``halt``.
     """
     kernels.kernel("clock.cu", "clock_tick", T=loss.dtype)(
         1, clock, loss, right, scale, factors, control, records, len(factors), len(records),
-        control.size // 4, block=32)
+        control.size // 4, dynamic, block=32)
+
+
+def halt(loss: Array, control: Array, dynamic: bool) -> None:
+    """Set skip to HALT if a loss is not finite: no update happens until somebody has read it.
+
+    Args:
+        loss: (), of the step, on a GPU.
+        control: (groups, 4) float64, of the optimiser, beside it.
+        dynamic: does the loss scale follow the gradients? Then a step that it leaves out is no
+            reason to halt.
+    """
+    kernels.kernel("clock.cu", "clock_halt", T=loss.dtype)(
+        1, loss, control, control.size // 4, dynamic, block=32)
 
 
 def means(found: list[Seen]) -> list[Seen]:
@@ -60,8 +76,8 @@ class Records:
         start, sizes = self.start, self.sizes
         if not sizes:
             return []
+        rows = to_cpu(self.rows[start : start + len(sizes)]).tolist()
         self.begin(start + len(sizes))
-        rows = to_cpu(self.rows[start : self.start]).tolist()
         found = [Seen(n, loss, int(right), *more)
                  for n, (loss, right, *more) in zip(sizes, rows, strict=True)]
         return means(found) if self.sums else found

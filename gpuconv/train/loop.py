@@ -34,6 +34,7 @@ from gpuconv.train.measure import measure, mode
 from gpuconv.train.memory import explain
 from gpuconv.train.rates import Schedule
 from gpuconv.train.step import EagerStep, Plan, training_step
+from gpuconv.train.whole import whole_start
 
 PREPARED = 5000  # images that a model may look at before its first step
 
@@ -130,16 +131,23 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         during.enter_context(_scaled(run))
         during.enter_context(_capturable())
         if resume is not None:
-            resume_from(resume, run)
+            with whole_start(run):
+                resume_from(resume, run)
         else:
             _prepare(run)
         during.enter_context(mode(model, True))
         during.callback(model.reseed, None)  # dropout of later calls is not that of the last step
         step = during.enter_context(training_step(run, loader, plan, eager, callbacks))
         during.enter_context(_watched(run, callbacks))
-        while len(run.history.rows) < epochs and not run.stop:
-            run.begin()
-            _epoch(run, step, batch_size, callbacks)
+        try:
+            try:
+                while len(run.history.rows) < epochs and not run.stop:
+                    run.begin()
+                    _epoch(run, step, batch_size, callbacks)
+            finally:
+                step.restore()
+        finally:
+            step.restore()  # a signal that came just before the first: it makes no difference else
     if ema and len(run.history.rows) == run.epoch:
         ema.copy_to_module()
     return run.history
@@ -150,14 +158,13 @@ def _epoch(run: Run, step: EagerStep, batch_size: int, callbacks: Sequence[Callb
     step.begin()
     while run.step < run.steps:
         step.take()
-        run.lr = run.rate()
         for callback in callbacks:
             callback.on_step(run)
         if run.stop:
             break
     if run.stop:  # in the middle of the epoch: it is no row of the history
         return
-    tested = _test(run, batch_size, callbacks) if run.test is not None else None
+    tested = _test(run, step, batch_size, callbacks) if run.test is not None else None
     if run.test is not None and tested is None:  # it will be measured when the run goes on
         return
     run.history.rows.append(Epoch(
@@ -167,14 +174,18 @@ def _epoch(run: Run, step: EagerStep, batch_size: int, callbacks: Sequence[Callb
         callback.on_epoch_end(run)
 
 
-def _test(run: Run, batch_size: int, callbacks: Sequence[Callback]) -> Metrics | None:
+def _test(run: Run, step: EagerStep, batch_size: int,
+          callbacks: Sequence[Callback]) -> Metrics | None:
     """The measurement of the test set; None if it was stopped before its end."""
     for callback in callbacks:
         callback.on_test_start(run)
     assert run.test is not None
+    if run.ema:
+        step.undo.keep(*run.model.state_dict().values())
     with run.ema.applied() if run.ema else contextlib.nullcontext():
         tested = measure(run.model, run.test, batch_size, stopped=lambda: run.stop,
                          **moments(run.data, run.arguments["normalize"]))
+    step.undo.forget()
     if tested is not None and not math.isfinite(tested.loss):
         raise FloatingPointError(f"fit: the test loss is {tested.loss} after epoch {run.epoch}; "
                                  f"{run.hint()}")
@@ -186,7 +197,7 @@ def _prepare(run: Run) -> None:
     prepare = getattr(run.model, "prepare", None)
     if prepare is None:
         return
-    with no_grad():
+    with whole_start(run), no_grad():
         prepare(first_images(run.data, PREPARED, run.model.dtype, run.arguments["normalize"]))
     if run.ema and not run.ema.updates:
         values = run.model.state_dict()
@@ -249,8 +260,7 @@ def _scaled(run: Run) -> Iterator[None]:
         yield
     finally:
         with array_device(optimizer.control):
-            optimizer.table[:, 1:2].fill(1)  # the multipliers
-            optimizer.table[:, 2:3].fill(0)  # skip
+            optimizer.table[:, 1:2].fill(1)  # the multipliers; skip: see training_step
 
 
 @contextlib.contextmanager

@@ -107,11 +107,11 @@ class Queue:
         if not self.rows:
             return []
         columns, sizes = list(zip(*self.rows, strict=True)), self.sizes
-        self.sizes, self.rows = [], []
         xp, numbers = get_array_module(*columns[0]), []
         for column in columns:
             with array_device(column[0]):
                 numbers.append(to_cpu(xp.stack(column)).tolist())
+        self.sizes, self.rows = [], []
         return [Seen(n, *row) for n, *row in zip(sizes, *numbers, strict=True)]
 
 
@@ -148,13 +148,17 @@ class Tally:
     def read(self) -> list[Seen]:
         """Fetch what is waiting, and count it."""
         found: list[Seen] = self.waiting.fetch()
+        self.count_up(found)
+        return found
+
+    def count_up(self, found: list[Seen]) -> None:
+        """Count batches that have been fetched."""
         for seen in found:
             self.skipped += int(seen.skipped)
             if math.isfinite(seen.loss) or not seen.skipped:
                 self.loss += seen.images * seen.loss
                 self.correct += seen.correct
                 self.count += seen.images
-        return found
 
     def metrics(self) -> Metrics:
         """Means over what has been read; NaN where that is nothing."""

@@ -3,6 +3,9 @@
     peak = parameters + their gradients + what the optimiser keeps
          + the batch of images + activations + workspace          at the worst moment of the step
 
+The update, too, may be that moment: it keeps copies of parameters and state until the step is
+complete (undo.py). They are allocated when the activations are gone.
+
 The step is followed with four and with eight images (large ones: one and two), and scaled, see
 tape_memory.py: nothing large is ever allocated, so it can be asked when memory has just run out.
 What is not counted: the data set itself, the Python interpreter, and on a GPU what CUDA and cuBLAS
@@ -21,7 +24,7 @@ from gpuconv.nn import Module
 from gpuconv.nn.summary import human
 from gpuconv.ops.cpu.convolve import most_sums
 from gpuconv.optim import Optimizer
-from gpuconv.optim.flat import ALIGN
+from gpuconv.optim.flat import ALIGN, PIECE
 from gpuconv.train.tape_memory import SHARED, Moment, Span, trace
 
 Shape = tuple[int, int, int]  # (H, W, C)
@@ -142,6 +145,11 @@ class _Forecast:
         self.state = slots * sum(_aligned(p.size * accumulator(p.dtype).itemsize)
                                  for p in parameters)
         self.buffers = sum(b.nbytes for b in model.buffers())
+        self.update = self.weights + self.state  # copies; on the CPU a thread has temporaries, too
+        if not self.gpu:
+            piece = max((min(PIECE, p.size) * accumulator(p.dtype).itemsize
+                         * (3 if p.dtype.itemsize == 2 else 1) for p in parameters), default=0)
+            self.update += threads.count() * piece
         height, width, channels = input_shape
         self.image = height * width * channels * model.dtype.itemsize + 4  # and its label
 
@@ -158,6 +166,7 @@ class _Forecast:
                   self.on_gpu(n, few, more) if self.gpu else
                   fixed + max(self.span(n, *both) for both in _pairs(few, more)))
                  for few, more in self.moments]
+        lines.append((0, 0, fixed + self.update))
         activations, waiting, workspace = max(lines, key=sum)
         return Memory(n, self.weights + self.buffers, self.weights + waiting, self.state,
                       n * self.image, activations, workspace)

@@ -7,6 +7,7 @@
 All of it is a function of the step: a run that goes on in the middle needs nothing more.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 from gpuconv.autograd import Parameter
@@ -14,6 +15,17 @@ from gpuconv.optim import Optimizer
 from gpuconv.optim.schedules import steps_of
 
 Schedule = Callable[[int, int], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step does."""
+
+    schedule: Schedule
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    seed: int = 0
+    reduction: str = "mean"  # of the loss over a batch, or "sum"
 
 
 class Rates:

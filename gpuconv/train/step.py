@@ -18,10 +18,14 @@ it does where a group of the optimiser comes to its end (rates.py).
 Memory of the graphs comes from a pool of their own, which nobody else may use.
 
 Both give the same bits: the same kernels, in the same order.
+
+A step counts as a whole or not at all (whole.py); one that the loss scale leaves out puts buffers
+back. A loss that is not finite is seen before the update: by the host, or by a kernel, after which
+nothing is updated until the host has looked. A graph that was launched cannot be undone: the host's
+numbers then follow the clock.
 """
 
 import contextlib
-import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -30,28 +34,21 @@ import numpy as np
 
 from gpuconv.backend import Array, accumulator, array_device, cupy, device_name
 from gpuconv.data import Loader
+from gpuconv.nn import SavedBuffers
 from gpuconv.ops import softmax_cross_entropy
 from gpuconv.ops.softmax_cross_entropy import count_correct
 from gpuconv.optim import clip_grad_norm
+from gpuconv.optim.optimizer import SKIP
 from gpuconv.train.baked import baked, culprit
 from gpuconv.train.callback import Callback, Run
-from gpuconv.train.clock import Records, Sums, tick
+from gpuconv.train.clock import Records, Sums, halt, tick
 from gpuconv.train.feed import FloatBatches
 from gpuconv.train.gpu_memory import graph_pool
-from gpuconv.train.rates import Rates, Schedule
+from gpuconv.train.rates import Plan, Rates
+from gpuconv.train.whole import keep_step, whole_steps
+from gpuconv.undo import Undo
 
-READ = 20  # steps between two looks at the loss on a GPU; on the CPU each is looked at
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a step does."""
-
-    schedule: Schedule
-    label_smoothing: float = 0.0
-    clip_norm: float | None = None
-    seed: int = 0
-    reduction: str = "mean"  # of the loss over a batch, or "sum"
+READ = 20  # steps between two looks at the loss on a GPU; else each is looked at
 
 
 class EagerStep:
@@ -68,7 +65,9 @@ class EagerStep:
         self.total = run.epochs * run.steps
         self.rates = Rates(run.optimizer, plan.schedule, self.total)
         self.sums = plan.reduction == "sum"
-        self.every = 1 if run.model.device == "cpu" else READ
+        places = {device_name(a) for a in run.model.state_dict().values()}
+        self.every = 1 if "cpu" in places or len(places | {*run.optimizer.tables}) > 1 else READ
+        self.undo = Undo()
         self.batches: Iterator[tuple[Array, Array]] = iter(())
 
     @property
@@ -88,12 +87,23 @@ class EagerStep:
         self.rates.freeze(number)
         x, labels = next(self.batches)
         run.model.reseed(self.plan.seed, number)
+        saved = keep_step(run, self.undo)
         logits, loss = self.gradients(x, labels)
         run.step += 1
         run.tally.add(logits, loss, labels, *self.scaling())
-        self.read()  # before a loss that is NaN can reach the weights
+        if self.every == 1:
+            run.read()  # before a loss that is NaN can reach the weights
+        else:
+            halt(loss, run.optimizer.table, run.dynamic)
         run.optimizer.factor = self.rates.factors(number)
-        self.update()
+        self.update(saved)
+        run.lr = run.rate()
+        self.undo.forget()  # from here on the step counts
+        self.read()
+
+    def restore(self) -> None:
+        """Put back what a step has changed that has not come to its end."""
+        self.undo.restore()
 
     def gradients(self, x: Array, labels: Array, gy: Array | None = None) -> tuple[Array, Array]:
         """Forward and backward: logits (N, K), loss (); the gradients are the optimiser's."""
@@ -118,8 +128,11 @@ class EagerStep:
         with array_device(self.run.scale.scale):  # where it is: copy() is to the current device
             return self.run.optimizer.control[2].copy(), self.run.scale.scale.copy()
 
-    def update(self) -> None:
-        """Clip, update, average."""
+    def update(self, saved: SavedBuffers) -> None:
+        """Put buffers back where the step is left out, clip, update, average."""
+        if self.run.scale or self.every > 1:
+            skip = self.run.optimizer.control[SKIP]
+            saved.put_back(skip if self.every > 1 else float(skip))
         if self.plan.clip_norm is not None:
             clip_grad_norm(self.run.optimizer, self.plan.clip_norm)
         self.run.optimizer.step()
@@ -129,7 +142,7 @@ class EagerStep:
     def read(self) -> None:
         """Look at the losses, if it is time to."""
         run = self.run
-        if run.step % self.every == 0 or run.step == run.steps:
+        if self.every > 1 and (run.step % self.every == 0 or run.step == run.steps):
             run.read()
 
 
@@ -159,6 +172,7 @@ class CapturedStep(EagerStep):
         self.graphs: dict[int, Any] = {}  # batch size: graph
         self.warm: set[int] = set()       # batch sizes of steps that have been taken
         self.baked: Any = None            # what the graphs were captured with
+        self.launched = 0                 # images of a graph's step that is not counted yet
         self.captures = True              # until it turns out that it cannot
 
     def begin(self) -> None:
@@ -181,14 +195,32 @@ class CapturedStep(EagerStep):
         if self.captures and n in self.warm and n not in self.graphs:
             self.capture(n)
         if n in self.graphs:
+            self.launched = n
             self.graphs[n].launch()
         else:
+            keep_step(run, self.undo)
+            self.undo.keep(self.clock)
             self.body(n)
             self.warm.add(n)
-        run.step += 1
-        self.records.sizes.append(n)
-        run.optimizer._factors = self.factors[number]  # what the kernel has written
+        self.count(n)
+        self.undo.forget()
+        self.launched = 0
         self.read()
+
+    def count(self, n: int) -> None:
+        """Let the host's numbers follow a step of n images. Interrupted, it may be called again."""
+        run = self.run
+        run.optimizer._factors = self.factors[self.number]  # what the kernel has written
+        run.lr = run.rate()
+        self.records.sizes[run.step - self.records.start :] = [n]
+        run.step += 1
+
+    def restore(self) -> None:
+        """Put back what a step has changed; or count it, if its graph has been launched."""
+        super().restore()
+        if self.launched and int(self.clock[1]) > self.run.step:
+            self.count(self.launched)
+        self.launched = 0
 
     def look(self) -> None:
         """Forget the graphs if what is baked into them has changed."""
@@ -207,9 +239,10 @@ class CapturedStep(EagerStep):
         """All that a step of n images launches."""
         x, labels = self.fetch(n)
         self.run.model.reseed(self.plan.seed, 0, self.clock[2:])
+        saved = SavedBuffers(self.run.model)
         logits, loss = self.gradients(x, labels, self.one)
         self.tick(logits, loss, labels)
-        self.update()
+        self.update(saved)
 
     def fetch(self, n: int) -> tuple[Array, Array]:
         """The batch of n images that the clock stands at, and its labels."""
@@ -224,7 +257,7 @@ class CapturedStep(EagerStep):
         count_correct(logits, labels, right)
         scale = None if self.run.scale is None else self.run.scale.scale
         tick(self.clock, loss, right, scale, self.table, self.run.optimizer.table,
-             self.records.rows)
+             self.records.rows, self.run.dynamic)
 
     def capture(self, n: int) -> None:
         """Make the graph for batches of n; or find out that there is none, and why."""
@@ -273,17 +306,15 @@ def training_step(run: Run, loader: Loader | FloatBatches, plan: Plan, eager: bo
              for p in [*group["params"], *run.model.parameters()]}
     if eager or len(homes) > 1 or "cpu" in homes:
         eagerly = EagerStep(run, loader, plan)
-        try:
+        with whole_steps(run, eagerly.undo, eagerly.rates):
             yield eagerly
-        finally:
-            eagerly.rates.thaw()
         return
     passive = all(callback.passive or type(callback).on_step is Callback.on_step
                   for callback in callbacks)
     with array_device(*homes.values()):
         step = CapturedStep(run, loader, plan, eager is False, passive)
-        try:
-            yield step
-        finally:
-            step.forget()
-            step.rates.thaw()
+        with whole_steps(run, step.undo, step.rates):
+            try:
+                yield step
+            finally:
+                step.forget()

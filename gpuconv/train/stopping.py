@@ -56,7 +56,8 @@ class Interrupt(Callback):
     """Ends the run after the current step on Ctrl-C or SIGTERM, so that it can be saved.
 
     While the test set is measured it ends after the current batch: the test is done again when the
-    run goes on. A second signal raises KeyboardInterrupt wherever the run is. Outside the main
+    run goes on. A second signal raises KeyboardInterrupt wherever the run is; a step that has not
+    come to its end is then undone, and the run is saved as it was before it. Outside the main
     thread, where Python delivers no signals, it does nothing.
 
     Attributes:
@@ -89,5 +90,5 @@ class Interrupt(Callback):
         again, self.received = self.received is not None, number
         if again:
             raise KeyboardInterrupt
-        if self.run:  # nothing is raised: weights may just be half written
+        if self.run:  # nothing is raised: the step that is under way shall not be lost
             self.run.stop = True

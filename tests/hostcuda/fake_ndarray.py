@@ -150,6 +150,11 @@ class ndarray:
             return ndarray(reshaped, self.memory)
         return self.copy().reshape(*shape)
 
+    def view(self, dtype=None, type=None):
+        if type is not None:
+            raise NotImplementedError("the stand-in's view has no type=")
+        return ndarray(self.host.view(dtype or self.dtype), self.memory)
+
     def ravel(self, order="C"):
         return dense(self.reshape(-1) if order == "C" else self.T.reshape(-1))
 
