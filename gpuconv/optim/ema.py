@@ -1,12 +1,8 @@
 """Averages of a module's weights over the steps of training.
 
-    average = d * average + (1 - d) * value                after each step
+    average = average + (1 - d) * (value - average)        after each step, where d > 1/2
+            = value - d * (value - average)                otherwise; the same, and exact for d = 0
     d       = min(decay, (1 + t) / (10 + t))               t updates before this one
-
-It is computed from the side that weighs more, so that a value that stays is its own average, and
-d = 0 forgets everything:
-
-    average + (1 - d) * (value - average)   for d > 1/2,   value - d * (value - average)   otherwise
 
 At first an average is the module's own value, which the warm-up d (1/10, 2/11, 3/12 ...) forgets
 quickly: without it that value would still weigh decay^t. Parameters and float buffers (BatchNorm's
@@ -43,7 +39,7 @@ from gpuconv.backend import (
 )
 from gpuconv.optim.flat import PIECE, Flat, behind, not_captured, pieces, zeros
 from gpuconv.optim.optimizer import SKIP, Optimizer
-from gpuconv.undo import Undo, uninterrupted
+from gpuconv.undo import Undo, copied, uninterrupted
 
 Work = tuple[Array, Array, Array | None]  # average, value, the value's master: (n,) each
 
@@ -117,9 +113,7 @@ class EMA:
             return int(updates)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
-        """Let the averages follow the module's values of now: after each step of the optimiser.
-
-        After an error, an interruption too, the averages are as before.
+        """Move the averages towards the module's values; after an error they are as before.
 
         Args:
             optimizer: whose step it was, on the module's parameters or some of them. Steps that it
@@ -185,10 +179,7 @@ class EMA:
         if self._inside:
             raise RuntimeError("EMA: applied() inside applied()")
         values = self._values()
-        own = {}
-        for name, value in values.items():
-            with array_device(value):
-                own[name] = value.copy()
+        own = {name: copy for name, (_, copy) in zip(values, copied(values.values()), strict=True)}
         try:
             self._inside = True
             _write(values, self.averages)
