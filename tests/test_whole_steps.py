@@ -21,6 +21,8 @@ from hostcuda import compiler, fake_cupy
 
 ROOT = str(pathlib.Path(gpuconv.__file__).parent)
 STEPS, EPOCHS = 3, 2
+# a file that is open when a trace function raises between a block and its end
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 needs_cuda = pytest.mark.skipif(backend._cupy is fake_cupy and not compiler(),
                                 reason="neither a GPU nor g++")
 
