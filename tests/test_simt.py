@@ -273,9 +273,11 @@ def test_partial_sums(cp, rng, monkeypatch, name, size):
 def test_runs_cover_the_pixels():
     for pixels in (0, 1, 511, 512, 1024, 5000, 131072, 2**33):
         for tiles in (1, 7, 1000):
-            run, splits = simt._runs(pixels, tiles)
+            run, splits = simt._runs(pixels, tiles, 1 << 20)
             assert run % simt.STEP == 0 and (splits - 1) * run < max(1, pixels) <= splits * run
-    assert simt._runs(131072, 1)[1] == 256 and simt._runs(131072, 1000) == (131072, 1)
+    assert simt._runs(131072, 1, 1 << 20)[1] == 256
+    assert simt._runs(131072, 1000, 1 << 26) == (131072, 1)
+    assert simt._runs(131072, 1000, 1 << 20) == (simt.LONGEST, 32)
 
 
 @pytest.mark.parametrize("T", ["float16", "bfloat16"])

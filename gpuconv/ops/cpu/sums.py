@@ -63,7 +63,8 @@ def sum_middle(x: np.ndarray) -> np.ndarray:
         return block_sums(x[piece].astype(dtype, copy=False))
 
     with np.errstate(all="ignore"):  # inf - inf
-        if x.size * dtype.itemsize <= (threads.CACHE if A == 1 else SMALL):  # nothing to share
+        small = threads.CACHE if A == 1 and x.dtype == dtype else SMALL
+        if x.size * dtype.itemsize <= small:  # nothing to share
             return block_sums(x.astype(dtype, copy=False), _plain_sums)
         y = np.zeros((A, C))
         pieces = cut(A, B, C * dtype.itemsize, threads.CACHE)
@@ -112,11 +113,13 @@ def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     if n <= max(LONG, run):  # BLAS's own cut will do
         np.matmul(a, b, out=out)
         return
-    total = np.zeros((M, K))
+    total = threads.scratch("total", (M, K), np.float64)
+    total.fill(0)
     for some in threads.chunks(n // run, run * (M + K) * a.itemsize, threads.CACHE):
         rows = slice(some.start * run, some.stop * run)
-        parts = np.matmul(a[:, rows].reshape(M, -1, run).swapaxes(0, 1),
-                          b[rows].reshape(-1, run, K))  # (runs, M, K)
+        parts = threads.scratch("parts", (some.stop - some.start, M, K), out.dtype)
+        np.matmul(a[:, rows].reshape(M, -1, run).swapaxes(0, 1), b[rows].reshape(-1, run, K),
+                  out=parts)
         total += parts.sum(axis=0, dtype=np.float64)
     rest = n // run * run
     out[...] = total + a[:, rest:] @ b[rest:]
