@@ -17,13 +17,13 @@ import numpy as np
 if __name__ == "__main__":  # in a checkout, from anywhere
     sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
 
-from gpuconv import Parameter, Tensor, backend, nn, ops, optim
+from gpuconv import Parameter, Tensor, backend, nn, ops, optim, undo
 from gpuconv.accumulate import accumulate
 from gpuconv.data import Augment, augment, augment_batch
 from gpuconv.data.loader import order_of
 from gpuconv.ops.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.softmax_cross_entropy import count_correct
-from gpuconv.train import step
+from gpuconv.train import clock as clocks
 
 Arrays = list[Any]
 
@@ -252,16 +252,28 @@ def _captured(size: Size, dtype: np.dtype) -> Iterator[Case]:
         clock, loss, right = begin.copy(), cp.ones((), wide), cp.zeros((), np.int64)
         count_correct(logits, labels, right)
         control, records = cp.ones(4, np.float64), cp.zeros((4, 4), np.float64)
-        step.tick(clock, loss, right, None, cp.ones(9, np.float64), control, records)
-        step.tick(clock, loss, right, cp.ones(1, np.float32), cp.ones(9, np.float64), control,
+        clocks.tick(clock, loss, right, None, cp.ones(9, np.float64), control, records)
+        clocks.tick(clock, loss, right, cp.ones(1, np.float32), cp.ones(9, np.float64), control,
                   records)
         return [clock, control, records, right]
+
+    def halted() -> Arrays:
+        control = cp.ones(8, np.float64)
+        clocks.halt(cp.full((), np.nan, backend.accumulator(dtype)), control, False)
+        return [control]
+
+    def put_back() -> Arrays:
+        pairs = [(cp.zeros_like(a), copy) for a, copy in undo.copied([floats, pixels])]
+        undo.put_back(pairs, cp.ones((), np.float64))
+        return [a for a, _ in pairs]
 
     yield Case("fetch", fetched(pixels, augment.fetch_batch, mean=half, std=half, key=(4, 5),
                                 augment=Augment(pad=2)))
     yield Case("gather", fetched(floats, augment.gather_batch))
     yield Case("shuffle", lambda: [order_of(cp.zeros(size.N * 100), 6, 7)])
     yield Case("clock", tick)
+    yield Case("halt", halted)
+    yield Case("copy", put_back)
 
 
 def main() -> None:

@@ -171,9 +171,11 @@ def each(f: Callable[[Part], Result], pieces: Sequence[Part]) -> list[Result]:
     handling = np.geterr()  # of floating-point errors, as the caller wants it
 
     def work() -> None:
-        _inside.worker = True
-        buffer, before = np.setbufsize(BUFFER), np.seterr(**handling)  # of this thread
+        buffer, before = np.getbufsize(), np.geterr()  # of this thread
         try:
+            _inside.worker = True
+            np.setbufsize(BUFFER)
+            np.seterr(**handling)
             for number, piece in todo:
                 results[number] = f(piece)
         finally:

@@ -8,7 +8,7 @@
 #pragma once
 
 enum Control { FACTOR, MULTIPLIER, SKIP };
-constexpr int HALT = 2;
+enum Skip { HALT = 2 };
 
 // What a 16-bit number p stands for: its master copy; p itself where somebody has written it since
 // the two were last equal.

@@ -58,9 +58,9 @@ __device__ inline void each_pixel(int top, int left, int H, int W, Load load, Us
 }
 
 // What so many numbers of type A are added in: the error of a long sum in float grows with it.
-template <bool MANY, class A> struct SumOf { using Type = A; };
+template <bool LONG, class A> struct SumOf { using Type = A; };
 template <class A> struct SumOf<true, A> { using Type = double; };
-constexpr int MANY = 64;
+enum { MANY = 64 };
 
 // Number of positions that a window of that extent has over one pixel, along an axis.
 constexpr __device__ int overlaps(int extent, int stride) { return (extent - 1) / stride + 1; }

@@ -196,6 +196,7 @@ CALLS = {
     "gpuconv.nn.Module": lambda: [net().predict(a(3, 8, 8, 3, dtype="bfloat16")), net().dtype],
     "gpuconv.nn.init": lambda: [getattr(gpc.nn.init, name)(p := gpc.Parameter(
         a(4, 4, dtype="bfloat16"))) or p for name in ("he_normal_", "ones_", "glorot_uniform_")],
+    "gpuconv.nn.SavedBuffers": lambda: gpc.nn.SavedBuffers(net()).put_back(),
     "gpuconv.nn.nvtx_ranges": lambda: gpc.nn.nvtx_ranges(net()).__enter__(),
     "gpuconv.nn.summary": lambda: [str(found := gpc.nn.summary(net(), (8, 8, 3))),
                                    found.table() is None],
@@ -253,6 +254,8 @@ CALLS = {
     "gpuconv.runs.load": lambda: runs().load(RUN).probabilities(data().images),
     "gpuconv.runs.locked": lambda: runs().locked(PLACE).__enter__(),
     "gpuconv.runs.newest": lambda: runs().newest(RUN.parent).path,
+    "gpuconv.runs.sets_in": lambda: [type(found).__name__ for found in runs().sets_in(
+        config().source, config(), None)],
     "gpuconv.runs.summary": lambda: runs().summary([runs().Timing(0, 1.0, 0.5)]),
     "gpuconv.runs.timed": lambda: [one.accuracy for one in runs().timed(
         config(), config().source.load(), 1)],
@@ -292,7 +295,7 @@ EXEMPT = {  # by reason
         "gpuconv.train.History", "gpuconv.train.Metrics", "gpuconv.train.Predictions",
         "gpuconv.train.Run", "gpuconv.models.MODELS", "gpuconv.models.Speedrun",
         "gpuconv.runs.Outcome", "gpuconv.runs.Timing", "gpuconv.runs.Trained",
-        "gpuconv.runs.Viewed"],
+        "gpuconv.runs.Sets", "gpuconv.runs.Viewed"],
 }
 
 

@@ -22,7 +22,7 @@ class SavedBuffers:
     >>> from gpuconv.nn import BatchNorm2d
     >>> layer = BatchNorm2d(1); saved = SavedBuffers(layer)
     >>> _ = layer(np.float32([[np.inf], [1]])); layer.running_mean
-    array([inf], dtype=float32)
+    array([nan], dtype=float32)
     >>> saved.put_back(); layer.running_mean, int(layer.num_batches_tracked)
     (array([0.], dtype=float32), 0)
     """

@@ -9,13 +9,10 @@
 
 In inference mean and var are the running statistics, constants, and the last two terms fall away.
 
-Memory is read once for both moments: each piece of the batch gets its mean and squared deviations
-from it while it is in the cache, and the pieces merge by Chan's formula. On the GPU deviations are
-always from a mean that was subtracted first. The CPU does so for a piece in which a channel's mean
-is more than 4 standard deviations away from 0, and takes E[x^2] - E[x]^2 for the others, which
-loses two bits at most there; normalising follows the same rule. Either way a channel of equal
-values has that value for a mean and 0 for a variance. Backward keeps x, an array that exists
-anyway, and computes xhat again.
+Memory is read once for both moments: each chunk of the batch gets its mean and variance while it is
+in the cache, and chunks merge by Chan's formula. The GPU subtracts a mean first; so does the CPU if
+a channel's mean is more than 4 standard deviations from 0, else E[x^2] - E[x]^2 loses at most four
+bits. Normalising follows the same rule. Backward keeps x and computes xhat again.
 
 ReLU or GELU may follow in the same op, and a residual may be added in between, which saves passes
 over memory in either direction:
