@@ -345,6 +345,7 @@ def test_a_signal_is_raised_when_nobody_is_at_work_any_more(two):
 
     def work(piece):
         if threading.current_thread() is threading.main_thread():
+            time.sleep(0.01)  # leaves the other piece to the other thread
             return
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         time.sleep(0.05)
