@@ -16,6 +16,7 @@ from test_runs import config
 
 from gpuconv import runs, train
 from gpuconv.runs import RunFolder, lock, locked
+from gpuconv.runs.lock import in_use
 
 HOLD = "from gpuconv.runs import locked; import os, signal, sys; with_ = locked(sys.argv[1])\n" \
        "with_.__enter__(); print('locked', flush=True); "
@@ -262,3 +263,15 @@ def test_a_folder_in_which_another_process_makes_a_run(tmp_path):
     with locked(tmp_path), pytest.raises(RuntimeError, match="is in use by"):
         RunFolder.create(config(), tmp_path)
     RunFolder.create(config(), tmp_path)
+
+
+def test_a_run_that_is_being_trained_is_shown_as_such(tmp_path):
+    assert not in_use(tmp_path)
+    with locked(tmp_path):
+        assert in_use(tmp_path) == (os.name != "nt")
+        told = json.loads((tmp_path / "run.lock").read_text())
+    assert not in_use(tmp_path)
+    for strange in ({"pid": 2**22 + 1}, {"pid": 0}, {"pid": -1}, {"pid": "1"}, {"pid": 10**30},
+                    {"boot": "another", "host": "another"}):
+        (tmp_path / "run.lock").write_text(json.dumps(told | strange))
+        assert not in_use(tmp_path), strange

@@ -306,6 +306,34 @@ def test_a_run_goes_on_with_its_own_images(place, made):
 # -- .npz files ------------------------------------------------------------------------------------
 
 
+def test_a_run_does_not_go_on_without_some_of_its_images(place):
+    lost = place / "set" / names(place, "test")[0]
+    lost.rename(place / "kept.png")
+    status, _, said = gpuconv("train", "--resume", place / "run")
+    assert status == 1 and said[-1].startswith(
+        f"gpuconv: error: 1 of the run's images in {place / 'set'} are missing or have changed (")
+    assert said[-1].endswith("put them back, and resume the run then; its checkpoints are kept")
+    (place / "kept.png").rename(lost)
+    assert gpuconv("train", "--resume", place / "run")[0] == 0
+
+
+def test_a_resumed_run_remembers_where_its_images_have_moved(place):
+    (place / "set").rename(place / "elsewhere")
+    assert gpuconv("train", "--resume", place / "run", "--data", place / "elsewhere")[0] == 0
+    told, said = evaluate(place)
+    assert told["images"] == 8 and said == []
+
+
+def test_a_report_is_not_replaced_by_one_that_could_measure_nothing(place):
+    assert gpuconv("report", place / "run")[0] == 0
+    page = (place / "run" / "report.html").read_bytes()
+    (place / "set").rename(place / "elsewhere")
+    status, _, said = gpuconv("report", place / "run")
+    assert status == 1 and "report.html is left as it is. The model could not" in said[-1]
+    assert (place / "run" / "report.html").read_bytes() == page
+    assert gpuconv("report", place / "run", "--output", place / "other.html")[0] == 0
+
+
 def test_an_npz_file(tmp_path):
     images, labels = np.stack([noise(i) for i in range(40)]), np.arange(40) % 2
     np.savez(tmp_path / "x.npz", images=images, labels=labels)

@@ -128,11 +128,10 @@ def run(args: argparse.Namespace) -> None:
     if args.resume:
         folder = runs.RunFolder(args.resume)
         config, device = resumed(args, folder)
-        with runs.locked(folder.path):
-            pass  # refused before minutes of reading
-        with loading(console) as told:
+        with runs.locked(folder.path), loading(console) as told:  # refused before it reads
             own = folder.sets(args.data, progress=told)
         own.warn()
+        folder.go_on_with(own)
         sets, says = (own.train, own.test), own.source.says(own.train, own.test)
     else:
         config, sets, says, device = chosen(args, console)
@@ -277,8 +276,8 @@ def resumed(args: argparse.Namespace, folder: "RunFolder") -> "tuple[Config, str
         raise ValueError(f"--resume goes on with what the run was told: {', '.join(changed)} "
                          "cannot be changed")
     config = folder.config()
-    where, device = choose_device(config.device if args.device == "auto" else args.device)
-    return dataclasses.replace(config, device=where), device
+    where, says = choose_device(config.device if args.device == "auto" else args.device)
+    return dataclasses.replace(config, device=where), says
 
 
 def introduce(console: Any, config: "Config", sets: "tuple[Dataset, Dataset]",
@@ -298,11 +297,11 @@ def introduce(console: Any, config: "Config", sets: "tuple[Dataset, Dataset]",
 
 
 def finish(console: Any, folder: "RunFolder", history: "History") -> None:
-    """How it went, and what can be done next."""
+    """Print how it went, and what can be done next; there always is a test set here."""
     from gpuconv import report
     from gpuconv.train.progress import overflow
     last, best = history.last, history.best
-    assert last.test is not None and best.test is not None  # there always is a test set here
+    assert last.test is not None and best.test is not None
     better = "" if best is last else f"; {best.test.accuracy:.2%} after epoch {best.epoch}"
     say(console, f"{last.test.accuracy:.2%} of {last.test.count:,} test images right after "
                  f"{sum(row.seconds for row in history.rows):.1f} s{better}")

@@ -87,16 +87,18 @@ class Differences:
                 for names, one, many in (
                     (self.missing, "test image of the run is missing",
                      "test images of the run are missing"),
-                    (self.changed, "test image has changed since the run",
-                     "test images have changed since the run"),
+                    (self.changed, "test image has other pixels or another class than in the run, "
+                     "and is measured as it is now", "test images have other pixels or another "
+                     "class than in the run, and are measured as they are now"),
                     (self.trained, "file holds a training image under another name, and is no test "
                      "image", "files hold training images under other names, and are no test "
                      "images"),
                     (self.new, "image is new, and left out", "images are new, and left out"),
                     (self.missing_training, "training image of the run is missing",
                      "training images of the run are missing"),
-                    (self.changed_training, "training image has changed since the run",
-                     "training images have changed since the run")) if names]
+                    (self.changed_training, "training image has other pixels or another class than "
+                     "in the run", "training images have other pixels or another class than in the "
+                     "run")) if names]
 
     def told(self) -> dict[str, Any]:
         """Return counts and a few names of each kind, for JSON."""

@@ -56,6 +56,8 @@ def write_findings(folder: RunFolder, path: str | os.PathLike | None = None, *,
     target = files.check_writable(folder.path / "report.html" if path is None else path)
     found = findings.collect(folder, checkpoint=checkpoint, device=device, count=mistakes,
                              data=data)
+    if path is None and target.exists() and found.trained and found.predictions is None:
+        raise ValueError(f"{target} is left as it is. {found.notes[-1]}")
     if path is None:  # else the run's folder is left as it is: it may be read-only
         folder.plots.mkdir(exist_ok=True)
         figures.plot_curves(found.history, folder.plots / "curves.png")

@@ -29,7 +29,7 @@ from gpuconv.ops.gpu.table import Table
 from gpuconv.runs.checks import check_free
 from gpuconv.runs.config import Config
 from gpuconv.runs.environment import environment
-from gpuconv.runs.lock import locked
+from gpuconv.runs.lock import in_use, locked
 from gpuconv.runs.sets import Sets, run_sets
 from gpuconv.train import EarlyStopping, History, checkpoints, read_records
 from gpuconv.train.checkpoint import BEST, best, candidates
@@ -187,8 +187,9 @@ class RunFolder:
     def status(self) -> str:
         """Return how far it came.
 
-        "finished"; "can be resumed", from a checkpoint; "can be started again": it ended before its
-        first checkpoint; or "nothing saved": its checkpoints are gone, or are no files.
+        "finished"; "training now": a process of this machine is at it; "can be resumed", from a
+        checkpoint; "can be started again": it ended before its first checkpoint; or "nothing
+        saved": its checkpoints are gone, or are no files.
 
         Raises:
             ValueError, OSError: it cannot be read.
@@ -199,6 +200,8 @@ class RunFolder:
             done = EarlyStopping(settings.patience).exhausted(history)
         if done:
             return "finished"
+        if in_use(self.path):
+            return "training now"
         if self.checkpoints() or self.best():
             return "can be resumed"
         return "can be started again" if self.unsaved() else "nothing saved"
@@ -236,6 +239,18 @@ class RunFolder:
                 kept = self.best() or self.checkpoints()[-1]
                 more["identity"] = files.load(kept)[1].get("identity")
         return run_sets(self.config(), manifest, place=place, **more)
+
+    def go_on_with(self, sets: Sets) -> None:
+        """Check that the run can continue with these images, and record where they are now.
+
+        Raises:
+            ValueError: images are missing or have changed since its checkpoints were written.
+        """
+        if self.checkpoints() or self.best():
+            sets.check_complete()
+        config = self.config()
+        if sets.source.path != config.source.path:
+            dataclasses.replace(config, source=sets.source).write(self.path / "config.json")
 
     def data(self) -> tuple[Dataset, Dataset]:
         """Return (train, test): what it was trained and tested on; warn if these have changed.

@@ -53,6 +53,25 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
             _close(descriptor)
 
 
+def in_use(folder: str | os.PathLike) -> bool:
+    """Return whether the text of the lock names a process of this machine that is alive.
+
+    For a table to show: it takes no lock, so it disturbs nobody. On Windows, where it cannot be
+    told without that, always False.
+    """
+    holder = _holder(pathlib.Path(folder, NAME))
+    pid = holder["pid"] if holder and not _elsewhere(holder, _this_process()) else 0
+    if os.name == "nt" or type(pid) is not int or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # of another user
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 def _acquire(path: pathlib.Path) -> int:
     """Return a descriptor of the locked file, with this process in its text."""
     while True:

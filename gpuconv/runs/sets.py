@@ -50,6 +50,19 @@ class Sets:
         for text in self.warnings():
             warnings.warn(text, stacklevel=3)
 
+    def check_complete(self) -> None:
+        """Refuse to continue a run without all of its images as they were.
+
+        Raises:
+            ValueError: images are missing or have changed.
+        """
+        lost = [name for kind in ("missing", "changed") for of in ("", "_training")
+                for name in getattr(self.differences, kind + of, ())]
+        if lost:
+            raise ValueError(f"{len(lost):,} of the run's images in {self.source.path} are missing "
+                             f"or have changed ({', '.join(lost[:3])}{', ...' * (len(lost) > 3)}): "
+                             "put them back, and resume the run then; its checkpoints are kept")
+
 
 def run_sets(config: Config, manifest: Manifest | None, identity: Any = None, *,
              place: str | os.PathLike | None = None, download: bool = False,
