@@ -104,7 +104,8 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # reentrant: a signal handler may fork in the middle
+        self.changing = False  # is a thread between two steps of ``lease`` or ``free_all_blocks``?
         self.returned: collections.deque[tuple[int, int]] = collections.deque()  # start, size
         self.blocks: dict[int, np.ndarray] = {}     # start: its memory; the oldest first
         self.sizes: dict[int, int] = {}             # of the parts that wait, by start
@@ -124,7 +125,11 @@ class Pool:
         """
         if not self.lends or not self.lock.acquire(blocking=False):
             return None
+        if self.changing:
+            self.lock.release()
+            return None
         try:
+            self.changing = True
             self.collect()
             place = bisect.bisect(self.order, (size, 0))
             found, start = self.order[place] if place < len(self.order) else (math.inf, 0)
@@ -139,6 +144,7 @@ class Pool:
             self.most = max(self.most, self.in_use)
             return _Lease(self, start, size)
         finally:
+            self.changing = False
             self.lock.release()
 
     def collect(self) -> None:
@@ -189,9 +195,10 @@ class Pool:
     def free_all_blocks(self) -> None:
         """Give back all that can go, and count the most from now on."""
         with self.lock:
-            self.collect()
-            self.trim(0)
-            self.most = self.in_use
+            if not self.changing:  # else a signal handler or a finalizer asks for it
+                self.collect()
+                self.trim(0)
+                self.most = self.in_use
 
 
 _pool = Pool()

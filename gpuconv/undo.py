@@ -115,15 +115,17 @@ class Undo:
                for name, value in vars(thing).items() if not names or name in names}
         self.call(lambda: vars(thing).update(was))
 
-    def keep_names(self, table: dict[str, Any]) -> None:
-        """Note which names a dict has: new ones will be removed."""
-        names = list(table)
+    def keep_items(self, *tables: dict[str, Any]) -> None:
+        """Note the items of dicts: which names they have, and what these are bound to."""
+        was = [(table, dict(table)) for table in tables]
 
-        def remove() -> None:
-            for name in [name for name in table if name not in names]:
-                del table[name]
+        def restore() -> None:
+            for table, items in was:
+                for name in [name for name in table if name not in items]:
+                    del table[name]
+                table.update(items)
 
-        self.call(remove)
+        self.call(restore)
 
     def call(self, put_back: Callable[[], None]) -> None:
         """Note a function that puts something back; calling it twice does what calling it does."""

@@ -43,10 +43,10 @@ extern "C" __global__ void ema_prepare(
     if (!skip) updates[0] += 1;
 }
 
-__device__ inline A moved(A average, T x, A master, A weight)
+__device__ inline A moved(A average, T x, A master, A weight, A rest)
 {
     const A w = MASTER ? behind(x, master) : (A)x;
-    return weight < (A)0.5 ? average + weight * (w - average) : w - (1 - weight) * (w - average);
+    return weight < (A)0.5 ? average + weight * (w - average) : w - rest * (w - average);
 }
 
 extern "C" __global__ void ema_update(
@@ -56,7 +56,8 @@ extern "C" __global__ void ema_update(
     const double* __restrict__ weight,   // ()
     long long n)
 {
-    const A share = (A)weight[0];
+    const double exact = weight[0];
+    const A share = (A)exact, rest = (A)(1 - exact);
     if (share == 0) return;
     const bool aligned = is_aligned(average) && is_aligned(x) && is_aligned(master);
     const long long packs = aligned ? n / V : 0, done = packs * V;
@@ -66,12 +67,13 @@ extern "C" __global__ void ema_update(
         Pack<A> ws = as;
         if constexpr (MASTER) ws = reinterpret_cast<const Pack<A>*>(master)[t];
 #pragma unroll
-        for (int i = 0; i < V; ++i) as.v[i] = moved(as.v[i], xs.v[i], ws.v[i], share);
+        for (int i = 0; i < V; ++i) as.v[i] = moved(as.v[i], xs.v[i], ws.v[i], share,
+                                                        rest);
         reinterpret_cast<Pack<A>*>(average)[t] = as;
     }
     for (long long t : grid_stride<long long>(n - done))
         average[done + t] = moved(average[done + t], x[done + t], MASTER ? master[done + t] : 0,
-                                  share);
+                                  share, rest);
 }
 
 extern "C" __global__ void ema_copy(

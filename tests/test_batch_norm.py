@@ -430,3 +430,15 @@ def test_inference_far_from_0(xp, rng):
     y = run(xp, x, gamma, beta, gy, mean, var, training=False)[0]
     want = definition(x, gamma, beta, gy, False, mean, var)[0]
     close(y, want.astype("float32"))
+
+
+@pytest.mark.parametrize("dtype, value", [("float32", 1e30), ("float32", 3.6e26),
+                                          ("float64", 1e200)])
+@pytest.mark.parametrize("share", [0, 96])
+def test_far_beyond_1e18_the_variance_is_0_or_infinite(xp, dtype, value, share):
+    x = np.full((396, 1), value, dtype)
+    x[:share] *= -1
+    mean, var = xp.zeros(1, dtype), xp.ones(1, dtype)
+    y = batch_norm(xp.asarray(x), None, None, mean, var, training=True)
+    assert (host(y) == 0).all()
+    close(var, np.full(1, np.inf if share else 0.9, dtype))

@@ -102,6 +102,18 @@ def test_without_decay_an_average_is_the_value(device, dtype):
     assert (host(ema.averages["weight"]) == 2.0**-14).all()
 
 
+@pytest.mark.parametrize("decay", [1e-6, 1e-3, 0.4, 0.6])
+def test_a_small_decay_keeps_its_digits(device, decay):
+    model = nn.Linear(1, 1, bias=False).to(device)
+    model.weight.data.fill(0)
+    ema, want = EMA(model, decay, warmup=False), 0.0
+    for value in (1e10, 0.0, 3.0):
+        model.weight.data.fill(value)
+        ema.update()
+        want = decay * want + (1 - decay) * value
+    close(ema.averages["weight"], np.full((1, 1), want, "float32"))
+
+
 def test_the_first_update_forgets_nine_tenths(rng):
     model = nn.Linear(2, 1)
     model.weight.data = np.zeros((1, 2), "float32")

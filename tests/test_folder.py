@@ -157,6 +157,14 @@ def test_links_to_images_and_classes(tmp_path):
     assert sum(map(len, folder(tmp_path / "pets", 8))) == 12
 
 
+@pytest.mark.parametrize("target", [".", ".."])
+def test_a_class_that_links_to_all_classes_is_refused(tmp_path, target):
+    pets(tmp_path / "pets", 3)
+    (tmp_path / "pets" / "zoo").symlink_to(target)
+    with pytest.raises(ValueError, match="zoo is a link to a folder that it lies in; remove it"):
+        folder(tmp_path / "pets", 8)
+
+
 def test_linked_folders_inside_a_class_are_followed(tmp_path):
     pets(tmp_path / "elsewhere", 5, ["cat"])
     pets(tmp_path / "pets", 2)

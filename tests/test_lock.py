@@ -265,6 +265,20 @@ def test_a_folder_in_which_another_process_makes_a_run(tmp_path):
     RunFolder.create(config(), tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links need rights on Windows")
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_lock_that_is_a_link_writes_nowhere_else(tmp_path, link):
+    (tmp_path / "precious").write_text("data")
+    link(tmp_path / "precious", tmp_path / "run.lock")
+    with pytest.raises(OSError, match=r"run\.lock is no file of its own"), locked(tmp_path):
+        pass
+    (tmp_path / "run.lock").unlink()
+    os.symlink(tmp_path / "nothing", tmp_path / "run.lock")
+    with pytest.raises(OSError, match=r"run\.lock is no file of its own"), locked(tmp_path):
+        pass
+    assert (tmp_path / "precious").read_text() == "data" and not (tmp_path / "nothing").exists()
+
+
 def test_a_run_that_is_being_trained_is_shown_as_such(tmp_path):
     assert not in_use(tmp_path)
     with locked(tmp_path):

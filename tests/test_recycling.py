@@ -343,8 +343,28 @@ def test_threads_do_not_share_what_is_alive(pool):
 
 
 def test_who_comes_in_between_gets_an_array_too(pool):
-    with pool.lock:  # another thread is inside, or this one, below a finalizer
-        assert empty(KB64, np.float32).flags.owndata
+    def elsewhere():
+        found.append(empty(KB64, np.float32).flags.owndata)
+
+    found, other = [], threading.Thread(target=elsewhere)
+    with pool.lock:  # another thread is inside
+        other.start()
+        other.join()
+    pool.changing = True  # this one is, below a finalizer or a signal handler
+    elsewhere()
+    pool.changing = False
+    elsewhere()
+    assert found == [True, True, False]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_signal_handler_may_fork_in_the_middle_of_a_change(pool):
+    with pool.lock:
+        pool.changing = True
+        if not (child := os.fork()):
+            os._exit(not empty(KB64, np.float32).flags.owndata)
+        pool.changing = False
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_arrays_in_a_cycle_come_back_within_an_allocation(pool):

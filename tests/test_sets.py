@@ -202,11 +202,27 @@ def test_changed_images_are_measured_and_told(place):
     other = "b" if moved[0] == "a" else "a"
     (place / "set" / moved).rename(place / "set" / other / "moved.png")
     test, different = measured(place)
-    assert len(test) == 8 and noise(3).tobytes() in pixels(test)
+    assert len(test) == 7 and noise(3).tobytes() not in pixels(test)  # not the image of the run
     assert different.changed == tuple(sorted([name, moved])) and not different.new
     row = next(i for i, image in enumerate(test.images)
                if image.tobytes() == noise(ord(moved[0]), int(moved[2:4])).tobytes())
     assert test.classes[test.labels[row]] == other  # as it is called now
+
+
+@pytest.mark.parametrize("how", ["foreign", "swapped"])
+def test_a_manifest_that_is_not_of_the_checkpoint(place, how):
+    """Then training images might be measured as test images."""
+    path = place / "run" / "manifest.json"
+    if how == "swapped":
+        told = json.loads(path.read_text())
+        told["train"], told["test"] = told["test"], told["train"]
+        path.write_text(json.dumps(told))
+    else:
+        Manifest.of(*Source("folder", str(place / "set"), image_size=8, seed=5).load()).write(path)
+    told, said = evaluate(place)
+    assert told is None and "manifest.json lists other images than the checkpoint" in said[-1]
+    status, _, said = gpuconv("report", place / "run")
+    assert "manifest.json lists other images than the checkpoint" in said[-1]
 
 
 def test_a_class_that_is_gone_is_missing_and_one_that_is_renamed_is_not(place):

@@ -57,6 +57,8 @@ CASES = {  # what is summed: a function of xp, and how many terms each result ha
         training=True), 3, full(xp, N, 3)), N),
     "sum": (lambda xp: ops.sum(full(xp, 300, 400)), N),
     "sum, axis 0": (lambda xp: ops.sum(full(xp, N, 3), axis=0), N),
+    "sum, columns of transposed memory": (lambda xp: ops.sum(
+        xp.asarray(np.full((5000, 300), TERM, "float32").T), axis=1), 5000),
     "sum, last axis": (lambda xp: ops.sum(full(xp, 3, N), axis=-1), N),
     "sum, a middle axis": (lambda xp: ops.sum(full(xp, 2, N // 2, 3), axis=1), N // 2),
     "sum, two axes apart": (lambda xp: ops.sum(full(xp, 300, 3, 400), axis=(0, 2)), N),

@@ -9,6 +9,8 @@ from test_accumulate import counted
 
 from check import host, make, shifted
 from gpuconv import backend, nn
+from gpuconv.autograd import Parameter
+from gpuconv.optim import SGD
 from gpuconv.undo import PAIRS, Undo, copied, put_back, uninterrupted
 
 LENGTHS = [1, 2, 3, 4, 5, 7, 8, 9, 31, 0, 256, 257, 300, 1000, 2, 16, 33, *range(10, 20)]
@@ -65,7 +67,7 @@ def test_the_newest_is_put_back_first():
     undo = Undo()
     for value in (1, 2):
         undo.keep(a, a)
-        undo.keep_names(table)
+        undo.keep_items(table)
         undo.keep_attributes(thing, "names", "number")
         a += 1
         table[value] = value
@@ -185,3 +187,68 @@ def test_signals_without_a_handler_of_pythons_and_other_threads_are_left_alone()
         assert seen == [signal.default_int_handler]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class Odd(nn.Module):
+    """Binds its buffers to other arrays, registers one late, and keeps its input."""
+
+    def __init__(self):
+        self.register_buffer("a", np.zeros(2))
+        self.register_buffer("b", np.ones(2))
+
+    def forward(self, x):
+        self.a = self.b
+        self.b += 1
+        self.b = np.append(self.b, 1.0)
+        self.register_buffer("late", np.ones(1))
+        self.a = x.data
+        return x
+
+
+@pytest.mark.parametrize("skip", [None, 1.0, np.ones(())])
+def test_buffers_that_forward_has_bound_anew(skip):
+    layer, x = Odd(), np.full(2, 7.0)
+    a, b, saved = layer.a, layer.b, nn.SavedBuffers(layer)
+    layer(x)
+    saved.put_back(skip)
+    assert layer.a is a and layer.b is b and a.tolist() == [0, 0] and b.tolist() == [1, 1]
+    assert x.tolist() == [7, 7]  # another array is not written to
+    assert list(layer.state_dict()) == ["a", "b"] and not hasattr(layer, "late")
+
+
+def test_buffers_stay_as_forward_left_them_in_a_step_that_counts():
+    layer = Odd()
+    saved = nn.SavedBuffers(layer)
+    layer(np.full(2, 7.0))
+    saved.put_back(0.0)
+    assert layer.a.tolist() == [7, 7] and layer.b.tolist() == [2, 2, 1]
+
+
+def test_an_optimiser_of_ones_own_that_fails_halfway():
+    """It binds state anew, changes settings and adds a counter before the error."""
+    class Mine(SGD):
+        fails = True
+
+        def update(self, flat, part, group):
+            if self.fails and group is self.groups[1]:
+                raise MemoryError
+            super().update(flat, part, group)
+            flat.state["momentum"] = flat.state["momentum"] * 2
+            group["lr"] *= 0.5
+            self.new_counter("t")
+
+    ps = [Parameter(np.ones(3)) for _ in range(2)]
+    mine = Mine([{"params": p} for p in ps], 0.1, momentum=0.9)
+    for p in ps:
+        p.grad[...] = 1
+    mine.fails = False
+    mine.step()
+    mine._counters.clear()
+    before = {name: np.array(value) for name, value in mine.state_dict().items()}
+    mine.fails = True
+    with pytest.raises(MemoryError):
+        mine.step()
+    after = mine.state_dict()
+    assert set(after) == set(before)
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, name)

@@ -116,6 +116,8 @@ def choose_data(args: argparse.Namespace, trained: "Trained", progress: Any = No
         said = own.warnings()
     else:
         data, says, said = part_of_other(args, chosen, whole, manifest, progress)
+        if folder is not None and manifest is None and chosen.kind == folder.config().source.kind:
+            said.append("the run kept no list of its images: it may have been trained on these")
     if not len(data):
         raise ValueError(f"no image to measure the model on: {'; '.join([says, *said])}")
     if data.images.shape[1:] != trained.input_shape:

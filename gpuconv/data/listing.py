@@ -206,6 +206,8 @@ def _is_link(entry: os.DirEntry[str]) -> bool:
 def _walk(root: pathlib.Path, top: pathlib.Path) -> list[tuple[str, str, Identity, bool]]:
     """Return (path, name below top, identity, linked) of each image file in a folder, once."""
     real = os.path.realpath(top)
+    if _holds(real, [os.path.realpath(root)]):
+        raise ValueError(f"{top} is a link to a folder that it lies in; remove it")
     todo, links = [(str(top), real, "", False)], list[tuple[str, str]]()
     folders, found = set[str](), list[tuple[bool, str, str, Identity, bool]]()
     while todo or links:

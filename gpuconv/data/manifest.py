@@ -6,7 +6,7 @@ added, deleted, renamed or moved since. An image of a manifest is found
     1. by name and pixels;
     2. by pixels: it was renamed, or moved between folders. An image with the pixels of a training
        image is a training image, whatever its name;
-    3. by name: its pixels have changed.
+    3. by name: its pixels have changed, and it is left out.
 
 A digest is of the pixels that the model sees, after resizing: an image that was only stored in
 another lossless format is the same image. Images of an .npz file have no names.
@@ -87,9 +87,10 @@ class Differences:
                 for names, one, many in (
                     (self.missing, "test image of the run is missing",
                      "test images of the run are missing"),
-                    (self.changed, "test image has other pixels or another class than in the run, "
-                     "and is measured as it is now", "test images have other pixels or another "
-                     "class than in the run, and are measured as they are now"),
+                    (self.changed, "test image has changed since the run: with other pixels it is "
+                     "left out, in another class it counts as of that", "test images have changed "
+                     "since the run: those with other pixels are left out, those in another class "
+                     "count as of that"),
                     (self.trained, "file holds a training image under another name, and is no test "
                      "image", "files hold training images under other names, and are no test "
                      "images"),
@@ -209,7 +210,8 @@ class Manifest:
             tuple(shown[image] for image in some) for some in (elsewhere, new)))
 
         def part(name: str, of: range) -> Dataset:
-            mine = [(entry, place[entry]) for entry in of if entry in place]
+            mine = [(entry, place[entry]) for entry in of
+                    if entry in place and entries[entry][2] == images[place[entry]][2]]
             labels = [entries[entry][1] if images[image][1] == UNKNOWN else images[image][1]
                       for entry, image in mine]
             return dataclasses.replace(

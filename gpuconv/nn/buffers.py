@@ -1,6 +1,6 @@
 """Copies of a module's buffers, to put back what a forward pass has written into them."""
 
-from gpuconv.backend import Array
+from gpuconv.backend import Array, array_device, get_array_module, is_gpu
 from gpuconv.nn.module import Module
 from gpuconv.undo import copied, put_back
 
@@ -28,22 +28,36 @@ class SavedBuffers:
     """
 
     def __init__(self, module: Module):
-        self.owners = [(m, name) for m in module.modules() for name in m._buffer_names]
+        self.names = [(m, m._buffer_names) for m in module.modules()]
+        self.owners = [(m, name) for m, names in self.names for name in names]
         self.pairs = copied(getattr(m, name) for m, name in self.owners)
 
     def put_back(self, skip: Array | None = None) -> None:
-        """Write the copies back.
+        """Put the buffers back: the same arrays with the same values.
 
         Args:
-            skip: (), float64, beside the buffers: nothing is written where it is 0, as "skip" in
-                the ``control`` of an optimiser is unless its step is left out. None: write.
+            skip: (), float64, beside the buffers: nothing changes where it is 0, as "skip" in the
+                ``control`` of an optimiser is unless its step is left out. None: put back. A GPU
+                reads it itself; there a buffer that forward has bound to another array stays in an
+                array of its own.
         """
-        pairs = {}
+        if skip is not None and not is_gpu(skip):
+            if not skip:
+                return
+            skip = None
+        if skip is None:
+            for m, names in self.names:
+                if m._buffer_names != names:  # forward has registered more
+                    for name in set(m._buffer_names) - set(names):
+                        delattr(m, name)
+                    m._buffer_names = names
         for (m, name), (array, copy) in zip(self.owners, self.pairs, strict=True):
             now = getattr(m, name)
-            if now is not array and (now.shape, now.dtype) != (copy.shape, copy.dtype):
-                if skip is None:
-                    setattr(m, name, copy)
-            else:  # forward may have put another array in its place
-                pairs[id(now)] = now, copy
-        put_back(pairs.values(), skip)
+            if now is array:
+                continue
+            if skip is None:
+                setattr(m, name, array)
+            elif (now.shape, now.dtype) == (copy.shape, copy.dtype):
+                with array_device(now):
+                    setattr(m, name, get_array_module(now).where(skip != 0, copy, now))
+        put_back(self.pairs, skip)

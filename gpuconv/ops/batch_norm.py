@@ -44,8 +44,7 @@ from gpuconv.ops.cpu import normalise
 from gpuconv.ops.gpu import rows
 
 LARGEST = {4: 2.0**120, 8: 2.0**1000}  # variance by itemsize of the accumulator; see batch_norm
-SLICES = 2048  # GPU: of which one block adds up the moments; more are merged first,
-MERGED = 256   # so many at a time
+SLICES, MERGED = 2048, 256  # GPU: one block adds up the moments of slices; more merge before
 
 
 def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: Array | None,
@@ -75,7 +74,8 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
         its parameter gradients are zeros.
 
         Values up to 1e18 are normalised (1e150 in float64). Beyond, a variance above 2^120 (2^1000)
-        counts as infinite: y is beta, running_var becomes inf, the gradient of x is 0.
+        counts as infinite: y is beta, running_var becomes inf, the gradient of x is 0. Differences
+        of values that overflow, from 1.7e38 on, may give NaN.
 
     Raises:
         ValueError: one value per channel in training (its variance means nothing), a shape that
@@ -161,8 +161,8 @@ class BatchNorm(Op):
     def __init__(self, running_mean: Any, running_var: Any, training: bool, momentum: float,
                  eps: float, activation: str | None = None, batches: Any = None):
         self.running, self.batches = (running_mean, running_var), batches
-        self.training, self.momentum, self.eps = training, momentum, eps
-        self.activation = activation
+        self.training, self.activation = training, activation
+        self.momentum, self.eps = momentum, eps
 
     # -- CPU -------------------------------------------------------------------------
 

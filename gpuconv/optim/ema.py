@@ -271,7 +271,7 @@ def update_cpu(floats: list[Work], others: list[tuple[np.ndarray, np.ndarray]],
                     t *= share
                     average += t
                 else:
-                    t *= 1 - average.dtype.type(share)
+                    t *= 1 - share
                     np.subtract(now, t, out=average, dtype=average.dtype)
 
     threads.each(move, [slice(a, b) for a, b in itertools.pairwise(cuts)])

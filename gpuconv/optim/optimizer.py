@@ -207,9 +207,10 @@ class Optimizer:
             self.check(group)
             work += [(flat, list(flat.active()), group) for flat in flats]  # check all, then update
         with Undo.of(self.undo) as undo:
+            undo.keep_items(self._counters, *self.groups)
             for flat, parts, group in work:
                 if is_gpu(flat.data) or not flat.control[SKIP]:  # a GPU's kernels look themselves
-                    undo.keep_names(flat.state)
+                    undo.keep_items(flat.state)
                     undo.keep(flat.data, *flat.state.values(), *flat.counters.values())
                     for part in parts:
                         self.update(flat, part, group)

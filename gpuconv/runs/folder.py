@@ -234,7 +234,7 @@ class RunFolder:
             OSError, ValueError: the images are not there, or they are others.
         """
         manifest = self.manifest()
-        if manifest is None and "identity" not in more:
+        if "identity" not in more:
             with contextlib.suppress(OSError, ValueError, IndexError):  # none, or damaged
                 kept = self.best() or self.checkpoints()[-1]
                 more["identity"] = files.load(kept)[1].get("identity")

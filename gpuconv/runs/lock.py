@@ -75,11 +75,16 @@ def in_use(folder: str | os.PathLike) -> bool:
 def _acquire(path: pathlib.Path) -> int:
     """Return a descriptor of the locked file, with this process in its text."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                raise OSError(f"{path} is no file of its own, so it cannot be locked: delete it")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+                             | getattr(os, "O_NOFOLLOW", 0), 0o666)
         _held.add(descriptor)
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(f"{path} is no file, so it cannot be locked: delete it")
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                raise OSError(f"{path} is no file of its own, so it cannot be locked: delete it")
             if not _lock(descriptor, path):
                 raise RuntimeError(_in_use(path))
             if _is_open(path, descriptor):  # else its holder has just ended, and deleted it

@@ -92,7 +92,7 @@ def run_sets(config: Config, manifest: Manifest | None, identity: Any = None, *,
         train, test = source.load(download, progress)
         found: Sets | None = Sets(train, test, source, unproven=_changed(identity, train, test))
     else:
-        found = _own(config, manifest, _whole(config, manifest, source, progress), source)
+        found = _own(config, manifest, _whole(config, manifest, source, progress), source, identity)
     if found is None or (place is not None and found.unproven):
         raise ValueError(f"{source.path} holds other images than the run was trained and tested on"
                          + ("; if those have moved, --data says where" if place is None else ""))
@@ -117,7 +117,8 @@ def sets_in(source: Source, config: Config, manifest: Manifest | None, identity:
         return None, None
     if manifest is not None:
         whole = _whole(config, manifest, source, progress)
-        return _own(config, manifest, whole, source), whole if config.source.limit is None else None
+        own = _own(config, manifest, whole, source, identity)
+        return own, whole if config.source.limit is None else None
     if source.kind == config.source.kind and identity:
         moved = dataclasses.replace(config.source, path=source.path)
         with contextlib.suppress(ValueError):  # other images: no class of them, one broken, ...
@@ -133,10 +134,20 @@ def _whole(config: Config, manifest: Manifest, source: Source,
     return source.load_whole(manifest.names, config.source.limit is not None, progress)
 
 
-def _own(config: Config, manifest: Manifest, data: Dataset, source: Source) -> Sets | None:
-    """Return the images of a run out of a data set, or None if it is another one."""
+def _own(config: Config, manifest: Manifest, data: Dataset, source: Source,
+         identity: Any) -> Sets | None:
+    """Return the images of a run out of a data set, or None if it is another one.
+
+    Raises:
+        ValueError: the manifest is not that of the checkpoint with this identity.
+    """
     found = manifest.divide(data)
     different = found.differences
+    complete = {"train": not (different.missing_training or different.changed_training),
+                "test": not (different.missing or different.changed)}
+    if found.own and any(complete[name] for name in _changed(identity, found.train, found.test)):
+        raise ValueError("manifest.json lists other images than the checkpoint was trained and "
+                         "tested on: it is of another run, or was changed")
     if config.source.limit is not None:  # the others were there when the run began
         different = dataclasses.replace(different, new=())
     return Sets(found.train, found.test, source, different,

@@ -266,7 +266,7 @@ def _first_whole(folder: str | os.PathLike, there: Sequence[pathlib.Path]) -> pa
     for path in there:
         try:
             files.load(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError, SystemError) as error:
             problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
         if problems:

@@ -23,7 +23,7 @@ from gpuconv import random, threads
 from gpuconv.autograd import no_grad
 from gpuconv.backend import array_device
 from gpuconv.data import Augment, Dataset
-from gpuconv.nn import Module
+from gpuconv.nn import Module, SavedBuffers
 from gpuconv.ops.gpu import table
 from gpuconv.optim import EMA, Constant, LossScale, Optimizer
 from gpuconv.train.callback import Callback, Run, check_callbacks
@@ -180,12 +180,12 @@ def _test(run: Run, step: EagerStep, batch_size: int,
     for callback in callbacks:
         callback.on_test_start(run)
     assert run.test is not None
-    if run.ema:
-        step.undo.keep(*run.model.state_dict().values())
+    step.undo.call(SavedBuffers(run.model).put_back)  # a user's forward may change them here, too
+    step.undo.keep(*(run.model.state_dict().values() if run.ema else ()))
     with run.ema.applied() if run.ema else contextlib.nullcontext():
         tested = measure(run.model, run.test, batch_size, stopped=lambda: run.stop,
                          **moments(run.data, run.arguments["normalize"]))
-    step.undo.forget()
+    step.undo.restore() if tested is None else step.undo.forget()
     if tested is not None and not math.isfinite(tested.loss):
         raise FloatingPointError(f"fit: the test loss is {tested.loss} after epoch {run.epoch}; "
                                  f"{run.hint()}")

@@ -63,5 +63,5 @@ def whole_start(run: Run) -> Iterator[None]:
             if part is not None:
                 undo.keep(*part.state_dict().values())
         for flat in run.optimizer.all_flats():
-            undo.keep_names(flat.state)
+            undo.keep_items(flat.state)
         yield

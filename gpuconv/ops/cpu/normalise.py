@@ -40,9 +40,10 @@ def fold(x: Any) -> tuple[Any, list[slice], int]:
 def moments(x: Any) -> tuple[Any, Any]:
     """Return mean and sum of squared deviations (C,), in float64, of a batch that is not empty.
 
-    Each piece is summed as it stands, and where its mean turns out to be ``far`` from 0, again
-    after the rounded mean has been subtracted, which is exact for what is close to it. So a
-    constant channel has its very value for a mean, and a sum of exactly 0.
+    Each piece is summed as it stands. If its mean turns out to be ``far`` from 0, it is summed
+    again after the rounded mean has been subtracted, which is exact for values close to it; if
+    squares overflow, once more. So a constant channel has its very value for a mean, and a sum of
+    exactly 0. Deviations of finite numbers whose squares overflow give inf.
     """
     wide = accumulator(x.dtype)
     rows, pieces, F = fold(x)                                    # (n/F, F*C)
@@ -53,10 +54,14 @@ def moments(x: Any) -> tuple[Any, Any]:
         count = len(v) * F
         mean, m2 = _centered(v, d, F)
         if far(mean, m2 / count) or not np.isfinite(m2).all():
-            center = mean.astype(wide)
-            np.subtract(v, np.tile(center, F), out=d)
-            off, m2 = _centered(d, d, F)
-            mean = center + off
+            for _ in range(2):
+                center = mean.astype(wide)
+                np.subtract(v, np.tile(center, F), out=d)
+                off, m2 = _centered(d, d, F)
+                mean = center + off
+                if np.isfinite(m2).all():
+                    break
+            m2[np.isnan(m2) & np.isfinite(mean)] = np.inf
         return count, mean, m2
 
     counts, *rest = (np.array(part, np.float64)
@@ -162,7 +167,7 @@ def far(mean: Any, var: Any) -> bool:
     """Return whether the mean of any channel is many standard deviations away from 0.
 
     Else ``x * scale - mean * scale`` is as good as ``(x - mean) * scale``, and E[x^2] - E[x]^2 as
-    good as the mean of squared deviations: either loses two bits at most. NaN is far.
+    good as the mean of squared deviations: either loses four bits at most. NaN is far.
     """
     return not (np.abs(mean) <= FAR * np.sqrt(var)).all()
 

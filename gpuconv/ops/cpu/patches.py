@@ -110,6 +110,8 @@ def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int, dtype: np.dty
     if out is None and whole and image.flags.c_contiguous:
         return image.reshape(n * P * Q, R * S * C)
     sn, sh, sw, sc = image.strides
+    SH, SW, DH, DW = (step if count > 1 else 1 for step, count in (  # or it might not fit an int64
+        (SH, P), (SW, Q), (DH, R), (DW, S)))
     shape: tuple[int, ...] = n, P, Q, R, S, C
     strides: tuple[int, ...] = sn, SH * sh, SW * sw, DH * sh, DW * sw, sc
     if DW == 1 and sw == C * sc:  # a row of the window is one run of memory

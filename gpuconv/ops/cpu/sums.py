@@ -96,7 +96,7 @@ def block_sums(x: np.ndarray,
         return add(x).astype(np.float64, copy=False)
     R = b // BLOCK
     if C == 1 and R < n:  # many short runs of memory: NumPy adds each one pairwise
-        return np.add.reduce(x, axis=1).astype(np.float64, copy=False)
+        return np.add.reduce(np.ascontiguousarray(x), axis=1).astype(np.float64, copy=False)
     sums = add(x[:, : R * BLOCK].reshape(n, BLOCK, R * C)).reshape(n, R, C)
     total = add(sums.astype(np.float64, copy=False))
     return total + add(x[:, R * BLOCK :]) if b % BLOCK else total
