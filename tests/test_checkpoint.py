@@ -102,6 +102,39 @@ def test_a_signal_while_averages_are_tested_costs_no_bit(tmp_path, monkeypatch, 
     assert same(weights(again), weights(whole)) and told(finished) == told(history)
 
 
+@pytest.mark.parametrize("signals", [1, 3])
+def test_signals_in_a_save_wait_until_it_is_written(tmp_path, monkeypatch, signals):
+    """Ctrl-C pressed twice: the second time while the step of the first is saved."""
+    save = files.save
+
+    def interrupted(*args, **more):
+        for _ in range(signals):
+            signal.raise_signal(signal.SIGINT)
+        save(*args, **more)
+
+    whole, _ = job(tmp_path / "whole")
+    monkeypatch.setattr(files, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        job(tmp_path / "cut", callbacks=[Interrupt(), Signal(2)])
+    monkeypatch.undo()
+    assert [path.name for path in train.checkpoints(tmp_path / "cut")] == [
+        "step-00000002.safetensors"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(weights(job(tmp_path / "cut", resume=True)[0]), weights(whole))
+
+
+class Signal(Callback):
+    """Presses Ctrl-C after so many steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step(self, run):
+        self.steps -= 1
+        if not self.steps:
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_a_signal_in_the_test_ends_it_after_a_batch(tmp_path):
     class Signal(Callback):
         def on_test_start(self, run):

@@ -28,6 +28,7 @@ from gpuconv.train.callback import Callback, Run
 from gpuconv.train.feed import moments
 from gpuconv.train.history import flat, unflat
 from gpuconv.train.measure import Tally
+from gpuconv.undo import uninterrupted
 
 BEST = "best.safetensors"
 STEP = re.compile(r"step-(\d{8,})\.safetensors")
@@ -86,7 +87,7 @@ class Checkpoint(Callback):
         """Write a checkpoint of this moment, and remove the oldest ones.
 
         At the end of the best epoch so far also the best one, first: so none is newer than its
-        best.
+        best. SIGINT and SIGTERM wait until it is written.
 
         Raises:
             FloatingPointError: the loss or a weight is not finite: this is nothing to keep.
@@ -95,15 +96,16 @@ class Checkpoint(Callback):
         steps = (run.epoch - 1) * run.steps + run.step
         path = self.folder / f"step-{steps:08}.safetensors"
         rows = run.history.rows
-        if (moment := (steps, len(rows))) != self.saved:
-            if len(rows) == run.epoch and run.history.best is rows[-1]:
-                self._write(run, self.folder / BEST)
-            self._write(run, path)
-            self.saved, run.checkpoint = moment, path
-            written = [old for old in checkpoints(self.folder) if _step(old) <= steps]
-            for old in written[:-self.keep]:  # newer ones could not be read when the run went on
-                old.unlink(missing_ok=True)
-        self.saved_at = time.monotonic()
+        with uninterrupted():
+            if (moment := (steps, len(rows))) != self.saved:
+                if len(rows) == run.epoch and run.history.best is rows[-1]:
+                    self._write(run, self.folder / BEST)
+                self._write(run, path)
+                self.saved, run.checkpoint = moment, path
+                written = [old for old in checkpoints(self.folder) if _step(old) <= steps]
+                for old in written[:-self.keep]:  # newer ones could not be read before
+                    old.unlink(missing_ok=True)
+            self.saved_at = time.monotonic()
         return path
 
     def _write(self, run: Run, path: pathlib.Path) -> None:
