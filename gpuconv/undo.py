@@ -81,7 +81,7 @@ def _bytes(a: Array) -> Array:
 
 
 class Undo:
-    """What is about to change, to be put back unless ``forget`` says that the change counts.
+    """Copies of state that is about to change, to be put back unless ``forget`` is called.
 
     As a context manager it puts everything back when its block ends with an error, and forgets it
     otherwise. ``forget`` is a single assignment: a signal finds either all or nothing kept.

@@ -123,6 +123,33 @@ def test_signals_in_a_save_wait_until_it_is_written(tmp_path, monkeypatch, signa
     assert same(weights(job(tmp_path / "cut", resume=True)[0]), weights(whole))
 
 
+class Counting(nn.Module):
+    """Counts the images that it sees, in training and in tests; the first test may be stopped."""
+
+    def __init__(self, stops):
+        self.stops = stops
+        self.register_buffer("seen", np.zeros((), np.int64))
+
+    def forward(self, x):
+        self.seen += len(x.data)
+        if self.stops and not self.training:
+            signal.raise_signal(signal.SIGTERM)
+        return x
+
+
+def test_a_test_that_is_measured_again_counts_once(tmp_path):
+    def count(place, stops=False, **more):
+        random.seed(0)
+        model = nn.Sequential(Counting(stops), nn.Flatten(), nn.Linear(16, 3))
+        fit(model, tiny(), test=tiny(9, seed=5), epochs=2, batch_size=8, optimizer=sgd(model),
+            callbacks=[Interrupt(), Checkpoint(place)], **more)
+        return int(model[0].seen)
+
+    whole = count(tmp_path / "whole")
+    assert count(tmp_path / "cut", stops=True) == len(tiny())
+    assert count(tmp_path / "cut", resume=tmp_path / "cut") == whole
+
+
 class Signal(Callback):
     """Presses Ctrl-C after so many steps."""
 

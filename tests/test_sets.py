@@ -117,6 +117,8 @@ def test_a_fixed_data_set_has_no_manifest(tmp_path):
     assert folder.manifest() is None and folder.sets().warnings() == []
     with pytest.raises(ValueError, match="the run's images are shapes, which have no place"):
         folder.sets(tmp_path)
+    status, _, said = gpuconv("evaluate", folder.path, "--data", "shapes", "--limit", "10")
+    assert status == 0 and said == []
 
 
 def test_a_data_set_that_repeats_its_training_images_in_its_test_set(tmp_path):
@@ -417,6 +419,8 @@ def test_an_older_run_whose_images_have_changed(old):
     assert "its test set cannot be told from its training images" in found.notes[1]
     told, said = evaluate(old, "--data", old / "set", "--split", "test")
     assert "images of the test part of set" in told["data"]
+    assert said == ["gpuconv: warning: the run kept no list of its images: it may have been "
+                    "trained on these"]
 
 
 # -- manifests from anywhere -----------------------------------------------------------------------

@@ -70,7 +70,7 @@ class Layer:
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
-    """What ``gpuconv bench`` understands."""
+    """Add the options of ``gpuconv bench``."""
     add_model(to)
     to.add_argument("--batch-size", type=number(int, 1), default=128, metavar="N",
                     help="images of a step (default: %(default)s)")

@@ -33,7 +33,7 @@ REDS = (0.02, 52), (0.1, 88), (0.2, 124), (0.3, 160)
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
-    """What ``gpuconv evaluate`` understands."""
+    """Add the options of ``gpuconv evaluate``."""
     run_argument(to)
     to.add_argument("--batch-size", type=number(int, 1), default=256, metavar="N",
                     help="images at a time (default: %(default)s)")
@@ -95,6 +95,7 @@ def choose_data(args: argparse.Namespace, trained: "Trained", progress: Any = No
         ValueError: there are none, or they are not what the model knows.
     """
     from gpuconv import runs
+    from gpuconv.data.source import MANIFEST_KINDS
     identity, folder = trained.metadata.get("identity"), trained.folder
     own = whole = manifest = None
     if args.data or args.data_dir:
@@ -116,7 +117,8 @@ def choose_data(args: argparse.Namespace, trained: "Trained", progress: Any = No
         said = own.warnings()
     else:
         data, says, said = part_of_other(args, chosen, whole, manifest, progress)
-        if folder is not None and manifest is None and chosen.kind == folder.config().source.kind:
+        if folder is not None and manifest is None and chosen.kind in MANIFEST_KINDS and (
+                chosen.kind == folder.config().source.kind):
             said.append("the run kept no list of its images: it may have been trained on these")
     if not len(data):
         raise ValueError(f"no image to measure the model on: {'; '.join([says, *said])}")

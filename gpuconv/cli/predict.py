@@ -21,7 +21,7 @@ BAR = 20     # characters of a bar, at probability 1
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
-    """What ``gpuconv predict`` understands."""
+    """Add the options of ``gpuconv predict``."""
     run_argument(to, required=True)
     to.add_argument("images", nargs="+", metavar="IMAGE", help="image files of any size")
     to.add_argument("--top", type=number(int, 1), default=3, metavar="N",

@@ -18,7 +18,7 @@ NOTES = "The file needs no network and no other file. Curves are drawn by matplo
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
-    """What ``gpuconv report`` understands."""
+    """Add the options of ``gpuconv report``."""
     run_argument(to)
     to.add_argument("--output", type=pathlib.Path, metavar="FILE.html",
                     help="where to (default: report.html in the run's folder)")

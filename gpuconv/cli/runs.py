@@ -18,7 +18,7 @@ LONG = 40  # characters of a model's notation that are shown
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
-    """What ``gpuconv runs`` understands."""
+    """Add the options of ``gpuconv runs``."""
     to.add_argument("folder", nargs="?", default="runs", metavar="DIR",
                     help="where the runs are (default: ./runs)")
     to.add_argument("--json", action="store_true", help="write JSON")

@@ -24,7 +24,7 @@ BATCH_SIZE = 128
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
-    """What ``gpuconv summary`` understands."""
+    """Add the options of ``gpuconv summary``."""
     add_model(to)
     to.add_argument("--image-size", type=number(int, 1), metavar="N",
                     help="height and width of the images, pixels (default: 32, or what the "

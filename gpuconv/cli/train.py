@@ -57,7 +57,7 @@ MEANINGLESS = ("patience", "minutes", "keep", "tensorboard", "nvtx")  # against 
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
-    """What ``gpuconv train`` understands."""
+    """Add the options of ``gpuconv train``."""
     to.add_argument("--recipe", metavar="NAME", help="what to start from (default: by the data)")
     add_model(to, default=None)
     add_data(to)
@@ -282,7 +282,7 @@ def resumed(args: argparse.Namespace, folder: "RunFolder") -> "tuple[Config, str
 
 def introduce(console: Any, config: "Config", sets: "tuple[Dataset, Dataset]",
               more: dict[str, str]) -> None:
-    """What is about to happen."""
+    """Print what is about to happen."""
     from gpuconv import models
     model, settings = config.model, config.settings
     size = sum(p.size for p in models.build(model).parameters())

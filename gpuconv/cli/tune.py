@@ -26,7 +26,7 @@ WORDS = {"forward": "forward", "input_gradient": "input gradient",
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
-    """What ``gpuconv tune`` understands."""
+    """Add the options of ``gpuconv tune``."""
     add_model(to)
     to.add_argument("--image-size", type=number(int, 1), metavar="N",
                     help="height and width of the images, pixels (default: 32, or what the "
