@@ -7,7 +7,8 @@
 //
 // Launch   1-d, blocks of BLOCK threads; a block takes a tile of channels over one of S slices of
 //          the rows, `per` rows each, see rows.cuh. A thread keeps V channels, 16 bytes where C and
-//          the addresses allow, and reads DEEP rows before it computes with them. sum: a thread
+//          the addresses allow, and reads DEEP rows before it computes with them. backward: three
+//          blocks a multiprocessor, two with V = 8, whose sums need over 80 registers. sum: a thread
 //          keeps one channel. Shared memory: 4 bytes a thread and channel (8 for double, and in sum).
 // Traffic  forward   reads x rows*C, b C (asks <= S*C*BLOCK/32), writes y rows*C.
 //          backward  reads y/gy rows*C, writes gx rows*C, partial S*C.
@@ -58,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 4) bias_relu_forward(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 3) bias_relu_backward(
+extern "C" __global__ void __launch_bounds__(BLOCK, V > 4 ? 2 : 3) bias_relu_backward(
     const T* __restrict__ gy,            // (rows, C)
     const T* __restrict__ y,             // (rows, C)
     T* __restrict__ gx,                  // (rows, C)    null: not wanted

@@ -20,6 +20,7 @@ SMALL = dict(BM=64, BN=32, TM=4, TN=4, LX=1)
 WEIGHT = dict(BM=64, BN=32, BK=32, WM=32, WN=16, STAGES=3, PLAIN=0, GY_UNIT=16,
               O=np.dtype("float32"))
 BYTE, INT = np.dtype("uint8"), np.dtype("int32")
+PACK = "as many elements as 16 bytes hold"  # of V: the widest access, which takes most registers
 
 CASES = {  # file: its configurations
     "activation.cu": [{}],
@@ -28,9 +29,9 @@ CASES = {  # file: its configurations
     "augment.cu": [dict(C=1), dict(C=3), dict(C=8)],
     "avg_pool.cu": [dict(SOLID, PB=1, PR=0, INCLUDE=1, **FULL),
                     dict(SOLID, PB=0, PR=1, INCLUDE=0, **FULL)],
-    "batch_norm.cu": [dict(BLOCK=256, V=1, ACTIVATION=0), dict(BLOCK=256, V=2, ACTIVATION=1),
-                      dict(BLOCK=256, V=2, ACTIVATION=2)],
-    "bias_relu.cu": [dict(BLOCK=256, V=1), dict(BLOCK=256, V=2)],
+    "batch_norm.cu": [dict(BLOCK=256, V=1, ACTIVATION=0), dict(BLOCK=256, V=PACK, ACTIVATION=1),
+                      dict(BLOCK=256, V=PACK, ACTIVATION=2)],
+    "bias_relu.cu": [dict(BLOCK=256, V=1), dict(BLOCK=256, V=PACK)],
     "clip.cu": [dict(BLOCK=256)],
     "clock.cu": [{}],
     "conv_filters.cu": [{k: v for k, v in WINDOW.items() if k not in ("PT", "PL")}],
@@ -40,7 +41,7 @@ CASES = {  # file: its configurations
     "conv_simt.cu": [dict(SIMT, **SMALL | dict(LW=1, LY=2)),
                      dict(SIMT, **SMALL | dict(TURNED=1, LW=2, LY=2))],
     "conv_simt_weight.cu": [dict(WINDOW, LY=2, **SMALL), dict(WINDOW, LY=1, **SMALL)],
-    "column_sums.cu": [dict(BLOCK=256, V=2, O=np.dtype("float32")),
+    "column_sums.cu": [dict(BLOCK=256, V=PACK, O=np.dtype("float32")),
                        dict(BLOCK=256, V=1, O=np.dtype("float64"))],
     "conv_weight_gradient.cu": [dict(WEIGHT, X_UNIT=16), dict(WEIGHT, X_UNIT=4, PLAIN=1)],
     "copy.cu": [{}],
@@ -64,5 +65,6 @@ CASES = {  # file: its configurations
 def options(file, case, T, index):
     """Compiler options of one of CASES for a dtype and an index type, where the file has one."""
     dtype = backend.float_dtype(T)
+    case = {name: 16 // dtype.itemsize if value is PACK else value for name, value in case.items()}
     more = {"I": np.dtype(index)} if "CFG_I" in kernels.source(file) else {}
     return kernels.defines(**case, **more, T=dtype, A=backend.accumulator(dtype))
