@@ -32,6 +32,26 @@ def free_memory() -> int | None:
     return max(0, min(found)) if found else None
 
 
+def check_free_memory(size: int, what: str) -> None:
+    """Refuse what does not fit into the memory that is free, before any of it is taken.
+
+    Args:
+        size: how much it will take, bytes.
+        what: what takes it, for the message: "FILE: member x".
+
+    Raises:
+        MemoryError: it is more than is free.
+
+    >>> check_free_memory(10**18, "big.npz: images")
+    Traceback (most recent call last):
+    MemoryError: big.npz: images need 1000000000.00 GB of memory, ... GB are free
+    """
+    free = free_memory()
+    if free is not None and size > free:
+        raise MemoryError(f"{what} need {size / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are "
+                          "free")
+
+
 def _free_in_groups(path: str, limit: str, usage: str, total: str) -> list[int]:
     """What a control group, and each that it is part of, has left; cached files do not count."""
     found = []
