@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpuconv import system
+from gpuconv.messages import did_you_mean, install, wanted_one_of
 
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray; in an op's arguments also a Tensor
 
@@ -95,12 +96,12 @@ def float_dtype(dtype: Any) -> np.dtype:
         try:
             import ml_dtypes
         except ImportError:
-            raise TypeError("bfloat16 needs a package: pip install ml_dtypes") from None
+            raise TypeError(f"bfloat16 needs a package: {install('bfloat16')}") from None
         return np.dtype(ml_dtypes.bfloat16)
     try:
         found = np.dtype("None" if dtype is None else dtype)  # for NumPy None is float64
     except TypeError:
-        raise TypeError(f"unsupported dtype {dtype!r}, wanted one of {', '.join(FLOATS)}") from None
+        raise TypeError(f"unsupported dtype {dtype!r}, {wanted_one_of(dtype, FLOATS)}") from None
     if found.name not in FLOATS:
         raise TypeError(f"unsupported dtype {found}, wanted one of {', '.join(FLOATS)}")
     return found
@@ -169,7 +170,9 @@ def gpu_number(device: str) -> int | None:
         return None
     found = re.fullmatch(r"cuda:(\d+)", device) if isinstance(device, str) else None
     if not found:
-        raise ValueError(f"device {device!r}: wanted 'auto', 'cpu', 'cuda' or 'cuda:<number>'")
+        near = str(device).lower().replace("gpu", "cuda")  # it looks more like "cpu"
+        raise ValueError(f"device {device!r}: wanted 'auto', 'cpu', 'cuda' or 'cuda:<number>'"
+                         f"{did_you_mean(near, ('auto', 'cpu', 'cuda'))}")
     return int(found[1])
 
 
@@ -256,8 +259,8 @@ def device_info() -> DeviceInfo:
     try:
         cp = _cupy or __import__("cupy")
     except ImportError as error:
-        return DeviceInfo("no cupy", "CuPy is not installed: pip install 'gpuconv[cuda13]' "
-                          f"(or 'gpuconv[cuda12]' for a driver older than 580) [{error}]")
+        return DeviceInfo("no cupy", f"CuPy is not installed: {install('cuda13')} (12 instead of "
+                          f"13 for a driver older than 580) [{error}]")
     version = cp.__version__
     try:
         driver = cp.cuda.runtime.driverGetVersion()
@@ -265,8 +268,8 @@ def device_info() -> DeviceInfo:
         driver = 0
     if not driver:
         return DeviceInfo("no driver", "CuPy is installed but there is no NVIDIA driver: install "
-                          "one (nvidia.com/drivers), then pip install 'gpuconv[cuda13]' "
-                          "(or 'gpuconv[cuda12]' for a driver older than 580)", cupy=version)
+                          f"one (nvidia.com/drivers), then {install('cuda13')} (12 instead of 13 "
+                          "for a driver older than 580)", cupy=version)
     try:
         count, why = cp.cuda.runtime.getDeviceCount(), "it sees none"
     except Exception as error:
@@ -275,7 +278,7 @@ def device_info() -> DeviceInfo:
         extra = "cuda12" if driver < 13000 else "cuda13"
         return DeviceInfo("no device", f"The NVIDIA driver (CUDA {driver // 1000}) offers no "
                           f"device to CuPy ({why}): check nvidia-smi and CUDA_VISIBLE_DEVICES; for "
-                          f"this driver pip install 'gpuconv[{extra}]'", driver=driver,
+                          f"this driver {install(extra)}", driver=driver,
                           cupy=version)
     try:
         cp.cuda.nvrtc.getVersion()
@@ -283,7 +286,7 @@ def device_info() -> DeviceInfo:
     except Exception as error:  # DynamicLibNotFoundError is neither ImportError nor a CUDA error
         extra = "cuda12" if driver < 13000 else "cuda13"
         return DeviceInfo("no libraries", "NVRTC or cuBLAS is missing: "
-                          f"pip install 'gpuconv[{extra}]' [{error}]", driver=driver, cupy=version)
+                          f"{install(extra)} [{error}]", driver=driver, cupy=version)
     properties = cp.cuda.runtime.getDeviceProperties(cp.cuda.Device().id)
     name, memory = properties["name"].decode(), properties["totalGlobalMem"]
     capability = f"{properties['major']}{properties['minor']}"

@@ -12,9 +12,9 @@ takes time to import is imported by ``run``, so that ``gpuconv --help`` is quick
 import argparse
 import importlib
 import os
+import re
 import sys
 import textwrap
-import traceback
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
@@ -22,30 +22,53 @@ from typing import Any, NoReturn
 
 import gpuconv
 from gpuconv import threads
-from gpuconv.cli.output import sentence
+from gpuconv.cli.output import complain, sentence, traced
+from gpuconv.messages import did_you_mean, printable, program, wanted_one_of
 
 COMMANDS = ("train", "evaluate", "predict", "summary", "report", "runs", "data", "info", "bench",
             "tune")
-EXAMPLES = ("gpuconv train", "gpuconv evaluate", "gpuconv predict runs/NAME picture.jpg",
+EXAMPLES = ("gpuconv train", "gpuconv evaluate", "gpuconv predict picture.jpg",
             "gpuconv train --help")
 FAILURES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, MemoryError,
             ImportError)  # of an optional package: the message says how to get it
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong usage is one line. The end of --help is made when it is asked for."""
+    """Parser that says in one line what is wrong, and makes the end of --help when it is shown."""
 
     command: ModuleType | None = None  # whose options these are
 
     def format_help(self) -> str:
-        """The text of --help."""
+        """Return the text of --help."""
         if self.command:
             self.epilog = epilog(self.command.EXAMPLES, getattr(self.command, "NOTES", ""))
-        return super().format_help()
+        return runnable(super().format_help())
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, and refuse here what is left: a command knows its own options.
+
+        Images of ``predict`` may stand before and after options.
+        """
+        found, rest = super().parse_known_args(args, namespace)
+        unknown = [word.split("=")[0] for word in rest if word.startswith("-") and word != "-"]
+        if unknown:
+            self.error("; ".join(
+                f"unrecognized option {word}{did_you_mean(word, self._option_string_actions)}"
+                for word in unknown))
+        if rest and not hasattr(found, "images"):
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        if rest:
+            found.images += rest
+        return found, []
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, (
+                f"invalid choice: {value!r}, {wanted_one_of(value, action.choices)}"))
 
     def error(self, message: str) -> NoReturn:
         """Write it and exit with status 2."""
-        print(f"gpuconv: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        complain("error", f"{message} {runnable(f'(see {self.prog} --help)')}")
         sys.exit(2)
 
 
@@ -81,15 +104,26 @@ def obey(args: argparse.Namespace) -> int:
         return 130
     except FAILURES as error:
         if args.traceback:
-            traceback.print_exc()
-        print(f"gpuconv: error: {sentence(error)}", file=sys.stderr)
+            print(traced(error), end="", file=sys.stderr)
+        complain("error", sentence(error))
+        for note in getattr(error, "__notes__", ()):  # which points at a place in a text
+            print("\n".join(map(printable, note.split("\n"))), file=sys.stderr)
         return 1
 
 
 def warn(message: Warning | str, *where: Any, **more: Any) -> None:
-    """A warning is one line, like an error."""
-    from gpuconv.cli.output import printable
-    print(f"gpuconv: warning: {printable(str(message))}", file=sys.stderr)
+    """Write a warning as one line, like an error."""
+    complain("warning", str(message))
+
+
+def runnable(text: str) -> str:
+    """Return a text of ours with "gpuconv COMMAND" as it can be typed here.
+
+    >>> runnable("see gpuconv.nn").removeprefix("see ")
+    'gpuconv.nn'
+    """
+    return re.sub(rf"(?<!usage: )\bgpuconv(?= (--help|{'|'.join(COMMANDS)})\b)",
+                  lambda _: printable(program()), text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def epilog(examples: Sequence[str], notes: str = "") -> str:
-    """The end of a --help.
+    """Return the end of a --help.
 
     >>> print(epilog(["gpuconv info"]))
     example:

@@ -14,7 +14,8 @@ from gpuconv.cli.options import (
     run_argument,
     source,
 )
-from gpuconv.cli.output import console, percent, printable, say, show, table, write_json
+from gpuconv.cli.output import console, percent, say, show, table, write_json
+from gpuconv.messages import printable
 
 if TYPE_CHECKING:
     from gpuconv.data import Dataset, Source

@@ -14,9 +14,10 @@ def run(args: argparse.Namespace) -> None:
     """``gpuconv info``."""
     from gpuconv import data, runs
     from gpuconv.cli.output import console, show
+    from gpuconv.messages import program
     found = data.cifar10_path()
     looked = " and ".join(str(place.absolute()) for place in data.cifar10_places())
     show(console(), {
         **runs.environment(),
-        "CIFAR-10": str(found) if found else f"not found in {looked}; gpuconv train --download "
-                                             "fetches it"})
+        "CIFAR-10": str(found) if found else f"not found in {looked}; {program()} train "
+                                             "--download fetches it"})

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gpuconv import backend
+from gpuconv.messages import program
 
 if TYPE_CHECKING:
     from gpuconv.data import Source
@@ -66,7 +67,7 @@ def choose_device(asked: str) -> tuple[str, str]:
         return asked, processors
     info = backend.device_info()
     if asked == "auto" and not info.ready:
-        return "cpu", f"{processors} (no GPU; gpuconv info says why)"
+        return "cpu", f"{processors} (no GPU; {program()} info says why)"
     backend.to_gpu(np.zeros(0), backend.gpu_number(asked))  # raises what is missing
     where = "cuda" if asked == "auto" else asked
     return where, f"{where}, {info.message}"
@@ -106,11 +107,11 @@ def source(args: argparse.Namespace, image_size: int | None = None) -> "Source":
                      image_size=args.image_size or image_size, test_share=args.test_share)
 
 
-def run_argument(to: argparse.ArgumentParser, required: bool = False) -> None:
-    """``RUN``; ``load_run`` turns it into a model."""
-    to.add_argument("run", nargs=None if required else "?", metavar="RUN",
-                    help="a run's folder: of its checkpoints the best; or a checkpoint file"
-                         + ("" if required else " (default: the newest in ./runs)"))
+def run_argument(to: argparse.ArgumentParser) -> None:
+    """Add ``RUN``; ``load_run`` turns it into a model."""
+    to.add_argument("run", nargs="?", metavar="RUN",
+                    help="a run's folder: of its checkpoints the best; or a checkpoint file "
+                         "(default: the newest in ./runs)")
 
 
 def load_run(args: argparse.Namespace) -> tuple["Trained", str]:

@@ -2,8 +2,12 @@
 
 import json
 import math
+import sys
+import traceback
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+
+from gpuconv.messages import printable
 
 GAP = 2  # between columns
 
@@ -14,22 +18,18 @@ def console() -> Any:
     return Console()
 
 
-def printable(text: str) -> str:
-    """The text without what would command a terminal or break a line: names of files may hold it.
-
-    >>> print(printable("red\\x1b[31m"), printable("no Unicode\\udcff"))
-    red\\x1b[31m no Unicode\\udcff
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def say(console: Any, text: str) -> None:
-    """A line, as it is: brackets in it are no markup."""
-    print(text, file=console.file, flush=True)
+    """Write a line; brackets in it are no markup."""
+    print(printable(text), file=console.file, flush=True)
+
+
+def complain(kind: str, text: str) -> None:
+    """Write a line to standard error, after the name of the program and "error" or another kind."""
+    print(f"gpuconv: {kind}: {printable(text)}", file=sys.stderr)
 
 
 def show(console: Any, rows: dict[str, str]) -> None:
-    """Names and values: a table in a terminal, else lines."""
+    """Write names and values: a table in a terminal, else lines."""
     rows = {name: printable(value) for name, value in rows.items()}
     if not console.is_terminal:
         width = max(map(len, rows)) + 2
@@ -71,7 +71,7 @@ def table(console: Any, headings: Sequence[str], rows: Sequence[Sequence[Any] | 
     made = Table(box=SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False,
                  collapse_padding=True)
     for i in columns:
-        made.add_column(Text(headings[i]), justify="right" if i in right else "left",
+        made.add_column(Text(words[0][i]), justify="right" if i in right else "left",
                         width=widths.get(i), overflow="fold")
     for cells in rows:
         if cells is None:
@@ -115,7 +115,7 @@ def _squeezed(columns: dict[int, tuple[int, int]], room: int) -> dict[int, int]:
 
 
 def write_json(console: Any, value: Any) -> None:
-    """A value as JSON, which has no NaN and no infinity: they become null."""
+    """Write a value as JSON, all in ASCII; it has no NaN and no infinity: they become null."""
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(inside) for key, inside in value.items()}
@@ -123,7 +123,7 @@ def write_json(console: Any, value: Any) -> None:
             return [plain(inside) for inside in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    say(console, json.dumps(plain(value), indent=2))
+    print(json.dumps(plain(value), indent=2), file=console.file, flush=True)
 
 
 def several(count: int, what: str) -> str:
@@ -145,13 +145,26 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def sentence(error: BaseException) -> str:
-    """What an error says; a text of several lines as it is: it may point at something.
+    """Return what an error says, in one line.
 
     >>> sentence(FileNotFoundError(2, "No such file or directory", "cat.png"))
     'cat.png: no such file or directory'
     """
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+    if isinstance(error, FileExistsError) and error.filename is not None:  # of mkdir
+        text = f"{error.filename}: a file has that name, wanted a folder"
+    elif isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     else:
         text = str(error) or type(error).__name__
-    return "\n".join(map(printable, text.split("\n")))
+    return printable(text)
+
+
+def traced(error: BaseException) -> str:
+    """Return where an error came from, and those that led to it, the first one first.
+
+    Python's own traceback shows the text of an error as it is.
+    """
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    where = "".join(traceback.format_tb(error.__traceback__))
+    return (traced(before) + "\n" if before else "") + (
+        f"Traceback (most recent call last):\n{where}{type(error).__name__}: {sentence(error)}\n")

@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.cli.options import add_device, load_run, number, run_argument
+from gpuconv.cli.options import add_device, load_run, number
 from gpuconv.cli.output import console, percent, sentence, table, write_json
 
 if TYPE_CHECKING:
@@ -14,15 +14,20 @@ if TYPE_CHECKING:
     from gpuconv.runs import Trained
 
 SAYS = "Ask a trained model what images show."
-EXAMPLES = ("gpuconv predict runs/NAME cat.jpg", "gpuconv predict runs/NAME *.png --top 1",
+EXAMPLES = ("gpuconv predict cat.jpg", "gpuconv predict runs/NAME *.png --top 1",
             "gpuconv predict net.safetensors cat.jpg --json")
+NOTES = """\
+The first argument is RUN if it is the folder of a run or ends in .safetensors; otherwise it is an
+image like all others, and the model is that of the newest run in ./runs."""
 BATCH = 256  # images that are read at a time
 BAR = 20     # characters of a bar, at probability 1
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
     """Add the options of ``gpuconv predict``."""
-    run_argument(to, required=True)
+    to.add_argument("run", nargs="?", metavar="RUN",
+                    help="a run's folder: of its checkpoints the best; or a checkpoint file, "
+                         "*.safetensors (default: the newest run in ./runs)")
     to.add_argument("images", nargs="+", metavar="IMAGE", help="image files of any size")
     to.add_argument("--top", type=number(int, 1), default=3, metavar="N",
                     help="most likely classes of each image (default: %(default)s)")
@@ -31,12 +36,16 @@ def add_options(to: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """``gpuconv predict``: first all answers, then what could not be read.
+    """Write all answers, then what could not be read.
 
     Raises:
-        ValueError: an image could not be read; names it.
+        ValueError: there is no image, or some could not be read; names these.
     """
-    trained, _ = load_run(args)
+    read_as = tell_run_from_images(args)
+    try:
+        trained, _ = load_run(args)
+    except FileNotFoundError as error:
+        raise FileNotFoundError("; ".join([sentence(error), *read_as])) from None
     top = min(args.top, len(trained.classes))
     answers: dict[str, list[tuple[str, float]]] = {}
     failures: dict[str, str] = {}
@@ -53,13 +62,34 @@ def run(args: argparse.Namespace) -> None:
     elif answers:
         show_answers(out, answers)
     if failures:
-        several = f"{len(failures)} images cannot be read:\n  " if len(failures) > 1 else ""
-        raise ValueError(several + "\n  ".join(failures.values()))
+        several = f"{len(failures)} images cannot be read: " if len(failures) > 1 else ""
+        doubt = read_as if args.run is None and args.images[0] in failures else []
+        raise ValueError(several + "; ".join([*failures.values(), *doubt]))
+
+
+def tell_run_from_images(args: argparse.Namespace) -> list[str]:
+    """Put the first argument where it belongs; return how it was read, if that is not obvious.
+
+    Raises:
+        ValueError: there is a run and no image.
+    """
+    from gpuconv.data.images import SUFFIXES
+    first, *more = words = ([args.run] if args.run else []) + args.images
+    is_file = first.lower().endswith(".safetensors")
+    if is_file or os.path.lexists(os.path.join(first, "config.json")):
+        if not more:
+            raise ValueError(f"{first} was read as RUN: wanted an IMAGE, too")
+        args.run, args.images = first, more
+        return [f"{first} was read as RUN, because of its name"] if is_file else []
+    args.run, args.images = None, words
+    return [] if first.lower().endswith(SUFFIXES) else [
+        f"{first} was read as an image, because it is neither the folder of a run nor a "
+        ".safetensors file, so the model is that of the newest run"]
 
 
 def read(paths: list[str], trained: "Trained",
          failures: dict[str, str]) -> "dict[str, np.ndarray]":
-    """{path: (H, W, C) uint8} of what can be read, at the size of the model; failures: the rest."""
+    """Return {path: (H, W, C) uint8} at the model's size; add what is wrong to ``failures``."""
     from gpuconv.data.images import read_image
     H, W, C = trained.input_shape
     images = {}
@@ -75,7 +105,7 @@ def read(paths: list[str], trained: "Trained",
 
 def ask(trained: "Trained", images: "dict[str, np.ndarray]",
         top: int) -> dict[str, list[tuple[str, float]]]:
-    """{path: [(class, probability), ...]}, the most likely first."""
+    """Return {path: [(class, probability), ...]}, the most likely first."""
     import numpy as np
     probabilities = trained.probabilities(np.stack(list(images.values())))  # (N, K)
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
@@ -84,7 +114,7 @@ def ask(trained: "Trained", images: "dict[str, np.ndarray]",
 
 
 def show_answers(out: Any, answers: dict[str, list[tuple[str, float]]]) -> None:
-    """A group of rows per image."""
+    """Write a group of rows per image."""
     from rich.text import Text
     rows: list[Any] = []
     for path, classes in answers.items():
@@ -97,7 +127,7 @@ def show_answers(out: Any, answers: dict[str, list[tuple[str, float]]]) -> None:
 
 
 def bar(p: float, encoding: str) -> str:
-    """As long as p is large.
+    """Return a bar as long as p is large.
 
     >>> bar(0.5, "ascii")
     '##########'

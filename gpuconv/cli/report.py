@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gpuconv.cli.options import add_device, choose_device, number, run_argument
 from gpuconv.cli.output import console, percent, say, show
+from gpuconv.messages import install, program, quoted
 
 if TYPE_CHECKING:
     from gpuconv.runs import RunFolder
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 SAYS = "Write a run as one HTML file: curves, confusion matrix, mistakes, filters, settings."
 EXAMPLES = ("gpuconv report", "gpuconv report runs/NAME --output net.html")
 NOTES = "The file needs no network and no other file. Curves are drawn by matplotlib:\n" \
-        "pip install 'gpuconv[plot]'"
+        f"{install('plot')}"
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     for note in found.notes:
         warnings.warn(note, stacklevel=1)
     if not report.available():
-        say(out, report.HINT)
+        say(out, report.hint())
 
 
 def choose_run(text: str | None) -> tuple["RunFolder", pathlib.Path | None]:
@@ -71,8 +72,8 @@ def choose_run(text: str | None) -> tuple["RunFolder", pathlib.Path | None]:
         return runs.RunFolder(path), None
     inside = path.absolute().parent.parent
     if (path.absolute().parent / "config.json").is_file():
-        raise ValueError(f"{path} is no checkpoint; a report of the run: gpuconv report "
-                         f"{path.parent}")
+        raise ValueError(f"{path} is no checkpoint; a report of the run: {program()} report "
+                         f"{quoted(path.parent)}")
     if not (inside / "config.json").is_file():
         raise ValueError(f"{path} lies in no run's folder: a report wants the metrics and settings "
                          "that are there too")

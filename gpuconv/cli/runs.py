@@ -7,7 +7,8 @@ import pathlib
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.cli.output import console, percent, printable, say, sentence, table, write_json
+from gpuconv.cli.output import console, percent, say, sentence, table, write_json
+from gpuconv.messages import program
 
 if TYPE_CHECKING:
     from gpuconv.runs import RunFolder
@@ -41,14 +42,14 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         write_json(out, found)
     elif not found:
-        say(out, f"there are no runs in {parent.absolute()}; gpuconv train makes one")
+        say(out, f"there are no runs in {parent.absolute()}; {program()} train makes one")
     else:
         table(out, ["run", "model", "data", "epochs", "best test accuracy", "with views",
                     "images/s", "date", "status"], [cells(row) for row in found],
               right=(3, 4, 5, 6), spare=(7, 6, 5))
         for row in found:
             if row["problem"]:
-                say(out, printable(f"{row['run']}: {row['problem']}"))
+                say(out, f"{row['run']}: {row['problem']}")
 
 
 def about(folder: "RunFolder") -> dict[str, Any]:

@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
     if out.is_terminal:
         out.print(found.table(out.width))
     else:
-        say(out, str(found))
+        for line in str(found).split("\n"):
+            say(out, line)
     if memory:
         say(out, "")
         show(out, {"device": where} | in_words(memory))

@@ -3,14 +3,14 @@
 import argparse
 import dataclasses
 import pathlib
-import shlex
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gpuconv import backend, random
 from gpuconv.cli.options import add_data, add_device, add_model, choose_device, number
-from gpuconv.cli.output import say, several, show
+from gpuconv.cli.output import complain, say, several, show
+from gpuconv.messages import program, quoted, wanted_one_of
 
 if TYPE_CHECKING:
     from gpuconv.data import Dataset, Source
@@ -194,7 +194,7 @@ def chosen(args: argparse.Namespace,
     from gpuconv.recipes import RECIPES, usual
     from gpuconv.runs import Config, check_data
     if args.recipe and args.recipe not in RECIPES:
-        raise ValueError(f"--recipe {args.recipe}: wanted one of {', '.join(RECIPES)}")
+        raise ValueError(f"--recipe {args.recipe}: {wanted_one_of(args.recipe, RECIPES)}")
     changes = {field: given for field in (*CHANGES, "master_weights")
                if (given := getattr(args, field)) is not None}
     if not args.augment:
@@ -221,7 +221,7 @@ def chosen(args: argparse.Namespace,
                               classes=len(sets[0].classes), image=H if H == W else (H, W)),
         source=source, settings=with_changes(recipe.settings, changes), recipe=name,
         dtype=args.dtype or "float32", seed=seed, device=where,
-        command=shlex.join(["gpuconv", *sys.argv[1:]]))
+        command=quoted("gpuconv", *sys.argv[1:]))
     check_data(config, *sets)
     return config, sets, asked.says(*sets), device
 
@@ -308,12 +308,12 @@ def finish(console: Any, folder: "RunFolder", history: "History") -> None:
     if skipped := sum(row.skipped for row in history.rows):
         say(console, f"{overflow(skipped)} in all")
     curves = folder.plots / "curves.png"
-    say(console, f"curves    {curves}" if report.plot_curves(history, curves) else report.HINT)
+    say(console, f"curves    {curves}" if report.plot_curves(history, curves) else report.hint())
     for what in ("evaluate", "report"):
-        say(console, f"{what:10}gpuconv {what} {shlex.quote(str(folder.path))}")
+        say(console, f"{what:10}{program()} {what} {quoted(folder.path)}")
 
 
 def resume_hint(folder: "RunFolder") -> None:
     """Print the command that goes on with a run, or starts it again."""
-    print(f"gpuconv: to {'go on' if folder.checkpoints() else 'start again'}: gpuconv train "
-          f"--resume {shlex.quote(str(folder.path))}", file=sys.stderr)
+    complain(f"to {'go on' if folder.checkpoints() else 'start again'}",
+             f"{program()} train --resume {quoted(folder.path)}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gpuconv import backend
 from gpuconv.cli.options import add_device, add_model, choose_device, number
 from gpuconv.cli.output import console, say, show, table
+from gpuconv.messages import program, quoted
 
 if TYPE_CHECKING:
     from gpuconv.nn import Module
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     for (direction, *_), chosen, why in failures:
         say(out, f"left out: {WORDS[direction]} by {spelt(chosen)}: {why.splitlines()[0]}")
     say(out, f"table     {pathlib.Path(args.output)}")
-    say(out, f"use       gpuconv train --tuned {args.output}")
+    say(out, f"use       {program()} train --tuned {quoted(args.output)}")
 
 
 def step(model: "Module", x: backend.Array) -> None:

@@ -27,6 +27,7 @@ from gpuconv import files, threads
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.download import download as fetch
 from gpuconv.data.unpickle import Refused, Unpickler
+from gpuconv.messages import program
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIZE = 32                       # pixels, height and width
@@ -99,8 +100,8 @@ def cifar10(root: str | os.PathLike | None = None, download: bool = False, *, ve
         looked = " and ".join(str(place.absolute()) for place in places)
         raise FileNotFoundError(
             f"cifar10: found no {BINARY.archive}, {PYTHON.archive} or their files in {looked}. "
-            "Either fetch it: gpuconv data cifar10 --download, or cifar10(download=True). Or by "
-            f"hand: get {URL}{BINARY.archive} ({BINARY.archive_bytes:,} bytes, SHA-256 "
+            f"Either fetch it: {program()} data cifar10 --download, or cifar10(download=True). Or "
+            f"by hand: get {URL}{BINARY.archive} ({BINARY.archive_bytes:,} bytes, SHA-256 "
             f"{BINARY.archive_sha256}) and put it into one of these folders, or pass its path")
 
     version, place = found

@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from gpuconv import threads
+from gpuconv.messages import install
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
@@ -95,7 +96,7 @@ def pillow() -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise ImportError("reading image files needs Pillow: pip install pillow") from None
+        raise ImportError(f"reading image files needs Pillow: {install('pillow')}") from None
     Image.init()
     return Image
 

@@ -13,6 +13,7 @@ from gpuconv.data.images import resized
 from gpuconv.data.listing import unused_set
 from gpuconv.data.npz import npz, npz_by_position, whole_npz
 from gpuconv.data.shapes import shapes
+from gpuconv.messages import did_you_mean
 
 MANIFEST_KINDS = ("folder", "npz")  # whose images come and go
 KINDS = ("auto", "cifar10", "shapes", "folder", "npz")
@@ -90,7 +91,8 @@ class Source:
             return Source(text or "auto", **more)
         place = _absolute(text)
         if not os.path.exists(place):
-            raise FileNotFoundError(f"data {text}: no such file or folder; {WANTED}")
+            raise FileNotFoundError(f"data {text}: no such file or folder; {WANTED}"
+                                    f"{did_you_mean(text, ('cifar10', 'shapes'))}")
         if text.lower().endswith(".npz"):
             return Source("npz", place, **more)
         if os.path.isdir(place):

@@ -1,13 +1,15 @@
 """``python -m gpuconv.guide [FOLDER]``: the documentation as a web site, made by pdoc.
 
 One page per module, its docstring on top, and the pages of ``gpuconv.guide``. Wants the package
-pdoc: ``pip install "gpuconv[docs]"``.
+pdoc, as ``pip install ".[docs]"`` brings it.
 """
 
 import argparse
 import pathlib
 import pkgutil
 import sys
+
+from gpuconv.messages import install
 
 HERE = pathlib.Path(__file__).parent
 
@@ -59,7 +61,7 @@ def main() -> None:
     try:
         print(build(args.folder))
     except ModuleNotFoundError as error:
-        parser.exit(1, f'gpuconv.guide: {error}: pip install "gpuconv[docs]"\n')
+        parser.exit(1, f"gpuconv.guide: {error}: {install('docs')}\n")
     except OSError as error:
         parser.exit(1, f"gpuconv.guide: {error}\n")
 

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gpuconv.messages import did_you_mean
 from gpuconv.models import notation
 from gpuconv.models.convnet import cifar_convnet, simple_convnet
 from gpuconv.models.speedrun import speedrun
@@ -38,18 +39,13 @@ def describe(text: str, *, in_channels: int | None = None, classes: int | None =
         What ``build`` takes.
 
     Raises:
-        ValueError: an unknown name; a notation that cannot be read (points at the place); a
+        ValueError: an unknown name; a notation that cannot be read (a note points at the place); a
             notation for other images or other classes than these (says both).
 
     >>> describe("simple_convnet", classes=4)
     {'name': 'simple_convnet', 'arguments': {'in_channels': 3, 'classes': 4, 'image': 32}}
     >>> describe("INPUT 8x8x1  CONV3-4 RELU FC 2")
     {'notation': 'INPUT 8x8x1 CONV3-4 RELU FC 2'}
-    >>> describe("INPUT 8x8x1 FC 2", classes=10)
-    Traceback (most recent call last):
-    ValueError: model, character 13: the net gives 2 numbers, the data have 10 classes
-        INPUT 8x8x1 FC 2
-                    ^^^^
     """
     text = " ".join(text.split())
     if " " in text or text.upper().startswith("INPUT"):
@@ -127,7 +123,8 @@ def _arguments(name: str, given: Any = None) -> dict[str, Any]:
     """All arguments of a model, those that are not given as they are by default."""
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}: wanted {', '.join(MODELS)}, or a notation such "
-                         'as "INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10"')
+                         'as "INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10"'
+                         f"{did_you_mean(name, MODELS)}")
     try:
         bound = inspect.signature(MODELS[name]).bind(**(given or {}))
     except TypeError as error:

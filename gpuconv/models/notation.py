@@ -33,6 +33,7 @@ import re
 from collections.abc import Callable
 
 from gpuconv import nn
+from gpuconv.messages import did_you_mean
 from gpuconv.nn import Module, Sequential
 from gpuconv.ops.window import Window, sides
 
@@ -205,7 +206,8 @@ def _word(text: str, start: int) -> Word:
         if apart and not numbers:
             numbers, end = apart[1], apart.end()
     else:
-        wanted = "* behind ] only" if found[0] == "*" else f"one of {NAMES}"
+        near = did_you_mean(name, (*SPELLING, *PLAIN, "BN"))
+        wanted = "* behind ] only" if found[0] == "*" else f"one of {NAMES}{near}"
         raise _error(text, start, end, f"cannot read {found[0]!r}: wanted {wanted}")
     pattern, wanted = SPELLING.get(name, ("", f"{name} alone"))
     spelled = re.fullmatch(pattern, numbers, re.I)
@@ -284,10 +286,12 @@ def _bounded(net: Net, word: Word, volume: Volume, parameters: int) -> None:
 
 
 def _error(text: str, start: int, end: int, says: str) -> ValueError:
-    """A sentence, the text (100 characters around the place), and a line under the place."""
+    """Return the error; its note shows the text around the place, with a line under the place."""
     shown = "".join(c if c.isprintable() else " " for c in text)
     cut = max(0, min(start - 30, len(shown) - 100))
     before, after = "..." * (cut > 0), "..." * (len(shown) > cut + 100)
     line = "^" * max(1, min(end, cut + 100) - start)
-    return ValueError(f"model, character {start + 1}: {says}\n    {before}{shown[cut:cut + 100]}"
-                      f"{after}\n    {' ' * (len(before) + start - cut)}{line}")
+    error = ValueError(f"model, character {start + 1}: {says}")
+    error.add_note(f"    {before}{shown[cut:cut + 100]}{after}\n"
+                   f"    {' ' * (len(before) + start - cut)}{line}")
+    return error

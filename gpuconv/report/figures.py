@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpuconv import files
+from gpuconv.messages import install
 from gpuconv.train import History
-
-HINT = "curves are drawn by matplotlib, which is not installed: pip install 'gpuconv[plot]'"
 
 PRINTED = {"ink": "#22272d", "muted": "#69727d", "line": "#dfe3e8", "plain": "#8b95a1",
            "strong": "#0072b2"}
@@ -28,8 +27,13 @@ Curve = tuple[str, list[tuple[int, float]]]  # name, points (epoch, value)
 
 
 def available() -> bool:
-    """Is matplotlib installed?"""
+    """Return whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
+
+
+def hint() -> str:
+    """Return a line that says how to get matplotlib."""
+    return f"curves are drawn by matplotlib, which is not installed: {install('plot')}"
 
 
 def curves(history: History, quantity: str) -> list[Curve]:
@@ -70,7 +74,7 @@ def plot_curves(history: History, path: str | os.PathLike) -> bool:
         path: the file; its folder must exist.
 
     Returns:
-        Whether it was written: not without matplotlib, which ``report.HINT`` says how to get.
+        Whether it was written: not without matplotlib, which ``report.hint`` says how to get.
 
     Raises:
         OSError: the file cannot be written.

@@ -61,7 +61,7 @@ class Findings:
     predictions: Predictions | None  # on the test set; None: it could not be measured
     mistakes: list[Mistake]
     data: str                       # name of the test set
-    notes: list[str]                # what is missing, and why
+    notes: list[str]                # what is missing, and why; without a full stop, as warnings
 
 
 def collect(folder: RunFolder, *, checkpoint: str | os.PathLike | None = None,
@@ -88,7 +88,7 @@ def collect(folder: RunFolder, *, checkpoint: str | os.PathLike | None = None,
         try:
             sets = folder.sets(data, identity=trained.metadata.get("identity"))
             test, name = sets.test, sets.test.name
-            notes += [f"{text[0].upper()}{text[1:]}." for text in sets.warnings()]
+            notes += sets.warnings()
             if "test" in sets.unproven:
                 raise ValueError("its test set cannot be told from its training images")
             if test.classes != trained.classes:
@@ -97,9 +97,9 @@ def collect(folder: RunFolder, *, checkpoint: str | os.PathLike | None = None,
             found = predictions(trained.model, test, mean=trained.mean, std=trained.std)
             wrong = mistakes(found, test, count)
         except (OSError, ValueError) as error:
-            notes.append(f"The model could not be measured on its data: {error}")
+            notes.append(f"the model could not be measured on its data: {error}")
     else:
-        notes.append("This run has no checkpoint yet, so there is no model to look at.")
+        notes.append("this run has no checkpoint yet, so there is no model to look at")
     return Findings(folder.path.absolute().name, folder.status(), dataclasses.asdict(config),
                     folder.environment(), history, trained, folder.viewed(), found, wrong, name,
                     notes)

@@ -12,6 +12,7 @@ from typing import Any
 
 import gpuconv
 from gpuconv import files
+from gpuconv.messages import program
 from gpuconv.report import figures, findings, sections
 from gpuconv.report.findings import Findings
 from gpuconv.report.sections import facts, percent, section, text
@@ -57,7 +58,7 @@ def write_findings(folder: RunFolder, path: str | os.PathLike | None = None, *,
     found = findings.collect(folder, checkpoint=checkpoint, device=device, count=mistakes,
                              data=data)
     if path is None and target.exists() and found.trained and found.predictions is None:
-        raise ValueError(f"{target} is left as it is. {found.notes[-1]}")
+        raise ValueError(f"{target} is left as it is: {found.notes[-1]}")
     if path is None:  # else the run's folder is left as it is: it may be read-only
         folder.plots.mkdir(exist_ok=True)
         figures.plot_curves(found.history, folder.plots / "curves.png")
@@ -71,7 +72,8 @@ def render(found: Findings) -> str:
     parts = _parts(found)
     style = importlib.resources.files("gpuconv.report").joinpath("style.css").read_text("utf-8")
     links = "".join(f'<a href="#{name}">{text(heading)}</a>' for name, heading, _, _ in parts)
-    notes = "".join(f'<p class="note">{text(note)}</p>' for note in found.notes)
+    notes = "".join(f'<p class="note">{text(note[0].upper() + note[1:])}.</p>'
+                    for note in found.notes)
     body = "\n".join(section(*part) for part in parts)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -170,7 +172,7 @@ def _tiles(found: Findings) -> str:
         low, high = findings.interval(answers.accuracy, len(answers.labels))
         tiles += [("Test accuracy", percent(answers.accuracy),
                    f"of {len(answers.labels):,} images; "
-                   f"95\u00a0% interval {100 * low:.1f}–{100 * high:.1f}\u00a0%{viewed}"),
+                   f"95% interval {100 * low:.1f}–{100 * high:.1f}%{viewed}"),
                   ("Test loss", f"{answers.loss:.3f}", "nats per image")]
     elif history.rows and (test := history.best.test):
         tiles += [("Test accuracy", percent(test.accuracy), f"of {test.count:,} images{viewed}"),
@@ -216,7 +218,10 @@ def _settings(config: dict[str, Any]) -> str:
                 groups[name] |= v if isinstance(v, dict) else {inner: v}
         elif name != "command":
             groups["run"][name] = value
-    words = " ".join(f"<span>{text(word)}</span>" for word in (config.get("command") or "").split())
+    typed = config.get("command") or ""
+    if typed.startswith("gpuconv "):
+        typed = program() + typed.removeprefix("gpuconv")
+    words = " ".join(f"<span>{text(word)}</span>" for word in typed.split())
     columns = "".join(
         f"<div><h3>{text(GROUPS.get(name, name).capitalize())}</h3>"
         f"{facts({key.replace('_', ' '): value for key, value in group.items()})}</div>"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.messages import printable
 from gpuconv.report import figures
 from gpuconv.report.findings import Confusion, Mistake, png
 from gpuconv.train import History
@@ -20,17 +21,15 @@ MANY = 20      # classes that still have comfortable cells
 LONG = 12      # letters of a class name that still stands upright over its column
 SIDE = 128     # pixels that a small image is enlarged to
 FILTER = 56    # likewise, a filter
-CONTROLS = {c: "?" for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}  # not in HTML
 
 
 def text(value: object) -> str:
-    """Any text, safe inside an element or an attribute of HTML.
+    """Return any text as it can stand inside an element or an attribute of HTML.
 
     >>> text('<b>"&"</b>')
     '&lt;b&gt;&quot;&amp;&quot;&lt;/b&gt;'
     """
-    words = str(value).encode("utf-8", "replace").decode()  # a file name may be no Unicode
-    return html.escape(words.translate(CONTROLS))
+    return html.escape(printable(str(value)))
 
 
 def percent(share: float) -> str:
@@ -89,7 +88,8 @@ def table(kind: str, headings: Sequence[str], rows: Sequence[Sequence[str]], nam
 def curves(history: History) -> str:
     """Loss and accuracy side by side, or how to get them."""
     if not figures.available():
-        return f"<p>{text(figures.HINT[0].upper() + figures.HINT[1:])}</p>"
+        how = figures.hint()
+        return f"<p>{text(how[0].upper() + how[1:])}</p>"
     drawn = "\n".join(
         f'<figure><figcaption>{quantity.capitalize()}</figcaption>'
         f'<div role="img" aria-label="{text(figures.says(history, quantity))}">'

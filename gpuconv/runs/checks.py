@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import shlex
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from gpuconv import files, models
 from gpuconv.backend import float_dtype
 from gpuconv.data import Dataset, Source
+from gpuconv.messages import program, quoted
 from gpuconv.runs.config import Config
 from gpuconv.runs.lock import NAME as LOCK
 from gpuconv.train import VIEWS
@@ -129,8 +129,7 @@ def check_free(path: str | os.PathLike) -> None:
     there = sorted(path.iterdir()) if path.exists() else []
     if any(one.name == "config.json" for one in there):
         raise FileExistsError(f"{path} is not empty: it holds a run; to go on with that, or to "
-                              "start it again: gpuconv train --resume "
-                              f"{shlex.quote(str(path))}")
+                              f"start it again: {program()} train --resume {quoted(path)}")
     if others := [one.name for one in there if not _is_leftover(one)]:
         raise FileExistsError(f"{path} is not empty: it has {', '.join(others[:3])}"
                               f"{', ...' if len(others) > 3 else ''}; a new run wants a folder of "

@@ -5,6 +5,7 @@ import pathlib
 import platform
 
 from gpuconv import backend, threads
+from gpuconv.messages import install
 
 
 def environment() -> dict[str, str]:
@@ -16,7 +17,7 @@ def environment() -> dict[str, str]:
         "Python": f"{platform.python_version()}, {platform.platform()}",
         "NumPy": f"{version('numpy')}, {blas()}",
         "SciPy": version("scipy"),
-        "bfloat16": version("ml_dtypes", "not on this machine: pip install ml_dtypes"),
+        "bfloat16": version("ml_dtypes", f"not on this machine: {install('bfloat16')}"),
         "CPU": f"{threads.count()} threads",
         "CuPy": gpu.cupy or "not installed",
         "GPU": f"{gpu.state}: {gpu.message}"}

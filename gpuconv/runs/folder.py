@@ -25,14 +25,16 @@ from typing import Any
 from gpuconv import files
 from gpuconv.data import Dataset
 from gpuconv.data.manifest import Manifest
+from gpuconv.messages import program
 from gpuconv.ops.gpu.table import Table
 from gpuconv.runs.checks import check_free
 from gpuconv.runs.config import Config
 from gpuconv.runs.environment import environment
 from gpuconv.runs.lock import in_use, locked
+from gpuconv.runs.model_file import model_file
 from gpuconv.runs.sets import Sets, run_sets
 from gpuconv.train import EarlyStopping, History, checkpoints, read_records
-from gpuconv.train.checkpoint import BEST, best, candidates
+from gpuconv.train.checkpoint import BEST, candidates
 
 PARENT = "runs"  # of all runs, in the folder where one works
 
@@ -109,7 +111,9 @@ class RunFolder:
         if not self.path.exists():
             raise FileNotFoundError(f"there is no folder {self.path}")
         if not os.path.lexists(path):
-            raise FileNotFoundError(f"{self.path} is no folder of a run: it has no config.json")
+            inside = "".join(f"; the newest run in it is {run.path}" for run in find(self.path)[:1])
+            raise FileNotFoundError(f"{self.path} is no folder of a run: it has no config.json"
+                                    f"{inside}")
         return Config.read(path)
 
     def environment(self) -> dict[str, str]:
@@ -283,7 +287,7 @@ def newest(parent: str | os.PathLike = PARENT) -> RunFolder:
     for folder in find(parent):
         try:
             folder.config()
-            best(folder.checkpoints_folder)
+            model_file(folder)
         except (OSError, ValueError) as error:
             problems.append(f"{folder.path} is passed over: {error}")
             continue
@@ -292,7 +296,7 @@ def newest(parent: str | os.PathLike = PARENT) -> RunFolder:
         return folder
     raise FileNotFoundError("; ".join([
         f"there is no run in {pathlib.Path(parent).absolute()}"
-        f"{' that has a model' if problems else ''}: gpuconv train makes one", *problems]))
+        f"{' that has a model' if problems else ''}: {program()} train makes one", *problems]))
 
 
 def _age(folder: RunFolder) -> tuple[float, str]:

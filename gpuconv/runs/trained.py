@@ -11,8 +11,8 @@ from gpuconv import files, models
 from gpuconv.data import Dataset
 from gpuconv.nn import Module
 from gpuconv.runs.folder import RunFolder
+from gpuconv.runs.model_file import model_file
 from gpuconv.train import predictions, weights
-from gpuconv.train.checkpoint import best
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ def load(path: str | os.PathLike, device: str = "cpu") -> Trained:
     if path.is_dir():
         folder = RunFolder(path)
         folder.config()
-        path = best(folder.checkpoints_folder)
+        path = model_file(folder)
     state, metadata = files.load(path)
     missing = [name for name in ("model", "classes", "mean", "std", "input_shape")
                if metadata.get(name) is None]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpuconv.data import Augment
+from gpuconv.messages import wanted_one_of
 from gpuconv.nn import Module
 from gpuconv.optim import EMA, Constant, Cosine, Linear, OneCycle, Optimizer, StepDecay
 from gpuconv.train.groups import OPTIMIZERS, Group, check_group, defaults, parameter_groups
@@ -57,8 +58,8 @@ class Settings:
         """Refuse what cannot be done, before any data are read."""
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} {getattr(self, name)!r}, wanted one of "
-                                 f"{', '.join(map(str, choices))}")
+                raise ValueError(f"{name} {getattr(self, name)!r}, "
+                                 f"{wanted_one_of(getattr(self, name), choices)}")
         check_views(self.views)
         for name in ("epochs", "batch_size", "patience"):
             value = getattr(self, name)

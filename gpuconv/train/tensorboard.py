@@ -4,6 +4,7 @@ import math
 import os
 from typing import Any
 
+from gpuconv.messages import install
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.history import flat
 
@@ -27,7 +28,7 @@ class TensorBoard(Callback):
             import tensorboardX
         except ImportError:
             raise ImportError("TensorBoard events need the package tensorboardX: "
-                              "pip install 'gpuconv[tensorboard]'") from None
+                              f"{install('tensorboard')}") from None
         if every < 1:
             raise ValueError(f"TensorBoard: every {every}, wanted at least 1")
         self.make, self.folder, self.every = tensorboardX.SummaryWriter, folder, every

@@ -20,6 +20,7 @@ from gpuconv.autograd import no_grad
 from gpuconv.backend import Array, accumulator, array_device, get_array_module, to_cpu
 from gpuconv.data import Dataset, augment_batch
 from gpuconv.data.moves import Move
+from gpuconv.messages import wanted_one_of
 from gpuconv.nn import Module
 from gpuconv.train.feed import Numbers
 from gpuconv.train.measure import mode
@@ -47,7 +48,7 @@ def check_views(name: str) -> str:
         ValueError: there are none; says which there are.
     """
     if name not in VIEWS:
-        raise ValueError(f"views {name!r}, wanted one of {', '.join(VIEWS)}")
+        raise ValueError(f"views {name!r}, {wanted_one_of(name, VIEWS)}")
     return name
 
 

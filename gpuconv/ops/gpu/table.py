@@ -24,6 +24,7 @@ import numpy as np
 
 from gpuconv import files
 from gpuconv.backend import cupy
+from gpuconv.messages import program
 from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.gpu.tile import Tile
 
@@ -87,7 +88,7 @@ class Table:
                  if self.where.get(name) != now[name]]
         if other:
             raise ValueError(f"the tuned table was measured elsewhere ({'; '.join(other)}): run "
-                             f"gpuconv tune here")
+                             f"{program()} tune here")
 
     def save(self, path: str | os.PathLike) -> None:
         """Write it as JSON, as a whole or not at all."""
@@ -121,7 +122,7 @@ def load_table(path: str | os.PathLike) -> Table:
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{os.fspath(path)} is no tuned table ({error})") from None
     raise ValueError(f"{os.fspath(path)} is a tuned table of version {told['version']}, wanted "
-                     f"{VERSION}: run gpuconv tune again")
+                     f"{VERSION}: run {program()} tune again")
 
 
 def _entry(told: dict[str, Any]) -> tuple[Key, list[tuple[Choice, float]]]:
