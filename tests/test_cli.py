@@ -22,7 +22,7 @@ def test_help_shows_each_command_with_a_line_and_examples():
     done = gpuconv("--help")
     assert done.returncode == 0 and done.stderr == ""
     assert tuple(re.findall(r"^    (\w+) +[a-z]\w* .*[^.]$", done.stdout, re.M)) == cli.COMMANDS
-    for example in re.findall(r"^  gpuconv (\w+)", done.stdout.split("examples:\n")[1], re.M):
+    for example in re.findall(r"^  .*gpuconv (\w+)", done.stdout.split("examples:\n")[1], re.M):
         assert example in cli.COMMANDS
 
 
@@ -37,7 +37,7 @@ def test_help_of_a_command_has_an_example_of_it(command, capsys):
         cli.main([command, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert re.search(rf"examples?:\n  gpuconv {command}\b", text)
+    assert re.search(rf"examples?:\n  .*gpuconv {command}\b", text)
 
 
 def test_examples_of_all_commands_can_be_parsed():
@@ -90,16 +90,25 @@ def failing(monkeypatch):
     return put
 
 
+def pointing(text, note):
+    error = ValueError(text)
+    error.add_note(note)
+    return error
+
+
 @pytest.mark.parametrize("error, text", [
     (ValueError("size 3 does not fit"), "size 3 does not fit"),
-    (ValueError("model: cannot read CONF\n  INPUT | CONF\n          ^^^^"),
+    (pointing("model: cannot read CONF", "  INPUT | CONF\n          ^^^^"),
      "model: cannot read CONF\n  INPUT | CONF\n          ^^^^"),
+    (ValueError("no file a\ngpuconv: error: b"), "no file a\\ngpuconv: error: b"),
+    (FileExistsError(17, "File exists", "runs/one/plots"),
+     "runs/one/plots: a file has that name, wanted a folder"),
     (FileNotFoundError(2, "No such file or directory", "a b.png"),
      "a b.png: no such file or directory"),
     (FileNotFoundError("found no CIFAR-10"), "found no CIFAR-10"),
     (ImportError("the plots need matplotlib"), "the plots need matplotlib"),
     (MemoryError(), "MemoryError"),
-], ids=["one line", "lines as they are", "of the system", "own words", "missing", "no words"])
+], ids=["one line", "a note as it is", "a name of two lines", "no folder", "of the system", "own words", "missing", "no words"])
 def test_a_failure_is_said_without_a_traceback(error, text, failing, capsys):
     failing(error)
     assert cli.main(["info"]) == 1

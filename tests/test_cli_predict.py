@@ -1,6 +1,7 @@
 """``gpuconv predict`` as its users meet it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -60,19 +61,18 @@ def test_a_damaged_image_does_not_keep_the_others_from_an_answer(pictures):
 
 def test_several_that_cannot_be_read_are_all_named(pictures):
     done = gpuconv("predict", tiny_run(), "damaged.png", "x.png", "exact.png", folder=pictures)
-    first, *lines = done.stderr.splitlines()
-    assert done.returncode == 1 and first == "gpuconv: error: 2 images cannot be read:"
-    assert [line.split(":")[0] for line in lines] == ["  damaged.png", "  x.png"]
+    line, = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert re.match("gpuconv: error: 2 images cannot be read: damaged.png: .*; x.png: no such", line)
 
 
 def test_wrong_usage(pictures, tmp_path):
     line = fails(1, "predict", tiny_run(), pictures)
-    assert f"{pictures} is a folder" in line
+    assert f"{pictures} is a folder" in line and "was read" not in line
     assert "nothing.png: no such file" in fails(1, "predict", tiny_run(), "nothing.png")
-    assert "IMAGE" in fails(2, "predict", tiny_run())
+    assert "was read as RUN: wanted an IMAGE" in fails(1, "predict", tiny_run())
+    assert "IMAGE" in fails(2, "predict")
     assert "out of range" in fails(2, "predict", tiny_run(), "a.png", "--top", 0)
-    assert str(tmp_path) in fails(1, "predict", tmp_path, pictures / "exact.png")
-    assert "exact.png" in fails(1, "predict", pictures / "exact.png", pictures / "grey.jpg")
 
 
 def test_in_a_terminal(pictures):

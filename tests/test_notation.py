@@ -166,6 +166,11 @@ BAD = [
 ]
 
 
+def full(error):
+    """The message and the note that points at the place."""
+    return "\n".join([str(error), *error.__notes__])
+
+
 def underlined(message, text):
     """What the carets stand under."""
     _, shown, carets = message.split("\n")
@@ -177,7 +182,7 @@ def underlined(message, text):
 def test_refuses(text, place, says):
     with pytest.raises(ValueError, match=says) as caught:
         parse(text)
-    message = str(caught.value)
+    message = full(caught.value)
     assert underlined(message, text) == place
     assert message.startswith(f"model, character {message.split(chr(10))[2].index('^') - 3}: ")
 
@@ -192,14 +197,14 @@ def test_a_long_text_is_shown_around_the_place():
     text = "INPUT 32x32x3 | " + "CONV3-32 RELU | " * 50 + "WHAT | " + "RELU | " * 50 + "FC 10"
     with pytest.raises(ValueError, match="character 817: cannot read 'WHAT'") as caught:
         parse(text)
-    _, shown, carets = str(caught.value).split("\n")
+    _, shown, carets = full(caught.value).split("\n")
     assert len(shown) == 4 + 3 + 100 + 3 and shown[carets.index("^") : len(carets)] == "WHAT"
 
 
 def test_control_characters_are_shown_as_blanks():
     with pytest.raises(ValueError) as caught:
         parse("INPUT 4x4x3\n\x1b[31m FC 2")
-    assert "\x1b" not in str(caught.value) and str(caught.value).count("\n") == 2
+    assert "\x1b" not in full(caught.value) and full(caught.value).count("\n") == 2
 
 
 @pytest.mark.parametrize("count", [MAX_LAYERS - 1, MAX_LAYERS])
@@ -230,7 +235,7 @@ def test_any_text_is_a_net_or_a_value_error(text):
     try:
         net = parse(text)
     except ValueError as error:
-        assert str(error).startswith("model, character ") and str(error).count("\n") == 2
+        assert str(error).startswith("model, character ") and full(error).count("\n") == 2
     else:
         assert 1 <= len(net.layers) < MAX_LAYERS and min(net.output) >= 1
 

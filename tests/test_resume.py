@@ -92,7 +92,7 @@ def test_a_signal_ends_it_saved(whole, tmp_path, number):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert err.strip() == f"gpuconv: to go on: gpuconv train --resume {folder}"
+    assert re.fullmatch(rf"gpuconv: to go on: \S+ -m gpuconv train --resume {folder}", err.strip())
     saved = train.checkpoints(folder / "checkpoints")[-1]
     assert saved.name >= "step-00000012"
     assert runs.RunFolder(folder).status() == "can be resumed"
@@ -118,7 +118,7 @@ def test_a_file_that_cannot_grow(whole, tmp_path):
     assert process.returncode == 1
     hint, line = err.splitlines()
     assert "cannot write the checkpoint" in line and "the newest that is whole is" in line
-    assert hint == f"gpuconv: to go on: gpuconv train --resume {folder}"
+    assert re.fullmatch(rf"gpuconv: to go on: \S+ -m gpuconv train --resume {folder}", hint)
     assert [path.read_bytes() for path in train.checkpoints(folder / "checkpoints")] == before
     done = gpuconv("train", "--resume", folder)
     assert done.returncode == 0 and bits(folder) == bits(undisturbed)
@@ -202,7 +202,10 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(whole, tmp_path):
     shutil.copy(undisturbed / "config.json", folder)
     (folder / "metrics.jsonl").write_text("")
     line = fails(1, *WHAT, "--run", folder)
-    assert line.endswith(f"gpuconv train --resume {folder}")
+    assert line.endswith(f" -m gpuconv train --resume {folder}")
+    line = fails(1, "evaluate", folder)
+    assert re.search(rf"no checkpoint; to start the run again: \S+ -m gpuconv train --resume {folder}$",
+                     line)
     done = gpuconv("train", "--resume", folder)
     assert done.returncode == 0, done.stderr
     assert done.stderr == (f"gpuconv: warning: {folder}: the run ended before its first "
