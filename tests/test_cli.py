@@ -108,7 +108,8 @@ def pointing(text, note):
     (FileNotFoundError("found no CIFAR-10"), "found no CIFAR-10"),
     (ImportError("the plots need matplotlib"), "the plots need matplotlib"),
     (MemoryError(), "MemoryError"),
-], ids=["one line", "a note as it is", "a name of two lines", "no folder", "of the system", "own words", "missing", "no words"])
+], ids=["one line", "a note as it is", "a name of two lines", "no folder", "of the system",
+        "own words", "missing", "no words"])
 def test_a_failure_is_said_without_a_traceback(error, text, failing, capsys):
     failing(error)
     assert cli.main(["info"]) == 1

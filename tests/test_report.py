@@ -123,7 +123,7 @@ def test_a_report_of_a_run(folder):
 def test_views_are_told():
     seen = "".join(Page(page.render(made_up(["cat", "dog"], viewed=runs.Viewed(
         "six", 8, 10_000, 0.9391, 0.25)))).texts)
-    assert "\u00a0%; 93.9% in six views" in seen
+    assert "%; 93.9% in six views" in seen
     assert " in six views" not in "".join(Page(page.render(made_up(["cat", "dog"]))).texts)
 
 

@@ -204,8 +204,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(whole, tmp_path):
     line = fails(1, *WHAT, "--run", folder)
     assert line.endswith(f" -m gpuconv train --resume {folder}")
     line = fails(1, "evaluate", folder)
-    assert re.search(rf"no checkpoint; to start the run again: \S+ -m gpuconv train --resume {folder}$",
-                     line)
+    assert re.search(rf"no checkpoint; to start the run again: \S+ -m gpuconv train --resume "
+                     rf"{folder}$", line)
     done = gpuconv("train", "--resume", folder)
     assert done.returncode == 0, done.stderr
     assert done.stderr == (f"gpuconv: warning: {folder}: the run ended before its first "
