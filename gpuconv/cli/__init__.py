@@ -122,7 +122,7 @@ def runnable(text: str) -> str:
     >>> runnable("see gpuconv.nn").removeprefix("see ")
     'gpuconv.nn'
     """
-    return re.sub(rf"(?<!usage: )\bgpuconv(?= (--help|{'|'.join(COMMANDS)})\b)",
+    return re.sub(rf"(?<!usage: )\bgpuconv(?=\s+(--help|{'|'.join(COMMANDS)})\b)",
                   lambda _: printable(program()), text)
 
 

@@ -9,7 +9,7 @@ import pathlib
 import pkgutil
 import sys
 
-from gpuconv.messages import install
+from gpuconv.messages import install, printable
 
 HERE = pathlib.Path(__file__).parent
 
@@ -59,11 +59,11 @@ def main() -> None:
                         help="where to (default: site)")
     args = parser.parse_args()
     try:
-        print(build(args.folder))
+        print(printable(str(build(args.folder))))
     except ModuleNotFoundError as error:
         parser.exit(1, f"gpuconv.guide: {error}: {install('docs')}\n")
     except OSError as error:
-        parser.exit(1, f"gpuconv.guide: {error}\n")
+        parser.exit(1, printable(f"gpuconv.guide: {error}") + "\n")
 
 
 if __name__ == "__main__":
