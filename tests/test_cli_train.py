@@ -247,7 +247,7 @@ def test_ctrl_c(tmp_path):
     ("--minutes 0", "argument --minutes: 0 is out of range"),
     ("--seed 4294967296", "out of range, wanted 0..4294967295"),
     ("--device tpu", "device 'tpu': wanted 'auto', 'cpu', 'cuda'"),
-    ("--epoch 3", "unrecognized arguments: --epoch 3"),
+    ("--epoch 3", "unrecognized option --epoch; did you mean --epochs"),
 ])
 def test_wrong_usage(wrong, text):
     line = fails(2, "train", *wrong.split())
