@@ -96,8 +96,8 @@ def read_within(file: str | os.PathLike | IO[bytes], size: int | tuple[int, int]
                          channels, most)
     except FileNotFoundError:
         if os.path.islink(file):
-            raise FileNotFoundError(f"{file}: a link to {os.readlink(file)}, which is not "
-                                    "there") from None
+            target = os.readlink(os.fspath(file))
+            raise FileNotFoundError(f"{file}: a link to {target}, which is not there") from None
         raise
 
 
