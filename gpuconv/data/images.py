@@ -111,6 +111,9 @@ def resized(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     Returns:
         (N, size, size, C) uint8; ``images`` itself if that is its size.
 
+    Raises:
+        MemoryError: the result does not fit into free memory.
+
     >>> resized(np.arange(16, dtype="uint8").reshape(1, 4, 4, 1) * 16, 2)[0, :, :, 0]
     array([[ 47,  77],
            [163, 193]], dtype=uint8)
@@ -120,6 +123,7 @@ def resized(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     if (H, W) == (height, width):
         return images
     Image = pillow()
+    check_free_memory(N * height * width * C, f"resized: {N:,} images of {height}x{width}x{C}")
     out = np.empty((N, height, width, C), np.uint8)
 
     def work(piece: slice) -> None:
