@@ -290,6 +290,17 @@ def test_a_bomb_of_zeros_is_refused_by_its_size(tmp_path, monkeypatch):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("name", ["labels", "classes"])
+@pytest.mark.parametrize("words, message", [
+    (np.array([b"\xff", b"a", b"b", b"c"]), "can't decode byte 0xff"),
+    (np.array([2**31, 97, 98, 99], "<u4").view("<U1"), "text that is no Unicode"),
+    (np.array([2**31, 97, 98, 99], ">u4").view(">U1"), "text that is no Unicode")])
+def test_text_that_is_none(tmp_path, name, words, message):
+    np.savez(tmp_path / "x.npz", **dict(images=IMAGES, labels=LABELS) | {name: words})
+    with pytest.raises(ValueError, match=rf"x\.npz: {name} is damaged: .*{message}"):
+        npz(tmp_path / "x.npz")
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
 def test_other_packings_are_refused(tmp_path, method):
     path = zipped(tmp_path / "x.npz", header((4, 2, 2)) + bytes(16), method)

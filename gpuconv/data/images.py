@@ -15,6 +15,7 @@ free memory is refused.
 """
 
 import contextlib
+import errno
 import functools
 import os
 import struct
@@ -192,8 +193,10 @@ def _read(file: IO[bytes], name: str, length: int, size: tuple[int, int], channe
     except pillow().DecompressionBombError as error:
         raise RefusedError(f"{name}: refused, it may be a decompression bomb: {error}") from None
     except Exception as error:  # what a damaged image raises is anybody's guess
-        if isinstance(error, RefusedError) or isinstance(error, OSError) and error.errno:
+        if isinstance(error, RefusedError):
             raise
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise OSError(error.errno, error.strerror, name) from None  # of the disk
         raise ValueError(f"{name}: damaged, or of a kind that cannot be read: "
                          f"{str(error) or type(error).__name__}") from None
 

@@ -10,6 +10,7 @@ import errno
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Collection
 from typing import IO, Any
 
@@ -44,14 +45,16 @@ def read_members(path: pathlib.Path, wanted: Collection[str]) -> dict[str, np.nd
                 members = {info.filename.removesuffix(".npy"): info for info in zipped.infolist()}
                 need, length = 0, os.fstat(file.fileno()).st_size
                 for name in sorted(members.keys() & wanted):
-                    size = _size(zipped, members[name], length, f"{path}: {name}")
-                    need += size if name.endswith("images") or name[0] == "x" else size * TEXT
+                    size, kind = _size(zipped, members[name], length, f"{path}: {name}")
+                    of_images = name.endswith("images") or name[0] == "x"
+                    need += size if of_images and kind not in "SU" else size * TEXT
                 check_free_memory(need, f"{path}: its arrays")
                 for name, info in members.items():
                     arrays[name] = np.empty(0)
                     if name in wanted:
                         with zipped.open(info) as member:
-                            arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+                            array = np.lib.format.read_array(member, allow_pickle=False)
+                        arrays[name] = _text(array) if array.dtype.kind in "SU" else array
         except MemoryError as error:
             said = str(error)
             raise MemoryError(said if said.startswith(str(path)) else
@@ -82,8 +85,23 @@ class _Bounded:
         return found
 
 
-def _size(zipped: Any, info: Any, length: int, what: str) -> int:
-    """Return the bytes of an array, if its header, its member and the file agree about them.
+def _text(array: np.ndarray) -> np.ndarray:
+    """Return strings, decoded from UTF-8 where they are bytes.
+
+    Raises:
+        ValueError: they are no Unicode.
+    """
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8")
+    if array.nbytes:
+        codes = array.reshape(-1).view(np.dtype("u4").newbyteorder(array.dtype.byteorder))
+        if codes.max() > sys.maxunicode:  # NumPy would raise SystemError, or worse, later
+            raise ValueError("text that is no Unicode")
+    return array
+
+
+def _size(zipped: Any, info: Any, length: int, what: str) -> tuple[int, str]:
+    """Return (bytes, kind of dtype) of an array, if its header, member and file agree about them.
 
     Args:
         zipped: ZipFile.
@@ -127,4 +145,4 @@ def _size(zipped: Any, info: Any, length: int, what: str) -> int:
     if min(shape, default=0) < 0 or head + size != info.file_size:
         raise ValueError(f"of shape {str(shape):.100} and {str(dtype):.100} it has {size:,} bytes, "
                          f"but {info.file_size - head:,} are there")
-    return size
+    return size, dtype.kind

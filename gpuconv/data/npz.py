@@ -139,8 +139,6 @@ def _labels(path: pathlib.Path, name: str, labels: np.ndarray) -> np.ndarray:
     if labels.ndim != 1:
         raise ValueError(f"{path}: {name} have shape {labels.shape}, wanted (N,), the class of "
                          "each image")
-    if labels.dtype.kind == "S":
-        labels = np.char.decode(labels, "utf-8")
     if labels.dtype.kind not in "iuU":
         raise ValueError(f"{path}: {name} are {labels.dtype}, wanted integers or strings")
     return labels
@@ -154,7 +152,7 @@ def _classes(path: pathlib.Path, names: np.ndarray | None,
         if names.ndim != 1 or len(set(names.tolist())) < len(names):
             raise ValueError(f"{path}: classes of shape {names.shape}, wanted names, (K,), each "
                              "once")
-        names = np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names.astype(str)
+        names = names.astype(str)
         known = np.arange(len(names)) if values[0].dtype.kind in "iu" else names
     if len(known) < 2:
         raise ValueError(f"{path} holds {len(known)} classes, wanted at least two")
