@@ -152,7 +152,7 @@ def test_broken_images_are_listed_or_skipped(pets, tmp_path):
     *warned, first, cat, dog = done.stderr.splitlines()
     assert warned == [
         f"gpuconv: warning: {pets}: no image in bat: left out of the classes",
-        f"gpuconv: warning: {pets}: 1 images of kinds that cannot be read are left out "
+        f"gpuconv: warning: {pets}: left out 1 image of kinds that cannot be read "
         "(cat/new.heic): convert them to JPEG or PNG"]
     assert first == (f"gpuconv: error: 2 of the 15 images in {pets} cannot be read (repair or "
                      "remove them, or go on without: --skip-broken, skip_broken=True):")

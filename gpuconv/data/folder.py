@@ -126,8 +126,8 @@ def _warn(path: pathlib.Path, listing: Listing) -> None:
     for names, what, advice in ((other, "of kinds that cannot be read", "convert them to JPEG or "
                                  "PNG"), (bare, "without a suffix", "rename them: 1.jpg, say")):
         if names:
-            warnings.warn(f"{path}: {len(names):,} images {what} are left out ({few(names)}): "
-                          f"{advice}", stacklevel=3)
+            warnings.warn(f"{path}: left out {len(names):,} image{'s' * (len(names) > 1)} {what} "
+                          f"({few(names)}): {advice}", stacklevel=3)
 
 
 def whole_folder(path: str | os.PathLike, image_size: int | tuple[int, int] = 32,
