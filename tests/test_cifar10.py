@@ -1,15 +1,20 @@
 """cifar10: both versions, packed and unpacked, damaged and malicious."""
 
+import bz2
 import gzip
 import io
+import lzma
+import os
 import pathlib
 import pickle
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
+from odd_files import make_odd
 
 from gpuconv.data import cifar10
 
@@ -361,6 +366,137 @@ def test_a_pickle_cannot_change_the_reader(tmp_path, rng):
     with pytest.raises(ValueError, match="data_batch_1: no batch"):
         cifar10(put(tmp_path / "bad", contents), verify=False)
     cifar10(put(tmp_path / "good", good), verify=False)
+
+
+# -- sizes that are not believed -----------------------------------------------------------
+
+
+def peak_of(call):
+    """(the message of the ValueError that a call raises, bytes of memory that it took at most)."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError) as caught:
+            call()
+        return str(caught.value), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "lzma":
+           lambda blob: lzma.compress(blob, lzma.FORMAT_ALONE), "tar": bytes}
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_archives_of_any_packing(tmp_path, rng, packer):
+    made = batches(rng)
+    whole = pack(tmp_path / "x.tar.gz", [(f"./{BINARY}/{n}", blob) for n, blob in
+                                         binary_files(made).items()])
+    blob = PACKERS[packer](gzip.decompress(whole.read_bytes()))
+    whole.write_bytes(blob)
+    same(cifar10(whole, verify=False), made)
+    for part in (blob[:len(blob) // 2], blob[:300], blob[:200] + bytes(99) + blob[300:]):
+        whole.write_bytes(part)
+        with pytest.raises(ValueError, match=r"x\.tar\.gz: (damaged, or no archive: .|holds no)"):
+            cifar10(whole, verify=False)
+
+
+def test_an_archive_with_extended_headers(tmp_path, rng):
+    """As tar of Linux and macOS write them: times and owners, long names of other members."""
+    made = batches(rng)
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(tmp_path / "x.tar", "w", format=form) as tar:
+            for name, blob in [("long" * 99, b"x" * 999), *binary_files(made).items()]:
+                info = tarfile.TarInfo(name)
+                info.size, info.mtime, info.uname = len(blob), 1.5, "\u00e9"
+                tar.addfile(info, io.BytesIO(blob))
+        same(cifar10(tmp_path / "x.tar", verify=False), made)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME,
+                                  tarfile.GNUTYPE_LONGLINK, tarfile.REGTYPE])
+def test_a_header_of_gigabytes_is_not_read(tmp_path, monkeypatch, kind):
+    """16 MB of zeros in 16 kB; the limit stands in for half a gigabyte."""
+    monkeypatch.setattr("gpuconv.data.tar.UNPACKED", 1 << 23)
+    info = special("x", kind)
+    info.size = 1 << 33
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 24)))
+    said, peak = peak_of(lambda: cifar10(path, verify=False))
+    assert said == f"{path}: damaged, or no archive: unpacks to more than 8,388,608 bytes"
+    assert peak < 1 << 21
+
+
+def test_endless_members_take_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpuconv.data.tar.UNPACKED", 1 << 20)
+    block = special("x", tarfile.DIRTYPE).tobuf(tarfile.GNU_FORMAT)
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(gzip.compress(block * 3_000))
+    said, peak = peak_of(lambda: cifar10(path, verify=False))
+    assert "unpacks to more than 1,048,576 bytes" in said and peak < 1 << 20
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(type=tarfile.GNUTYPE_SPARSE, size=10**6), "is sparse, wanted a plain file"),
+    (dict(size=-512), "has -512 bytes"), (dict(size=1 << 40), "1099511627776 bytes, no file of CI"),
+    (dict(size=9 << 20), "it ends inside data_batch_1.bin")])
+def test_a_member_of_a_strange_size(tmp_path, change, message):
+    info = special("data_batch_1.bin", tarfile.REGTYPE)
+    for field, value in change.items():
+        setattr(info, field, value)
+    path = tmp_path / "x.tar.xz"
+    path.write_bytes(lzma.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20)))
+    said, peak = peak_of(lambda: cifar10(path, verify=False))
+    assert said.startswith(f"{path}") and message in said and peak < 1 << 24
+
+
+def test_an_lzma_header_that_asks_for_gigabytes(tmp_path):
+    blob = bytearray(lzma.compress(bytes(9999), lzma.FORMAT_ALONE))
+    blob[1:5] = b"\0\0\0\x80"  # the dictionary: 2 GB
+    (tmp_path / "x.tar").write_bytes(blob)
+    with pytest.raises(ValueError, match=r"x\.tar: damaged, .*Memory usage limit exceeded"):
+        cifar10(tmp_path / "x.tar", verify=False)
+
+
+def laughs(steps):
+    """A tuple of tuples of tuples; as text, or hashed, it would take 2**steps operations."""
+    return b"\x80\x02K\x01" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(steps))
+
+
+@pytest.mark.parametrize("blob, message", [
+    pytest.param(b"\x80\x02}r\xff\xff\xff\x07.", "no batch", id="memo"),
+    pytest.param(b"\x80\x04\x8e" + (1 << 62).to_bytes(8, "little") + b"x.", "no batch", id="bytes"),
+    pytest.param(b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"x.", "no batch",
+                 id="bytearray"),
+    pytest.param(b"\x80\x04\x95" + (1 << 62).to_bytes(8, "little") + b"N.", "no batch", id="frame"),
+    pytest.param(b"\x80\x02\x8b\xff\xff\xff\x7fx.", "no batch", id="long"),
+    pytest.param(b"L" + b"9" * 10**5 + b"L\n.", "no batch", id="digits"),
+    pytest.param(b"\x80\x02K\x01" + b"2" * 10**5 + b".", "has the instruction DUP", id="dup"),
+    pytest.param(b"\x80\x04" + b"\x8f" * 10**5 + b".", "has the instruction EMPTY_SET", id="sets"),
+    pytest.param(b"\x80\x02" + b"]" * (1 << 16) + b".", "more than 1,000 instr", id="lists"),
+    pytest.param(b"\x80\x02}" + laughs(60)[2:] + b"K\x01s.", "a key that is no string", id="hash"),
+    pytest.param(b"\x80\x02}U\x06labels]sU\x04datacnumpy\nndarray\n)R(K\x01" + laughs(60)[2:]
+                 + b"cnumpy\ndtype\nU\x02u1\x85R\x89Ntbs.", "a shape that is none", id="text"),
+    pytest.param(b"]" * 900 + b"a" * 899 + b".", "no batch", id="deep"),
+])
+def test_a_pickle_of_great_promises(tmp_path, rng, monkeypatch, blob, message):
+    if message.startswith("more than"):
+        monkeypatch.setattr("gpuconv.data.unpickle.STEPS", 1000)
+    put(tmp_path, python_files(batches(rng)) | {"data_batch_1": blob})
+    said, peak = peak_of(lambda: cifar10(tmp_path, verify=False))
+    assert said.startswith(f"{tmp_path}/data_batch_1: ") and message in said
+    assert peak < 1 << 23 and len(said) < 400
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without FIFOs")
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device"])
+def test_what_is_no_file_is_not_opened(tmp_path, rng, kind):
+    contents = binary_files(batches(rng))
+    del contents["data_batch_1.bin"]
+    make_odd(put(tmp_path / "x", contents) / "data_batch_1.bin", kind)
+    make_odd(tmp_path / "x.tar.gz", kind)
+    for root, name in ((tmp_path / "x", "data_batch_1.bin"), (tmp_path / "x.tar.gz", "x.tar.gz")):
+        with pytest.raises(OSError, match=rf"{name} is a {kind}, wanted a file"):
+            cifar10(root, verify=False)
 
 
 # -- the real set --------------------------------------------------------------------------

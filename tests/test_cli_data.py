@@ -13,6 +13,7 @@ import threading
 import numpy as np
 import pytest
 from cli_tools import ROOT, fails, gpuconv, in_a_terminal
+from odd_files import make_odd
 from PIL import Image
 from test_cifar10 import batches, binary_files, pack
 
@@ -139,6 +140,36 @@ def test_a_damaged_image(pets):
     (pets / "cat" / "3.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     line = fails(1, "data", pets)
     assert "cat/3.jpg" in line and "1 of the 15 images" in line
+
+
+def test_broken_images_are_listed_or_skipped(pets, tmp_path):
+    for name in ("cat/3.jpg", "dog/2.jpg"):
+        (pets / name).write_bytes(b"\xff\xd8\xff\xe0 no more")
+    (pets / "cat" / "new.heic").touch()
+    (pets / "bat").mkdir()
+    done = gpuconv("data", pets)
+    assert done.returncode == 1
+    *warned, first, cat, dog = done.stderr.splitlines()
+    assert warned == [
+        f"gpuconv: warning: {pets}: no image in bat: left out of the classes",
+        f"gpuconv: warning: {pets}: left out 1 image of kinds that cannot be read "
+        "(cat/new.heic): convert them to JPEG or PNG"]
+    assert first == (f"gpuconv: error: 2 of the 15 images in {pets} cannot be read (repair or "
+                     "remove them, or go on without: --skip-broken, skip_broken=True):")
+    assert "cat/3.jpg: " in cat and "dog/2.jpg: " in dog
+    done = gpuconv("data", pets, "--skip-broken")
+    assert done.returncode == 0
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"gpuconv: warning: 2 of the 15 images in {pets} cannot be read, and")
+    assert "cat/3.jpg: " in line and "dog/2.jpg: " in line
+    rows = [line.split() for line in done.stdout.splitlines()[-2:]]
+    assert [(name, int(a) + int(b)) for name, a, b in rows] == [("cat", 9), ("dog", 4)]
+
+
+def test_a_fifo_among_the_images(pets):
+    make_odd(pets / "cat" / "x.jpg", "FIFO")
+    line = fails(1, "data", pets)
+    assert "cat/x.jpg is a FIFO, wanted a file (1 of the 16 images" in line
 
 
 @pytest.mark.parametrize("arguments, status, message", [

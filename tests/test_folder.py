@@ -8,11 +8,12 @@ import unicodedata
 
 import numpy as np
 import pytest
+from odd_files import make_odd
 from PIL import Image
 
 from gpuconv import threads
-from gpuconv.data import Loader, Source, folder, read_image
-from gpuconv.data.folder import folder_by_position
+from gpuconv.data import Loader, Source, folder, images, read_image
+from gpuconv.data.folder import folder_by_position, whole_folder
 
 COLOURS = {"cat": (250, 10, 10), "dog": (10, 250, 10), "owl": (10, 10, 250)}
 
@@ -218,14 +219,6 @@ def test_a_link_to_a_folder_that_is_gone_is_named(tmp_path, link):
         folder(tmp_path, 8)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs")
-def test_a_fifo_is_not_opened(tmp_path):
-    pets(tmp_path, 3)
-    os.mkfifo(tmp_path / "cat" / "x.png")
-    with pytest.raises(ValueError, match=r"cat/x\.png: no regular file"):
-        folder(tmp_path, 8)
-
-
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
     pets(tmp_path, 3)
     (tmp_path / "cat" / "locked").mkdir()
@@ -381,14 +374,167 @@ def test_progress_counts_to_the_end(tmp_path, monkeypatch):
 # -- refusals ------------------------------------------------------------------------------
 
 
-def test_damaged_images_are_named_and_counted(tmp_path):
-    pets(tmp_path)
-    for name in ("dog/07.png", "cat/03.png", "owl/00.png"):
-        content = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=rf"{tmp_path}/cat/03\.png: .*damaged.* \(3 of the 30 "
-                                         rf"images in {tmp_path} cannot be read; repair"):
+def spoil(root, *names):
+    """Cut these images off in the middle."""
+    for name in names:
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content[: len(content) // 2])
+
+
+def test_all_damaged_images_are_listed(tmp_path):
+    names = ("cat/03.png", "dog/07.png", "owl/00.png")
+    spoil(pets(tmp_path), *names)
+    with pytest.raises(ValueError) as caught:
         folder(tmp_path, 8)
+    first, *lines = str(caught.value).splitlines()
+    assert first == (f"3 of the 30 images in {tmp_path} cannot be read (repair or remove them, or "
+                     "go on without: --skip-broken, skip_broken=True):")
+    for line, name in zip(lines, names, strict=True):
+        assert line.startswith(f"  {tmp_path}/{name}: ") and "damaged" in line
+
+
+def test_a_long_list_of_damaged_images_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["gpuconv.data.folder"], "SHOWN", 2)
+    spoil(pets(tmp_path), *(f"cat/0{i}.png" for i in range(5)))
+    with pytest.raises(ValueError, match=r"(?s)5 of .*cat/00\.png.*cat/01\.png.*\.\.\. and 3 more"
+                       ) as caught:
+        folder(tmp_path, 8)
+    assert "cat/02.png" not in str(caught.value)
+
+
+def test_broken_images_are_skipped_and_no_other_changes_sets(tmp_path):
+    pets(tmp_path)
+    whole = folder(tmp_path, 8)
+    gone = {whole[0].names[3], whole[0].names[10], whole[1].names[2]}
+    spoil(tmp_path, *gone)
+    with pytest.warns(UserWarning, match="3 of the 30 images in .* cannot be read, and are left "
+                                         "out: /.*; /.*; /") as seen:
+        parts = folder(tmp_path, 8, skip_broken=True)
+    assert all(name in str(seen[0].message) for name in gone)
+    for got, want in zip(parts, whole, strict=True):
+        kept = [i for i, name in enumerate(want.names) if name not in gone]
+        assert got.fingerprint == want[np.array(kept)].fingerprint
+        assert got.names.tolist() == want.names[kept].tolist() and got.name == want.name
+    with pytest.warns(UserWarning, match="3 of the 30"):
+        assert len(whole_folder(tmp_path, 8, skip_broken=True)) == 27
+    with pytest.raises(ValueError, match="3 of the 30"):
+        whole_folder(tmp_path, 8)
+
+
+@pytest.mark.parametrize("broken, message", [
+    ([f"train/cat/0{i}.png" for i in range(3)], "no image of class cat that can be read is left to "
+     "train with"),
+    ([f"test/{name}/0{i}.png" for i in range(3) for name in COLOURS], "is left to test with")])
+@pytest.mark.filterwarnings("ignore:.*cannot be read, and are left out")
+def test_a_set_of_broken_images_is_refused(tmp_path, broken, message):
+    for name in ("train", "test"):
+        pets(tmp_path / name, 3)
+    spoil(tmp_path, *broken)
+    with pytest.raises(ValueError, match=message):
+        folder(tmp_path, 8, skip_broken=True)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "link to nowhere", "link to itself"])
+def test_what_is_no_file_is_a_broken_image(tmp_path, kind):
+    pets(tmp_path, 3)
+    make_odd(tmp_path / "cat" / "x.png", kind)
+    want = {"link to nowhere": r"a link to .*nowhere, which is not there", "link to itself":
+            "Too many levels of symbolic links"}.get(kind, f"is a {kind}, wanted a file")
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/cat/x\.png.*{want} \(1 of the 10 images"):
+        folder(tmp_path, 8)
+    with pytest.warns(UserWarning, match=rf"cat/x\.png.*{want}"):
+        assert sum(map(len, folder(tmp_path, 8, skip_broken=True))) == 9
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    pets(tmp_path, 3)
+    for name in ("cat/a.HEIC", "cat/b.heic", "owl/in/c.svg", "dog/d.cr2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"anything")
+    (tmp_path / "dog" / "photo").write_bytes((tmp_path / "dog" / "00.png").read_bytes())
+    (tmp_path / "dog" / "README").write_text("no image")
+    for read in (folder, whole_folder):
+        with pytest.warns(UserWarning) as seen:
+            read(tmp_path, 8)
+        assert [str(w.message) for w in seen] == [
+            f"{tmp_path}: left out 4 images of kinds that cannot be read (cat/a.HEIC, cat/b.heic, "
+            "dog/d.cr2 and 1 more): convert them to JPEG or PNG",
+            f"{tmp_path}: left out 1 image without a suffix (dog/photo): rename them: 1.jpg, say"]
+    for path in (tmp_path / "dog").glob("*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"dog holds no image that can be read, but 2 of other "
+                                         r"kinds or without a suffix \(d\.cr2, photo\): convert"):
+        folder(tmp_path, 8)
+
+
+def test_a_format_that_pillow_lacks_is_named(tmp_path, monkeypatch):
+    pets(tmp_path, 3)
+    (tmp_path / "cat" / "new.avif").write_bytes(b"anything")
+    monkeypatch.setattr("PIL.features.check", lambda name: name != "avif")
+    images.suffixes.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"1 image of kinds that .*cat/new\.avif"):
+            folder(tmp_path, 8)
+    finally:
+        images.suffixes.cache_clear()
+
+
+def test_a_folder_without_images_is_no_class(tmp_path):
+    for name in ("train", "test"):
+        pets(tmp_path / name, 3)
+        (tmp_path / name / "bat").mkdir()
+    (tmp_path / "train" / "bat" / "notes.txt").touch()
+    for path in (tmp_path / "test" / "dog").iterdir():
+        path.unlink()
+    with pytest.warns(UserWarning, match="no image in train/bat, test/bat, test/dog: left out of "
+                                         "the classes"):
+        train, test = folder(tmp_path, 8)
+    assert train.classes == tuple(COLOURS) and sorted(set(test.labels)) == [0, 2]
+    assert colour_matches(train) and colour_matches(test)
+    put(tmp_path / "test" / "bat" / "1.png", (1, 2, 3))
+    with pytest.raises(ValueError, match="train/bat holds no image, and .*test/bat does"):
+        folder(tmp_path, 8)
+
+
+@pytest.mark.parametrize("names", [
+    ("train_set", "test_set"), ("Training Images", "validation-data"), ("seg_train", "seg_test"),
+    ("dataset_train", "val2017")])
+def test_folders_that_look_like_sets_are_refused(tmp_path, names):
+    for name in names:
+        pets(tmp_path / name, 3)
+    with pytest.raises(ValueError, match=f"holds {names[0]}/ and {names[1]}/, which look like "
+                                         "sets, not classes: if they are sets, call them train/"):
+        folder(tmp_path, 8)
+
+
+@pytest.mark.parametrize("names", [("train_1", "train_2"), ("test_strip", "train_station"),
+                                   ("testset", "control"), ("images", "photos")])
+def test_other_names_are_classes(tmp_path, names):
+    for name in names:
+        for i in range(3):
+            put(tmp_path / name / f"{i}.png", (1, i, 3))
+    assert folder(tmp_path, 8)[0].classes == tuple(sorted(names))
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    pets(tmp_path, 4)
+    want = [part.fingerprint for part in folder(tmp_path, 8)]
+    module, at_once, most = sys.modules["gpuconv.data.folder"], [], []
+
+    def watched(path, size, channels, limit, real=module.read_within):
+        at_once.append(limit)
+        if limit is None:
+            most.append(len([x for x in at_once if x is None]))
+        try:
+            return real(path, size, channels, limit)
+        finally:
+            at_once.remove(limit)
+
+    monkeypatch.setattr(module, "read_within", watched)
+    monkeypatch.setattr(module, "SHARE", 1000)  # bytes, less than any image takes
+    monkeypatch.setattr(threads, "count", lambda: 4)
+    assert [part.fingerprint for part in folder(tmp_path, 8)] == want
+    assert most == [1] * 12
 
 
 @pytest.mark.parametrize("names, message", [
@@ -421,17 +567,9 @@ def test_no_folder(tmp_path):
         folder(tmp_path / "file")
 
 
-def test_an_unreadable_image_is_named(tmp_path):
-    pets(tmp_path, 3)
-    (tmp_path / "cat" / "00.png").unlink()
-    (tmp_path / "cat" / "00.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(ValueError, match=r"^/.*cat/00\.png: No such file[^\[]*1 of the 9 images"):
-        folder(tmp_path, 8)
-
-
 def test_more_than_fits(tmp_path, monkeypatch):
     pets(tmp_path)
-    monkeypatch.setattr("gpuconv.backend.free_memory", lambda: 5000)
-    with pytest.raises(MemoryError, match="30 images of 8x8x3 take 5,760 bytes, and 5,000 are fre"):
+    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 5000)
+    with pytest.raises(MemoryError, match="30 images of 8x8x3 need .* memory, 0.00 GB are free"):
         folder(tmp_path, 8)
     assert len(folder(tmp_path, 7)[0]) == 24

@@ -1,6 +1,7 @@
 """read_image: every mode, size and orientation; what is damaged or hostile is a sentence."""
 
 import io
+import os
 import pathlib
 import struct
 import subprocess
@@ -9,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+from odd_files import make_odd
 from PIL import Image, PngImagePlugin, features
 
 from gpuconv.data import images as module
@@ -310,12 +312,60 @@ def png(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-@pytest.mark.parametrize("width, height", [(30_000, 30_000), (2**31 - 1, 2**31 - 1),
-                                           (10_000, 10_000)])
+@pytest.mark.parametrize("width, height", [(30_000, 30_000), (2**31 - 1, 2**31 - 1)])
 def test_a_decompression_bomb_is_refused(width, height):
-    with pytest.raises(ValueError, match=f"refused, it may be a decompression bomb: Image size "
-                                         f".{width * height} pixels"):
+    with pytest.raises(ValueError, match=f"image: refused, it may be a decompression bomb: its "
+                                         f"{width}x{height} pixels are more than 178,956,970"):
         read(png(width, height))
+
+
+def test_pixels_that_do_not_fit_into_free_memory_are_refused_before_decoding(monkeypatch):
+    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 2 * 10**9)
+    with pytest.raises(MemoryError, match=r"^image: 9000x10000 pixels, made 8x8, need 2\.16 GB"):
+        read(png(9_000, 10_000))
+    with pytest.raises(MemoryError, match="image: 8x8 pixels, made 99999x99999, need 240"):
+        read(blob(halves()), 99_999)
+    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 3 * 10**9)
+    with pytest.raises(ValueError, match="image: damaged"):  # no warning of Pillow's comes before
+        read(png(9_000, 10_000))
+
+
+def ifd(tags, data):
+    """A TIFF of 8 bits with these tags, all of type LONG; its pixels follow."""
+    tags = {258: 8, 262: 1, 277: 1, **tags}
+    offset = 8 + 2 + 12 * len(tags) + 4
+    rows = [struct.pack("<HHII", tag, 4, 1, offset if value == "data" else value)
+            for tag, value in sorted(tags.items())]
+    return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(rows) + bytes(4) + data)
+
+
+def test_the_tiles_of_a_tiff_are_no_larger_than_an_image():
+    """Its decoder would take the memory of a whole tile, whatever the image's size."""
+    small = {256: 16, 257: 16, 259: 1, 322: 16, 323: 16, 324: "data", 325: 256}
+    assert (read(ifd(small, bytes(range(256))), 16, 1)[..., 0].ravel() == np.arange(256)).all()
+    with pytest.raises(ValueError, match="image: refused, .*bomb: its tiles of 40000x40000 pixels"):
+        read(ifd(small | {259: 32773, 322: 40_000, 323: 40_000}, bytes(99)))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without FIFOs")
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    for kind in ("FIFO", "socket", "device"):
+        make_odd(tmp_path / kind, kind)
+        with pytest.raises(OSError, match=f"{kind} is a {kind}, wanted a file"):
+            read_image(tmp_path / kind, 8)
+    make_odd(tmp_path / "link", "link to nowhere")
+    with pytest.raises(FileNotFoundError, match=r"link: a link to .*nowhere, which is not there"):
+        read_image(tmp_path / "link", 8)
+
+
+def test_a_file_is_not_read_into_memory_that_is_not_there(tmp_path, monkeypatch):
+    """Pillow reads WebP and AVIF files as a whole; a sparse file may have any length."""
+    with open(tmp_path / "x.webp", "wb") as file:
+        file.write(blob(halves(), "WEBP"))
+        file.truncate(10**9)
+    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 10**9)
+    with pytest.raises(MemoryError, match=r"x\.webp: 1,000,000,000 bytes need 2\.00 GB"):
+        read_image(tmp_path / "x.webp", 8)
 
 
 def test_a_bomb_in_a_text_of_a_png_is_refused():

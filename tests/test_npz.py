@@ -1,12 +1,15 @@
 """npz: arrays of images and labels, under three sets of names; nothing in them is run."""
 
-import io
+import contextlib
 import os
 import pickle
+import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
+from odd_files import make_odd
 from PIL import Image
 
 from gpuconv.data import Loader, npz
@@ -221,14 +224,120 @@ def test_a_zip_of_something_else(tmp_path):
         npz(tmp_path / "x.npz")
 
 
-def test_a_header_that_promises_too_much(tmp_path, made):
-    head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        head, dict(descr="|u1", fortran_order=False, shape=(1 << 20, 100, 100, 3)))
+def header(shape, descr="|u1", text=None):
+    """The beginning of an .npy file."""
+    told = text or repr(dict(descr=descr, fortran_order=False, shape=shape))
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(told) + 1) + told.encode() + b"\n"
+
+
+def zipped(path, images, method=zipfile.ZIP_DEFLATED):
+    """An .npz file with these bytes as its images, and four labels."""
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("images.npy", images)
+        file.writestr("labels.npy", header((4,), "<i8") + np.arange(4).tobytes())
+    return path
+
+
+@pytest.mark.parametrize("images, message", [
+    (header((1 << 20, 100, 100, 3)), r"images is damaged: of shape .* 31,457,280,000 bytes, but 0"),
+    (header((1 << 62, 1 << 62, 4)), "images is damaged: of shape"),
+    (header((-1, -4)) + bytes(4), "images is damaged: of shape"),
+    (header((4, 2, 2)) + bytes(17), "16 bytes, but 17 are there"),
+    (header((4, 2, 2)) + bytes(15), "16 bytes, but 15 are there"),
+    (header((0,), "|V2147483647"), r"images is an array of \|V2147483647, wanted numbers or str"),
+    (header((4,), [("x", "<f4")]) + bytes(16), "images is an array of .*, wanted numbers or"),
+    (header((4,), "<M8[s]") + bytes(32), "images is an array of datetime64"),
+    (header(0, text="-" * 9000 + "1"), "its header is no description of an array"),
+    (header(0, text="(" * 4500 + ")" * 4500), "images is damaged: "),
+    (b"\x93NUMPY\2\0" + struct.pack("<I", 1 << 31) + bytes(1 << 24),
+     "its header has 2,147,483,660 bytes, wanted at most 10,000"),
+    (b"\x93NUMPY\3\0" + bytes(99), "no array, or one of a newer format")])
+def test_a_header_is_not_believed(tmp_path, images, message):
+    path = zipped(tmp_path / "x.npz", images)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"x\.npz: .*{message}") as caught:
+            npz(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23 and len(str(caught.value)) < 500
+    finally:
+        tracemalloc.stop()
+
+
+def test_arrays_that_do_not_fit_are_not_read(tmp_path, made, monkeypatch):
+    """The sum counts; so do the copies that are made of images."""
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, **dict(zip(OURS, made, strict=True)))
+    need = made[0].nbytes + made[2].nbytes + 8 * (made[1].nbytes + made[3].nbytes)
+    for free, fits in ((need - 1, False), (need, True)):
+        monkeypatch.setattr("gpuconv.system.free_memory", lambda free=free: free)
+        with contextlib.nullcontext() if fits else pytest.raises(
+                MemoryError, match=r"x\.npz: its arrays need"):
+            npz(path)
+    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 10**6)
+    with pytest.raises(MemoryError, match="30 images of 400x400x3 need"):
+        npz(path, 400)
+
+
+def test_a_bomb_of_zeros_is_refused_by_its_size(tmp_path, monkeypatch):
+    path = zipped(tmp_path / "x.npz", header((4, 1 << 11, 1 << 11)) + bytes(1 << 24))
+    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 1 << 24)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MemoryError, match=r"x\.npz: its arrays need 0\.02 GB of memory"):
+            npz(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["labels", "classes"])
+@pytest.mark.parametrize("words, message", [
+    (np.array([b"\xff", b"a", b"b", b"c"]), "can't decode byte 0xff"),
+    (np.array([2**31, 97, 98, 99], "<u4").view("<U1"), "text that is no Unicode"),
+    (np.array([2**31, 97, 98, 99], ">u4").view(">U1"), "text that is no Unicode")])
+def test_text_that_is_none(tmp_path, name, words, message):
+    np.savez(tmp_path / "x.npz", **dict(images=IMAGES, labels=LABELS) | {name: words})
+    with pytest.raises(ValueError, match=rf"x\.npz: {name} is damaged: .*{message}"):
+        npz(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_other_packings_are_refused(tmp_path, method):
+    path = zipped(tmp_path / "x.npz", header((4, 2, 2)) + bytes(16), method)
+    with pytest.raises(ValueError, match=rf"images is packed by method {method}, wanted a file as"):
+        npz(path)
+
+
+def test_an_encrypted_member_is_named(tmp_path, made):
+    content = bytearray(put(tmp_path / "x.npz", OURS, made[:2]).read_bytes())
+    at = content.index(b"PK\1\2")
+    content[at + 8] |= 1
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.npz: images is encrypted"):
+        npz(tmp_path / "x.npz")
+
+
+def test_a_sum_that_is_wrong_names_the_member(tmp_path, made):
+    content = bytearray(put(tmp_path / "x.npz", OURS, made[:2]).read_bytes())
+    content[500] ^= 1
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.npz: images is damaged: Bad CRC-32"):
+        npz(tmp_path / "x.npz")
+
+
+def test_endless_members_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpuconv.data.members.DIRECTORY", 1 << 16)
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
-        file.writestr("images.npy", head.getvalue())
-        file.writestr("labels.npy", head.getvalue())
-    with pytest.raises((ValueError, MemoryError), match=r"x\.npz: images"):
+        for i in range(2000):
+            file.writestr(str(i), b"")
+    with pytest.raises(ValueError, match="its list of members is longer than 65,536 bytes"):
+        npz(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "folder"])
+def test_what_is_no_file_is_not_opened(tmp_path, kind):
+    make_odd(tmp_path / "x.npz", kind)
+    with pytest.raises(OSError, match=rf"x\.npz is a {kind}, wanted a file"):
         npz(tmp_path / "x.npz")
 
 

@@ -72,7 +72,7 @@ SIGNATURES = {
     "models.describe": "text, *, in_channels=None, classes=None, image=None",
     "data.read_image": "file, size, channels=3",
     "data.folder": "path, image_size=32, test_share=0.2, seed=0, *, channels=3, limit=None, "
-                   "progress=None",
+                   "progress=None, skip_broken=False",
     "data.npz": "path, image_size=None, test_share=0.2, seed=0, *, limit=None",
     "data.Source.of": "text=None, *, data_dir=None, **more",
     "data.Source.load": "self, download=False, progress=None",

@@ -342,6 +342,40 @@ def test_a_resumed_run_remembers_where_its_images_have_moved(place):
     assert told["images"] == 8 and said == []
 
 
+def test_a_run_without_its_broken_images(place, monkeypatch):
+    """What is skipped when it is trained is skipped whenever its images are read again."""
+    (place / "set" / "a" / "05.png").write_bytes(b"no image")
+    monkeypatch.chdir(place)
+    train_it = ["train", "--data", place / "set", "--image-size", 8, "--model",
+                "INPUT 8x8x3 | FC 2", "--epochs", 2, "--batch-size", 8, "--run", place / "new"]
+    status, _, err = gpuconv(*train_it)
+    assert status == 1 and "a/05.png: no image" in err[-1] and "--skip-broken" in err[-1]
+    status, _, err = gpuconv(*train_it, "--skip-broken")
+    assert status == 0 and "1 of the 40 images" in err[0] and "a/05.png" in err[0]
+    folder = RunFolder(place / "new")
+    assert folder.config().source.skip_broken
+    told = Manifest.read(place / "new" / "manifest.json")
+    assert set(told.names) == set(names(place, "train") + names(place, "test")) - {"a/05.png"}
+    for part in ("train", "test"):  # no other image is in another set
+        assert set(getattr(told, part).names) == set(names(place, part)) - {"a/05.png"}
+    for words in (["evaluate", place / "new"], ["report", place / "new"],
+                  ["train", "--resume", place / "new"]):
+        status, out, err = gpuconv(*words)
+        assert status == 0 and all("a/05.png" in line for line in err), err
+        assert "could not be measured" not in out
+
+
+def test_an_image_that_breaks_later_can_be_skipped(place):
+    save(place / "set" / "a" / "new.png", noise(1))
+    (place / "set" / "a" / "new.png").write_bytes(b"no image")
+    for words in (["evaluate", place / "run"], ["evaluate", place / "run", "--data", place / "set"],
+                  ["train", "--resume", place / "run"]):
+        status, _, err = gpuconv(*words)
+        assert status == 1 and "a/new.png: no image" in err[-1] and "--skip-broken" in err[-1]
+        status, _, err = gpuconv(*words, "--skip-broken")
+        assert status == 0 and "a/new.png" in err[0]
+
+
 def test_a_report_is_not_replaced_by_one_that_could_measure_nothing(place):
     assert gpuconv("report", place / "run")[0] == 0
     page = (place / "run" / "report.html").read_bytes()

@@ -108,8 +108,10 @@ def test_a_source_is_one():
 
 
 def test_it_goes_through_json(pets):
-    source = Source.of(pets, limit=3, seed=2)
+    source = Source.of(pets, limit=3, seed=2, skip_broken=True)
     assert Source(**json.loads(json.dumps(dataclasses.asdict(source)))) == source
+    with pytest.raises(ValueError, match="skip_broken 'no', wanted true or false"):
+        Source("folder", "/x", skip_broken="no")
 
 
 # -- load ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gpuconv.cli.options import number
+from gpuconv.cli.options import add_skip_broken, number
 
 SAYS = "Show what a data set holds, or fetch CIFAR-10."
 EXAMPLES = ("gpuconv data", "gpuconv data cifar10 --download", "gpuconv data ~/pets",
@@ -35,6 +35,7 @@ def add_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N",
                     help="of the choice of test images, where --test-share makes one "
                          "(default: 0)")
+    add_skip_broken(to)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
     from gpuconv.cli.output import console, say, show, table
     from gpuconv.data import Source
     source = Source.of(args.data, data_dir=args.data_dir, image_size=args.image_size,
-                       test_share=args.test_share, seed=args.seed)
+                       test_share=args.test_share, seed=args.seed,
+                       skip_broken=args.skip_broken)
     if args.download and source.kind not in ("auto", "cifar10"):
         raise ValueError(f"--download fetches CIFAR-10 and nothing else, not {args.data}")
     if args.picture:

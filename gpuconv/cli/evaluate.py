@@ -112,7 +112,8 @@ def choose_data(args: argparse.Namespace, trained: "Trained", progress: Any = No
         raise ValueError(f"{trained.path} is in no run folder, so it has no data of its own: "
                          "say --data")
     else:
-        own = folder.sets(identity=identity, download=args.download, progress=progress)
+        own = folder.sets(identity=identity, download=args.download, progress=progress,
+                          skip_broken=args.skip_broken)
     if own:
         data, says = part_of_run(own, args.split or "test", args.limit)
         said = own.warnings()

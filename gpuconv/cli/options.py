@@ -97,14 +97,28 @@ def add_data(to: argparse.ArgumentParser, default: str = "cifar10 where it is fo
     group.add_argument("--test-share", type=number(float, 0, 1), default=TEST_SHARE, metavar="X",
                        help="share of the images to test on, where no test set is given "
                             "(default: %(default)s)")
+    add_skip_broken(group)
     return group
 
 
-def source(args: argparse.Namespace, image_size: int | None = None) -> "Source":
-    """What the options of ``add_data`` say; images of that size, unless they say another."""
+def add_skip_broken(to: argparse._ActionsContainer) -> None:
+    """Add ``--skip-broken``."""
+    to.add_argument("--skip-broken", action="store_true",
+                    help="go on without the images of a folder that cannot be read")
+
+
+def source(args: argparse.Namespace, image_size: int | None = None, seed: int = 0) -> "Source":
+    """Return what the options of ``add_data`` say.
+
+    Args:
+        args: of the command.
+        image_size: pixels, unless the options say another.
+        seed: of the split.
+    """
     from gpuconv.data import Source
-    return Source.of(args.data, data_dir=args.data_dir, limit=args.limit,
-                     image_size=args.image_size or image_size, test_share=args.test_share)
+    return Source.of(args.data, data_dir=args.data_dir, limit=args.limit, seed=seed,
+                     image_size=args.image_size or image_size, test_share=args.test_share,
+                     skip_broken=args.skip_broken)
 
 
 def run_argument(to: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuconv import backend, random
 from gpuconv.cli.options import add_data, add_device, add_model, choose_device, number
+from gpuconv.cli.options import source as data_source
 from gpuconv.cli.output import complain, say, several, show
 from gpuconv.messages import program, quoted, wanted_one_of
 
@@ -51,8 +52,8 @@ CHANGES: dict[str, tuple[Callable[[str], Any], str]] = {  # of a recipe's settin
                                "of two (default: dynamic in float16)"),
     "views": (str, "of each test image after the last epoch, averaged: none, mirror or six"),
 }
-MAY_CHANGE = ("resume", "data", "device", "threads", "minutes", "keep", "tensorboard", "nvtx",
-              "eager")  # when a run goes on
+MAY_CHANGE = ("resume", "data", "skip_broken", "device", "threads", "minutes", "keep",
+              "tensorboard", "nvtx", "eager")  # when a run goes on
 MEANINGLESS = ("patience", "minutes", "keep", "tensorboard", "nvtx")  # against the clock
 
 
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
         folder = runs.RunFolder(args.resume)
         config, device = resumed(args, folder)
         with runs.locked(folder.path), loading(console) as told:  # refused before it reads
-            own = folder.sets(args.data, progress=told)
+            own = folder.sets(args.data, progress=told, skip_broken=args.skip_broken)
         own.warn()
         folder.go_on_with(own)
         sets, says = (own.train, own.test), own.source.says(own.train, own.test)
@@ -190,7 +191,6 @@ def chosen(args: argparse.Namespace,
     """(config, data, a line about them, a line about the device) of a new run."""
     from gpuconv import models
     from gpuconv.cli.data import loading
-    from gpuconv.data import Source
     from gpuconv.recipes import RECIPES, usual
     from gpuconv.runs import Config, check_data
     if args.recipe and args.recipe not in RECIPES:
@@ -204,8 +204,7 @@ def chosen(args: argparse.Namespace,
     wanted = models.describe(args.model or "cifar_convnet")
     where, device = choose_device(args.device)
     seed = args.seed or 0
-    asked = Source.of(args.data, data_dir=args.data_dir, limit=args.limit, seed=seed,
-                      image_size=args.image_size, test_share=args.test_share)
+    asked = data_source(args, seed=seed)
     if asked.kind == "folder" and not asked.image_size and "notation" in wanted:
         height, width, _ = models.input_shape(wanted)  # the size that the notation says
         asked = dataclasses.replace(asked, image_size=height if height == width else None)

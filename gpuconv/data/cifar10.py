@@ -5,10 +5,10 @@ Read from what the authors publish, packed or unpacked:
     binary version   six .bin files of records: 1 byte label, then 1024 bytes each of R, G and B
     Python version   six pickles of {b"data": (10000, 3072) uint8, b"labels": list}
 
-An archive is read member by member, in memory; nothing is ever extracted. A pickle can call
-whatever it names, so these are read by an unpickler that knows three names, gives each a stand-in
-that only remembers its arguments, and refuses all others: not even NumPy's own code runs on what
-the file says.
+An archive is read member by member, in memory; nothing is ever extracted (``tar``). A pickle can
+call whatever it names, so these are read by an unpickler that knows three names, gives each a
+stand-in that only remembers its arguments, and refuses all others (``unpickle``). Limits: a file
+has at most BIGGEST bytes, an archive unpacks to at most ``tar.UNPACKED``.
 
 Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009, chapter 3;
 https://www.cs.toronto.edu/~kriz/cifar.html
@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -26,8 +25,11 @@ import numpy as np
 from gpuconv import files, threads
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.download import download as fetch
-from gpuconv.data.unpickle import Refused, Unpickler
+from gpuconv.data.images import RefusedError
+from gpuconv.data.tar import damages, members, unpacked
+from gpuconv.data.unpickle import unpickle
 from gpuconv.messages import program
+from gpuconv.system import check_free_memory
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIZE = 32                       # pixels, height and width
@@ -134,7 +136,7 @@ def _search(root: str | os.PathLike | None) -> tuple[Version, pathlib.Path] | No
 
 def _find(place: pathlib.Path) -> tuple[Version, pathlib.Path] | None:
     """The version, and the archive or the folder of its files."""
-    if place.is_file():
+    if os.path.lexists(place) and not place.is_dir():
         return _version_of(place), place
     for folder in (place, place / BINARY.folder, place / PYTHON.folder):
         for version in (BINARY, PYTHON):
@@ -157,10 +159,14 @@ def _from_folder(version: Version, folder: pathlib.Path, verify: bool) -> dict[s
     blobs = {}
     for name in version.md5:
         path = folder / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing, other files of CIFAR-10 are there")
-        _check_length(path, path.stat().st_size)
-        blobs[name] = path.read_bytes()
+        try:
+            with files.open_file(path) as file:
+                size = os.fstat(file.fileno()).st_size
+                _check_length(path, size)
+                blobs[name] = file.read(size)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} is missing, other files of CIFAR-10 are there"
+                                    ) from None
     return blobs
 
 
@@ -186,35 +192,36 @@ def _members(archive: pathlib.Path, wanted: set[str], read: bool = True) -> dict
     A member counts if it is called <file> or <official folder>/<file>. All others are passed over
     unread, so absolute paths and ".." lead nowhere: no path of the archive ever meets the disk.
     """
-    import tarfile  # slow to import, and most sets are unpacked
-    folders = {BINARY.folder, PYTHON.folder}
+    paths = {f"{folder}{name}": name for name in wanted
+             for folder in ("", f"{BINARY.folder}/", f"{PYTHON.folder}/")}
     blobs: dict[str, bytes] = {}
-    try:
-        with tarfile.open(archive, "r|*") as tar:  # a stream: forwards only
-            for member in tar:
-                folder, _, name = member.name.removeprefix("./").rpartition("/")
-                if name not in wanted or folder not in {"", *folders}:
-                    continue
-                if not member.isreg():
-                    raise ValueError(f"{archive}: {member.name} is a link or a device, "
-                                     "wanted a plain file")
+    with files.open_file(archive) as file:
+        try:
+            packed = unpacked(file)
+            for info, plain in members(packed, paths):
+                name = paths[info.name.removeprefix("./")]
+                if not plain:
+                    raise RefusedError(f"{archive}: {info.name} is a link or a device, "
+                                       "wanted a plain file")
                 if name in blobs:
-                    raise ValueError(f"{archive}: holds {name} twice")
-                _check_length(archive / name, member.size)
-                file = tar.extractfile(member) if read else None
-                blobs[name] = file.read() if file else b""
+                    raise RefusedError(f"{archive}: holds {name} twice")
+                _check_length(archive / name, info.size)
+                blobs[name] = packed.read(info.size) if read else b""
                 if not read:
                     break
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
-        raise ValueError(f"{archive}: damaged, or no archive: {error}") from None
+                if len(blobs[name]) < info.size:
+                    raise EOFError(f"it ends inside {name}")
+        except damages() as error:
+            if isinstance(error, RefusedError) or isinstance(error, OSError) and error.errno:
+                raise
+            raise ValueError(f"{archive}: damaged, or no archive: {error}") from None
     return blobs
 
 
 def _check_length(path: pathlib.Path, size: int) -> None:
     if size > BIGGEST:
-        raise ValueError(f"{path}: {size} bytes, no file of CIFAR-10 has more than {BIGGEST}")
+        raise RefusedError(f"{path}: {size} bytes, no file of CIFAR-10 has more than {BIGGEST}")
+    check_free_memory(size, str(path))
 
 
 # -- from bytes to arrays ----------------------------------------------------------------------
@@ -253,6 +260,7 @@ def _check_hash(version: Version, path: pathlib.Path, blob: bytes) -> None:
 
 def _dataset(parts: list[tuple[np.ndarray, np.ndarray]], name: str) -> Dataset:
     labels = np.concatenate([labels for labels, _ in parts]).astype(np.int32)
+    check_free_memory(len(labels) * RECORD, f"{name}: {len(labels):,} images")
     images = np.empty((len(labels), SIZE, SIZE, 3), np.uint8)
     first = 0
     for _, planes in parts:
@@ -269,19 +277,21 @@ def _dataset(parts: list[tuple[np.ndarray, np.ndarray]], name: str) -> Dataset:
 
 def _parse_pickle(path: pathlib.Path, blob: bytes) -> tuple[np.ndarray, np.ndarray]:
     try:
-        batch = Unpickler(path, blob).load()
+        batch = unpickle(path, blob)
         labels, state = batch[b"labels"], batch[b"data"].state
-        _, shape, dtype, fortran, raw = state
-        n, row = shape
-        sound = (dtype.name in ("u1", b"u1") and row == RECORD - 1 and isinstance(raw, bytes)
+        _, (n, row), dtype, fortran, raw = state
+        if type(n) is not int or type(row) is not int:  # whose text may be endless
+            raise TypeError("data of a shape that is none")
+        sound = (dtype.arguments[0] in ("u1", b"u1") and row == RECORD - 1
+                 and isinstance(raw, bytes) and isinstance(labels, list)
                  and len(raw) == n * row and len(labels) == n
                  and all(type(label) is int and 0 <= label < 256 for label in labels))
         if not sound:
-            raise ValueError(f"data of shape {shape}, {len(labels)} labels")
+            raise ValueError(f"data of shape {n, row}, {len(labels)} labels")
         planes = np.frombuffer(raw, np.uint8).reshape(n, row, order="F" if fortran else "C")
         return np.array(labels, np.uint8), planes
-    except Refused as error:
-        raise ValueError(str(error)) from None
+    except RefusedError:
+        raise
     except Exception as error:  # what a damaged pickle raises is anybody's guess
         raise ValueError(f"{path}: no batch of CIFAR-10's Python version: "
-                         f"{type(error).__name__}: {error}") from None
+                         f"{type(error).__name__}: {str(error)[:200]}") from None

@@ -48,6 +48,8 @@ def download(url: str, path: str | os.PathLike, *, sha256: str, size: int,
     path.parent.mkdir(parents=True, exist_ok=True)
     files.check_writable(path)
     part = path.with_name(f"{path.name}.part")
+    with contextlib.suppress(FileNotFoundError), files.open_file(part):
+        pass  # opening a FIFO to append would wait for ever
     by_hand = (f"by hand: get {url} ({size:,} bytes, SHA-256 {sha256}) and put it at "
                f"{path.absolute()}")
     try:

@@ -9,28 +9,28 @@ A set's folder is named as in SETS, in any letter case. Where there are several 
 meant is an error: a set's folder beside a folder of images with another name, two folders for one
 set, a test folder without a training folder.
 
-Hidden files, ``__MACOSX`` and files without a suffix of an image are passed over. Links are
-followed; a link that leads nowhere is an error, and a link to a folder that it lies in is passed
-over. A file that a class reaches by several paths counts once there, under the path without
-links, else under the first by name. Two classes may share a file; a training folder and a test
-folder may not.
+Hidden files, ``__MACOSX`` and files without a suffix of an image are passed over; images of kinds
+that cannot be read, and images without a suffix, are listed apart. A folder without images is no
+class. Links are followed; a link to a folder that is gone is an error, and a link to a folder that
+it lies in is passed over. A file that a class reaches by several paths counts once there, under the
+path without links, else under the first by name. Two classes may share a file; a training folder
+and a test folder may not.
 """
 
 import dataclasses
-import heapq
 import os
 import pathlib
-import stat
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from gpuconv.data.images import SUFFIXES
+from gpuconv.data.images import SUFFIXES, suffixes
+from gpuconv.data.walk import Identity, Walked, subfolders, walk
 
 SETS = {"train": "train", "training": "train", "test": "test", "testing": "test",
         "val": "validation", "valid": "validation", "validation": "validation"}
-
-Identity = tuple[int, int]  # of a file, under whatever name: device and inode
+AROUND = r"(data)?set|data|images?|imgs?|photos?|pictures?|samples?|folder|split|seg|[^a-z]"
 
 
 class File(NamedTuple):
@@ -51,6 +51,8 @@ class Listing:
     classes: tuple[str, ...]
     train: list[File]
     test: list[File] | None  # None: there is no test folder, so ``train`` has to be split
+    unread: tuple[str, ...] = ()  # names of images of kinds that cannot be read, or without suffix
+    empty: tuple[str, ...] = ()   # names of folders that are no classes, for they hold no image
 
 
 def list_folder(path: pathlib.Path, complete: bool = True) -> Listing:
@@ -58,7 +60,7 @@ def list_folder(path: pathlib.Path, complete: bool = True) -> Listing:
 
     Args:
         path: holds a folder of images for each class, or folders of sets that do.
-        complete: refuse a class without images, and a single class?
+        complete: leave out classes without images, and refuse a single class?
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
@@ -70,15 +72,34 @@ def list_folder(path: pathlib.Path, complete: bool = True) -> Listing:
         raise problem(f"{path}: no such folder")
     train, test, _ = find_sets(path)
     top = path if train is None else path / train
-    classes = _classes(top, 2 if complete else 1)
-    files = _files(path, top, classes, range(len(classes)), complete)
+    names = _classes(top, 2 if complete else 1)
+    if complete and train is None and (sets := _both_sets(names, _plain)):
+        raise ValueError(f"{path} holds {_together(sets)}, which look like sets, not classes: if "
+                         "they are sets, call them train/ and test/; if classes, give them other "
+                         "names")
+    walked = _walk_classes(path, top, names, complete)
+    empty = [name for name in names if complete and not walked[name].images]
+    classes = tuple(name for name in names if name not in empty)
+    if len(classes) < 2 and empty:
+        raise ValueError(_no_image(top / empty[0]))
+    files = _files(path, top, classes, walked)
+    unread, bare = _unread(path, top, walked), [_below(path, top, name) for name in empty]
     if test is None:
-        return Listing(classes, files, None)
-    there = _subfolders(path / test)
+        return Listing(classes, files, None, unread, tuple(bare))
+    there = subfolders(path / test)
     for name in there:
-        if name not in classes:
+        if name not in names:
             raise ValueError(_unknown(path / test / name, top, classes))
-    tested = _files(path, path / test, there, [classes.index(name) for name in there], complete)
+    walked = _walk_classes(path, path / test, there, complete)
+    for name in there:
+        if name in empty and walked[name].images:
+            raise ValueError(f"{top / name} holds no image, and {path / test / name} does: wanted "
+                             "training images of each class")
+        if complete and not walked[name].images:
+            bare.append(_below(path, path / test, name))
+    tested = _files(path, path / test, classes, walked)
+    if complete and not tested:
+        raise ValueError(_no_image(path / bare[-1] if there else path / test))
     known = {file.identity: file for file in files}
     for file in tested:
         twin = known.get(file.identity)
@@ -86,7 +107,8 @@ def list_folder(path: pathlib.Path, complete: bool = True) -> Listing:
                      or os.path.realpath(file.path) == os.path.realpath(twin.path)):
             raise ValueError(f"{file.path} is the same file as {twin.path}: a training image "
                              "cannot be a test image; remove one of the two")
-    return Listing(classes, files, tested)
+    unread += _unread(path, path / test, walked)
+    return Listing(classes, files, tested, unread, tuple(bare))
 
 
 def normal(name: str) -> str:
@@ -105,7 +127,7 @@ def find_sets(path: pathlib.Path) -> tuple[str | None, str | None, str | None]:
     Raises:
         ValueError: it is not clear which folders are sets, and which are classes.
     """
-    names = _subfolders(path)
+    names = subfolders(path)
     found: dict[str, str] = {}
     for name in names:
         role = SETS.get(name.lower())
@@ -117,7 +139,7 @@ def find_sets(path: pathlib.Path) -> tuple[str | None, str | None, str | None]:
     if not found:
         return None, None, None
     others = [name for name in names if name not in found.values() and
-              _walk(path, path / name)]
+              walk(path, path / name).images]
     if others or "train" not in found:
         sets = _together([found[role] for role in ("train", "test", "validation") if role in found])
         beside = f"beside {_together(others)}" if others else "but no train/"
@@ -138,15 +160,20 @@ def _together(folders: Sequence[str]) -> str:
     return " and ".join(f"{name}/" for name in folders[:4]) + " and others" * (len(folders) > 4)
 
 
-def _both_sets(names: Iterable[str]) -> list[str]:
+def _plain(name: str) -> str:
+    """Return a folder's name without the words around that of a set: train of "Train_Images"."""
+    return re.sub(AROUND, "", name.lower())
+
+
+def _both_sets(names: Iterable[str], plain: Callable[[str], str] = str.lower) -> list[str]:
     """Return the names of sets among these, if there are both a training and a test set."""
-    roles = {name: SETS[name.lower()] for name in names if name.lower() in SETS}
+    roles = {name: SETS[plain(name)] for name in names if plain(name) in SETS}
     both = "train" in roles.values() and len(set(roles.values())) > 1
     return sorted(roles, key=lambda name: roles[name] != "train") if both else []
 
 
 def _classes(path: pathlib.Path, least: int) -> tuple[str, ...]:
-    classes = tuple(_subfolders(path))
+    classes = tuple(subfolders(path))
     if len(classes) < least:
         found = f"only the folder {classes[0]}" if classes else "no folders"
         if not classes and any(p.suffix.lower() in SUFFIXES for p in path.iterdir()):
@@ -168,100 +195,53 @@ def _unknown(path: pathlib.Path, top: pathlib.Path, classes: Sequence[str]) -> s
     return f"{path} is a class that {top} does not have"
 
 
-# -- walking through folders -----------------------------------------------------------------------
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _entries(path: str) -> list[tuple[os.DirEntry[str], os.stat_result]]:
-    """Return what lies in a folder, sorted by name, without what is hidden."""
-    with os.scandir(path) as found:
-        entries = sorted((e for e in found if not _hidden(e.name)), key=lambda e: e.name)
-    both = []
-    for entry in entries:
-        try:
-            both.append((entry, os.stat(entry.path)))  # Windows: an entry's own has no inode
-        except OSError as error:
-            if entry.name.lower().endswith(SUFFIXES):  # is counted with all that cannot be read
-                both.append((entry, os.lstat(entry.path)))
-                continue
-            what = "a link that leads nowhere" if entry.is_symlink() else "cannot be read"
-            raise ValueError(f"{entry.path}: {what} ({error.strerror}); repair or remove "
-                             "it") from None
-    return both
-
-
-def _subfolders(path: pathlib.Path) -> list[str]:
-    return [entry.name for entry, status in _entries(str(path)) if stat.S_ISDIR(status.st_mode)]
-
-
-def _is_link(entry: os.DirEntry[str]) -> bool:
-    """Tell whether an entry is a link, or Windows' kind of link to a folder."""
-    junction: Callable[[], bool] | None = getattr(entry, "is_junction", None)  # from Python 3.12 on
-    return entry.is_symlink() or bool(junction and junction())
-
-
-def _walk(root: pathlib.Path, top: pathlib.Path) -> list[tuple[str, str, Identity, bool]]:
-    """Return (path, name below top, identity, linked) of each image file in a folder, once."""
-    real = os.path.realpath(top)
-    if _holds(real, [os.path.realpath(root)]):
-        raise ValueError(f"{top} is a link to a folder that it lies in; remove it")
-    todo, links = [(str(top), real, "", False)], list[tuple[str, str]]()
-    folders, found = set[str](), list[tuple[bool, str, str, Identity, bool]]()
-    while todo or links:
-        if not todo:  # all that is reached without another link was seen
-            name, path = heapq.heappop(links)
-            target, home = os.path.realpath(path), os.path.realpath(os.path.dirname(path))
-            if target not in folders and not _holds(target, [os.path.realpath(root), real, home]):
-                todo.append((path, target, name + "/", True))
-            continue
-        folder, here, below, linked = todo.pop()
-        folders.add(here)
-        for entry, status in _entries(folder):
-            name, inside = below + entry.name, os.path.join(here, entry.name)
-            if stat.S_ISDIR(status.st_mode):
-                if _is_link(entry):
-                    heapq.heappush(links, (name, entry.path))
-                elif inside not in folders:
-                    todo.append((entry.path, inside, name + "/", linked))
-            elif entry.name.lower().endswith(SUFFIXES):
-                if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
-                    raise ValueError(f"{entry.path}: no regular file; remove it")
-                by_link = linked or entry.is_symlink()
-                found.append((by_link, name, entry.path, (status.st_dev, status.st_ino),
-                              by_link or status.st_nlink > 1))
-    once: dict[Identity, str] = {}
-    for _, name, _, identity, _ in sorted(found):
-        once.setdefault(identity, name)
-    return [(path, name, identity, shared) for _, name, path, identity, shared in found
-            if not shared or once[identity] == name]
-
-
-def _holds(folder: str, places: Sequence[str]) -> bool:
-    """Tell whether one of the places lies in the folder, or is the folder itself."""
-    return any(place == folder or place.startswith(folder.rstrip(os.sep) + os.sep)
-               for place in places)
-
-
-def _files(root: pathlib.Path, top: pathlib.Path, classes: Sequence[str], labels: Sequence[int],
-           complete: bool) -> list[File]:
-    """Return the files of each class, sorted by class and name."""
+def _walk_classes(root: pathlib.Path, top: pathlib.Path, classes: Sequence[str],
+                  complete: bool) -> dict[str, Walked]:
+    """Return what is in the folder of each class."""
     if sets := _both_sets(classes):
         raise ValueError(f"{top} holds {_together(sets)} beside or as "
                          f"classes: if these are sets, give {top} as the data")
-    found: list[File] = []
-    for name, label in zip(classes, labels, strict=True):
-        walked = _walk(root, top / name)
-        inside = {item.split("/")[0]: None for _, item, _, _ in walked if "/" in item}
+    found = {}
+    for name in classes:
+        images, unread = found[name] = walk(root, top / name)
+        inside = {item.split("/")[0]: None for _, item, _, _ in images if "/" in item}
         if sets := _both_sets(inside):
             raise ValueError(f"{top / name} holds {_together(sets)}: wanted "
                              f"the sets above the classes, {top / sets[0] / name}")
-        if complete and not walked:
-            raise ValueError(f"{top / name} holds no image: nothing there ends in one of "
-                             f"{' '.join(SUFFIXES)}")
-        below = name if top == root else f"{top.name}/{name}"
-        found += sorted((File(path, f"{below}/{item}", item, label, identity, shared)
-                         for path, item, identity, shared in walked), key=lambda file: file.item)
+        if complete and unread and not images:
+            raise ValueError(f"{top / name} holds no image that can be read, but {len(unread):,} "
+                             f"of other kinds or without a suffix ({few(unread)}): convert them "
+                             "to JPEG or PNG")
     return found
+
+
+def _files(root: pathlib.Path, top: pathlib.Path, classes: Sequence[str],
+           walked: dict[str, Walked]) -> list[File]:
+    """Return the files of each class, sorted by class and name."""
+    found: list[File] = []
+    for label, name in enumerate(classes):
+        if name in walked:
+            below = _below(root, top, name)
+            found += sorted((File(path, f"{below}/{item}", item, label, identity, shared)
+                             for path, item, identity, shared in walked[name].images),
+                            key=lambda file: file.item)
+    return found
+
+
+def _unread(root: pathlib.Path, top: pathlib.Path, walked: dict[str, Walked]) -> tuple[str, ...]:
+    return tuple(f"{_below(root, top, name)}/{item}" for name, (_, unread) in walked.items()
+                 for item in unread)
+
+
+def _below(root: pathlib.Path, top: pathlib.Path, name: str) -> str:
+    return name if top == root else f"{top.name}/{name}"
+
+
+def _no_image(path: pathlib.Path) -> str:
+    return f"{path} holds no image: nothing there ends in one of {' '.join(suffixes())}"
+
+
+def few(names: Sequence[str]) -> str:
+    """Return a few of the names as part of a sentence."""
+    rest = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest

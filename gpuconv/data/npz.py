@@ -7,12 +7,12 @@ Known by the names of the arrays, with or without a test set:
     train_images, train_labels  test_images, test_labels       as MedMNIST has them
 
 Images are (N, H, W) or (N, H, W, C), uint8 or floats of 0..1; labels are integers or strings. An
-array of Python objects is a pickle, which could run code: it is refused unread.
+array of Python objects is a pickle, which could run code: it is refused unread. Before arrays are
+read, their sizes are compared with free memory (``members``), and so are those of copies of images.
 """
 
 import os
 import pathlib
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +22,9 @@ from gpuconv import threads
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.images import resized
 from gpuconv.data.manifest import digests
+from gpuconv.data.members import read_members
 from gpuconv.data.split import split, split_by_position
+from gpuconv.system import check_free_memory
 
 NAMES = (("images", "labels", "test_images", "test_labels"),
          ("x_train", "y_train", "x_test", "y_test"),
@@ -84,6 +86,7 @@ def _sets(path: pathlib.Path, choose: Callable[..., Indices],
     if len(images) == 1:
         both = choose(numbers[0], images[0], classes, test_share, seed, f"{path}: ")
         chosen = [part[:limit] for part in both]
+        check_free_memory(sum(map(len, chosen)) * images[0][0].nbytes, f"{path}: both sets")
         images, numbers = [images[0][i] for i in chosen], [numbers[0][i] for i in chosen]
     train, test = (
         Dataset(resized(x[:limit], image_size) if image_size else x[:limit], y[:limit], classes,
@@ -99,6 +102,7 @@ def whole_npz(path: str | os.PathLike,
     images, numbers, classes = _read(path, bool(image_size))
     if image_size:
         images = [resized(x, image_size) for x in images]
+    check_free_memory(sum(x.nbytes for x in images[1:] and images), f"{path}: both sets")
     both = np.concatenate(images) if len(images) > 1 else images[0]
     return Dataset(both, np.concatenate(numbers), classes, path.stem)
 
@@ -106,7 +110,7 @@ def whole_npz(path: str | os.PathLike,
 def _read(path: pathlib.Path, any_size: bool) -> tuple[
         list[np.ndarray], list[np.ndarray], tuple[str, ...]]:
     """Return (images, labels, names of the classes): a list of one or two sets, as in the file."""
-    arrays = _arrays(path)
+    arrays = read_members(path, {name for names in NAMES for name in names} | {"classes"})
     for names in NAMES:
         if names[0] in arrays and names[1] in arrays:
             break
@@ -128,33 +132,6 @@ def _read(path: pathlib.Path, any_size: bool) -> tuple[
     return images, numbers, classes
 
 
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Those that have a name of ours; others are left unread, as empty arrays."""
-    wanted = {name for names in NAMES for name in names} | {"classes"}
-    import zipfile  # slow to import
-    name = ""
-    with open(path, "rb") as file:  # where this fails, the system's error names the path
-        if file.read(4) not in (b"PK\3\4", b"PK\5\6"):
-            raise ValueError(f"{path}: no .npz file, or its beginning is damaged")
-        file.seek(0)
-        try:
-            with np.load(file, allow_pickle=False) as members:
-                arrays = {}
-                for name in members.files:
-                    arrays[name] = members[name] if name in wanted else np.empty(0)
-                    if not isinstance(arrays[name], np.ndarray):
-                        raise ValueError("no array")
-            return arrays
-        except MemoryError as error:
-            raise MemoryError(f"{path}: {name}: {error}") from None
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError,
-                NotImplementedError) as error:
-            if "allow_pickle" in str(error):
-                raise ValueError(f"{path}: {name} is an array of Python objects, which could run "
-                                 "code: wanted numbers or strings") from None
-            raise ValueError(f"{path}: {name or 'the file'} is damaged: {error}") from None
-
-
 def _labels(path: pathlib.Path, name: str, labels: np.ndarray) -> np.ndarray:
     """(N,) integers or strings."""
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -162,8 +139,6 @@ def _labels(path: pathlib.Path, name: str, labels: np.ndarray) -> np.ndarray:
     if labels.ndim != 1:
         raise ValueError(f"{path}: {name} have shape {labels.shape}, wanted (N,), the class of "
                          "each image")
-    if labels.dtype.kind == "S":
-        labels = np.char.decode(labels, "utf-8")
     if labels.dtype.kind not in "iuU":
         raise ValueError(f"{path}: {name} are {labels.dtype}, wanted integers or strings")
     return labels
@@ -177,7 +152,7 @@ def _classes(path: pathlib.Path, names: np.ndarray | None,
         if names.ndim != 1 or len(set(names.tolist())) < len(names):
             raise ValueError(f"{path}: classes of shape {names.shape}, wanted names, (K,), each "
                              "once")
-        names = np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names.astype(str)
+        names = names.astype(str)
         known = np.arange(len(names)) if values[0].dtype.kind in "iu" else names
     if len(known) < 2:
         raise ValueError(f"{path} holds {len(known)} classes, wanted at least two")
@@ -213,6 +188,7 @@ def _images(path: pathlib.Path, name: str, images: np.ndarray, count: int) -> np
     if images.dtype.kind != "f" or not 0 <= low <= high <= 1:  # NaN as well
         raise ValueError(f"{path}: {name} are {images.dtype} of {low}..{high}, wanted uint8 of "
                          "0..255 or floats of 0..1")
+    check_free_memory(images.size, f"{path}: {name} as uint8")
     out = np.empty(images.shape, np.uint8)
 
     def work(piece: slice) -> None:

@@ -35,6 +35,7 @@ class Source:
         test_share: share of each class to be tested on, where there is no test set.
         seed: of that choice.
         split: how it is made: BY_ITEM, or BY_POSITION as in older runs.
+        skip_broken: leave out the images of a folder that cannot be read? See ``folder``.
 
     Raises:
         ValueError: a kind that is none, or a kind that needs a path without one; a limit or size
@@ -51,6 +52,7 @@ class Source:
     test_share: float = 0.2
     seed: int = 0
     split: int = BY_ITEM
+    skip_broken: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is no source."""
@@ -62,6 +64,8 @@ class Source:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"data: {name} {value!r}, wanted a whole number, at least 1")
+        if not isinstance(self.skip_broken, bool):
+            raise ValueError(f"data: skip_broken {self.skip_broken!r}, wanted true or false")
         if self.split not in (BY_POSITION, BY_ITEM):
             raise ValueError(f"data: split {self.split!r}, wanted {BY_POSITION} or {BY_ITEM}")
 
@@ -73,7 +77,7 @@ class Source:
         Args:
             text: cifar10, shapes, the path of a folder or an .npz file; None: whatever there is.
             data_dir: where CIFAR-10 lies.
-            more: limit, image_size, test_share, seed: fields of Source.
+            more: limit, image_size, test_share, seed, skip_broken: fields of Source.
 
         Raises:
             FileNotFoundError: text or data_dir is a path that leads nowhere.
@@ -133,7 +137,7 @@ class Source:
             assert me.path is not None
             read = folder if me.split == BY_ITEM else folder_by_position
             return read(me.path, me.image_size or 32, me.test_share, me.seed, limit=me.limit,
-                        progress=tell("images"))
+                        progress=tell("images"), skip_broken=me.skip_broken)
         if me.kind == "npz":
             assert me.path is not None
             open_file = npz if me.split == BY_ITEM else npz_by_position
@@ -164,7 +168,8 @@ class Source:
         if self.kind == "npz":
             return whole_npz(self.path, self.image_size)
         return whole_folder(self.path, self.image_size or 32, names, only, progress=(
-            lambda done, size: progress(done, size, "images")) if progress else None)
+            lambda done, size: progress(done, size, "images")) if progress else None,
+            skip_broken=self.skip_broken)
 
     def says(self, train: Dataset, test: Dataset | None = None) -> str:
         """Return a line about what ``load`` or ``load_whole`` gave."""

@@ -232,7 +232,8 @@ class RunFolder:
 
         Args:
             place: where the images are now; default: where they were.
-            more: identity (default: of a checkpoint), download, progress: as of ``run_sets``.
+            more: identity (default: of a checkpoint), download, progress, skip_broken: as of
+                ``run_sets``.
 
         Raises:
             OSError, ValueError: the images are not there, or they are others.

@@ -66,7 +66,7 @@ class Sets:
 
 def run_sets(config: Config, manifest: Manifest | None, identity: Any = None, *,
              place: str | os.PathLike | None = None, download: bool = False,
-             progress: Progress | None = None) -> Sets:
+             progress: Progress | None = None, skip_broken: bool = False) -> Sets:
     """Load the images of a run.
 
     Args:
@@ -75,11 +75,14 @@ def run_sets(config: Config, manifest: Manifest | None, identity: Any = None, *,
         place: where the images are now; default: where they were.
         download: fetch CIFAR-10 if it is not there?
         progress: as of ``Source.load``.
+        skip_broken: leave out images that cannot be read, also if the run was not told so?
 
     Raises:
         OSError, ValueError: the images are not there, or they are others.
     """
     source = config.source
+    if skip_broken:
+        source = dataclasses.replace(source, skip_broken=True)
     if place is None and source.path is not None and not os.path.exists(source.path):
         raise FileNotFoundError(f"{source.path}: no such file or folder; if the images of the run "
                                 "have moved, --data says where they are")
@@ -131,6 +134,8 @@ def sets_in(source: Source, config: Config, manifest: Manifest | None, identity:
 def _whole(config: Config, manifest: Manifest, source: Source,
            progress: Progress | None) -> Dataset:
     """Read all images of ``source`` or, if the run had a limit, those that the manifest names."""
+    if config.source.skip_broken:
+        source = dataclasses.replace(source, skip_broken=True)
     return source.load_whole(manifest.names, config.source.limit is not None, progress)
 
 
