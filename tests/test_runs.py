@@ -360,12 +360,13 @@ def test_early_stopping_is_an_end(done, tmp_path):
     early = config(settings=Settings(epochs=9, batch_size=10, patience=1))
     new = RunFolder.create(early, tmp_path / "run")
     rows = folder.history().rows
-    train.Records(new.path).write(train.History([rows[0], rows[0]]))
+    train.Records(new.path).write(
+        train.History([rows[0], dataclasses.replace(rows[0], epoch=2)]))
     assert new.status() == "finished"
 
 
 @pytest.mark.parametrize("text, message", [
-    ("{", "not the settings of a run: Expecting"),
+    ("{", r"config.json: damaged: it is no JSON: line 1, column 2; put back a copy"),
     ('{"model": {}}', "not the settings of a run: no 'source'"),
     ("[]", "not the settings of a run"),
     ('{"model": {}, "source": {}, "settings": {"lr": -1}}', "lr -1, wanted at least 0"),
@@ -383,7 +384,7 @@ def test_a_damaged_config(tmp_path, text, message):
     (dict(dtype="float99"), "dtype 'float99', wanted one of float32"),
     (dict(seed="x"), "config.json"),
     (dict(device=5), "device 5"),
-    (dict(source={"kind": "folder", "path": 5}), "source: path 5, wanted text"),
+    (dict(source={"kind": "folder", "path": 5}), "path 5, wanted text"),
     (dict(source={"kind": "shapes", "limit": -3}), "limit -3, wanted a whole number"),
     (dict(source={"kind": "shapes", "image_size": "8"}), "image_size '8', wanted a whole number"),
 ])

@@ -15,6 +15,7 @@ from gpuconv.data.source import MANIFEST_KINDS
 from gpuconv.runs.config import Config
 from gpuconv.runs.folder import RunFolder, Viewed
 from gpuconv.runs.lock import locked
+from gpuconv.runs.trained import check_size
 from gpuconv.train import (
     Callback,
     Checkpoint,
@@ -65,7 +66,7 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
         RuntimeError: the run is in use, by another process or elsewhere in this one.
         OSError, ValueError, FloatingPointError, MemoryError: as ``fit`` does.
     """
-    folder.plots.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder.plots)
     with locked(folder.path):
         checkpoint = _to_go_on_from(folder, config) if resume else None
         if checkpoint is None:
@@ -137,7 +138,11 @@ def _to_go_on_from(folder: RunFolder, config: Config) -> pathlib.Path | None:
                       "again", stacklevel=3)
         return None
     path = newest(folder.checkpoints_folder)
-    was = files.load(path)[1].get("model")
-    if was != config.model:  # their weights may have the same names and shapes
-        raise ValueError(f"{path} is of another model: it was {was}, is {config.model}")
+    state, metadata = files.load(path)
+    if (was := metadata.get("model")) != config.model:  # of weights with the same names and shapes
+        raise ValueError(f"{path} is of another model: it was {was!s:.200}, is {config.model}")
+    try:
+        check_size(config.model, state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return path

@@ -46,8 +46,8 @@ def check_views(name: str) -> str:
     Raises:
         ValueError: there are none; says which there are.
     """
-    if name not in VIEWS:
-        raise ValueError(f"views {name!r}, wanted one of {', '.join(VIEWS)}")
+    if not isinstance(name, str) or name not in VIEWS:
+        raise ValueError(f"views {name!r:.80}, wanted one of {', '.join(VIEWS)}")
     return name
 
 
