@@ -24,10 +24,12 @@ import numpy as np
 from gpuconv import files
 from gpuconv.backend import Array, accumulator, to_cpu
 from gpuconv.data import Dataset
+from gpuconv.jsontext import is_count
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.feed import moments
-from gpuconv.train.history import flat, unflat
+from gpuconv.train.history import flat
 from gpuconv.train.measure import Tally
+from gpuconv.train.position import check_position
 from gpuconv.undo import uninterrupted
 
 BEST = "best.safetensors"
@@ -52,12 +54,12 @@ class Checkpoint(Callback):
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 2, minutes: float = 5.0,
                  model: Any = None):
-        if keep < 1 or not minutes > 0:
-            raise ValueError(f"Checkpoint: keep {keep}, minutes {minutes}: wanted at least 1 and "
-                             "more than 0")
+        if not is_count(keep, 1) or not isinstance(minutes, int | float) or not minutes > 0:
+            raise ValueError(f"Checkpoint: keep {keep!r:.80}, minutes {minutes!r:.80}: wanted a "
+                             "whole number, at least 1, and a number above 0")
         self.folder, self.keep, self.minutes = pathlib.Path(folder), keep, minutes
         self.model = model
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.folder)
         files.check_writable(self.folder / BEST)
         self.saved_at, self.saved = 0.0, (-1, -1)  # seconds; (steps, epochs)
 
@@ -160,14 +162,16 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def _completed(was: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity, of an older version too, which had no choice in some things."""
-    kind, *groups = was.get("optimizer", [None])
+    """Return an identity, perhaps of an older version, with all that a run can choose now."""
+    optimizer = was.get("optimizer")
+    if isinstance(optimizer, list):
+        optimizer = [{"stop": 1.0} | part if isinstance(part, dict) else part for part in optimizer]
     return {"reduction": "mean", "drop_last": False, "normalize": None, **was,
-            "optimizer": [kind, *({"stop": 1.0} | group for group in groups)]}
+            "optimizer": optimizer}
 
 
 def weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a checkpoint's arrays, the model's, as in use."""
+    """Return the model's arrays, as in use, of a checkpoint's."""
     return {name: array for name, array in state.items() if "/" not in name}
 
 
@@ -180,6 +184,7 @@ def resume_from(place: str | os.PathLike, run: Run) -> None:
 
     Raises:
         FileNotFoundError: no checkpoint there.
+        MemoryError: it does not fit into the memory that is free.
         ValueError: damaged, foreign, or of another run. Nothing has changed.
     """
     place = pathlib.Path(place)
@@ -187,23 +192,30 @@ def resume_from(place: str | os.PathLike, run: Run) -> None:
     state, metadata = files.load(path)
     if "identity" not in metadata:
         raise ValueError(f"{path}: holds weights, but no run to go on with")
+    if not isinstance(metadata["identity"], dict):
+        raise ValueError(f"{path}: damaged: identity is {metadata['identity']!r:.80}, wanted names "
+                         "and values")
     was, now = _completed(metadata["identity"]), identity(run)
-    changed = [f"{name} was {was.get(name)}, is {now.get(name)}" for name in {**was, **now}
-               if was.get(name) != now.get(name)]
+    changed = [f"{name} was {was.get(name)!s:.200}, is {now.get(name)!s:.200}"
+               for name in {**was, **now} if was.get(name) != now.get(name)]
     if changed:
-        raise ValueError(f"fit: {path} is of another run: {'; '.join(changed)}")
+        raise ValueError(f"fit: {path} is of another run: {'; '.join(changed[:9])}")
 
     def part(prefix: str) -> dict[str, Any]:
         return {name.removeprefix(prefix): a for name, a in state.items()
                 if name.startswith(prefix)}
 
-    run.model.load_state_dict(part("raw/") if run.ema else weights(state))
-    run.optimizer.load_state_dict(part("optimizer/"))
-    if run.ema:
-        run.ema.load_state_dict(part("ema/"))
-    if run.scale:
-        run.scale.load_state_dict(part("scale/"))
-    run.history.rows[:] = map(unflat, metadata["history"])
+    try:
+        rows = check_position(metadata, run.epochs, run.steps)
+        run.model.load_state_dict(part("raw/") if run.ema else weights(state))
+        run.optimizer.load_state_dict(part("optimizer/"))
+        if run.ema:
+            run.ema.load_state_dict(part("ema/"))
+        if run.scale:
+            run.scale.load_state_dict(part("scale/"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    run.history.rows[:] = rows
     run.epoch, run.step, run.lr = metadata["epoch"], metadata["step"], metadata["lr"]
     run.tally = Tally(**metadata["tally"])
     run.began = time.perf_counter() - metadata["seconds"]

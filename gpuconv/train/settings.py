@@ -16,7 +16,8 @@ from gpuconv.train.views import check_views
 SCHEDULES: dict[str, Callable[[], Callable[[int, int], float]]] = {
     "constant": Constant, "step": StepDecay, "linear": Linear, "cosine": Cosine,
     "one-cycle": OneCycle}
-MOST = 2**31 - 1  # epochs, images of a batch: their products are counted in 64 bits
+# of each; a captured run evaluates its schedule for all steps beforehand
+MOST = {"epochs": 10**6, "batch_size": 2**31 - 1, "patience": 10**6}
 CHOICES = {"optimizer": tuple(OPTIMIZERS), "schedule": tuple(SCHEDULES),
            "flip": (False, True, "alternate"), "padding_mode": ("zeros", "reflect"),
            "reduction": ("mean", "sum")}
@@ -60,16 +61,15 @@ class Settings:
         """Refuse what cannot be done, before any data are read."""
         for name, choices in CHOICES.items():
             value = getattr(self, name)
-            if not any(value is choice or value == choice and isinstance(value, str)
-                       for choice in choices):
+            if type(value) not in map(type, choices) or value not in choices:
                 raise ValueError(f"{name} {value!r:.80}, wanted one of "
                                  f"{', '.join(map(str, choices))}")
         check_views(self.views)
-        for name in ("epochs", "batch_size", "patience"):
+        for name, most in MOST.items():
             value = getattr(self, name)
-            if not is_count(value, 1, MOST) and (value is not None or name != "patience"):
+            if not is_count(value, 1, most) and (value is not None or name != "patience"):
                 raise ValueError(f"{name} {value!r:.80}, wanted a whole number, at least 1 and at "
-                                 f"most {MOST:,}")
+                                 f"most {most:,}")
         if not is_count(self.crop):
             raise ValueError(f"crop {self.crop!r:.80}, wanted a whole number, at least 0")
         for name in ("lr", "weight_decay"):
