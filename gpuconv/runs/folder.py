@@ -25,6 +25,7 @@ from typing import Any
 from gpuconv import files
 from gpuconv.data import Dataset
 from gpuconv.data.manifest import Manifest
+from gpuconv.jsontext import is_count, is_number
 from gpuconv.ops.gpu.table import Table
 from gpuconv.runs.checks import check_free
 from gpuconv.runs.config import Config
@@ -86,11 +87,11 @@ class RunFolder:
         if path is not None:
             check_free(path)
         folder = cls(_made(pathlib.Path(parent), config.recipe or "run") if path is None else path)
-        folder.path.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder.path)
         with locked(folder.path):
             check_free(folder.path)  # nobody else can begin a run here now
             files.remove_leftovers(folder.path)
-            folder.plots.mkdir(exist_ok=True)
+            files.make_folder(folder.plots)
             if tuned is not None:
                 tuned.save(folder.tuned)
             config.write(folder.path / "config.json")  # what has one can be started again
@@ -122,11 +123,10 @@ class RunFolder:
         path = self.path / "environment.json"
         if not os.path.lexists(path):
             return {}
-        try:
-            found: Any = json.loads(files.read_text(path))
-            return {str(name): str(value) for name, value in found.items()}
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path}: damaged: {error}") from None
+        found = files.read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}: damaged: it is {found!r:.80}, wanted names and values")
+        return {name: f"{value!s:.1000}" for name, value in found.items()}
 
     def keep_environment(self) -> None:
         """Write environment.json, unless it is there.
@@ -140,9 +140,10 @@ class RunFolder:
                 file.write(json.dumps(environment(), indent=2) + "\n")
 
     def history(self) -> History:
-        """Its epochs so far.
+        """Return its epochs so far.
 
         Raises:
+            OSError: metrics.jsonl cannot be read, or is no file.
             ValueError: metrics.jsonl is damaged.
         """
         return read_records(self.path)
@@ -156,15 +157,17 @@ class RunFolder:
         """
         if not os.path.lexists(self.views):
             return None
-        try:
-            found = Viewed(**json.loads(files.read_text(self.views)))
-            wrong = [name for name, kind in Viewed.__annotations__.items()
-                     if type(getattr(found, name)) is not kind]
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{self.views}: damaged: {error}") from None
-        if wrong:
-            raise ValueError(f"{self.views}: damaged: {wrong[0]} is {getattr(found, wrong[0])!r}")
-        return found
+        found = files.read_json(self.views)
+        wanted = {"views": lambda value: isinstance(value, str), "epoch": is_count,
+                  "images": is_count, "accuracy": lambda value: is_number(value, 0, 1),
+                  "loss": lambda value: isinstance(value, float)}
+        if not isinstance(found, dict) or found.keys() != wanted.keys():
+            raise ValueError(f"{self.views}: damaged: it is {found!r:.80}, wanted "
+                             f"{', '.join(wanted)}")
+        for name, fits in wanted.items():
+            if not fits(found[name]):
+                raise ValueError(f"{self.views}: damaged: {name} is {found[name]!r:.80}")
+        return Viewed(**found)
 
     def keep_viewed(self, viewed: Viewed) -> None:
         """Write views.json.
@@ -196,7 +199,8 @@ class RunFolder:
         """
         settings, history = self.config().settings, self.history()
         done = len(history.rows) >= settings.epochs
-        if settings.patience and history.rows and not done:
+        if settings.patience and history.rows and not done and all(
+                row.test for row in history.rows):
             done = EarlyStopping(settings.patience).exhausted(history)
         if done:
             return "finished"
@@ -235,7 +239,7 @@ class RunFolder:
         """
         manifest = self.manifest()
         if "identity" not in more:
-            with contextlib.suppress(OSError, ValueError, IndexError):  # none, or damaged
+            with contextlib.suppress(OSError, ValueError, IndexError, MemoryError):  # none, damaged
                 kept = self.best() or self.checkpoints()[-1]
                 more["identity"] = files.load(kept)[1].get("identity")
         return run_sets(self.config(), manifest, place=place, **more)
