@@ -10,7 +10,6 @@ from gpuconv.data import Source
 from gpuconv.data.source import BY_POSITION
 from gpuconv.train import Settings
 
-
 REPAIR = "put back a copy of the file, as gpuconv train wrote it"
 
 

@@ -96,8 +96,9 @@ def load(path: str | os.PathLike, device: str = "cpu") -> Trained:
     except MemoryError as error:
         raise MemoryError(f"{path}: {error}") from None
     inside = path.absolute().parent.parent
-    return Trained(model.eval().to(device), tuple(metadata["classes"]),
-                   np.array(metadata["mean"], float), np.array(metadata["std"], float), tuple(metadata["input_shape"]), metadata["model"], path, metadata,
+    mean, std = (np.array(metadata[name], float) for name in ("mean", "std"))
+    return Trained(model.eval().to(device), tuple(metadata["classes"]), mean, std,
+                   tuple(metadata["input_shape"]), metadata["model"], path, metadata,
                    RunFolder(inside) if (inside / "config.json").is_file() else None)
 
 
