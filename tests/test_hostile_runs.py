@@ -17,7 +17,7 @@ from mutations import byte_mutations, json_mutations
 
 import gpuconv as gpc
 from gpuconv import cli, files, models, nn, ops, runs, train
-from gpuconv.data import Source
+from gpuconv.data import Dataset, Source
 from gpuconv.data.manifest import Manifest
 from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.gpu.table import Choice, Table, Tile
@@ -276,7 +276,7 @@ def test_a_file_of_holes_is_compared_with_free_memory(run, tmp_path):
     ({"momentum": None}, "momentum None"), ({"ema": True}, "ema True"),
     ({"loss_scale": 10**400}, "loss_scale 1000"), ({"patience": "x"}, "patience 'x'"),
     ({"groups": {"names": "*"}}, "groups .*, wanted a list"), ({"groups": [3]}, "groups .* list"),
-    ({"groups": [{"names": "*", "lr": 10**400}]}, "lr 1000"), ({"views": ["six"]}, "views "),
+    ({"groups": [{"names": "*", "lr": 10**400}]}, ".*: lr 1000"), ({"views": ["six"]}, "views "),
     ({"mean": ["a"], "std": [1]}, "mean .*, wanted numbers"), ({"flip": []}, "flip "),
     ({"mean": [0.5], "std": [0]}, "std .* above 0"), ({"drop_last": "no"}, "drop_last 'no'"),
 ])
@@ -383,7 +383,7 @@ def test_answers_that_overflow_name_the_images(rng):
     """A single one, by its name; minus infinity alone is a probability of 0."""
     images = np.zeros((3, 1, 1, 2), np.uint8)
     images[1] = 255, 0
-    data = gpc.Dataset(images, np.int32([0, 1, 0]), ("a", "b"), "tiny",
+    data = Dataset(images, np.int32([0, 1, 0]), ("a", "b"), "tiny",
                        np.array(["x.png", "y.png", "z.png"], object))
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
     model[1].weight.data[...] = [[3e38, 0], [0, 0]]

@@ -476,3 +476,21 @@ def test_the_sets_are_those_it_was_trained_on(done):
     folder, _ = done
     mine, theirs = folder.data(), data.shapes(40, 40)
     assert [part.fingerprint for part in mine] == [part.fingerprint for part in theirs]
+
+
+def test_other_blas_kernels_are_noted_when_a_run_goes_on(tmp_path, monkeypatch, recwarn):
+    """They may give other last bits; an older run does not say which it had."""
+    module = sys.modules["gpuconv.runs.environment"]  # runs.environment is the function
+    monkeypatch.setattr(module, "kernels", lambda: "Haswell")
+    folder = RunFolder.create(config(settings=Settings(epochs=1, batch_size=20)), tmp_path / "run")
+    assert folder.environment()["BLAS kernels"] == "Haswell"
+    runs.train(folder.config(), folder)
+    monkeypatch.setattr("gpuconv.runs.job.kernels", lambda: "SkylakeX")
+    with pytest.warns(UserWarning, match="began with BLAS kernels for Haswell, .* for SkylakeX"):
+        runs.train(folder.config(), folder, resume=True)
+    recwarn.clear()
+    (folder.path / "environment.json").write_text("{}")
+    runs.train(folder.config(), folder, resume=True)
+    (folder.path / "environment.json").write_text("{")
+    runs.train(folder.config(), folder, resume=True)
+    assert not recwarn

@@ -13,6 +13,7 @@ from gpuconv.data import Dataset
 from gpuconv.data.manifest import Manifest
 from gpuconv.data.source import MANIFEST_KINDS
 from gpuconv.runs.config import Config
+from gpuconv.runs.environment import kernels
 from gpuconv.runs.folder import RunFolder, Viewed
 from gpuconv.runs.lock import locked
 from gpuconv.runs.trained import check_size
@@ -71,6 +72,8 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
         checkpoint = _to_go_on_from(folder, config) if resume else None
         if checkpoint is None:
             folder.keep_environment()
+        else:
+            _warn_of_other_kernels(folder, config)
         if data is None:
             data = folder.data() if resume else config.source.load()
         return _train(config, folder, checkpoint, data, minutes, keep, tensorboard, ranges, eager,
@@ -123,6 +126,17 @@ def seen_in_views(model: nn.Module, config: Config, train_set: Dataset,
     settings = config.settings
     return predictions(model, test_set, views=settings.views, batch_size=settings.batch_size,
                        mean=settings.mean or train_set.mean, std=settings.std or train_set.std)
+
+
+def _warn_of_other_kernels(folder: RunFolder, config: Config) -> None:
+    """Warn if a run of the CPU began with other kernels of BLAS: the last bits may differ."""
+    was, now = "", kernels()
+    with contextlib.suppress(OSError, ValueError, MemoryError):  # damaged: it is only a note
+        was = folder.environment().get("BLAS kernels", "")  # older runs kept none
+    if config.device == "cpu" and was and now and was != now:
+        warnings.warn(f"{folder.path} began with BLAS kernels for {was:.80}, and goes on with those "
+                      f"for {now}: the last bits of its results may differ from those of a run "
+                      "without a break", stacklevel=3)
 
 
 def _to_go_on_from(folder: RunFolder, config: Config) -> pathlib.Path | None:

@@ -1,4 +1,4 @@
-"""Checkpoints: a run as files, from which it goes on to the same bits.
+"""Checkpoints: the state of a run as files, from which it can be resumed.
 
     step-00000391.safetensors     after that many steps; the newest few are kept
     best.safetensors              the epoch of the highest test accuracy so far
@@ -9,6 +9,9 @@ averaged weights "ema/...", and "raw/..." the weights that training goes on with
 the model, the classes, mean and std, and the position: epoch, step, sums of the epoch so far,
 history. Order, augmentation, dropout and schedule need nothing: they are functions of seed and
 step.
+
+A resumed run gives the bits of an uninterrupted one on the same machine with the same versions.
+OpenBLAS chooses its kernels by the processor: on another CPU the last bits may differ.
 """
 
 import os
