@@ -8,7 +8,7 @@ from gpuconv import backend, threads
 
 
 def environment() -> dict[str, str]:
-    """Return versions and devices by name, in words. Asks the GPU, so the first call may take a while."""
+    """Return versions and devices by name, in words. The first call asks the GPU, which may last."""
     import gpuconv
     gpu = backend.device_info()
     return {

@@ -134,9 +134,9 @@ def _warn_of_other_kernels(folder: RunFolder, config: Config) -> None:
     with contextlib.suppress(OSError, ValueError, MemoryError):  # damaged: it is only a note
         was = folder.environment().get("BLAS kernels", "")  # older runs kept none
     if config.device == "cpu" and was and now and was != now:
-        warnings.warn(f"{folder.path} began with BLAS kernels for {was:.80}, and goes on with those "
-                      f"for {now}: the last bits of its results may differ from those of a run "
-                      "without a break", stacklevel=3)
+        warnings.warn(f"{folder.path} began with BLAS kernels for {was:.80}, and goes on with "
+                      f"those for {now}: the last bits of its results may differ from those of a "
+                      "run without a break", stacklevel=3)
 
 
 def _to_go_on_from(folder: RunFolder, config: Config) -> pathlib.Path | None:

@@ -188,7 +188,8 @@ def resume_from(place: str | os.PathLike, run: Run) -> None:
     Raises:
         FileNotFoundError: no checkpoint there.
         MemoryError: it does not fit into the memory that is free.
-        ValueError: damaged, foreign, or of another run. Nothing has changed.
+        ValueError: damaged, foreign, or of another run. The model has not changed.
+        FloatingPointError: no step of its epoch had finite gradients.
     """
     place = pathlib.Path(place)
     path = newest(place) if place.is_dir() else place
@@ -216,13 +217,13 @@ def resume_from(place: str | os.PathLike, run: Run) -> None:
             run.ema.load_state_dict(part("ema/"))
         if run.scale:
             run.scale.load_state_dict(part("scale/"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    run.history.rows[:] = rows
-    run.epoch, run.step, run.lr = metadata["epoch"], metadata["step"], metadata["lr"]
-    run.tally = Tally(**metadata["tally"])
-    run.began = time.perf_counter() - metadata["seconds"]
-    run.read()  # loss and speed so far: there may be no step left in this epoch
+        run.history.rows[:] = rows
+        run.epoch, run.step, run.lr = metadata["epoch"], metadata["step"], metadata["lr"]
+        run.tally = Tally(**metadata["tally"])
+        run.began = time.perf_counter() - metadata["seconds"]
+        run.read()  # loss and speed so far: there may be no step left in this epoch
+    except (ValueError, FloatingPointError) as error:
+        raise type(error)(f"{path}: {error}") from None
     run.checkpoint = path
 
 

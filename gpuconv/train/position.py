@@ -30,7 +30,8 @@ def check_position(told: Mapping[str, Any], epochs: int, steps: int) -> list[Epo
         "tally": ("numbers by name", lambda value: isinstance(value, dict)),
         "history": ("a list of epochs", lambda value: isinstance(value, list))})
     tally = {"skipped": 0, **told["tally"]}  # older runs had no skipped
-    _check(tally, TALLY)
+    _check(tally, {**TALLY, "skipped": (f"a whole number of 0..{steps}",
+                                        lambda value: is_count(value, 0, steps))})
     if unknown := tally.keys() - TALLY:
         raise ValueError(f"the tally has {min(unknown)!r:.80}, wanted {', '.join(TALLY)}")
     rows = []

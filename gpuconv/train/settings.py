@@ -85,7 +85,7 @@ class Settings:
             raise ValueError(f"clip_norm {self.clip_norm!r:.80}, wanted more than 0")
         if self.loss_scale not in (None, "dynamic") and not (
                 is_number(self.loss_scale, sys.float_info.min)
-                and math.frexp(self.loss_scale)[0] == 0.5):
+                and math.frexp(float(self.loss_scale))[0] == 0.5):
             raise ValueError(f"loss_scale {self.loss_scale!r:.80}, wanted 'dynamic' or a power of "
                              "two")
         for name in ("master_weights", "drop_last"):
