@@ -26,7 +26,7 @@ from gpuconv.system import check_free_memory
 
 FORMAT = "gpuconv"
 VERSION = 1
-DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+DTYPES = set("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split())
 PARSED = 32  # bytes of memory that a byte of JSON can take as a value: "[],[],[],"
 UNFINISHED = ".unfinished"  # how the name of a temporary file ends
 
@@ -97,9 +97,14 @@ def open_file(path: str | os.PathLike) -> io.BufferedReader:
         IsADirectoryError, OSError: it is a folder, a FIFO, a socket or a device, which could block
             the caller for ever; or it cannot be read.
     """
-    _check_regular(path, os.stat(path).st_mode)  # opening a device may already do something
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-                         | getattr(os, "O_BINARY", 0))
+    try:
+        _check_regular(path, os.stat(path).st_mode)  # opening a device may already do something
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+                             | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        raise type(error)(f"{os.fspath(path)}: {error.strerror.lower()}") from None
     try:
         _check_regular(path, os.fstat(descriptor).st_mode)  # it may have been replaced meanwhile
         return open(descriptor, "rb")
@@ -268,7 +273,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
 def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
     """(state, metadata, CRC-32) of a file that has the checksum which it says it has."""
     import safetensors
-    with open_file(path) as file:  # where this fails, the error names the path; safe_open's do not
+    with open_file(path) as file:
         check_free_memory(os.fstat(file.fileno()).st_size, f"{path}: its arrays")
     try:
         with safetensors.safe_open(path, "np") as file:
@@ -285,8 +290,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any
             dtypes = {name: file.get_slice(name).get_dtype() for name in names}
             for name, dtype in dtypes.items():
                 if dtype not in DTYPES:
-                    raise ValueError(f"{path}: {name} is {dtype}, wanted one of "
-                                     f"{', '.join(sorted(DTYPES))}")
+                    raise ValueError(f"{path}: {name} is {dtype}, wanted one of {sorted(DTYPES)}")
             if "BF16" in dtypes.values():
                 float_dtype("bfloat16")  # NumPy knows it by that name from now on
             state = {name: file.get_tensor(name) for name in names}

@@ -8,7 +8,7 @@ from gpuconv import backend, threads
 
 
 def environment() -> dict[str, str]:
-    """Return versions and devices by name, in words. The first call asks the GPU, which may last."""
+    """Return versions and devices by name, in words. The first call may ask the GPU for long."""
     import gpuconv
     gpu = backend.device_info()
     return {

@@ -115,7 +115,10 @@ def load_table(path: str | os.PathLike) -> Table:
         MemoryError: it could take more memory than is free.
         ValueError: it is no such table, or one of another version.
     """
-    told = files.read_json(path)
+    try:
+        told = files.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; run gpuconv tune again") from None
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise ValueError(f"{os.fspath(path)} is no tuned table: run gpuconv tune again")
     if told.get("version") != VERSION:
