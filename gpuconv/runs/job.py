@@ -12,6 +12,7 @@ from gpuconv import files, models, nn, ops, random
 from gpuconv.data import Dataset
 from gpuconv.data.manifest import Manifest
 from gpuconv.data.source import MANIFEST_KINDS
+from gpuconv.runs.checks import check_data
 from gpuconv.runs.config import Config
 from gpuconv.runs.environment import kernels
 from gpuconv.runs.folder import RunFolder, Viewed
@@ -76,6 +77,8 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
             _warn_of_other_kernels(folder, config)
         if data is None:
             data = folder.data() if resume else config.source.load()
+        if resume and checkpoint is None:  # no checkpoint has proved that the config can be done
+            check_data(config, *data)
         return _train(config, folder, checkpoint, data, minutes, keep, tensorboard, ranges, eager,
                       callbacks)
 
