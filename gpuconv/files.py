@@ -20,10 +20,14 @@ from typing import IO, Any
 
 import numpy as np
 
+from gpuconv import jsontext
 from gpuconv.backend import Array, float_dtype, is_gpu, to_cpu
+from gpuconv.system import check_free_memory
 
 FORMAT = "gpuconv"
 VERSION = 1
+DTYPES = set("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split())
+PARSED = 32  # bytes of memory that a byte of JSON can take as a value: "[],[],[],"
 UNFINISHED = ".unfinished"  # how the name of a temporary file ends
 
 
@@ -93,9 +97,14 @@ def open_file(path: str | os.PathLike) -> io.BufferedReader:
         IsADirectoryError, OSError: it is a folder, a FIFO, a socket or a device, which could block
             the caller for ever; or it cannot be read.
     """
-    _check_regular(path, os.stat(path).st_mode)  # opening a device may already do something
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-                         | getattr(os, "O_BINARY", 0))
+    try:
+        _check_regular(path, os.stat(path).st_mode)  # opening a device may already do something
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+                             | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        raise type(error)(f"{os.fspath(path)}: {error.strerror.lower()}") from None
     try:
         _check_regular(path, os.fstat(descriptor).st_mode)  # it may have been replaced meanwhile
         return open(descriptor, "rb")
@@ -108,6 +117,37 @@ def read_text(path: str | os.PathLike) -> str:
     """Read a regular file of UTF-8 text; raises what ``open_file`` does, and UnicodeDecodeError."""
     with open_file(path) as file:
         return file.read().decode("utf-8")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a regular file of JSON.
+
+    Raises:
+        OSError: as ``open_file``.
+        MemoryError: its value could take more memory than is free.
+        ValueError: it is no JSON; names the file and the place.
+    """
+    with open_file(path) as file:
+        check_free_memory(PARSED * os.fstat(file.fileno()).st_size, f"{path}: its values")
+        text = file.read()
+    try:
+        return jsontext.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged: it is {error}") from None
+
+
+def make_folder(path: str | os.PathLike) -> None:
+    """Make a folder, and those that it lies in, unless it is there.
+
+    Raises:
+        NotADirectoryError: something else has that name.
+        OSError: it cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(f"{error.filename} is no folder, wanted one: move it away or "
+                                 "delete it") from None
 
 
 def _check_regular(path: str | os.PathLike, mode: int) -> None:
@@ -224,6 +264,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
         FileNotFoundError: there is no such file.
         OSError: it is no regular file, or cannot be read.
         TypeError: it holds bfloat16, and the package ml_dtypes is missing.
+        MemoryError: it is larger than the memory that is free; nothing of it is read.
         ValueError: it is damaged, truncated, or not a gpuconv file; nothing of it is returned.
     """
     return _read(path)[:2]
@@ -232,32 +273,38 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
 def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
     """(state, metadata, CRC-32) of a file that has the checksum which it says it has."""
     import safetensors
-    with open_file(path):
-        pass  # where this fails, the error names the path; safe_open's does not
+    with open_file(path) as file:
+        check_free_memory(os.fstat(file.fileno()).st_size, f"{path}: its arrays")
     try:
         with safetensors.safe_open(path, "np") as file:
             described = file.metadata() or {}
             if described.get("format") != FORMAT:
                 raise ValueError(f"{path}: a safetensors file, but not one of gpuconv "
-                                 f"(format {described.get('format')!r})")
+                                 f"(format {described.get('format')!r:.40})")
             version = described.get("version", "")
-            if version.isdecimal() and int(version) > VERSION:
-                raise ValueError(f"{path}: written by a newer gpuconv (version {version}, "
-                                 f"this one reads up to {VERSION})")
+            if version != str(VERSION):
+                newer = version.isdecimal() and len(version) < 9 and int(version) > VERSION
+                raise ValueError(f"{path}: {'written by a newer gpuconv' if newer else 'damaged'} "
+                                 f"(version {version:.9}, this one reads up to {VERSION})")
             names = list(file.keys())
-            if any(file.get_slice(name).get_dtype() == "BF16" for name in names):
+            dtypes = {name: file.get_slice(name).get_dtype() for name in names}
+            for name, dtype in dtypes.items():
+                if dtype not in DTYPES:
+                    raise ValueError(f"{path}: {name} is {dtype}, wanted one of {sorted(DTYPES)}")
+            if "BF16" in dtypes.values():
                 float_dtype("bfloat16")  # NumPy knows it by that name from now on
             state = {name: file.get_tensor(name) for name in names}
-    except (safetensors.SafetensorError, AttributeError) as error:  # of a dtype that NumPy lacks
+    except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: damaged, or no safetensors file: {error}") from None
     text = described.get("metadata", "")
     crc = _checksum(state, version + text)
     if described.get("crc32") != crc:
         raise ValueError(f"{path}: damaged: its content has not the checksum it was written with")
+    check_free_memory(PARSED * len(text), f"{path}: its metadata")
     try:
-        metadata = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged: its metadata are not JSON: {error}") from None
+        metadata = jsontext.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged: its metadata are {error}") from None
     if not isinstance(metadata, dict):
         raise ValueError(f"{path}: damaged: its metadata are {metadata!r:.40}, wanted a mapping")
     return state, metadata, crc

@@ -42,7 +42,7 @@ def did_you_mean(word: object, choices: Iterable[object]) -> str:
     ('; did you mean sgd?', '')
     """
     spelt = {str(choice).lower(): choice for choice in choices}
-    near = difflib.get_close_matches(str(word).lower(), spelt, 1, 0.5)
+    near = difflib.get_close_matches(str(word)[:80].lower(), spelt, 1, 0.5)
     return f"; did you mean {spelt[near[0]]}?" if near else ""
 
 

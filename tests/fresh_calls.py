@@ -241,6 +241,7 @@ CALLS = {
     "gpuconv.models.cifar_convnet": lambda: gpc.models.cifar_convnet().to("bfloat16"),
     "gpuconv.models.describe": lambda: gpc.models.describe("simple_convnet", classes=3),
     "gpuconv.models.input_shape": lambda: gpc.models.input_shape({"notation": NET}),
+    "gpuconv.models.plan": lambda: gpc.models.plan({"notation": NET}).weights,
     "gpuconv.models.simple_convnet": lambda: gpc.models.simple_convnet().to("bfloat16"),
     "gpuconv.models.speedrun": lambda: gpc.models.speedrun().to("bfloat16"),
     "gpuconv.runs.Config": lambda: [config().check(), runs().Config.read(

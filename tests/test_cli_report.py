@@ -64,7 +64,7 @@ def test_damaged_runs(place, tmp_path):
         path.write_bytes(b"half of a file")
     assert "best.safetensors: damaged" in fails(1, "report", broken, "--device", "cpu")
     (broken / "config.json").write_text("{")
-    assert "config.json: not the settings of a run" in fails(1, "report", broken)
+    assert "config.json: damaged: it is no JSON: line 1, column 2;" in fails(1, "report", broken)
 
 
 def test_where_nothing_can_be_written(place, tmp_path):

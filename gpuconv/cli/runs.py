@@ -70,11 +70,11 @@ def about(folder: "RunFolder") -> dict[str, Any]:
         rows = folder.history().rows
         row["epochs"] = len(rows)
         row["best_test_accuracy"] = max((r.test.accuracy for r in rows if r.test), default=None)
-        if viewed := folder.viewed():
-            row |= {"views": viewed.views, "views_accuracy": viewed.accuracy}
         if rows:
             row["images_per_second"] = statistics.median(r.images_per_second for r in rows)
         row["status"] = folder.status()
+        if viewed := folder.viewed():  # last: without it the run is none the worse
+            row |= {"views": viewed.views, "views_accuracy": viewed.accuracy}
     except Exception as error:  # whatever is wrong with one run, the others are shown
         row["problem"] = sentence(error)
     return row

@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -29,8 +30,8 @@ from gpuconv.data.dataset import Dataset
 from gpuconv.data.listing import normal
 
 BYTES = 16          # of a digest
-LARGEST = 1 << 28   # bytes of a manifest: some million images
 SHOWN = 5           # names in a sentence
+REPAIR = "put back a copy of the file; without it only a checkpoint knows the run's images"
 UNKNOWN = -1        # label of an image whose class the run does not have
 
 Row = tuple[str, int, bytes]  # name in Unicode's form NFC or "", label, digest
@@ -153,20 +154,22 @@ class Manifest:
 
         Raises:
             OSError: there is no such file, or it is no regular file.
+            MemoryError: it could take more memory than is free.
             ValueError: it is damaged, or something else; says why.
         """
-        with files.open_file(path) as file:
-            text = file.read(LARGEST + 1)
         try:
-            if len(text) > LARGEST:
-                raise ValueError(f"more than {LARGEST:,} bytes")
-            told = json.loads(text.decode("utf-8"))
+            told = files.read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; {REPAIR}") from None
+        try:
+            if not isinstance(told, dict) or not {"classes", "train", "test"} <= told.keys():
+                raise ValueError("wanted classes, train and test")
             classes = _strings(told["classes"], "classes")
             return cls(classes, _listed(told["train"], len(classes)),
                        _listed(told["test"], len(classes)))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            what = f"no {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{path}: damaged, or no list of a run's images: {what}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: damaged, or no list of a run's images: {error}; {REPAIR}"
+                             ) from None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -277,6 +280,8 @@ def _strings(values: Any, what: str) -> tuple[str, ...]:
 
 def _listed(told: Any, classes: int) -> Listed:
     """Return a set as JSON tells it, if it is one."""
+    if not isinstance(told, dict) or not {"names", "labels", "digests"} <= told.keys():
+        raise ValueError("wanted names, labels and digests of each set")
     names = None if told["names"] is None else _strings(told["names"], "names")
     hexadecimal, labels = _strings(told["digests"], "digests"), told["labels"]
     if not isinstance(labels, list) or not all(
@@ -285,7 +290,7 @@ def _listed(told: Any, classes: int) -> Listed:
     if len({len(labels), len(hexadecimal), len(labels if names is None else names)}) > 1:
         raise ValueError(f"{len(labels)} labels, {len(hexadecimal)} digests, "
                          f"{'no' if names is None else len(names)} names")
-    hashes = tuple(map(bytes.fromhex, hexadecimal))
-    if any(len(digest) != BYTES for digest in hashes):
+    if not all(map(re.compile(f"[0-9a-f]{{{2 * BYTES}}}").fullmatch, hexadecimal)):
         raise ValueError(f"digests: wanted {BYTES} bytes each")
+    hashes = tuple(map(bytes.fromhex, hexadecimal))
     return Listed(names, tuple(labels), hashes)

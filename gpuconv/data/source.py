@@ -13,6 +13,7 @@ from gpuconv.data.images import resized
 from gpuconv.data.listing import unused_set
 from gpuconv.data.npz import npz, npz_by_position, whole_npz
 from gpuconv.data.shapes import shapes
+from gpuconv.jsontext import is_count, is_number
 from gpuconv.messages import did_you_mean
 
 MANIFEST_KINDS = ("folder", "npz")  # whose images come and go
@@ -57,17 +58,23 @@ class Source:
     def __post_init__(self) -> None:
         """Refuse what is no source."""
         if self.kind not in KINDS:
-            raise ValueError(f"data of kind {self.kind!r}: wanted one of {', '.join(KINDS)}")
+            raise ValueError(f"data of kind {self.kind!r:.80}: wanted one of {', '.join(KINDS)}")
         if self.kind in MANIFEST_KINDS and not self.path:
             raise ValueError(f"data of kind {self.kind} needs a path")
         for name in ("limit", "image_size"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"data: {name} {value!r}, wanted a whole number, at least 1")
+            if value is not None and not is_count(value, 1):
+                raise ValueError(f"data: {name} {value!r:.80}, wanted a whole number, at least 1")
+        if not is_number(self.test_share, 0, 1):
+            raise ValueError(f"data: test_share {self.test_share!r:.80}, wanted 0..1")
+        if not is_count(self.seed):
+            raise ValueError(f"data: seed {self.seed!r:.80}, wanted a whole number, at least 0")
+        if not isinstance(self.path, str | None) or "\0" in (self.path or ""):
+            raise ValueError(f"data: path {self.path!r:.80}, wanted text")
         if not isinstance(self.skip_broken, bool):
-            raise ValueError(f"data: skip_broken {self.skip_broken!r}, wanted true or false")
+            raise ValueError(f"data: skip_broken {self.skip_broken!r:.80}, wanted true or false")
         if self.split not in (BY_POSITION, BY_ITEM):
-            raise ValueError(f"data: split {self.split!r}, wanted {BY_POSITION} or {BY_ITEM}")
+            raise ValueError(f"data: split {self.split!r:.80}, wanted {BY_POSITION} or {BY_ITEM}")
 
     @staticmethod
     def of(text: str | os.PathLike | None = None, *, data_dir: str | os.PathLike | None = None,

@@ -35,6 +35,10 @@ from gpuconv.nn import (
 from gpuconv.nn.layers import positive
 
 BLOCKS = 32, 64, 128     # filters of both convolutions of a block
+# The layers in the notation, to know sizes before anything is built; biases apart.
+CIFAR_LAYERS = ("INPUT {image}x{image}x{in_channels}" + "".join(
+    f" | [CONV3-{K} BN RELU]*2 POOL2" for K in BLOCKS) + " | FC {classes}")
+SIMPLE_LAYERS = "INPUT {image}x{image}x{in_channels} | CONV5-32 RELU POOL2 | FC {classes}"
 
 
 def cifar_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> Sequential:

@@ -10,16 +10,20 @@ from typing import Any
 
 from gpuconv.messages import did_you_mean
 from gpuconv.models import notation
-from gpuconv.models.convnet import cifar_convnet, simple_convnet
+from gpuconv.models.convnet import CIFAR_LAYERS, SIMPLE_LAYERS, cifar_convnet, simple_convnet
+from gpuconv.models.speedrun import LAYERS as SPEEDRUN_LAYERS
 from gpuconv.models.speedrun import speedrun
 from gpuconv.nn import Module
 from gpuconv.nn.layers import positive
+from gpuconv.system import check_free_memory
 
 MODELS: dict[str, Callable[..., Module]] = {
     "cifar_convnet": cifar_convnet,
     "simple_convnet": simple_convnet,
     "speedrun": speedrun,
 }
+LAYERS = {"cifar_convnet": CIFAR_LAYERS, "simple_convnet": SIMPLE_LAYERS,
+          "speedrun": SPEEDRUN_LAYERS}
 
 Description = dict[str, Any]
 
@@ -51,7 +55,7 @@ def describe(text: str, *, in_channels: int | None = None, classes: int | None =
     if " " in text or text.upper().startswith("INPUT"):
         _compare(notation.parse(text), in_channels, classes, image)
         return {"notation": text}
-    made_for = _arguments(text)
+    made_for = _arguments({"name": text})
     wanted: dict[str, Any] = {"in_channels": in_channels, "classes": classes,
                               "image": _square(text, image)}
     arguments = made_for | {name: value for name, value in wanted.items() if value is not None}
@@ -59,13 +63,14 @@ def describe(text: str, *, in_channels: int | None = None, classes: int | None =
 
 
 def build(description: Mapping[str, Any]) -> Module:
-    """The network of a description, its weights drawn anew.
+    """Return the network of a description, its weights drawn anew.
 
     Args:
         description: of ``describe``, or read from a file.
 
     Raises:
         ValueError: it is no description, or nothing can be built of it; says why.
+        MemoryError: its weights do not fit into the memory that is free; none has been taken.
 
     >>> build({"notation": "INPUT 8x8x3 | CONV3-4 RELU | FC 2"})
     Sequential(
@@ -75,19 +80,47 @@ def build(description: Mapping[str, Any]) -> Module:
       3: Linear(256, 2)
     )
     """
+    net = plan(description)
+    check_free_memory(2 * 4 * net.parameters, "the model's weights")  # and their random numbers
+    if "notation" in description:
+        return net.build()
+    return MODELS[description["name"]](**_arguments(description))
+
+
+def plan(description: Mapping[str, Any]) -> notation.Net:
+    """Follow the volumes through the network of a description, without building it.
+
+    Args:
+        description: of ``describe``, or read from a file.
+
+    Returns:
+        A plan whose ``input`` (H, W, C), ``output`` (n,) and ``weights`` are those of the network.
+        A name in ``MODELS`` may have fewer ``parameters``: some of its layers lack biases.
+
+    Raises:
+        ValueError: as ``build``.
+
+    >>> plan({"name": "simple_convnet", "arguments": {"classes": 100_000}}).weights
+    819202400
+    """
     text = _notation(description)
     if text is not None:
-        return notation.parse(text).build()
-    name = description["name"]
-    arguments = _arguments(name, description.get("arguments"))
+        return notation.parse(text)
+    name, a = description["name"], _arguments(description)
     try:
-        return MODELS[name](**arguments)
+        positive(f"model {name}", **a)
     except TypeError as error:
-        raise ValueError(f"model {name}: {error}") from None
+        raise ValueError(f"{error!s:.200}") from None
+    try:
+        return notation.parse(LAYERS[name].format(**a, filters=8 * a["in_channels"]))
+    except ValueError:
+        raise ValueError(f"model {name}: image is {a['image']} pixels, in_channels "
+                         f"{a['in_channels']}, classes {a['classes']}: too small, or more than "
+                         f"{notation.MAX_NUMBERS:,} numbers") from None
 
 
 def input_shape(description: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(H, W, C) of the images that the network of a description takes.
+    """Return (H, W, C) of the images that the network of a description takes.
 
     Raises:
         ValueError: as ``build``.
@@ -95,17 +128,8 @@ def input_shape(description: Mapping[str, Any]) -> tuple[int, int, int]:
     >>> input_shape({"name": "cifar_convnet"})
     (32, 32, 3)
     """
-    text = _notation(description)
-    if text is not None:
-        H, W, C = notation.parse(text).input
-        return H, W, C
-    name = description["name"]
-    a = _arguments(name, description.get("arguments"))
-    try:
-        image, C = positive(f"model {name}", image=a["image"], in_channels=a["in_channels"])
-    except TypeError as error:
-        raise ValueError(str(error)) from None
-    return image, image, C
+    H, W, C = plan(description).input
+    return H, W, C
 
 
 def _notation(description: Mapping[str, Any]) -> str | None:
@@ -115,20 +139,21 @@ def _notation(description: Mapping[str, Any]) -> str | None:
         return description["notation"]
     if keys in ({"name"}, {"name", "arguments"}) and isinstance(description["name"], str):
         return None
-    raise ValueError(f"no description of a model: {description!r}, wanted "
+    raise ValueError(f"no description of a model: {description!r:.80}, wanted "
                      '{"name": ..., "arguments": {...}} or {"notation": ...}')
 
 
-def _arguments(name: str, given: Any = None) -> dict[str, Any]:
-    """All arguments of a model, those that are not given as they are by default."""
+def _arguments(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a named model, those that are not given as they are by default."""
+    name, given = description["name"], description.get("arguments")
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}: wanted {', '.join(MODELS)}, or a notation such "
-                         'as "INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10"'
+        raise ValueError(f"unknown model {name!r:.80}: wanted {', '.join(MODELS)}, or a notation "
+                         'such as "INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10"'
                          f"{did_you_mean(name, MODELS)}")
     try:
-        bound = inspect.signature(MODELS[name]).bind(**(given or {}))
+        bound = inspect.signature(MODELS[name]).bind(**({} if given is None else given))
     except TypeError as error:
-        raise ValueError(f"model {name}: arguments {given!r}: {error}") from None
+        raise ValueError(f"model {name}: arguments {given!r:.80}: {error!s:.200}") from None
     bound.apply_defaults()
     return bound.arguments
 

@@ -41,6 +41,7 @@ Volume = tuple[int, ...]  # (H, W, C); or (n,), behind FC and global pools
 
 MAX_LAYERS = 1000         # of a net, repeats counted
 MAX_NUMBERS = 2**31       # of one volume, and of all parameters: 8 GiB in float32
+MAX_TEXT = 100_000        # characters
 
 GAP = re.compile(r"(?:\s|[|,]|->|→)*")
 INSIDE = r"(?:(?!->)[^\s|,\[\]*→])"  # of a word
@@ -107,8 +108,13 @@ class Net:
         """How many numbers the net learns."""
         return sum(layer.parameters for layer in self.layers)
 
+    @property
+    def weights(self) -> int:
+        """How many of them are no biases: each layer with parameters has one bias per output."""
+        return sum(layer.parameters - layer.output[-1] for layer in self.layers if layer.parameters)
+
     def build(self) -> Sequential:
-        """The net, its weights drawn anew."""
+        """Return the net, its weights drawn anew."""
         return Sequential(*(layer.make() for layer in self.layers))
 
     def refusal(self, word: Word, says: str) -> ValueError:
@@ -158,7 +164,10 @@ f pixels, as in CONV3-64; CONV3-64/2 for stride 2, CONV3-64p0 for padding 0
 
 
 def _unrolled(text: str) -> list[Word]:
-    """The layers in order, repeats written out."""
+    """Return the layers in order, repeats written out."""
+    if len(text) > MAX_TEXT:
+        raise _error(text[:MAX_TEXT], 0, 0, f"{len(text):,} characters: wanted at most "
+                                            f"{MAX_TEXT:,}")
     groups: list[list[Word]] = [[]]
     opened: list[int] = []
     at = GAP.match(text).end()  # type: ignore[union-attr]
@@ -208,11 +217,11 @@ def _word(text: str, start: int) -> Word:
     else:
         near = did_you_mean(name, (*SPELLING, *PLAIN, "BN"))
         wanted = "* behind ] only" if found[0] == "*" else f"one of {NAMES}{near}"
-        raise _error(text, start, end, f"cannot read {found[0]!r}: wanted {wanted}")
+        raise _error(text, start, end, f"cannot read {found[0]!r:.60}: wanted {wanted}")
     pattern, wanted = SPELLING.get(name, ("", f"{name} alone"))
     spelled = re.fullmatch(pattern, numbers, re.I)
     if not spelled:
-        raise _error(text, start, end, f"cannot read {text[start:end]!r}: wanted {wanted}")
+        raise _error(text, start, end, f"cannot read {text[start:end]!r:.60}: wanted {wanted}")
     return Word(start, end, name, spelled.groups())
 
 

@@ -39,6 +39,9 @@ from gpuconv.nn.layers import positive
 GROUPS = 64, 256, 256       # filters of both convolutions of a group
 SMALLEST = 25               # pixels: 24 patches in a row, halved three times, are 3
 EPS, MOMENTUM = 1e-12, 0.4  # of the norms
+# The layers in the notation, to know sizes before anything is built; biases apart.
+LAYERS = ("INPUT {image}x{image}x{in_channels} | CONV2-{filters}p0 GELU" + "".join(
+    f" | CONV3-{K} POOL2 BN GELU CONV3-{K} BN GELU" for K in GROUPS) + " | POOL3 FC {classes}")
 
 
 class Speedrun(Sequential):

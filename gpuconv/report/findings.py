@@ -96,13 +96,18 @@ def collect(folder: RunFolder, *, checkpoint: str | os.PathLike | None = None,
                                  f"knows {', '.join(trained.classes[:9])}")
             found = predictions(trained.model, test, mean=trained.mean, std=trained.std)
             wrong = mistakes(found, test, count)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, FloatingPointError) as error:
             notes.append(f"the model could not be measured on its data: {error}")
     else:
         notes.append("this run has no checkpoint yet, so there is no model to look at")
+    viewed, environment = None, {}
+    try:  # without these two a report still has its worth
+        environment = folder.environment()
+        viewed = folder.viewed()
+    except (OSError, ValueError) as error:
+        notes.append(f"a part is left out: {error}")
     return Findings(folder.path.absolute().name, folder.status(), dataclasses.asdict(config),
-                    folder.environment(), history, trained, folder.viewed(), found, wrong, name,
-                    notes)
+                    environment, history, trained, viewed, found, wrong, name, notes)
 
 
 def mistakes(found: Predictions, data: Dataset, count: int) -> list[Mistake]:

@@ -60,7 +60,7 @@ def write_findings(folder: RunFolder, path: str | os.PathLike | None = None, *,
     if path is None and target.exists() and found.trained and found.predictions is None:
         raise ValueError(f"{target} is left as it is: {found.notes[-1]}")
     if path is None:  # else the run's folder is left as it is: it may be read-only
-        folder.plots.mkdir(exist_ok=True)
+        files.make_folder(folder.plots)
         figures.plot_curves(found.history, folder.plots / "curves.png")
     with files.atomic_write(target, "w") as file:
         file.write(render(found))

@@ -3,12 +3,13 @@
 from gpuconv.runs.checks import check_data, check_place
 from gpuconv.runs.config import Config
 from gpuconv.runs.environment import environment
-from gpuconv.runs.folder import RunFolder, Viewed, find, newest
+from gpuconv.runs.folder import RunFolder, find, newest
 from gpuconv.runs.job import Outcome, train
 from gpuconv.runs.lock import locked
 from gpuconv.runs.sets import Sets, sets_in
 from gpuconv.runs.timed import Timing, summary, timed, write_timings
 from gpuconv.runs.trained import Trained, load
+from gpuconv.runs.viewed import Viewed
 
 __all__ = ["Config", "Outcome", "RunFolder", "Sets", "Timing", "Trained", "Viewed", "check_data",
            "check_place", "environment", "find", "load", "locked", "newest", "sets_in", "summary",

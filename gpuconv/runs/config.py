@@ -10,6 +10,8 @@ from gpuconv.data import Source
 from gpuconv.data.source import BY_POSITION
 from gpuconv.train import Settings
 
+REPAIR = "put back a copy of the file, as gpuconv train wrote it"
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -32,13 +34,17 @@ class Config:
 
     def check(self) -> None:
         """Raise ValueError or TypeError for what no run can have: a file may have been edited."""
-        models.input_shape(self.model)
+        for name in ("recipe", "dtype", "device", "command"):
+            if not isinstance(value := getattr(self, name), str):
+                raise ValueError(f"{name} {value!r:.80}, wanted text")
+        height, width, _ = models.input_shape(self.model)
         random.check_seed(self.seed)
         backend.gpu_number(self.device)
         if self.dtype not in backend.FLOATS:
-            raise ValueError(f"dtype {self.dtype!r}, wanted one of {', '.join(backend.FLOATS)}")
-        if not isinstance(self.source.path, str | None):
-            raise ValueError(f"source: path {self.source.path!r}, wanted text")
+            raise ValueError(f"dtype {self.dtype!r:.80}, wanted one of {', '.join(backend.FLOATS)}")
+        if self.source.image_size not in (None, height, width):
+            raise ValueError(f"source: image_size {self.source.image_size}, the model takes images "
+                             f"of {height}x{width} pixels")
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Config":
@@ -47,16 +53,31 @@ class Config:
         Raises:
             FileNotFoundError: there is no such file.
             OSError: it cannot be read, or is no file.
+            MemoryError: it is larger than the memory that is free.
             ValueError: it is damaged, or of another kind; says why.
         """
         try:
-            values = json.loads(files.read_text(path))
-            source = Source(**{"split": BY_POSITION, **values["source"]})  # as of older runs
-            made = cls(**{**values, "source": source,
-                          "settings": Settings.of(values["settings"])})
+            values = files.read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; {REPAIR}") from None
+        try:
+            made = cls(**_mapping(values, "it") | {
+                "source": Source(**{"split": BY_POSITION, **_part(values, "source")}),  # as of old
+                "settings": Settings.of(_part(values, "settings"))})
             made.check()
             return made
-        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError,
-                RecursionError) as error:
-            what = f"no {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{path}: not the settings of a run: {what}") from None
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not the settings of a run: {error!s:.500}; {REPAIR}"
+                             ) from None
+
+
+def _part(values: dict[str, Any], name: str) -> dict[str, Any]:
+    if name not in values:
+        raise ValueError(f"no {name!r}")
+    return _mapping(values[name], name)
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r:.80}, wanted names and values")
+    return value

@@ -9,13 +9,14 @@ from gpuconv.messages import install
 
 
 def environment() -> dict[str, str]:
-    """Versions and devices by name, in words. Asks the GPU, so the first call may take a while."""
+    """Return versions and devices by name, in words. The first call may ask the GPU for long."""
     import gpuconv
     gpu = backend.device_info()
     return {
         "gpuconv": f"{gpuconv.__version__}, {pathlib.Path(gpuconv.__file__).parent}",
         "Python": f"{platform.python_version()}, {platform.platform()}",
         "NumPy": f"{version('numpy')}, {blas()}",
+        "BLAS kernels": kernels(),
         "SciPy": version("scipy"),
         "bfloat16": version("ml_dtypes", f"not on this machine: {install('bfloat16')}"),
         "CPU": f"{threads.count()} threads",
@@ -24,14 +25,25 @@ def environment() -> dict[str, str]:
 
 
 def blas() -> str:
-    """Which BLAS NumPy calls, and with how many threads."""
+    """Return which BLAS NumPy calls, and with how many threads."""
     from threadpoolctl import threadpool_info
     return " and ".join(f"{lib['internal_api']} {lib['version'] or ''} ({lib['num_threads']} "
                         "threads)" for lib in threadpool_info() if lib["user_api"] == "blas")
 
 
+def kernels() -> str:
+    """Return the processor that BLAS has chosen its kernels for: others may give other last bits.
+
+    Empty where BLAS does not tell.
+    """
+    import numpy  # noqa: F401  it loads its BLAS
+    from threadpoolctl import threadpool_info
+    return ", ".join(sorted({lib["architecture"] for lib in threadpool_info()
+                             if lib.get("architecture")}))
+
+
 def version(package: str, without: str = "not installed") -> str:
-    """The version of an installed package."""
+    """Return the version of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -33,21 +33,11 @@ from gpuconv.runs.environment import environment
 from gpuconv.runs.lock import in_use, locked
 from gpuconv.runs.model_file import model_file
 from gpuconv.runs.sets import Sets, run_sets
+from gpuconv.runs.viewed import Viewed
 from gpuconv.train import EarlyStopping, History, checkpoints, read_records
 from gpuconv.train.checkpoint import BEST, candidates
 
 PARENT = "runs"  # of all runs, in the folder where one works
-
-
-@dataclasses.dataclass(frozen=True)
-class Viewed:
-    """How the model did on the test set after the last epoch, in several views of each image."""
-
-    views: str       # a name in train.VIEWS
-    epoch: int
-    images: int
-    accuracy: float  # 0..1
-    loss: float      # nats per image
 
 
 class RunFolder:
@@ -88,11 +78,11 @@ class RunFolder:
         if path is not None:
             check_free(path)
         folder = cls(_made(pathlib.Path(parent), config.recipe or "run") if path is None else path)
-        folder.path.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder.path)
         with locked(folder.path):
             check_free(folder.path)  # nobody else can begin a run here now
             files.remove_leftovers(folder.path)
-            folder.plots.mkdir(exist_ok=True)
+            files.make_folder(folder.plots)
             if tuned is not None:
                 tuned.save(folder.tuned)
             config.write(folder.path / "config.json")  # what has one can be started again
@@ -126,11 +116,10 @@ class RunFolder:
         path = self.path / "environment.json"
         if not os.path.lexists(path):
             return {}
-        try:
-            found: Any = json.loads(files.read_text(path))
-            return {str(name): str(value) for name, value in found.items()}
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path}: damaged: {error}") from None
+        found = files.read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}: damaged: it is {found!r:.80}, wanted names and values")
+        return {name: f"{value!s:.1000}" for name, value in found.items()}
 
     def keep_environment(self) -> None:
         """Write environment.json, unless it is there.
@@ -144,9 +133,10 @@ class RunFolder:
                 file.write(json.dumps(environment(), indent=2) + "\n")
 
     def history(self) -> History:
-        """Its epochs so far.
+        """Return its epochs so far.
 
         Raises:
+            OSError: metrics.jsonl cannot be read, or is no file.
             ValueError: metrics.jsonl is damaged.
         """
         return read_records(self.path)
@@ -158,17 +148,7 @@ class RunFolder:
             OSError: views.json cannot be read, or is no file.
             ValueError: it is damaged.
         """
-        if not os.path.lexists(self.views):
-            return None
-        try:
-            found = Viewed(**json.loads(files.read_text(self.views)))
-            wrong = [name for name, kind in Viewed.__annotations__.items()
-                     if type(getattr(found, name)) is not kind]
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{self.views}: damaged: {error}") from None
-        if wrong:
-            raise ValueError(f"{self.views}: damaged: {wrong[0]} is {getattr(found, wrong[0])!r}")
-        return found
+        return Viewed.read(self.views) if os.path.lexists(self.views) else None
 
     def keep_viewed(self, viewed: Viewed) -> None:
         """Write views.json.
@@ -176,8 +156,7 @@ class RunFolder:
         Raises:
             OSError: it cannot be written.
         """
-        with files.atomic_write(self.views, "w") as file:
-            file.write(json.dumps(dataclasses.asdict(viewed), indent=2) + "\n")
+        viewed.write(self.views)
 
     def checkpoints(self) -> list[pathlib.Path]:
         """Those to go on from, the newest last."""
@@ -200,7 +179,8 @@ class RunFolder:
         """
         settings, history = self.config().settings, self.history()
         done = len(history.rows) >= settings.epochs
-        if settings.patience and history.rows and not done:
+        if settings.patience and history.rows and not done and all(
+                row.test for row in history.rows):
             done = EarlyStopping(settings.patience).exhausted(history)
         if done:
             return "finished"
@@ -240,7 +220,7 @@ class RunFolder:
         """
         manifest = self.manifest()
         if "identity" not in more:
-            with contextlib.suppress(OSError, ValueError, IndexError):  # none, or damaged
+            with contextlib.suppress(OSError, ValueError, IndexError, MemoryError):  # none, damaged
                 kept = self.best() or self.checkpoints()[-1]
                 more["identity"] = files.load(kept)[1].get("identity")
         return run_sets(self.config(), manifest, place=place, **more)

@@ -12,10 +12,14 @@ from gpuconv import files, models, nn, ops, random
 from gpuconv.data import Dataset
 from gpuconv.data.manifest import Manifest
 from gpuconv.data.source import MANIFEST_KINDS
+from gpuconv.runs.checks import check_data
 from gpuconv.runs.config import Config
-from gpuconv.runs.folder import RunFolder, Viewed
+from gpuconv.runs.environment import kernels
+from gpuconv.runs.folder import RunFolder
 from gpuconv.runs.lock import locked
+from gpuconv.runs.trained import check_size
 from gpuconv.train import (
+from gpuconv.runs.viewed import Viewed
     Callback,
     Checkpoint,
     EarlyStopping,
@@ -65,13 +69,17 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
         RuntimeError: the run is in use, by another process or elsewhere in this one.
         OSError, ValueError, FloatingPointError, MemoryError: as ``fit`` does.
     """
-    folder.plots.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder.plots)
     with locked(folder.path):
         checkpoint = _to_go_on_from(folder, config) if resume else None
         if checkpoint is None:
             folder.keep_environment()
+        else:
+            _warn_of_other_kernels(folder, config)
         if data is None:
             data = folder.data() if resume else config.source.load()
+        if resume and checkpoint is None:  # no checkpoint has proved that the config can be done
+            check_data(config, *data)
         return _train(config, folder, checkpoint, data, minutes, keep, tensorboard, ranges, eager,
                       callbacks)
 
@@ -124,6 +132,17 @@ def seen_in_views(model: nn.Module, config: Config, train_set: Dataset,
                        mean=settings.mean or train_set.mean, std=settings.std or train_set.std)
 
 
+def _warn_of_other_kernels(folder: RunFolder, config: Config) -> None:
+    """Warn if a run of the CPU began with other kernels of BLAS: the last bits may differ."""
+    was, now = "", kernels()
+    with contextlib.suppress(OSError, ValueError, MemoryError):  # damaged: it is only a note
+        was = folder.environment().get("BLAS kernels", "")  # older runs kept none
+    if config.device == "cpu" and was and now and was != now:
+        warnings.warn(f"{folder.path} began with BLAS kernels for {was:.80}, and goes on with "
+                      f"those for {now}: the last bits of its results may differ from those of a "
+                      "run without a break", stacklevel=3)
+
+
 def _to_go_on_from(folder: RunFolder, config: Config) -> pathlib.Path | None:
     """Return the newest checkpoint, if it is of the model that the config names.
 
@@ -137,7 +156,11 @@ def _to_go_on_from(folder: RunFolder, config: Config) -> pathlib.Path | None:
                       "again", stacklevel=3)
         return None
     path = newest(folder.checkpoints_folder)
-    was = files.load(path)[1].get("model")
-    if was != config.model:  # their weights may have the same names and shapes
-        raise ValueError(f"{path} is of another model: it was {was}, is {config.model}")
+    state, metadata = files.load(path)
+    if (was := metadata.get("model")) != config.model:  # of weights with the same names and shapes
+        raise ValueError(f"{path} is of another model: it was {was!s:.200}, is {config.model}")
+    try:
+        check_size(config.model, state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return path

@@ -89,8 +89,10 @@ def _run(config: Config, seed: int, train_set: Dataset, test_set: Dataset,
         _wait(train_set)
         seconds = time.perf_counter() - began
         if not math.isfinite(seen.loss):
-            raise FloatingPointError(f"seed {seed}: the test loss is {seen.loss} at the end")
+            raise FloatingPointError(f"the test loss is {seen.loss} at the end")
         return Timing(seed, seconds, seen.accuracy)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"seed {seed}: {error}") from None
     finally:
         arguments["optimizer"].release()  # its memory, for the next run
 

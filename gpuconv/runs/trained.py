@@ -1,14 +1,19 @@
 """A trained model, out of a run's folder or a checkpoint."""
 
 import dataclasses
+import math
 import os
 import pathlib
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from gpuconv import files, models
 from gpuconv.data import Dataset
+from gpuconv.jsontext import is_count, is_number
+from gpuconv.models.notation import Net
 from gpuconv.nn import Module
 from gpuconv.runs.folder import RunFolder
 from gpuconv.runs.model_file import model_file
@@ -33,7 +38,7 @@ class Trained:
     folder: RunFolder | None         # of the run, if the checkpoint lies in one
 
     def probabilities(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """What the model makes of images.
+        """Return the probability of each class for each image.
 
         Args:
             images: (N, H, W, C) uint8, of ``input_shape``, at least one.
@@ -44,6 +49,7 @@ class Trained:
 
         Raises:
             ValueError, TypeError: images of another shape or dtype.
+            FloatingPointError: an answer of the model is not finite.
         """
         if images.shape[1:] != self.input_shape:
             raise ValueError(f"images are {images.shape}, the model takes (N, "
@@ -54,7 +60,7 @@ class Trained:
 
 
 def load(path: str | os.PathLike, device: str = "cpu") -> Trained:
-    """The model of a run, or of a checkpoint.
+    """Return the model of a run, or of a checkpoint.
 
     Args:
         path: a run's folder (its best checkpoint, without a whole one its newest), or a checkpoint.
@@ -62,6 +68,9 @@ def load(path: str | os.PathLike, device: str = "cpu") -> Trained:
 
     Raises:
         FileNotFoundError: nothing there, or no checkpoint in the folder.
+        OSError: it is no regular file, or cannot be read.
+        MemoryError: it does not fit into the memory that is free.
+        TypeError: it holds bfloat16, and the package ml_dtypes is missing.
         ValueError: damaged, no checkpoint of gpuconv, or of a model that it does not know.
     """
     path = pathlib.Path(path)
@@ -76,33 +85,59 @@ def load(path: str | os.PathLike, device: str = "cpu") -> Trained:
         raise ValueError(f"{path}: holds named arrays, but not what a model needs to be used: "
                          f"there is no {', '.join(missing)}")
     try:
-        _check(metadata)
-        model = models.build(metadata["model"])
         kept = weights(state)
+        _check(metadata, check_size(metadata["model"], kept))
+        model = models.build(metadata["model"])
         dtype = next((a.dtype.name for name, a in kept.items() if name.endswith("weight")),
                      "float32")
         model.to(dtype).load_state_dict(kept)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
+    except MemoryError as error:
+        raise MemoryError(f"{path}: {error}") from None
     inside = path.absolute().parent.parent
-    return Trained(model.eval().to(device), tuple(metadata["classes"]),
-                   np.array(metadata["mean"]), np.array(metadata["std"]),
+    mean, std = (np.array(metadata[name], float) for name in ("mean", "std"))
+    return Trained(model.eval().to(device), tuple(metadata["classes"]), mean, std,
                    tuple(metadata["input_shape"]), metadata["model"], path, metadata,
                    RunFolder(inside) if (inside / "config.json").is_file() else None)
 
 
-def _check(metadata: dict[str, Any]) -> None:
-    """Raise ValueError of what no checkpoint of a run can have: a file may come from anywhere."""
+def check_size(description: Any, state: Mapping[str, Any]) -> Net:
+    """Refuse a network that is larger than its arrays, before any memory is taken.
+
+    Args:
+        description: of the network, out of a file.
+        state: arrays by name, to be loaded into it.
+
+    Returns:
+        The plan of the network.
+
+    Raises:
+        ValueError: it is no description, or the network has more weights than there are.
+    """
+    net = models.plan(description)
+    there = sum(a.size for name, a in state.items() if name.endswith("weight"))
+    if net.weights > there:
+        raise ValueError(f"the model {description!r:.80} has {net.weights:,} weights, the arrays "
+                         f"hold {there:,}")
+    return net
+
+
+def _check(metadata: dict[str, Any], net: Net) -> None:
+    """Raise ValueError for what no checkpoint of a run can have: a file may come from anywhere."""
     shape, classes = metadata["input_shape"], metadata["classes"]
     if not (isinstance(shape, list) and len(shape) == 3
-            and all(isinstance(size, int) and size > 0 for size in shape)):
-        raise ValueError(f"input_shape is {shape!r}, wanted [H, W, C]")
-    if tuple(shape) != (wanted := models.input_shape(metadata["model"])):
-        raise ValueError(f"input_shape is {shape}, the model takes {list(wanted)}")
+            and all(is_count(size, 1) for size in shape)):
+        raise ValueError(f"input_shape is {shape!r:.80}, wanted [H, W, C]")
+    if tuple(shape) != net.input:
+        raise ValueError(f"input_shape is {shape!r:.80}, the model takes {list(net.input)}")
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
-        raise ValueError(f"classes are {classes!r}, wanted a list of names")
-    for name in ("mean", "std"):
+        raise ValueError(f"classes are {classes!r:.80}, wanted a list of names")
+    if (len(classes),) != net.output:
+        raise ValueError(f"there are {len(classes):,} classes, the model gives {net.output}")
+    for name, least in (("mean", -math.inf), ("std", sys.float_info.min)):
         values = metadata[name]
         if not (isinstance(values, list) and len(values) == shape[2]
-                and all(isinstance(x, int | float) for x in values)):
-            raise ValueError(f"{name} is {values!r}, wanted {shape[2]} numbers")
+                and all(is_number(x, least) for x in values)):
+            raise ValueError(f"{name} is {values!r:.80}, wanted {shape[2]} numbers"
+                             f"{' above 0' * (name == 'std')}")

@@ -1,4 +1,4 @@
-"""Checkpoints: a run as files, from which it goes on to the same bits.
+"""Checkpoints: the state of a run as files, from which it can be resumed.
 
     step-00000391.safetensors     after that many steps; the newest few are kept
     best.safetensors              the epoch of the highest test accuracy so far
@@ -9,6 +9,9 @@ averaged weights "ema/...", and "raw/..." the weights that training goes on with
 the model, the classes, mean and std, and the position: epoch, step, sums of the epoch so far,
 history. Order, augmentation, dropout and schedule need nothing: they are functions of seed and
 step.
+
+A resumed run gives the bits of an uninterrupted one on the same machine with the same versions.
+OpenBLAS chooses its kernels by the processor: on another CPU the last bits may differ.
 """
 
 import os
@@ -24,10 +27,12 @@ import numpy as np
 from gpuconv import files
 from gpuconv.backend import Array, accumulator, to_cpu
 from gpuconv.data import Dataset
+from gpuconv.jsontext import is_count
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.feed import moments
-from gpuconv.train.history import flat, unflat
+from gpuconv.train.history import flat
 from gpuconv.train.measure import Tally
+from gpuconv.train.position import check_position
 from gpuconv.undo import uninterrupted
 
 BEST = "best.safetensors"
@@ -52,12 +57,12 @@ class Checkpoint(Callback):
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 2, minutes: float = 5.0,
                  model: Any = None):
-        if keep < 1 or not minutes > 0:
-            raise ValueError(f"Checkpoint: keep {keep}, minutes {minutes}: wanted at least 1 and "
-                             "more than 0")
+        if not is_count(keep, 1) or not isinstance(minutes, int | float) or not minutes > 0:
+            raise ValueError(f"Checkpoint: keep {keep!r:.80}, minutes {minutes!r:.80}: wanted a "
+                             "whole number, at least 1, and a number above 0")
         self.folder, self.keep, self.minutes = pathlib.Path(folder), keep, minutes
         self.model = model
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.folder)
         files.check_writable(self.folder / BEST)
         self.saved_at, self.saved = 0.0, (-1, -1)  # seconds; (steps, epochs)
 
@@ -160,14 +165,16 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def _completed(was: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity, of an older version too, which had no choice in some things."""
-    kind, *groups = was.get("optimizer", [None])
+    """Return an identity, perhaps of an older version, with all that a run can choose now."""
+    optimizer = was.get("optimizer")
+    if isinstance(optimizer, list):
+        optimizer = [{"stop": 1.0} | part if isinstance(part, dict) else part for part in optimizer]
     return {"reduction": "mean", "drop_last": False, "normalize": None, **was,
-            "optimizer": [kind, *({"stop": 1.0} | group for group in groups)]}
+            "optimizer": optimizer}
 
 
 def weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a checkpoint's arrays, the model's, as in use."""
+    """Return the model's arrays, as in use, of a checkpoint's."""
     return {name: array for name, array in state.items() if "/" not in name}
 
 
@@ -180,34 +187,43 @@ def resume_from(place: str | os.PathLike, run: Run) -> None:
 
     Raises:
         FileNotFoundError: no checkpoint there.
-        ValueError: damaged, foreign, or of another run. Nothing has changed.
+        MemoryError: it does not fit into the memory that is free.
+        ValueError: damaged, foreign, or of another run. The model has not changed.
+        FloatingPointError: no step of its epoch had finite gradients.
     """
     place = pathlib.Path(place)
     path = newest(place) if place.is_dir() else place
     state, metadata = files.load(path)
     if "identity" not in metadata:
         raise ValueError(f"{path}: holds weights, but no run to go on with")
+    if not isinstance(metadata["identity"], dict):
+        raise ValueError(f"{path}: damaged: identity is {metadata['identity']!r:.80}, wanted names "
+                         "and values")
     was, now = _completed(metadata["identity"]), identity(run)
-    changed = [f"{name} was {was.get(name)}, is {now.get(name)}" for name in {**was, **now}
-               if was.get(name) != now.get(name)]
+    changed = [f"{name} was {was.get(name)!s:.200}, is {now.get(name)!s:.200}"
+               for name in {**was, **now} if was.get(name) != now.get(name)]
     if changed:
-        raise ValueError(f"fit: {path} is of another run: {'; '.join(changed)}")
+        raise ValueError(f"fit: {path} is of another run: {'; '.join(changed[:9])}")
 
     def part(prefix: str) -> dict[str, Any]:
         return {name.removeprefix(prefix): a for name, a in state.items()
                 if name.startswith(prefix)}
 
-    run.model.load_state_dict(part("raw/") if run.ema else weights(state))
-    run.optimizer.load_state_dict(part("optimizer/"))
-    if run.ema:
-        run.ema.load_state_dict(part("ema/"))
-    if run.scale:
-        run.scale.load_state_dict(part("scale/"))
-    run.history.rows[:] = map(unflat, metadata["history"])
-    run.epoch, run.step, run.lr = metadata["epoch"], metadata["step"], metadata["lr"]
-    run.tally = Tally(**metadata["tally"])
-    run.began = time.perf_counter() - metadata["seconds"]
-    run.read()  # loss and speed so far: there may be no step left in this epoch
+    try:
+        rows = check_position(metadata, run.epochs, run.steps)
+        run.model.load_state_dict(part("raw/") if run.ema else weights(state))
+        run.optimizer.load_state_dict(part("optimizer/"))
+        if run.ema:
+            run.ema.load_state_dict(part("ema/"))
+        if run.scale:
+            run.scale.load_state_dict(part("scale/"))
+        run.history.rows[:] = rows
+        run.epoch, run.step, run.lr = metadata["epoch"], metadata["step"], metadata["lr"]
+        run.tally = Tally(**metadata["tally"])
+        run.began = time.perf_counter() - metadata["seconds"]
+        run.read()  # loss and speed so far: there may be no step left in this epoch
+    except (ValueError, FloatingPointError) as error:
+        raise type(error)(f"{path}: {error}") from None
     run.checkpoint = path
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpuconv.autograd import Parameter
+from gpuconv.jsontext import is_count, is_number
 from gpuconv.nn import Module
 from gpuconv.optim import SGD, Adam, AdamW, Muon, Optimizer
 
@@ -65,17 +66,19 @@ def check_group(group: Group, optimizer: str) -> None:
         ValueError: it does not, or no number is meant by it; the optimiser itself sees the rest.
     """
     if not isinstance(group, Group) or not isinstance(group.names, str):
-        raise ValueError(f"groups: {group!r} is no Group of names")
-    where = f"group {group.names!r}"
+        raise ValueError(f"groups: {group!r:.80} is no Group of names")
+    where = f"group {group.names!r:.80}"
     for name, value in group.given().items():
         if name not in KNOWN[optimizer]:
             raise ValueError(f"{where}: {optimizer} has no {name}")
         flag = name in ("nesterov", "orthogonal", "normalize")
-        if isinstance(value, bool) != flag or not isinstance(value, int | float):
-            raise ValueError(f"{where}: {name} {value!r}, wanted a {'bool' if flag else 'number'}")
+        if not (isinstance(value, bool) if flag else is_number(value)):
+            raise ValueError(f"{where}: {name} {value!r:.80}, wanted a "
+                             f"{'bool' if flag else 'number'}")
         low, high = {"momentum": (0, 1), "stop": (0, 1), "iterations": (1, 99)}.get(
             name, (0, float("inf")))
-        if not low <= value <= high or (name, value) in (("stop", 0), ("momentum", 1)):
+        if not low <= value <= high or (name, value) in (("stop", 0), ("momentum", 1)) or (
+                name == "iterations" and not is_count(value)):
             raise ValueError(f"{where}: {name} {value} is out of range")
 
 

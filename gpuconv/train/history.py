@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gpuconv.jsontext import is_count, is_number
+
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
@@ -42,15 +44,50 @@ def flat(row: Epoch) -> dict[str, float | int | None]:
             "skipped": row.skipped}
 
 
-def unflat(numbers: Mapping[str, Any]) -> Epoch:
-    """The row that ``flat`` was given."""
+def unflat(numbers: Any, epoch: int | None = None) -> Epoch:
+    """Return the row that ``flat`` was given.
+
+    Args:
+        numbers: what ``flat`` gave; or anything, out of a file.
+        epoch: the one that it must be; None: any.
+
+    Raises:
+        ValueError: a number is missing, or makes no sense.
+    """
+    if not isinstance(numbers, Mapping):
+        raise ValueError(f"it is {numbers!r:.40}, wanted numbers by name")
+    tested = numbers.get("test_count") is not None
+    for name, (wanted, fits) in FIELDS.items():
+        if tested or not name.startswith("test_"):
+            value = numbers.get(name, 0 if name == "skipped" else None)  # older runs had no skipped
+            if not fits(value):
+                raise ValueError(f"{name} is {value!r:.40}, wanted {wanted}")
+    if epoch not in (None, numbers["epoch"]):
+        raise ValueError(f"epoch is {numbers['epoch']}, wanted {epoch}")
+
     def metrics(prefix: str) -> Metrics:
         return Metrics(*(numbers[prefix + field.name] for field in dataclasses.fields(Metrics)))
 
-    return Epoch(numbers["epoch"], metrics(""),
-                 None if numbers["test_count"] is None else metrics("test_"),
+    return Epoch(numbers["epoch"], metrics(""), metrics("test_") if tested else None,
                  numbers["images_per_second"], numbers["seconds"], numbers["lr"],
                  numbers.get("skipped", 0))
+
+
+def _share(value: Any) -> bool:
+    return is_number(value, 0, 1) or value != value
+
+
+def _float(value: Any) -> bool:
+    return is_number(value) or isinstance(value, float)  # NaN, say
+
+
+COUNT, FLOAT, SHARE = (("a whole number, at least 0", is_count), ("a number", _float),
+                       ("a number of 0..1", _share))
+FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of a row: what is wanted, its check
+    "epoch": COUNT, "loss": FLOAT, "accuracy": SHARE, "count": COUNT, "test_loss": FLOAT,
+    "test_accuracy": SHARE, "test_count": COUNT, "images_per_second": FLOAT, "lr": FLOAT,
+    "seconds": ("a number, at least 0", lambda value: is_number(value, 0, 1e12)),
+    "skipped": COUNT}
 
 
 def _test(field: str) -> Callable[[Epoch], Any]:

@@ -18,11 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.backend import to_cpu
+from gpuconv.backend import accumulator, to_cpu
 from gpuconv.data import Dataset
 from gpuconv.nn import Module
 from gpuconv.train.feed import Numbers, dataset
 from gpuconv.train.views import averaged_logits, check_views
+
+SHOWN = 5  # images named in a message
 
 
 class ClassResult(NamedTuple):
@@ -134,7 +136,7 @@ class Predictions:
 def predictions(model: Module, data: Dataset, *, mean: Numbers | None = None,
                 std: Numbers | None = None, batch_size: int = 256,
                 views: str = "none") -> Predictions:
-    """What a model, as it is in use (``eval``), answers on a data set.
+    """Return what a model, as it is in use (``eval``), answers on a data set.
 
     Args:
         model: maps x (N, H, W, C) to logits (N, K), a K for each of the data's classes.
@@ -149,6 +151,7 @@ def predictions(model: Module, data: Dataset, *, mean: Numbers | None = None,
         TypeError: data is no Dataset.
         ValueError: no images, batch_size below 1, no such views, images that do not fit the model,
             or another number of classes than the model has logits.
+        FloatingPointError: an answer is not finite; says which.
 
     >>> from gpuconv import nn
     >>> images = np.uint8([[[[0, 9]]], [[[9, 0]]], [[[9, 0]]]])
@@ -165,4 +168,22 @@ def predictions(model: Module, data: Dataset, *, mean: Numbers | None = None,
     there = dataset("predictions", data, model)
     assert isinstance(there, Dataset)
     logits = averaged_logits(model, there, views, batch_size=batch_size, mean=mean, std=std)
-    return Predictions(logits, to_cpu(data.labels), data.classes)
+    found = Predictions(logits, to_cpu(data.labels), data.classes)
+    _check_finite(logits, data, model)
+    return found
+
+
+def _check_finite(logits: np.ndarray, data: Dataset, model: Module) -> None:
+    """Raise FloatingPointError where logits (N, K) have no probabilities; say of which images."""
+    wrong = np.flatnonzero(~np.isfinite(logits.max(axis=1)))  # a NaN is the largest
+    if not len(wrong):
+        return
+    names = [f"number {n}" if data.names is None else str(data.names[n]) for n in wrong[:SHOWN]]
+    damaged = [name for name, a in model.state_dict().items()
+               if not np.isfinite(to_cpu(a).astype(accumulator(a.dtype), copy=False)).all()]
+    why = f"its {damaged[0]} holds NaN or infinity" if damaged else (
+        "its weights are finite, but too large for these images")
+    raise FloatingPointError(
+        f"predictions: the model's answers are not finite for {len(wrong):,} of {len(logits):,} "
+        f"images ({', '.join(names)}{', ...' * (len(wrong) > SHOWN)}): {why}; use an earlier "
+        "checkpoint, or train anew with a smaller learning rate")

@@ -8,11 +8,12 @@ import os
 import pathlib
 from typing import Any
 
-from gpuconv import files
+from gpuconv import files, jsontext
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.history import History, flat, unflat
 
 CSV, JSONL = "metrics.csv", "metrics.jsonl"
+REPAIR = "delete it: a run that goes on writes it anew from its checkpoint"
 
 
 class Records(Callback):
@@ -59,14 +60,13 @@ def read_records(folder: str | os.PathLike) -> History:
     if not os.path.lexists(path):
         return History()
     try:
-        lines = files.read_text(path).splitlines()
+        for number, line in enumerate(files.read_text(path).splitlines(), 1):
+            rows.append(unflat(_whole(jsontext.parse(line)), number))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: damaged: {error}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(unflat(_whole(json.loads(line))))
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{path}: line {number} is no row of metrics: {error}") from None
+        raise ValueError(f"{path}: damaged: byte {error.start} is not UTF-8; {REPAIR}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged: line {number} is no row of metrics: {error}; {REPAIR}"
+                         ) from None
     return History(rows)
 
 
@@ -74,12 +74,11 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    """null was a number that is not finite, unless there was no test set."""
-    tested = row["test_count"] is not None
-    for name, value in row.items():
-        if not isinstance(value, int | float | None):
-            raise ValueError(f"{name} is {value!r}")
-        float(value or 0)  # raises OverflowError: JSON has whole numbers of any size
+def _whole(row: Any) -> Any:
+    """Return the row with NaN for null: that was a number that is not finite, if it was measured.
+    """
+    if not isinstance(row, dict):
+        return row
+    tested = row.get("test_count") is not None
     return {name: math.nan if value is None and (tested or not name.startswith("test_")) else value
             for name, value in row.items()}

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpuconv.data import Augment
+from gpuconv.jsontext import is_count, is_number
 from gpuconv.messages import wanted_one_of
 from gpuconv.nn import Module
 from gpuconv.optim import EMA, Constant, Cosine, Linear, OneCycle, Optimizer, StepDecay
@@ -15,6 +17,8 @@ from gpuconv.train.views import check_views
 SCHEDULES: dict[str, Callable[[], Callable[[int, int], float]]] = {
     "constant": Constant, "step": StepDecay, "linear": Linear, "cosine": Cosine,
     "one-cycle": OneCycle}
+# of each; a captured run evaluates its schedule for all steps beforehand
+MOST = {"epochs": 10**6, "batch_size": 2**31 - 1, "patience": 10**6}
 CHOICES = {"optimizer": tuple(OPTIMIZERS), "schedule": tuple(SCHEDULES),
            "flip": (False, True, "alternate"), "padding_mode": ("zeros", "reflect"),
            "reduction": ("mean", "sum")}
@@ -57,34 +61,45 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what cannot be done, before any data are read."""
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} {getattr(self, name)!r}, "
-                                 f"{wanted_one_of(getattr(self, name), choices)}")
-        check_views(self.views)
-        for name in ("epochs", "batch_size", "patience"):
             value = getattr(self, name)
-            if (value is not None or name != "patience") and (
-                    isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} {value}, wanted a whole number, at least 1")
-        for name in ("lr", "weight_decay", "crop"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} {getattr(self, name)}, wanted at least 0")
+            if type(value) not in map(type, choices) or value not in choices:
+                raise ValueError(f"{name} {value!r:.80}, {wanted_one_of(value, choices)}")
+        check_views(self.views)
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if not is_count(value, 1, most) and (value is not None or name != "patience"):
+                raise ValueError(f"{name} {value!r:.80}, wanted a whole number, at least 1 and at "
+                                 f"most {most:,}")
+        if not is_count(self.crop):
+            raise ValueError(f"crop {self.crop!r:.80}, wanted a whole number, at least 0")
+        for name in ("lr", "weight_decay"):
+            if not is_number(value := getattr(self, name), 0):
+                raise ValueError(f"{name} {value!r:.80}, wanted a number, at least 0")
         for name in ("momentum", "ema"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{name} {value}, wanted at least 0 and less than 1")
-        if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(f"label_smoothing {self.label_smoothing}, wanted 0..1")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm {self.clip_norm}, wanted more than 0")
-        if self.loss_scale not in (None, "dynamic") and (
-                isinstance(self.loss_scale, str) or not self.loss_scale > 0
-                or math.frexp(self.loss_scale)[0] != 0.5):
-            raise ValueError(f"loss_scale {self.loss_scale}, wanted 'dynamic' or a power of two")
+            if not (is_number(value, 0, 1) and value < 1 or value is None and name == "ema"):
+                raise ValueError(f"{name} {value!r:.80}, wanted at least 0 and less than 1")
+        if not is_number(self.label_smoothing, 0, 1):
+            raise ValueError(f"label_smoothing {self.label_smoothing!r:.80}, wanted 0..1")
+        if self.clip_norm is not None and not (is_number(self.clip_norm) and self.clip_norm > 0):
+            raise ValueError(f"clip_norm {self.clip_norm!r:.80}, wanted more than 0")
+        if self.loss_scale not in (None, "dynamic") and not (
+                is_number(self.loss_scale, sys.float_info.min)
+                and math.frexp(float(self.loss_scale))[0] == 0.5):
+            raise ValueError(f"loss_scale {self.loss_scale!r:.80}, wanted 'dynamic' or a power of "
+                             "two")
+        for name in ("master_weights", "drop_last"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} {value!r:.80}, wanted True or False")
         for group in self.groups:
             check_group(group, self.optimizer)
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"mean {self.mean}, std {self.std}: wanted both, or none")
+        for name, least in (("mean", -math.inf), ("std", sys.float_info.min)):
+            values = getattr(self, name)
+            if values is not None and not all(is_number(value, least) for value in values):
+                raise ValueError(f"{name} {values!r:.80}, wanted numbers"
+                                 f"{' above 0' * (name == 'std')}")
 
     def replace(self, **changes: Any) -> "Settings":
         """The same with other values."""
@@ -118,11 +133,16 @@ class Settings:
             raise ValueError(f"unknown settings {', '.join(unknown)}")
         before = {"loss_scale": 1.0, "master_weights": False}  # what there was before these were
         made = before | dict(values)
+        for name, kind in (("groups", dict), ("mean", object), ("std", object)):
+            value = made.get(name)
+            if not isinstance(value, list | tuple | None) or not all(
+                    isinstance(one, kind) for one in value or ()):
+                raise ValueError(f"{name} {value!r:.80}, wanted a list")
+            made[name] = value and tuple(value)  # JSON has lists
         try:
-            made["groups"] = tuple(Group(**group) for group in made.get("groups", ()))
-            made |= {name: tuple(made[name]) for name in ("mean", "std") if made.get(name)}
-        except TypeError as error:  # JSON has lists, and somebody may have edited them
-            raise ValueError(f"groups, mean or std: {error}") from None
+            made["groups"] = tuple(Group(**group) for group in made["groups"] or ())
+        except TypeError as error:
+            raise ValueError(f"groups: {error}") from None
         return cls(**made)
 
     def fit_arguments(self, model: Module) -> dict[str, Any]:

@@ -47,8 +47,8 @@ def check_views(name: str) -> str:
     Raises:
         ValueError: there are none; says which there are.
     """
-    if name not in VIEWS:
-        raise ValueError(f"views {name!r}, {wanted_one_of(name, VIEWS)}")
+    if not isinstance(name, str) or name not in VIEWS:
+        raise ValueError(f"views {name!r:.80}, {wanted_one_of(name, VIEWS)}")
     return name
 
 

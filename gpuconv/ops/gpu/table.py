@@ -24,6 +24,7 @@ import numpy as np
 
 from gpuconv import files
 from gpuconv.backend import cupy
+from gpuconv.jsontext import is_count, is_number
 from gpuconv.messages import program
 from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.gpu.tile import Tile
@@ -31,13 +32,15 @@ from gpuconv.ops.gpu.tile import Tile
 FORMAT, VERSION = "gpuconv tuned", 1
 Direction = Literal["forward", "input_gradient", "weight_gradient"]
 DIRECTIONS: tuple[Direction, ...] = "forward", "input_gradient", "weight_gradient"
+ENGINES = "tensor_cores", "simt", "explicit"
+MOST_SPLITS = 1 << 16  # what a grid of CUDA has in its third direction
 Key = tuple[Direction, Problem, str, str]  # direction, sizes, name of the dtype, precision
 
 
 class Choice(NamedTuple):
     """An engine, and how it cuts the work where that is open."""
 
-    engine: str                # "tensor_cores", "simt" or "explicit"
+    engine: str                # one of ENGINES
     tile: Tile | None = None   # of tensor cores
     splits: int | None = None  # of the weight gradient on tensor cores: partial sums
 
@@ -106,34 +109,60 @@ class Table:
 
 
 def load_table(path: str | os.PathLike) -> Table:
-    """The table in a file that ``Table.save`` wrote.
+    """Return the table in a file that ``Table.save`` wrote.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no file.
+        MemoryError: it could take more memory than is free.
         ValueError: it is no such table, or one of another version.
     """
     try:
-        told = json.loads(files.read_text(path))
-        if told.get("format") != FORMAT:
-            raise KeyError(f"format {told.get('format')!r}")
-        if told["version"] == VERSION:
-            return Table({name: told[name] for name in ("device", "architecture", "cupy", "nvrtc")},
-                         dict(map(_entry, told["entries"])))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{os.fspath(path)} is no tuned table ({error})") from None
-    raise ValueError(f"{os.fspath(path)} is a tuned table of version {told['version']}, wanted "
-                     f"{VERSION}: run {program()} tune again")
+        told = files.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; run {program()} tune again") from None
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise ValueError(f"{os.fspath(path)} is no tuned table: run {program()} tune again")
+    if told.get("version") != VERSION:
+        raise ValueError(f"{os.fspath(path)} is a tuned table of version "
+                         f"{told.get('version')!r:.40}, wanted {VERSION}: run "
+                         f"{program()} tune again")
+    try:
+        where = {name: told[name] for name in ("device", "architecture", "cupy", "nvrtc")}
+        return Table(where, dict(map(_entry, told["entries"])))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{os.fspath(path)} is a damaged tuned table ({error!s:.200}): run "
+                         f"{program()} tune again") from None
 
 
 def _entry(told: dict[str, Any]) -> tuple[Key, list[tuple[Choice, float]]]:
-    """A convolution of a file, and its candidates."""
+    """Return a convolution of a file, and its candidates."""
     sizes: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v
                              for name, v in told["problem"].items()}
-    if told["direction"] not in DIRECTIONS:
-        raise KeyError(f"direction {told['direction']!r}")
-    return ((told["direction"], Problem(**sizes), told["dtype"], told["precision"]),
-            [(Choice(one["engine"], one["tile"] and Tile(*one["tile"]), one["splits"]),
-              float(one["milliseconds"])) for one in told["candidates"]])
+    p, direction, dtype = Problem(**sizes), told["direction"], told["dtype"]
+    if direction not in DIRECTIONS or not isinstance(dtype, str) or not isinstance(
+            told["precision"], str):
+        raise ValueError(f"direction {direction!r:.40}, dtype {dtype!r:.40}")
+    pairs = p.stride, p.pad, p.dilation
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs) or not all(
+            is_count(size) for size in (*p[:9], p.groups, *(n for pair in pairs for n in pair))):
+        raise ValueError(f"sizes {p!r:.100}")
+    return (direction, p, dtype, told["precision"]), [
+        (_choice(one), float(one["milliseconds"])) for one in told["candidates"]]
+
+
+def _choice(told: dict[str, Any]) -> Choice:
+    """Return a candidate of a file.
+
+    Raises:
+        ValueError: a value makes no sense.
+    """
+    engine, tile, splits = told["engine"], told["tile"], told["splits"]
+    if engine not in ENGINES or not is_number(told["milliseconds"], 0) or not (
+            splits is None or is_count(splits, 1, MOST_SPLITS)) or (
+            (tile is None) == (engine == "tensor_cores")) or not (
+            tile is None or len(tile) == 6 and all(is_count(size, 1, 1024) for size in tile)):
+        raise ValueError(f"candidate {told!r:.100}")
+    return Choice(engine, tile and Tile(*tile), splits)
 
 
 class _Here(threading.local):
