@@ -18,8 +18,8 @@ from gpuconv.runs.environment import kernels
 from gpuconv.runs.folder import RunFolder
 from gpuconv.runs.lock import locked
 from gpuconv.runs.trained import check_size
-from gpuconv.train import (
 from gpuconv.runs.viewed import Viewed
+from gpuconv.train import (
     Callback,
     Checkpoint,
     EarlyStopping,
