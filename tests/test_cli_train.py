@@ -142,6 +142,44 @@ def test_a_folder_of_photographs(tmp_path):
     assert trained.metadata["test_accuracy"] == 1
 
 
+def small_npz(folder, size=8):
+    """40 grey images of two classes."""
+    images = np.random.default_rng(0).integers(0, 256, (40, size, size), np.uint8)
+    np.savez(folder / "set.npz", images=images, labels=np.arange(40) % 2)
+    return ["train", "--data", folder / "set.npz", "--model", f"INPUT {size}x{size}x1 | FC 2",
+            "--device", "cpu", "--run", folder / "run"]
+
+
+def test_what_is_done_to_ones_own_images_is_said_with_how_to_change_it(tmp_path):
+    done = gpuconv(*small_npz(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert ("\nimages  8x8 (--image-size); mirrored left-right in training (--no-flip if mirror "
+            "images differ, as those of digits or text); not moved\n") in done.stdout
+    assert "60 epochs of 32 images in batches of 64" in done.stdout
+    settings = runs.RunFolder(tmp_path / "run").config().settings
+    assert (settings.flip, settings.crop, settings.epochs) == ("alternate", 0, 60)
+
+    done = gpuconv("train", "--resume", tmp_path / "run")  # nothing of it can be changed now
+    assert "\nimages  8x8; mirrored left-right in training; not moved\n" in done.stdout
+    for option in ("--no-flip", "--no-augment"):
+        assert f"{option} cannot be changed" in fails(1, "train", "--resume", tmp_path / "run",
+                                                      option)
+
+
+@pytest.mark.parametrize("options, says, flip, crop", [
+    (["--no-flip"], "not mirrored; moved by up to 1 pixel in training (--crop)", False, 1),
+    (["--crop", 3], "text); moved by up to 3 pixels in training (--crop)", "alternate", 3),
+    (["--no-augment"], "not mirrored; not moved", False, 0)])
+def test_images_are_mirrored_and_moved_as_asked(tmp_path, options, says, flip, crop):
+    done = gpuconv(*small_npz(tmp_path, size=16), "--epochs", 1, "--image-size", 16, *options)
+    assert done.returncode == 0, done.stderr
+    line, = re.findall(r"^images  (.*)$", done.stdout, re.M)
+    assert line.startswith("the middle of each, scaled to 16x16 (--image-size); ")
+    assert line.endswith(says)
+    settings = runs.RunFolder(tmp_path / "run").config().settings
+    assert (settings.flip, settings.crop) == (flip, crop)
+
+
 def test_a_notation_says_the_size_of_a_folders_images(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "set" / name).mkdir(parents=True)

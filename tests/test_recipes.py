@@ -9,7 +9,7 @@ import pytest
 
 from gpuconv import models, nn, optim
 from gpuconv.data import Augment, Dataset
-from gpuconv.recipes import RECIPES, USUAL
+from gpuconv.recipes import RECIPES, USUAL, usual
 from gpuconv.train import Group, Settings, fit
 from gpuconv.train.groups import OPTIMIZERS
 from gpuconv.train.settings import RATES
@@ -34,6 +34,27 @@ def test_a_recipe_can_be_done(name):
 def test_every_kind_of_data_has_its_usual_recipe():
     assert set(USUAL.values()) <= set(RECIPES)
     assert set(USUAL) == {"cifar10", "shapes", "folder", "npz"}
+
+
+@pytest.mark.parametrize("model", ["simple_convnet", "speedrun", "INPUT 8x8x1 | FC 2"])
+def test_the_recipe_of_a_folder_is_for_any_model(model):
+    assert usual("folder", model) == usual("npz", model) == "folder"
+
+
+@pytest.mark.parametrize("images, epochs", [(1, 60), (200, 60), (201, 60), (240, 50), (799, 16),
+                                            (800, 15), (50_000, 15)])
+def test_small_sets_are_seen_more_often(images, epochs):
+    assert RECIPES["folder"].settings_for(images, 32).epochs == epochs
+
+
+@pytest.mark.parametrize("pixels, crop", [(1, 0), (8, 0), (16, 1), (28, 1), (32, 2), (64, 4)])
+def test_images_are_moved_by_a_sixteenth_of_their_size(pixels, crop):
+    assert RECIPES["folder"].settings_for(1000, pixels).crop == crop
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"folder"}))
+def test_other_recipes_do_not_depend_on_the_set(name):
+    assert RECIPES[name].settings_for(240, 8) == RECIPES[name].settings
 
 
 def test_settings_survive_json():

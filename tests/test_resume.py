@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_is_passed_over_in_one_line(whole, tmp_path):
 def test_what_cannot_be_resumed(whole, tmp_path):
     assert "is no folder of a run" in fails(1, "train", "--resume", tmp_path)
     line = fails(1, "train", "--resume", whole[0], "--lr", 0.2, "--no-augment", "--keep", 3)
-    assert line.endswith("was told: --lr, --augment cannot be changed")
+    assert line.endswith("was told: --lr, --no-augment cannot be changed")
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint(whole, tmp_path):

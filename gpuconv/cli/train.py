@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gpuconv import backend, random
+from gpuconv.cli.introduction import introduce
 from gpuconv.cli.options import add_data, add_device, add_model, choose_device, number
 from gpuconv.cli.options import source as data_source
-from gpuconv.cli.output import complain, say, several, show
+from gpuconv.cli.output import complain, say, several
 from gpuconv.messages import program, quoted, wanted_one_of
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ def add_options(to: argparse.ArgumentParser) -> None:
     settings.add_argument("--master-weights", action=argparse.BooleanOptionalAction,
                           help="keep float32 copies of 16-bit weights, so that small updates are "
                                "not lost (default: yes)")
-    settings.add_argument("--no-augment", dest="augment", action="store_false",
+    settings.add_argument("--no-flip", action="store_true",
+                          help="do not mirror training images left-right: for digits, text and "
+                               "whatever else has mirror images of another class, or of none")
+    settings.add_argument("--no-augment", action="store_true",
                           help="neither mirror nor crop training images")
     run = to.add_argument_group("the run")
     add_device(run)
@@ -141,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
             return
         folder = runs.RunFolder.create(config, args.run, tuned=tuned(args, device))
     introduce(console, config, sets,
-              {"data": says, "device": device, "folder": str(folder.path)})
+              {"data": says, "device": device, "folder": str(folder.path)}, new=not args.resume)
     kept = {name: given for name in ("keep", "minutes") if (given := getattr(args, name))}
     try:
         outcome = runs.train(config, folder, data=sets, resume=bool(args.resume), **kept,
@@ -197,8 +201,10 @@ def chosen(args: argparse.Namespace,
         raise ValueError(f"--recipe {args.recipe}: {wanted_one_of(args.recipe, RECIPES)}")
     changes = {field: given for field in (*CHANGES, "master_weights")
                if (given := getattr(args, field)) is not None}
-    if not args.augment:
-        changes |= {"flip": False, "crop": 0}
+    if args.no_flip or args.no_augment:
+        changes["flip"] = False
+    if args.no_augment:
+        changes["crop"] = 0
     # what is wrong is refused before minutes of reading
     with_changes(RECIPES[args.recipe or "folder"].settings, changes)
     wanted = models.describe(args.model or "cifar_convnet")
@@ -214,11 +220,12 @@ def chosen(args: argparse.Namespace,
     source = asked.settled(args.download)
     name = args.recipe or usual(source.kind, args.model)
     recipe = RECIPES[name]
-    H, W, C = sets[0].images.shape[1:]
+    N, H, W, C = sets[0].images.shape
     config = Config(
         model=models.describe(args.model or recipe.model, in_channels=C,
                               classes=len(sets[0].classes), image=H if H == W else (H, W)),
-        source=source, settings=with_changes(recipe.settings, changes), recipe=name,
+        source=source, recipe=name,
+        settings=with_changes(recipe.settings_for(N, min(H, W)), changes),
         dtype=args.dtype or "float32", seed=seed, device=where,
         command=quoted("gpuconv", *sys.argv[1:]))
     check_data(config, *sets)
@@ -277,22 +284,6 @@ def resumed(args: argparse.Namespace, folder: "RunFolder") -> "tuple[Config, str
     config = folder.config()
     where, says = choose_device(config.device if args.device == "auto" else args.device)
     return dataclasses.replace(config, device=where), says
-
-
-def introduce(console: Any, config: "Config", sets: "tuple[Dataset, Dataset]",
-              more: dict[str, str]) -> None:
-    """Print what is about to happen."""
-    from gpuconv import models
-    model, settings = config.model, config.settings
-    size = sum(p.size for p in models.build(model).parameters())
-    show(console, {
-        "data": more["data"],
-        "model": f"{model.get('name') or model['notation']}, {size:,} parameters, {config.dtype}",
-        "device": more["device"],
-        "run": f"{several(settings.epochs, 'epoch')} of {several(len(sets[0]), 'image')} in "
-               f"batches of {settings.batch_size}, seed {config.seed}",
-        "recipe": f"{config.recipe}: {settings}",
-        "folder": more["folder"]})
 
 
 def finish(console: Any, folder: "RunFolder", history: "History") -> None:
