@@ -216,7 +216,7 @@ def test_a_file_where_a_folder_is_wanted(pictures, capsys):
     shutil.rmtree("runs/one/plots")
     (pictures / "runs/one/plots").touch()
     assert cli.main(["report"]) == 1
-    assert "runs/one/plots: a file has that name, wanted a folder" in capsys.readouterr().err
+    assert "runs/one/plots is no folder, wanted one: move it away" in capsys.readouterr().err
 
 
 def install_script(folder):

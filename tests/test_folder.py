@@ -386,7 +386,7 @@ def test_all_damaged_images_are_listed(tmp_path):
     spoil(pets(tmp_path), *names)
     with pytest.raises(ValueError) as caught:
         folder(tmp_path, 8)
-    first, *lines = str(caught.value).splitlines()
+    first, lines = str(caught.value), caught.value.__notes__
     assert first == (f"3 of the 30 images in {tmp_path} cannot be read (repair or remove them, or "
                      "go on without: --skip-broken, skip_broken=True):")
     for line, name in zip(lines, names, strict=True):
@@ -399,7 +399,7 @@ def test_a_long_list_of_damaged_images_is_cut(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"(?s)5 of .*cat/00\.png.*cat/01\.png.*\.\.\. and 3 more"
                        ) as caught:
         folder(tmp_path, 8)
-    assert "cat/02.png" not in str(caught.value)
+    assert "cat/02.png" not in "".join(caught.value.__notes__)
 
 
 def test_broken_images_are_skipped_and_no_other_changes_sets(tmp_path):
@@ -439,7 +439,7 @@ def test_what_is_no_file_is_a_broken_image(tmp_path, kind):
     pets(tmp_path, 3)
     make_odd(tmp_path / "cat" / "x.png", kind)
     want = {"link to nowhere": r"a link to .*nowhere, which is not there", "link to itself":
-            "Too many levels of symbolic links"}.get(kind, f"is a {kind}, wanted a file")
+            "too many levels of symbolic links"}.get(kind, f"is a {kind}, wanted a file")
     with pytest.raises(ValueError, match=rf"^{tmp_path}/cat/x\.png.*{want} \(1 of the 10 images"):
         folder(tmp_path, 8)
     with pytest.warns(UserWarning, match=rf"cat/x\.png.*{want}"):

@@ -172,8 +172,12 @@ def _dataset(path: pathlib.Path, files: Sequence[File], classes: tuple[str, ...]
         shown = said[:SHOWN] + [f"... and {len(said) - SHOWN:,} more"] * (len(said) > SHOWN)
         if not skip_broken:
             hint = "repair or remove them, or go on without: --skip-broken, skip_broken=True"
-            raise ValueError("\n  ".join([f"{count} ({hint}):", *shown]) if len(said) > 1 else
-                             f"{said[0]} ({count}; {hint})")
+            if len(said) == 1:
+                raise ValueError(f"{said[0]} ({count}; {hint})")
+            error = ValueError(f"{count} ({hint}):")
+            for line in shown:
+                error.add_note(f"  {line}")
+            raise error
         warnings.warn(f"{count}, and are left out: {'; '.join(shown)}", stacklevel=4)
         kept = [i for i in range(len(files)) if i not in broken]
         for to, i in enumerate(kept):  # in place: all images may fill half of the memory
@@ -231,5 +235,5 @@ def _read(path: pathlib.Path, files: Sequence[File], size: int | tuple[int, int]
 def _problem(path: str, error: Exception) -> str:
     """Return what is wrong with an image, with its path."""
     if isinstance(error, OSError) and error.strerror:  # whose own text begins with "[Errno"
-        return f"{path}: {error.strerror}"
+        return f"{path}: {error.strerror.lower()}"
     return str(error) if str(error).startswith(path) else f"{path}: {error}"

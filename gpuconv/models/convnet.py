@@ -39,6 +39,7 @@ BLOCKS = 32, 64, 128     # filters of both convolutions of a block
 CIFAR_LAYERS = ("INPUT {image}x{image}x{in_channels}" + "".join(
     f" | [CONV3-{K} BN RELU]*2 POOL2" for K in BLOCKS) + " | FC {classes}")
 SIMPLE_LAYERS = "INPUT {image}x{image}x{in_channels} | CONV5-32 RELU POOL2 | FC {classes}"
+CIFAR_SMALLEST, SIMPLE_SMALLEST = 8, 2  # height and width of images, pixels
 
 
 def cifar_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> Sequential:
@@ -56,7 +57,8 @@ def cifar_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> S
     >>> sum(p.size for p in cifar_convnet().parameters())
     307946
     """
-    C, pixels = _sizes("cifar_convnet", in_channels, image, smallest=8)
+    C, pixels = positive("cifar_convnet", in_channels=in_channels, image=image)
+    check_image("cifar_convnet", pixels, CIFAR_SMALLEST)
     modules: list[Module] = []
     for K in BLOCKS:
         for channels in (C, K):
@@ -81,15 +83,15 @@ def simple_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> 
     >>> sum(p.size for p in simple_convnet().parameters())
     84362
     """
-    C, pixels = _sizes("simple_convnet", in_channels, image, smallest=2)
+    C, pixels = positive("simple_convnet", in_channels=in_channels, image=image)
+    check_image("simple_convnet", pixels, SIMPLE_SMALLEST)
     K, pixels = 32, pixels // 2
     return Sequential(Conv2d(C, K, 5, padding=2), ReLU(), MaxPool2d(2), Flatten(),
                       Linear(pixels * pixels * K, classes))
 
 
-def _sizes(model: str, in_channels: int, image: int, smallest: int) -> tuple[int, int]:
-    C, pixels = positive(model, in_channels=in_channels, image=image)
+def check_image(model: str, pixels: int, smallest: int) -> None:
+    """Refuse images of which a model's pools leave nothing."""
     if pixels < smallest:
         raise ValueError(f"{model}: image is {pixels} pixels, wanted at least {smallest}: "
-                         f"pools halve it until nothing is left")
-    return C, pixels
+                         "pools leave nothing of less")

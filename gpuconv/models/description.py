@@ -10,8 +10,17 @@ from typing import Any
 
 from gpuconv.messages import did_you_mean
 from gpuconv.models import notation
-from gpuconv.models.convnet import CIFAR_LAYERS, SIMPLE_LAYERS, cifar_convnet, simple_convnet
+from gpuconv.models.convnet import (
+    CIFAR_LAYERS,
+    CIFAR_SMALLEST,
+    SIMPLE_LAYERS,
+    SIMPLE_SMALLEST,
+    check_image,
+    cifar_convnet,
+    simple_convnet,
+)
 from gpuconv.models.speedrun import LAYERS as SPEEDRUN_LAYERS
+from gpuconv.models.speedrun import SMALLEST as SPEEDRUN_SMALLEST
 from gpuconv.models.speedrun import speedrun
 from gpuconv.nn import Module
 from gpuconv.nn.layers import positive
@@ -22,8 +31,11 @@ MODELS: dict[str, Callable[..., Module]] = {
     "simple_convnet": simple_convnet,
     "speedrun": speedrun,
 }
-LAYERS = {"cifar_convnet": CIFAR_LAYERS, "simple_convnet": SIMPLE_LAYERS,
-          "speedrun": SPEEDRUN_LAYERS}
+LAYERS = {  # name: layers in the notation, least height and width of images
+    "cifar_convnet": (CIFAR_LAYERS, CIFAR_SMALLEST),
+    "simple_convnet": (SIMPLE_LAYERS, SIMPLE_SMALLEST),
+    "speedrun": (SPEEDRUN_LAYERS, SPEEDRUN_SMALLEST),
+}
 
 Description = dict[str, Any]
 
@@ -111,11 +123,13 @@ def plan(description: Mapping[str, Any]) -> notation.Net:
         positive(f"model {name}", **a)
     except TypeError as error:
         raise ValueError(f"{error!s:.200}") from None
+    layers, smallest = LAYERS[name]
+    check_image(name, a["image"], smallest)
     try:
-        return notation.parse(LAYERS[name].format(**a, filters=8 * a["in_channels"]))
+        return notation.parse(layers.format(**a, filters=8 * a["in_channels"]))
     except ValueError:
         raise ValueError(f"model {name}: image is {a['image']} pixels, in_channels "
-                         f"{a['in_channels']}, classes {a['classes']}: too small, or more than "
+                         f"{a['in_channels']}, classes {a['classes']}: more than "
                          f"{notation.MAX_NUMBERS:,} numbers") from None
 
 

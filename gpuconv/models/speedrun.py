@@ -22,6 +22,7 @@ ResNet 8: bag of tricks", 2019 (whitening).
 """
 
 from gpuconv.backend import Array, array_device
+from gpuconv.models.convnet import check_image
 from gpuconv.nn import (
     GELU,
     BatchNorm2d,
@@ -77,9 +78,7 @@ def speedrun(in_channels: int = 3, classes: int = 10, image: int = 32) -> Speedr
     1971352
     """
     C, pixels = positive("speedrun", in_channels=in_channels, image=image)
-    if pixels < SMALLEST:
-        raise ValueError(f"speedrun: image is {pixels} pixels, wanted at least {SMALLEST}: pools "
-                         "halve it, and the last one takes 3x3 pixels of what is left")
+    check_image("speedrun", pixels, SMALLEST)
     whitening = Conv2d(C, 8 * C, 2)  # each of the 2*2*C directions, and the same negated
     whitening.weight.requires_grad = False
     modules: list[Module] = [whitening, GELU()]
