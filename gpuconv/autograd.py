@@ -24,7 +24,19 @@ import numpy as np
 
 from gpuconv import memory
 from gpuconv.accumulate import accumulate
-from gpuconv.backend import Array, array_device, get_array_module, is_gpu, to_cpu
+from gpuconv.backend import (
+    Array,
+    array_device,
+    check_arrays,
+    device_name,
+    get_array_module,
+    is_array,
+    is_gpu,
+    to_cpu,
+)
+from gpuconv.checks import no_array
+
+SHOWN = 200  # most elements that a repr shows
 
 _serial = itertools.count()
 
@@ -72,11 +84,12 @@ class Tensor:
     __array_ufunc__ = None  # numpy_array + tensor asks the tensor
 
     def __init__(self, data: Array, requires_grad: bool = False):
-        if data is None or isinstance(data, (bool, int, float, complex)):
-            raise TypeError(f"a Tensor wants an array, got {data!r}")
-        get_array_module(data)  # refuses lists, and Tensors
-        self._data = np.asarray(data) if isinstance(data, np.generic) else data
-        self.requires_grad = requires_grad
+        data = np.asarray(data) if isinstance(data, np.generic) else data
+        if data is None:
+            raise TypeError(f"{type(self).__name__}: data is {no_array(data)}")
+        check_arrays(type(self).__name__, data=data)
+        self._data = data
+        self.requires_grad = bool(requires_grad)
         self.grad: Array | None = None
         self.creator: Op | None = None
 
@@ -91,7 +104,7 @@ class Tensor:
     @data.setter
     def data(self, value: Array) -> None:
         _check_like("data", value, self)
-        get_array_module(self._data, value)
+        check_arrays("data", old=self._data, new=value)
         with array_device(self._data):
             self._data[...] = value
 
@@ -148,7 +161,9 @@ class Tensor:
 
     def __repr__(self) -> str:
         grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"{type(self).__name__}({self._data!r}{grad})"
+        values = (repr(self._data) if self.size <= SHOWN else
+                  f"{self.dtype} {self.shape} on {device_name(self._data)}")
+        return f"{type(self).__name__}({values}{grad})"
 
     def detach(self) -> "Tensor":
         """The same array, without its history."""
@@ -184,7 +199,7 @@ class Tensor:
             RuntimeError: nothing to differentiate, or an earlier backward freed part of the tape.
             ValueError: gy is missing, or differs from self in shape or dtype.
         """
-        xp = get_array_module(self._data, gy)
+        xp = get_array_module(self._data)
         if not self.requires_grad:
             raise RuntimeError("backward: no input required a gradient, or no_grad was on")
         with array_device(self._data):
@@ -192,7 +207,9 @@ class Tensor:
                 if self.size != 1:
                     raise ValueError(f"backward: shape {self.shape} is not one element: pass gy")
                 gy = xp.ones_like(self._data)
-            _check_like("backward: gy", gy, self)
+            else:
+                _check_like("backward: gy", gy, self)
+                check_arrays("backward", data=self._data, gy=gy)
             _walk(self, gy)
 
 
@@ -209,9 +226,12 @@ class Parameter(Tensor):
         self._holder: weakref.ref | None = None
 
     @property
-    def packed(self) -> bool:
-        """Do ``data`` and ``grad`` lie in the buffers of an optimiser that is still there?"""
-        return self._holder is not None and self._holder() is not None
+    def holder(self) -> Any:
+        """The object whose buffers ``data`` and ``grad`` lie in, if it is still there, else None.
+
+        Of an optimiser it is a ``Flat``.
+        """
+        return None if self._holder is None else self._holder()
 
     def rebind(self, data: Array, grad: Array | None = None, holder: Any = None) -> None:
         """Live in these arrays from now on; ``holder`` is the object they are packed in, if any."""
@@ -240,7 +260,11 @@ class Op:
         """Apply to arrays (gives an array), or with any Tensor among them (gives a Tensor)."""
         arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
         self.needs = needs(inputs)
-        if get_array_module(*arrays) is np:
+        try:
+            xp = get_array_module(*arrays)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        if xp is np:
             y: Any = np.asarray(self.forward_cpu(*arrays))  # a reduction may have left the arrays
         else:
             with next(a for a in arrays if is_gpu(a)).device:
@@ -360,9 +384,10 @@ def _add_grads(gradients: dict[Tensor, Array]) -> None:
 
 
 def _check_like(what: str, g: Any, tensor: Tensor) -> None:
-    got, want = (getattr(g, "dtype", None), getattr(g, "shape", None)), (tensor.dtype, tensor.shape)
-    if got != want:
-        raise ValueError(f"{what} is {got[0]} {got[1]}, wanted {want[0]} {want[1]}")
+    if not is_array(g) and not isinstance(g, np.generic):
+        raise TypeError(f"{what} is {no_array(g, what.split()[-1])}")
+    if (g.dtype, g.shape) != (tensor.dtype, tensor.shape):
+        raise ValueError(f"{what} is {g.dtype} {g.shape}, wanted {tensor.dtype} {tensor.shape}")
 
 
 def _dense(a: Any) -> Any:

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from gpuconv import autograd
 from gpuconv.autograd import Op, Tensor
-from gpuconv.backend import Array, array_device, get_array_module
+from gpuconv.backend import Array, array_device, check_arrays, get_array_module
+from gpuconv.checks import check_function
 
 Value = TypeVar("Value")
 
@@ -45,6 +46,7 @@ def checkpoint(f: Callable[..., Any], *inputs: Any) -> Tensor:
     >>> checkpoint(lambda x: (x * x).sum(), x).backward(); x.grad
     array([2., 6.])
     """
+    check_function("checkpoint", "f", f)
     return Checkpoint(f).apply(*inputs)
 
 
@@ -58,7 +60,7 @@ class Checkpoint(Op):
         """Run f for its value alone, and leave one node on the tape."""
         self.needs = autograd.needs(inputs)
         self.arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
-        get_array_module(*self.arrays)
+        check_arrays("checkpoint", **{f"input {i}": a for i, a in enumerate(self.arrays)})
         self.drawn: list[Any] = []
         with autograd.no_grad():
             y = self.run(_Frame(self.drawn, again=False), [Tensor(a) for a in self.arrays])

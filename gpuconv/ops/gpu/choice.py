@@ -32,10 +32,9 @@ def check_precision(op: str, precision: str) -> None:
 
     >>> check_precision("conv2d", "fp8")
     Traceback (most recent call last):
-    ValueError: conv2d: precision 'fp8', wanted 'ieee' or 'tf32'
+    ValueError: conv2d: precision is 'fp8', wanted 'ieee' or 'tf32'
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"{op}: precision {precision!r}, wanted 'ieee' or 'tf32'")
+    check_choice(op, "precision", precision, PRECISIONS)
 
 
 # -- choosing ------------------------------------------------------------------------------

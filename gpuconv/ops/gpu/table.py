@@ -24,6 +24,7 @@ import numpy as np
 
 from gpuconv import files
 from gpuconv.backend import cupy
+from gpuconv.checks import check_kind
 from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.gpu.tile import Tile
 
@@ -154,6 +155,7 @@ def tuned(table: Table) -> Iterator[None]:
     Raises:
         ValueError: it was measured on another device, or with other versions.
     """
+    check_kind("tuned", "table", table, Table, " of ops.load_table(path)")
     table.check()
     with used(table):
         yield
