@@ -2,6 +2,7 @@
 
     check_number, check_count    one number: its type, its range, NaN
     check_choice, check_kind     one of some words; an instance of a class
+    check_shape, check_path      sizes of an array; the name of a file
     check_plain, no_array        the dtype of an array; what something is that is no array
     short, listed                a value, or many of them, in a few words: never a whole array
 """
@@ -9,6 +10,7 @@
 import math
 import numbers
 import operator
+import os
 import reprlib
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -62,10 +64,10 @@ def listed(items: Collection[Any], most: int = 10, between: str = ", ") -> str:
     return first + (f" and {len(items) - most:,} more" if len(items) > most else "")
 
 
-def kind(value: Any) -> str:
+def type_name(value: Any) -> str:
     """Return what a value is, for a message about its type: the name of its class.
 
-    >>> kind([1]), kind(dict)
+    >>> type_name([1]), type_name(dict)
     ('list', 'the class dict')
     """
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
@@ -92,8 +94,8 @@ def check_kind(caller: str, name: str, value: Any, wanted: type, hint: str = "")
         article = "an" if wanted.__name__[0] in "AEIOU" else "a"
         if isinstance(value, type) and issubclass(value, wanted) and not hint:
             hint = f": an instance, {value.__name__}(...)"
-        raise TypeError(f"{caller}: {name} is {kind(value)}, wanted {article} {wanted.__name__}"
-                        f"{hint}")
+        raise TypeError(f"{caller}: {name} is {type_name(value)}, wanted {article} "
+                        f"{wanted.__name__}{hint}")
 
 
 def check_function(caller: str, name: str, value: Any) -> None:
@@ -104,7 +106,19 @@ def check_function(caller: str, name: str, value: Any) -> None:
     """
     if isinstance(value, type) or not callable(value):
         hint = f": an instance, {value.__name__}()" if isinstance(value, type) else ""
-        raise TypeError(f"{caller}: {name} is {kind(value)}, wanted a function{hint}")
+        raise TypeError(f"{caller}: {name} is {type_name(value)}, wanted a function{hint}")
+
+
+def check_path(caller: str, name: str, value: Any) -> str:
+    """Return a path as text.
+
+    Raises:
+        TypeError: it is neither a str nor a pathlib.Path.
+    """
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(path, str):
+        raise TypeError(f"{caller}: {name} is {short(value)}, wanted a path")
+    return path
 
 
 def check_number(caller: str, name: str, value: Any, *, least: float | None = None,
@@ -253,4 +267,4 @@ def no_array(value: Any, name: str = "x") -> str:
         made = f"np.array({name})"
     elif hasattr(value, "__array__"):
         made = f"np.asarray({name})"
-    return f"{kind(value)}, wanted an array" + (f": {made} makes one" if made else "")
+    return f"{type_name(value)}, wanted an array" + (f": {made} makes one" if made else "")

@@ -20,7 +20,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from gpuconv.backend import Array, float_dtype, is_gpu, to_cpu
+from gpuconv.backend import Array, float_dtype, is_array, to_cpu
+from gpuconv.checks import no_array, short, type_name
+from gpuconv.state import check_state
 
 FORMAT = "gpuconv"
 VERSION = 1
@@ -178,10 +180,13 @@ def save(path: str | os.PathLike, state: Mapping[str, Array],
     ({'w': array([1., 1.])}, {'epoch': 3})
     """
     import safetensors.numpy
+    check_state("save", state)
     arrays, text = {}, json.dumps(metadata or {})
     for name, a in state.items():
-        if not (isinstance(a, np.ndarray | np.generic) or is_gpu(a)):
-            raise TypeError(f"save: {name} is {type(a).__name__}, wanted an array")
+        if not isinstance(name, str):
+            raise TypeError(f"save: name {short(name)} is {type_name(name)}, wanted a str")
+        if not (isinstance(a, np.generic) or is_array(a)):
+            raise TypeError(f"save: {name} is {no_array(a)}")
         a = to_cpu(a)
         # safetensors 0.8.0 writes the memory of a strided array as if it were dense (issue 825).
         dense = np.ascontiguousarray(a, a.dtype.newbyteorder("=") if not a.dtype.isnative else None)

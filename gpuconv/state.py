@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpuconv.backend import Array, adopt
-from gpuconv.checks import kind, listed, short
+from gpuconv.checks import listed, short, type_name
 
 LISTED = 20  # names in a message, at most
 
@@ -32,7 +32,7 @@ state, metadata = gpuconv.load(path)
         hint = ": state, metadata = gpuconv.load(path)"
     elif hasattr(state, "state_dict") and not isinstance(state, type):
         hint = ": pass its state_dict()"
-    raise TypeError(f"{caller}: state is {kind(state)}, wanted a dict of arrays by name{hint}")
+    raise TypeError(f"{caller}: state is {type_name(state)}, wanted a dict of arrays by name{hint}")
 
 
 def matching(caller: str, mine: Mapping[str, Array], state: Any,

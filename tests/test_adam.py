@@ -380,7 +380,7 @@ ONE = Parameter(np.zeros(2, "float32"))
 def test_refuses(kind, params, settings, error, message):
     with pytest.raises(error, match=f"{kind.__name__}: {message}"):
         kind(params, **settings)
-    assert not ONE.packed
+    assert ONE.holder is None
 
 
 def test_a_setting_spoilt_later_is_noticed(rng):

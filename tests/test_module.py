@@ -280,7 +280,7 @@ def test_a_deep_copy_is_its_own():
     tree.left.weight.rebind(tree.left.weight.data, holder=holder)
     twin = copy.deepcopy(tree)
     assert twin.right.weight is twin.left.weight is not tree.left.weight
-    assert not twin.left.weight.packed and tree.left.weight.packed
+    assert twin.left.weight.holder is None and tree.left.weight.holder
     twin.left.weight.data[...] = 9
     assert tree.left.weight.data.tolist() == [1, 1]
 

@@ -324,7 +324,7 @@ ONE = Parameter(np.zeros(2, "float32"))
 def test_refuses(params, settings, error, message):
     with pytest.raises(error, match=message):
         SGD(params, **settings)
-    assert not ONE.packed
+    assert ONE.holder is None
 
 
 def test_a_setting_spoilt_later_is_noticed(rng):
@@ -351,7 +351,7 @@ def test_no_step_after_release(rng):
 def test_a_deleted_optimiser_lets_go(rng):
     ps = parameters(np, rng)
     sgd = SGD(ps, 0.1)
-    assert all(p.packed for p in ps)
+    assert all(p.holder for p in ps)
     del sgd
     SGD(ps, 0.1).step()
 

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard, TypeVar
 
 from gpuconv.autograd import Tensor
 from gpuconv.backend import is_gpu
-from gpuconv.checks import check_kind, kind
+from gpuconv.checks import check_kind, type_name
 from gpuconv.nn.convolution import Conv2d
 from gpuconv.nn.layers import GELU, BatchNorm2d, Linear, ReLU
 from gpuconv.nn.module import Module
@@ -28,8 +28,8 @@ class ModuleList(Module):
 
     def __init__(self, modules: Iterable[Module] = ()):
         if isinstance(modules, Module) or not isinstance(modules, Iterable):
-            raise TypeError(f"{type(self).__name__}: modules is {kind(modules)}, wanted Modules "
-                            "in a list")
+            raise TypeError(f"{type(self).__name__}: modules is {type_name(modules)}, wanted "
+                            "Modules in a list")
         for module in modules:
             self.append(module)
 

@@ -27,7 +27,7 @@ from gpuconv.backend import (
     gpu_number,
     is_gpu,
 )
-from gpuconv.checks import check_count, kind, no_array
+from gpuconv.checks import check_count, no_array, type_name
 from gpuconv.state import matching
 
 
@@ -70,7 +70,7 @@ class Module:
     def register_buffer(self, name: str, array: Array) -> None:
         """Keep an array that is state but no parameter: saved, loaded and moved with the module."""
         if not isinstance(name, str):
-            raise TypeError(f"register_buffer: name is {kind(name)}, wanted a str")
+            raise TypeError(f"register_buffer: name is {type_name(name)}, wanted a str")
         check_arrays("register_buffer", **{name: array})
         if array is None:
             raise TypeError(f"register_buffer: {name} is {no_array(array, name)}")

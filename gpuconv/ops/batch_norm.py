@@ -132,8 +132,9 @@ def normaliser(op: str, shape: tuple[int, ...], x: Array, gamma: Array | None, b
         raise ValueError(f"{op}: num_batches_tracked is {batches.dtype} {batches.shape}, wanted "
                          "int64 ()")
     if (mean is None) != (var is None) or (mean is None and not training):
-        raise ValueError(f"{op}: running_mean and running_var are {_given(mean)} and "
-                         f"{_given(var)}, wanted both" + ", or neither" * training)
+        given = ("missing" if a is None else "given" for a in (mean, var))
+        raise ValueError(f"{op}: running_mean and running_var are {' and '.join(given)}, wanted "
+                         "both" + ", or neither" * training)
     if training and count == 1:
         raise ValueError(f"{op}: x {shape} has one value per channel: training needs at least two")
     if residual is not None and tuple(residual.shape) != tuple(shape):
@@ -143,10 +144,6 @@ def normaliser(op: str, shape: tuple[int, ...], x: Array, gamma: Array | None, b
     if training and again():  # checkpointed: the first run has moved the running statistics
         mean = var = batches = None
     return BatchNorm(mean, var, training, momentum, eps, activation, batches)
-
-
-def _given(a: Array | None) -> str:
-    return "missing" if a is None else "given"
 
 
 class BatchNorm(Op):

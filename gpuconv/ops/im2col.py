@@ -93,16 +93,16 @@ def col2im(col: Array, input_shape: tuple[int, int, int, int], kernel_size: IntO
     """
     check_arrays("col2im", col=col)
     window = window_from("col2im", kernel_size, stride, padding, dilation)
-    input_shape = check_shape("col2im", "input_shape", input_shape, 4)
+    images = check_shape("col2im", "input_shape", input_shape, 4)
     try:
-        want = col_shape(input_shape, window)
+        want = col_shape(images, window)
     except ValueError as error:
         raise ValueError(f"col2im: {error}") from None
     if tuple(col.shape) != want:
-        raise ValueError(f"col2im: col has shape {tuple(col.shape)}, images {input_shape} "
+        raise ValueError(f"col2im: col has shape {tuple(col.shape)}, images {images} "
                          f"under this window give {want}")
-    check_numbers("col2im", col, input_shape, window, "all")
-    return Col2im(window, input_shape)(col)
+    check_numbers("col2im", col, images, window, "all")
+    return Col2im(window, images)(col)
 
 
 def col_shape(x_shape: tuple[int, ...], window: Window) -> tuple[int, int, int, int]:

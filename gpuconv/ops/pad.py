@@ -60,8 +60,8 @@ def pad2d(x: Array, padding: IntOrPair | tuple[Pair, Pair], mode: str = "zeros")
     N, H, W, C = x.shape
     shape = N, H + sum(pads[0]), W + sum(pads[1]), C
     if max(N, 1) * shape[1] * shape[2] * C * x.dtype.itemsize > sys.maxsize:
-        raise ValueError(f"pad2d: the result would have shape {short(shape)}, more than fits an address "
-                         f"space: pad less")
+        raise ValueError(f"pad2d: the result would have shape {short(shape)}, more than fits an "
+                         f"address space: pad less")
     return Pad2d(pads, mode)(x)
 
 

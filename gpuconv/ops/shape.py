@@ -72,9 +72,11 @@ def transpose(x: Array, *axes: Any) -> Array:
     """
     check_arrays("transpose", x=x)
     n = len(x.shape)
-    order = _numbers("transpose", axes) if axes and axes[0] is not None else tuple(range(n))[::-1]
+    given = axes and axes[0] is not None
+    order = _numbers("transpose", axes) if given else tuple(range(n))[::-1]
     if sorted(a + n if a < 0 else a for a in order) != list(range(n)):
-        raise ValueError(f"transpose: axes {short(order)} are not each axis of shape {x.shape} once")
+        raise ValueError(f"transpose: axes {short(order)} are not each axis of shape {x.shape} "
+                         "once")
     return Transpose(tuple(a % n for a in order))(x)
 
 

@@ -37,7 +37,7 @@ from gpuconv.backend import (
     get_array_module,
     is_gpu,
 )
-from gpuconv.checks import check_kind, check_number, kind
+from gpuconv.checks import check_kind, check_number, type_name
 from gpuconv.optim.flat import PIECE, Flat, behind, not_captured, pieces, zeros
 from gpuconv.optim.optimizer import SKIP, Optimizer
 from gpuconv.state import matching
@@ -85,7 +85,7 @@ class EMA:
 
     def __init__(self, module: Averaged, decay: float = 0.999, warmup: bool = True):
         if isinstance(module, type) or not hasattr(module, "named_parameters"):
-            raise TypeError(f"EMA: module is {kind(module)}, wanted a Module")
+            raise TypeError(f"EMA: module is {type_name(module)}, wanted a Module")
         check_number("EMA", "decay", decay, least=0, below=1)
         self.module, self.decay, self.warmup = module, decay, warmup
         self.averages: dict[str, Array] = {}

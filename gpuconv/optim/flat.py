@@ -19,7 +19,7 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Parameter
 from gpuconv.backend import Array, accumulator, array_device, cupy, get_array_module, is_gpu
-from gpuconv.checks import kind
+from gpuconv.checks import type_name
 
 ALIGN = 256      # bytes: what cudaMalloc aligns to, and any vector load may ask for
 BLOCKS = 1024    # GPU: of a reduction, enough to fill any device
@@ -57,14 +57,14 @@ class Flat:
             self.work: dict[str, Array] = {}
             self.cuts: set[int] = set()
             self.grads: list[Array] = []  # of each parameter, its view
-            self.taken: list[int] = []  # positions of parameters that another Flat has taken over
+            self.taken: list[Parameter] = []  # those that another Flat has taken over since
             for (_, p), data, grad in zip(members, self.views(self.data), self.views(self.grad),
                                           strict=True):
                 data[...] = p.data
                 if p.grad is not None:
                     grad[...] = p.grad
                 if p.holder is not None:
-                    p.holder.give_up(p)
+                    p.holder.taken.append(p)
                 p.rebind(data, grad, holder=self)
                 self.grads.append(grad)
 
@@ -118,10 +118,6 @@ class Flat:
         if end > begin:
             yield slice(begin, end)
 
-    def give_up(self, parameter: Parameter) -> None:
-        """Note that another Flat takes over a parameter."""
-        self.taken += [position for position, p in self.members if p is parameter]
-
     def release(self) -> None:
         """Give each parameter that is still here arrays of its own again."""
         for _, p in self.members:
@@ -152,7 +148,7 @@ def pack(groups: Iterable[Iterable[Parameter]]) -> list[list[Flat]]:
         for p in group:
             position = len(seen)
             if not isinstance(p, Parameter):
-                raise TypeError(f"parameter {position} is {kind(p)}, wanted a Parameter")
+                raise TypeError(f"parameter {position} is {type_name(p)}, wanted a Parameter")
             if id(p) in seen:
                 raise ValueError(f"parameter {position} {p.shape} is parameter {seen[id(p)]} again")
             seen[id(p)] = position

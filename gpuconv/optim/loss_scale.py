@@ -44,7 +44,7 @@ from gpuconv.backend import (
     get_array_module,
     is_gpu,
 )
-from gpuconv.checks import check_count, check_kind, check_number, kind, short
+from gpuconv.checks import check_count, check_kind, check_number, short, type_name
 from gpuconv.optim.flat import pieces, slices_of
 from gpuconv.optim.optimizer import MULTIPLIER, SKIP, Optimizer
 from gpuconv.state import matching
@@ -107,7 +107,7 @@ class LossScale:
             TypeError: its dtype has 16 bits: the scale might not fit.
         """
         if not hasattr(y, "dtype"):
-            raise TypeError(f"LossScale: multiply wants a loss, a Tensor or an array, got {kind(y)}")
+            raise TypeError(f"LossScale: multiply wants a loss, got {type_name(y)}")
         if y.dtype.itemsize < 4:
             raise TypeError(f"LossScale: multiply wants a loss of float32 or float64, got "
                             f"{y.dtype}")

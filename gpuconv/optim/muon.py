@@ -86,8 +86,8 @@ class Muon(SGD):
             raise ValueError(f"Muon: iterations is {iterations}, wanted a whole number")
         flat = [p.shape for p in group["params"] if isinstance(p, Parameter) and p.ndim < 2]
         if flat:
-            raise ValueError(f"Muon: parameters of shapes {listed(flat)} are no matrices: put them into a "
-                             "group with orthogonal=False")
+            raise ValueError(f"Muon: parameters of shapes {listed(flat)} are no matrices: put "
+                             "them into a group with orthogonal=False")
 
     def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
         """A matrix at a time, or all at once as SGD."""

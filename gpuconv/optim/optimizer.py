@@ -22,18 +22,16 @@ import numpy as np
 from gpuconv.autograd import Parameter
 from gpuconv.backend import (
     Array,
-    accumulator,
-    adopt,
     array_device,
     asarray,
     device_name,
     get_array_module,
     is_gpu,
 )
-from gpuconv.checks import check_number, kind, listed, short
-from gpuconv.optim.control import load_counter, new_tables, set_factors
+from gpuconv.checks import check_number, listed, short, type_name
+from gpuconv.optim.control import new_tables, set_factors
 from gpuconv.optim.flat import Flat, pack
-from gpuconv.state import LISTED, check_state
+from gpuconv.optim.saved_state import load
 from gpuconv.undo import Undo
 
 MULTIPLIER, SKIP = 1, 2  # of control, as in kernels/optim.cuh; factor is the first
@@ -69,8 +67,8 @@ class Optimizer:
     def __init__(self, params: Iterable[Any], settings: Mapping[str, Any], master: bool = False):
         if isinstance(params, (Parameter, Mapping, str)) or not isinstance(params, Iterable):
             hint = ": model.parameters()" if hasattr(params, "parameters") else ""
-            raise TypeError(f"{self.name}: params is {kind(params)}, wanted Parameters or dicts "
-                            f"in a list{hint}")
+            raise TypeError(f"{self.name}: params is {type_name(params)}, wanted Parameters or "
+                            f"dicts in a list{hint}")
         given, settings = list(params), {**settings, "stop": 1.0}
         if not any(isinstance(group, Mapping) for group in given):
             given = [{"params": given}]
@@ -109,11 +107,11 @@ class Optimizer:
         """
         if not self.flats:
             raise RuntimeError(f"{caller} after release(): the optimiser holds no parameters")
-        taken = [position for flat in self.all_flats() for position in flat.taken]
+        taken = [p for flat in self.all_flats() for p in flat.taken]
         if taken:
             raise RuntimeError(f"{caller}: an optimiser that was made later has taken over "
-                               f"{len(taken)} of its parameters, the first at position "
-                               f"{min(taken)}: use that one")
+                               f"{len(taken)} of the parameters (one of shape {taken[0].shape}): "
+                               "use that one")
 
     # -- what changes from step to step ---------------------------------------------------
 
@@ -190,7 +188,7 @@ class Optimizer:
 
     def _group(self, number: int, group: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(group, Mapping):
-            raise TypeError(f"{self.name}: group {number} is {kind(group)}, wanted a dict "
+            raise TypeError(f"{self.name}: group {number} is {type_name(group)}, wanted a dict "
                             f"like the others")
         unknown = set(group) - {"params", *settings}
         if unknown or "params" not in group:
@@ -198,7 +196,7 @@ class Optimizer:
                              f"'params' and any of {sorted(settings)}")
         params = group["params"]
         if isinstance(params, str) or not isinstance(params, (Parameter, Iterable)):
-            raise TypeError(f"{self.name}: params of group {number} is {kind(params)}, wanted "
+            raise TypeError(f"{self.name}: params of group {number} is {type_name(params)}, wanted "
                             "Parameters in a list")
         params = [params] if isinstance(params, Parameter) else list(params)
         if not params:
@@ -291,57 +289,7 @@ class Optimizer:
                 step had needed them. So do masters, which then are the parameters.
 
         Raises:
-            ValueError: a name, shape or dtype does not fit; lists all of them, and has changed
-                nothing.
+            TypeError: state is no dict of arrays.
+            ValueError: a name, shape or dtype does not fit; lists them, and has changed nothing.
         """
-        caller = f"{self.name}: load_state_dict"
-        self.check_holds(caller)
-        check_state(caller, state)
-        settings = [f"group.{number}.{name}" for number, group in enumerate(self.groups)
-                    for name in group if name != "params" and
-                    (name != "stop" or f"group.{number}.stop" in state)]
-        kept = []
-        for flat in self.all_flats():
-            for saved in self.saved, ("master",) * (self.master and flat.narrow):
-                names = {name: [f"{name}.{position}" for position, _ in flat.members]
-                         for name in saved}
-                needed = any(one in state for its in names.values() for one in its)
-                kept += [(flat, name, its if needed else []) for name, its in names.items()]
-        want: dict[str, Any] = {name: ((), None) for name in settings}
-        want |= {name: (a.shape, a.dtype) for name, a in self.counters.items()}
-        want |= {name: (p.shape, accumulator(p.dtype)) for flat, _, its in kept
-                 for name, (_, p) in zip(its, flat.members, strict=False)}
-
-        found = {name: adopt(caller, name, state[name]) for name in want if name in state}
-        wrong = [f"missing {name}" for name in want if name not in state]
-        wrong += [f"unexpected {name}" for name in state if name not in want]
-        wrong += [f"{name} is {a.dtype} {a.shape}, wanted {want[name][1] or 'a number'} "
-                  f"{want[name][0]}" for name, a in found.items() if a.shape != want[name][0]
-                  or want[name][1] not in (None, a.dtype)]
-        wrong += [f"{name} is {a.dtype}, wanted a number" for name, a in found.items()
-                  if name in settings and a.dtype.kind not in "biuf"]
-        wrong += [f"{name} counts to less than 0" for name, a in found.items()
-                  if name in self.counters and a.dtype.kind == "i"
-                  and (asarray(a, "cpu") < 0).any()]
-        if wrong:
-            raise ValueError(f"{caller}: {listed(wrong, LISTED, '; ')}")
-        loaded = [dict(group) for group in self.groups]
-        for name in settings:
-            _, number, setting = name.split(".")
-            loaded[int(number)][setting] = asarray(found[name], "cpu").item()
-        for group in loaded:
-            self.check(group)
-
-        for group, values in zip(self.groups, loaded, strict=True):
-            group.update(values)
-        for name, counters in self._counters.items():
-            load_counter(self.all_flats(), asarray(found[name], "cpu"), counters)
-        for flat, saved_as, its in kept:
-            with array_device(flat.data):
-                if saved_as in flat.state:
-                    flat.state[saved_as].fill(0)
-                elif its:
-                    flat.kept(saved_as)
-                for name, view in zip(its, flat.views(flat.state[saved_as]) if its else (),
-                                      strict=True):
-                    view[...] = asarray(found[name], device_name(view))
+        load(self, state)

@@ -23,6 +23,7 @@ import numpy as np
 
 from gpuconv import files
 from gpuconv.backend import Array, accumulator, to_cpu
+from gpuconv.checks import check_count, check_number, check_path
 from gpuconv.data import Dataset
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.feed import moments
@@ -52,10 +53,10 @@ class Checkpoint(Callback):
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 2, minutes: float = 5.0,
                  model: Any = None):
-        if keep < 1 or not minutes > 0:
-            raise ValueError(f"Checkpoint: keep {keep}, minutes {minutes}: wanted at least 1 and "
-                             "more than 0")
-        self.folder, self.keep, self.minutes = pathlib.Path(folder), keep, minutes
+        check_count("Checkpoint", "keep", keep)
+        place = check_path("Checkpoint", "folder", folder)
+        check_number("Checkpoint", "minutes", minutes, above=0, infinite=True)
+        self.folder, self.keep, self.minutes = pathlib.Path(place), keep, minutes
         self.model = model
         self.folder.mkdir(parents=True, exist_ok=True)
         files.check_writable(self.folder / BEST)

@@ -7,10 +7,12 @@
 import dataclasses
 import fnmatch
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpuconv.autograd import Parameter
+from gpuconv.checks import listed, short
 from gpuconv.nn import Module
 from gpuconv.optim import SGD, Adam, AdamW, Muon, Optimizer
 
@@ -65,18 +67,18 @@ def check_group(group: Group, optimizer: str) -> None:
         ValueError: it does not, or no number is meant by it; the optimiser itself sees the rest.
     """
     if not isinstance(group, Group) or not isinstance(group.names, str):
-        raise ValueError(f"groups: {group!r} is no Group of names")
-    where = f"group {group.names!r}"
+        raise ValueError(f"groups: {short(group)} is no Group of names")
+    where = f"group {short(group.names)}"
     for name, value in group.given().items():
         if name not in KNOWN[optimizer]:
             raise ValueError(f"{where}: {optimizer} has no {name}")
         flag = name in ("nesterov", "orthogonal", "normalize")
         if isinstance(value, bool) != flag or not isinstance(value, int | float):
-            raise ValueError(f"{where}: {name} {value!r}, wanted a {'bool' if flag else 'number'}")
+            raise ValueError(f"{where}: {name} {short(value)}, wanted a {'bool' if flag else 'number'}")
         low, high = {"momentum": (0, 1), "stop": (0, 1), "iterations": (1, 99)}.get(
-            name, (0, float("inf")))
+            name, (0, sys.float_info.max))
         if not low <= value <= high or (name, value) in (("stop", 0), ("momentum", 1)):
-            raise ValueError(f"{where}: {name} {value} is out of range")
+            raise ValueError(f"{where}: {name} {short(value)} is out of range")
 
 
 def parameter_groups(model: Module, optimizer: str, groups: Sequence[Group],
@@ -97,7 +99,7 @@ def parameter_groups(model: Module, optimizer: str, groups: Sequence[Group],
     for group, mine in zip(groups, members[:-1], strict=True):
         if not mine:
             raise ValueError(f"group {group.names!r} has no parameters of the model, or others "
-                             f"have taken them: there are {', '.join(name for name, _ in named)}")
+                             f"have taken them: there are {listed([name for name, _ in named], 20)}")
     found: list[dict[str, Any]] = []
     for group, mine in zip((*groups, general), members, strict=True):
         settings = _settings(optimizer, general.given() | group.given())

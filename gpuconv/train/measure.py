@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from gpuconv.autograd import no_grad
 from gpuconv.backend import Array, array_device, get_array_module, to_cpu
+from gpuconv.checks import check_count, check_kind
 from gpuconv.data import Dataset
 from gpuconv.nn import Module
 from gpuconv.ops import softmax_cross_entropy
@@ -41,8 +41,8 @@ def evaluate(model: Module, data: Data, *, batch_size: int = 256, mean: Numbers 
     >>> evaluate(nn.Flatten().eval(), (x, [1, 0, 1])).accuracy
     0.6666666666666666
     """
-    if operator.index(batch_size) < 1:
-        raise ValueError(f"evaluate: batch_size {batch_size}, wanted at least 1")
+    check_kind("evaluate", "model", model, Module)
+    check_count("evaluate", "batch_size", batch_size)
     measured = measure(model, dataset("evaluate", data, model), batch_size, mean, std)
     assert measured is not None  # nobody stops it
     return measured

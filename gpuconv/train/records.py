@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 from gpuconv import files
+from gpuconv.checks import check_path
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.history import History, flat, unflat
 
@@ -23,7 +24,7 @@ class Records(Callback):
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = pathlib.Path(folder)
+        self.folder = pathlib.Path(check_path("Records", "folder", folder))
 
     def on_fit_start(self, run: Run) -> None:
         """Epochs that a resumed run will do again are no longer told."""

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gpuconv.checks import check_choice, check_count, check_kind, check_number, short
 from gpuconv.data import Augment
 from gpuconv.nn import Module
 from gpuconv.optim import EMA, Constant, Cosine, Linear, OneCycle, Optimizer, StepDecay
@@ -56,34 +57,33 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what cannot be done, before any data are read."""
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} {getattr(self, name)!r}, wanted one of "
-                                 f"{', '.join(map(str, choices))}")
+            check_choice("Settings", name, getattr(self, name), choices)
         check_views(self.views)
         for name in ("epochs", "batch_size", "patience"):
             value = getattr(self, name)
-            if (value is not None or name != "patience") and (
-                    isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} {value}, wanted a whole number, at least 1")
-        for name in ("lr", "weight_decay", "crop"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} {getattr(self, name)}, wanted at least 0")
+            if value is not None or name != "patience":
+                check_count("Settings", name, value)
+        check_count("Settings", "crop", self.crop, 0)
+        for name in ("lr", "weight_decay"):
+            check_number("Settings", name, getattr(self, name), least=0)
         for name in ("momentum", "ema"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{name} {value}, wanted at least 0 and less than 1")
-        if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(f"label_smoothing {self.label_smoothing}, wanted 0..1")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm {self.clip_norm}, wanted more than 0")
-        if self.loss_scale not in (None, "dynamic") and (
-                isinstance(self.loss_scale, str) or not self.loss_scale > 0
-                or math.frexp(self.loss_scale)[0] != 0.5):
-            raise ValueError(f"loss_scale {self.loss_scale}, wanted 'dynamic' or a power of two")
+            if getattr(self, name) is not None or name != "ema":
+                check_number("Settings", name, getattr(self, name), least=0, below=1)
+        check_number("Settings", "label_smoothing", self.label_smoothing, least=0, most=1)
+        if self.clip_norm is not None:
+            check_number("Settings", "clip_norm", self.clip_norm, above=0)
+        if isinstance(self.loss_scale, str):
+            check_choice("Settings", "loss_scale", self.loss_scale, ("dynamic",))
+        elif self.loss_scale is not None and math.frexp(check_number(
+                "Settings", "loss_scale", self.loss_scale, above=0))[0] != 0.5:
+            raise ValueError(f"Settings: loss_scale is {self.loss_scale}, wanted 'dynamic' or a "
+                             "power of two")
+        check_kind("Settings", "groups", self.groups, tuple)
         for group in self.groups:
             check_group(group, self.optimizer)
         if (self.mean is None) != (self.std is None):
-            raise ValueError(f"mean {self.mean}, std {self.std}: wanted both, or none")
+            raise ValueError(f"mean {short(self.mean)}, std {short(self.std)}: wanted both, or "
+                             "none")
 
     def replace(self, **changes: Any) -> "Settings":
         """The same with other values."""
@@ -120,9 +120,9 @@ class Settings:
         try:
             made["groups"] = tuple(Group(**group) for group in made.get("groups", ()))
             made |= {name: tuple(made[name]) for name in ("mean", "std") if made.get(name)}
+            return cls(**made)
         except TypeError as error:  # JSON has lists, and somebody may have edited them
-            raise ValueError(f"groups, mean or std: {error}") from None
-        return cls(**made)
+            raise ValueError(f"settings: {error}") from None
 
     def fit_arguments(self, model: Module) -> dict[str, Any]:
         """What ``fit`` is called with, for this model: ``fit(model, data, **arguments)``.

@@ -4,6 +4,7 @@ import math
 import os
 from typing import Any
 
+from gpuconv.checks import check_count, check_path
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.history import flat
 
@@ -28,8 +29,8 @@ class TensorBoard(Callback):
         except ImportError:
             raise ImportError("TensorBoard events need the package tensorboardX: "
                               "pip install 'gpuconv[tensorboard]'") from None
-        if every < 1:
-            raise ValueError(f"TensorBoard: every {every}, wanted at least 1")
+        check_count("TensorBoard", "every", every)
+        folder = check_path("TensorBoard", "folder", folder)
         self.make, self.folder, self.every = tensorboardX.SummaryWriter, folder, every
         self.writer: Any = None
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from gpuconv.autograd import no_grad
 from gpuconv.backend import Array, accumulator, array_device, get_array_module, to_cpu
+from gpuconv.checks import short
 from gpuconv.data import Dataset, augment_batch
 from gpuconv.data.moves import Move
 from gpuconv.nn import Module
@@ -46,8 +47,8 @@ def check_views(name: str) -> str:
     Raises:
         ValueError: there are none; says which there are.
     """
-    if name not in VIEWS:
-        raise ValueError(f"views {name!r}, wanted one of {', '.join(VIEWS)}")
+    if not isinstance(name, str) or name not in VIEWS:
+        raise ValueError(f"views {short(name)}, wanted one of {', '.join(VIEWS)}")
     return name
 
 

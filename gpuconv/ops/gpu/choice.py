@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.checks import check_choice
 from gpuconv.ops.gpu import column_sums, explicit, simt, table, tensor_cores, weight_gradient
 from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.gpu.table import Choice, Direction
