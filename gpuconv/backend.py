@@ -14,14 +14,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpuconv import system
-from gpuconv.checks import check_count, check_plain, is_numeric, no_array, short
+from gpuconv.checks import check_count, check_plain, is_numeric, no_array, short, type_name
 from gpuconv.device import DeviceInfo, probe
 
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray; in an op's arguments also a Tensor
 
 SCALARS = (bool, int, float, complex, np.generic)  # at home in either library
 FLOATS = ("float32", "float64", "float16", "bfloat16")  # names of the dtypes that ops compute with
-DEVICES = 2**31 - 1  # number of a GPU: what the CUDA runtime takes
+DEVICES = 2**31 - 1  # number of a GPU, at most
 PLAIN = np.ndarray, np.memmap, np.recarray  # exact classes; other subclasses compute otherwise
 
 _cupy: Any = None  # what cupy() returns, once it has been asked; tests put a stand-in here
@@ -114,8 +114,12 @@ def accumulator(dtype: Any) -> np.dtype:
     return np.dtype(np.result_type(dtype, np.float32))
 
 
-def float_dtype(dtype: Any) -> np.dtype:
+def float_dtype(dtype: Any, caller: str = "") -> np.dtype:
     """The NumPy dtype of a name or type: one of float32, float64, float16, bfloat16.
+
+    Args:
+        dtype: what NumPy takes for one, or "bfloat16".
+        caller: beginning of an error message, "Loader: ".
 
     Raises:
         TypeError: it is something else, or bfloat16 without the package ml_dtypes.
@@ -127,15 +131,16 @@ def float_dtype(dtype: Any) -> np.dtype:
         try:
             import ml_dtypes
         except ImportError:
-            raise TypeError("bfloat16 needs a package: pip install ml_dtypes") from None
+            raise TypeError(f"{caller}bfloat16 needs a package: pip install ml_dtypes") from None
         return np.dtype(ml_dtypes.bfloat16)
     try:
         found = np.dtype("None" if dtype is None else dtype)  # for NumPy None is float64
     except (TypeError, ValueError, AttributeError):  # it may be anything
-        raise TypeError(f"unsupported dtype {short(dtype)}, wanted one of "
+        raise TypeError(f"{caller}unsupported dtype {short(dtype)}, wanted one of "
                         f"{', '.join(FLOATS)}") from None
     if found.name not in FLOATS:
-        raise TypeError(f"unsupported dtype {str(found):.60}, wanted one of {', '.join(FLOATS)}")
+        raise TypeError(f"{caller}unsupported dtype {str(found):.60}, wanted one of "
+                        f"{', '.join(FLOATS)}")
     return found
 
 
@@ -158,7 +163,7 @@ def asarray(x: Any, device: str = "auto") -> Array:
     >>> asarray([1.0, 2.0], "cpu")
     array([1., 2.])
     """
-    number, x = gpu_number(device), adopt("asarray", "x", x)
+    number, x = gpu_number(device, "asarray: "), adopt("asarray", "x", x)
     if device == "auto":
         return x
     if device == "cpu":
@@ -178,10 +183,12 @@ def to_cpu(x: Any) -> np.ndarray:
 
 def to_gpu(x: Any, number: int | None = None) -> Array:
     """The array on GPU ``number`` (default: the current one); itself if it is there."""
-    x, cp = adopt("to_gpu", "x", x), cupy()
+    x = adopt("to_gpu", "x", x)
+    if number is not None:
+        number = check_count("to_gpu", "number", number, 0, DEVICES)
+    cp = cupy()
     if number is None:
         return x if is_gpu(x) else cp.asarray(x)
-    number = check_count("to_gpu", "number", number, 0, DEVICES)
     if is_gpu(x) and x.device.id != number and not x.flags.c_contiguous:
         with x.device:  # CuPy moves between devices only what is in one piece
             x = x.copy(order="C")
@@ -189,21 +196,19 @@ def to_gpu(x: Any, number: int | None = None) -> Array:
         return x if is_gpu(x) and x.device.id == number else cp.asarray(x)
 
 
-def gpu_number(device: str) -> int | None:
+def gpu_number(device: str, caller: str = "") -> int | None:
     """2 for "cuda:2"; None for "auto", "cpu", and "cuda", the current GPU.
 
     Raises:
-        ValueError: anything else.
+        ValueError: anything else; the message begins with ``caller``.
     """
-    if not isinstance(device, str):
-        raise TypeError(f"device is {short(device)}, wanted 'auto', 'cpu', 'cuda' or 'cuda:0'")
-    if device in ("auto", "cpu", "cuda"):
+    if isinstance(device, str) and device in ("auto", "cpu", "cuda"):
         return None
-    found = re.fullmatch(r"cuda:(\d+)", device)
+    found = re.fullmatch(r"cuda:(\d{1,9})", device) if isinstance(device, str) else None
     if not found:
-        raise ValueError(f"device {short(device)}: wanted 'auto', 'cpu', 'cuda' or "
+        raise ValueError(f"{caller}device {short(device)}: wanted 'auto', 'cpu', 'cuda' or "
                          "'cuda:<number>'")
-    return check_count("device", "number", int(found[1][:400]), 0, DEVICES)
+    return int(found[1])
 
 
 def array_device(array: Array) -> Any:
@@ -239,8 +244,9 @@ def adopt(caller: str, name: str, x: Any) -> Array:
     else:
         try:
             a = np.asarray(x)
-        except ValueError as error:  # lists of different lengths
-            raise ValueError(f"{caller}: {name}: {error}") from None
+        except (TypeError, ValueError) as error:  # lists of different lengths, say
+            refusal = TypeError if isinstance(error, TypeError) else ValueError
+            raise refusal(f"{caller}: {name} is {type_name(x)}: {error}") from None
     if is_numeric(a.dtype):
         return a
     if a.dtype == object and a.size and all(isinstance(v, int) for v in a.flat):

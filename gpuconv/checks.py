@@ -139,7 +139,7 @@ def check_number(caller: str, name: str, value: Any, *, least: float | None = No
     0.5
     >>> check_number("SGD", "lr", float("nan"), least=0)
     Traceback (most recent call last):
-    ValueError: SGD: lr is nan, wanted a finite number, at least 0
+    ValueError: SGD: lr is nan, wanted a finite number and at least 0
     """
     if type(value) not in REALS and (isinstance(value, (bool, np.bool_))
                                      or not isinstance(value, numbers.Real)):
@@ -151,12 +151,13 @@ def check_number(caller: str, name: str, value: Any, *, least: float | None = No
     if not ((math.isfinite(x) or infinite and x == x) and (least is None or x >= least)
             and (above is None or x > above) and (most is None or x <= most)
             and (below is None or x < below)):
-        bounds = [f"{word} {bound:g}" for word, bound in (
-            ("at least", least), ("more than", above), ("at most", most), ("less than", below))
-            if bound is not None]
-        finite = "a number" if infinite else "a finite number"
-        raise ValueError(f"{caller}: {name} is {short(value)}, wanted {finite}"
-                         + (f", {' and '.join(bounds)}" if bounds else ""))
+        words = ("at least", least), ("more than", above), ("at most", most), ("less than", below)
+        bounds = [f"{word} {bound:g}" for word, bound in words if bound is not None]
+        if least is not None and most is not None:
+            bounds = [f"{least:g}..{most:g}"]
+        if not math.isfinite(x):
+            bounds.insert(0, "a number" if infinite else "a finite number")
+        raise ValueError(f"{caller}: {name} is {short(value)}, wanted {' and '.join(bounds)}")
     return x
 
 
@@ -175,15 +176,16 @@ def check_count(caller: str, name: str, value: Any, least: int = 1, most: int = 
     (3, 0)
     >>> check_count("fit", "epochs", 2**64)
     Traceback (most recent call last):
-    ValueError: fit: epochs is 18446744073709551616, wanted a whole number, 1 to 2**63 - 1
+    ValueError: fit: epochs is 18446744073709551616, wanted at most 2**63 - 1
     """
     n = value if type(value) is int else _index(value)
     if n is None:
         raise TypeError(f"{caller}: {name} is {short(value)}, wanted a whole number")
     if not least <= n <= most:
-        bound = "2**63 - 1" if most == MOST else most
-        wanted = f"at least {least}" if n < least and most == MOST else f"{least} to {bound}"
-        raise ValueError(f"{caller}: {name} is {short(n)}, wanted a whole number, {wanted}")
+        wanted = f"{least}..{most}"
+        if most == MOST:
+            wanted = f"at least {least}" if n < least else "at most 2**63 - 1"
+        raise ValueError(f"{caller}: {name} is {short(n)}, wanted {wanted}")
     return n
 
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from gpuconv.backend import Array, float_dtype, is_array, to_cpu
-from gpuconv.checks import no_array, short, type_name
+from gpuconv.checks import check_path, is_numeric, no_array, short, type_name
 from gpuconv.state import check_state
 
 FORMAT = "gpuconv"
@@ -180,13 +180,21 @@ def save(path: str | os.PathLike, state: Mapping[str, Array],
     ({'w': array([1., 1.])}, {'epoch': 3})
     """
     import safetensors.numpy
+    check_path("save", "path", path)
     check_state("save", state)
-    arrays, text = {}, json.dumps(metadata or {})
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"save: metadata is {type_name(metadata)}, wanted a dict")
+    try:
+        arrays, text = {}, json.dumps(metadata or {})
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"save: metadata: {error}, wanted JSON values") from None
     for name, a in state.items():
         if not isinstance(name, str):
             raise TypeError(f"save: name {short(name)} is {type_name(name)}, wanted a str")
         if not (isinstance(a, np.generic) or is_array(a)):
             raise TypeError(f"save: {name} is {no_array(a)}")
+        if not is_numeric(a.dtype):
+            raise TypeError(f"save: {name} has dtype {str(a.dtype):.60}, wanted numbers")
         a = to_cpu(a)
         # safetensors 0.8.0 writes the memory of a strided array as if it were dense (issue 825).
         dense = np.ascontiguousarray(a, a.dtype.newbyteorder("=") if not a.dtype.isnative else None)

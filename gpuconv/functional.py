@@ -27,6 +27,9 @@ def vjp(f: Callable[..., Any], *arrays: Array) -> tuple[Array, Callable[..., tup
     (array([4.]), array([ 0., 40.,  0.,  0.]))
     """
     check_function("vjp", "f", f)
+    for number, a in enumerate(arrays):
+        if a is None:
+            raise TypeError(f"vjp: array {number} is NoneType, wanted an array")
     check_arrays("vjp", **{f"array {i}": a for i, a in enumerate(arrays)})
     inputs = [Tensor(a, requires_grad=True) for a in arrays]
     y = f(*inputs)

@@ -71,8 +71,9 @@ def augment_batch(images: Array, index: Array, *, mean: Numbers, std: Numbers,
     C = images.shape[3]
     middle, spread = _in_bytes(C, mean, std)
     run, augment = _gpu if is_gpu(images) else _cpu, augment or NOTHING
+    T = float_dtype(dtype, "augment_batch: ")
     with array_device(images):
-        return run(images, index, middle, spread, float_dtype(dtype), key, epoch, augment)
+        return run(images, index, middle, spread, T, key, epoch, augment)
 
 
 def fetch_batch(images: Array, labels: Array, order: Array, clock: Array, x: Array,
@@ -200,7 +201,7 @@ def channel_numbers(caller: str, name: str, values: Numbers, C: int) -> np.ndarr
     if found.shape != (C,):
         raise ValueError(f"{caller}: {name} has shape {found.shape}, wanted ({C},), a number for "
                          "each channel")
-    if name == "std" and (found <= 0).any():
+    if name == "std" and not (found > 0).all():
         raise ValueError(f"{caller}: std {short(found.tolist())}: a channel does not vary, so it "
                          "cannot be normalised; pass a std of your own, each more than 0")
     if not np.isfinite(found).all():

@@ -74,10 +74,7 @@ class Loader:
         check_kind("Loader", "dataset", dataset, Dataset, DATASET)
         if augment is not None:
             check_kind("Loader", "augment", augment, Augment)
-        try:
-            float_dtype(dtype)
-        except TypeError as error:
-            raise TypeError(f"Loader: {error}") from None
+        float_dtype(dtype, "Loader: ")
         self.dataset, self.shuffle = dataset, shuffle
         self.batch_size = check_count("Loader", "batch_size", batch_size)
         self.augment, self.seed, self.dtype = augment, random.check_seed(seed, "Loader"), dtype

@@ -52,7 +52,7 @@ def cifar_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> S
     >>> sum(p.size for p in cifar_convnet().parameters())
     307946
     """
-    C, pixels = _sizes("cifar_convnet", in_channels, image, smallest=8)
+    C, pixels = _sizes("cifar_convnet", in_channels, classes, image, smallest=8)
     modules: list[Module] = []
     for K in BLOCKS:
         for channels in (C, K):
@@ -77,14 +77,15 @@ def simple_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> 
     >>> sum(p.size for p in simple_convnet().parameters())
     84362
     """
-    C, pixels = _sizes("simple_convnet", in_channels, image, smallest=2)
+    C, pixels = _sizes("simple_convnet", in_channels, classes, image, smallest=2)
     K, pixels = 32, pixels // 2
     return Sequential(Conv2d(C, K, 5, padding=2), ReLU(), MaxPool2d(2), Flatten(),
                       Linear(pixels * pixels * K, classes))
 
 
-def _sizes(model: str, in_channels: int, image: int, smallest: int) -> tuple[int, int]:
-    C, pixels = positive(model, in_channels=in_channels, image=image)
+def _sizes(model: str, in_channels: int, classes: int, image: int,
+           smallest: int) -> tuple[int, int]:
+    C, _, pixels = positive(model, in_channels=in_channels, classes=classes, image=image)
     if pixels < smallest:
         raise ValueError(f"{model}: image is {pixels} pixels, wanted at least {smallest}: "
                          f"pools halve it until nothing is left")

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gpuconv.checks import check_kind, short
 from gpuconv.models import notation
 from gpuconv.models.convnet import cifar_convnet, simple_convnet
 from gpuconv.models.speedrun import speedrun
@@ -51,6 +52,7 @@ def describe(text: str, *, in_channels: int | None = None, classes: int | None =
         INPUT 8x8x1 FC 2
                     ^^^^
     """
+    check_kind("describe", "text", text, str)
     text = " ".join(text.split())
     if " " in text or text.upper().startswith("INPUT"):
         _compare(notation.parse(text), in_channels, classes, image)
@@ -119,19 +121,19 @@ def _notation(description: Mapping[str, Any]) -> str | None:
         return description["notation"]
     if keys in ({"name"}, {"name", "arguments"}) and isinstance(description["name"], str):
         return None
-    raise ValueError(f"no description of a model: {description!r}, wanted "
+    raise ValueError(f"no description of a model: {short(description)}, wanted "
                      '{"name": ..., "arguments": {...}} or {"notation": ...}')
 
 
 def _arguments(name: str, given: Any = None) -> dict[str, Any]:
     """All arguments of a model, those that are not given as they are by default."""
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}: wanted {', '.join(MODELS)}, or a notation such "
-                         'as "INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10"')
+        raise ValueError(f"unknown model {short(name)}: wanted {', '.join(MODELS)}, or a notation "
+                         'such as "INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10"')
     try:
         bound = inspect.signature(MODELS[name]).bind(**(given or {}))
     except TypeError as error:
-        raise ValueError(f"model {name}: arguments {given!r}: {error}") from None
+        raise ValueError(f"model {name}: arguments {short(given)}: {error}") from None
     bound.apply_defaults()
     return bound.arguments
 

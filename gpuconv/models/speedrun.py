@@ -73,7 +73,7 @@ def speedrun(in_channels: int = 3, classes: int = 10, image: int = 32) -> Speedr
     >>> sum(p.size for p in speedrun().parameters() if p.requires_grad)
     1971352
     """
-    C, pixels = positive("speedrun", in_channels=in_channels, image=image)
+    C, _, pixels = positive("speedrun", in_channels=in_channels, classes=classes, image=image)
     if pixels < SMALLEST:
         raise ValueError(f"speedrun: image is {pixels} pixels, wanted at least {SMALLEST}: pools "
                          "halve it, and the last one takes 3x3 pixels of what is left")

@@ -91,8 +91,8 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
     >>> mean, var
     (array([0.2, 2. ]), array([ 1.1, 20.9]))
     """
-    check_arrays("batch_norm", x=x)
-    op = normaliser("batch_norm", x.shape, x, gamma, beta, running_mean, running_var,
+    shape = getattr(x, "shape", ())
+    op = normaliser("batch_norm", shape, x, gamma, beta, running_mean, running_var,
                     num_batches_tracked, training, momentum, eps, activation, residual)
     if is_gpu(x.data if isinstance(x, Tensor) else x):
         return op(*[x, gamma, beta, residual][:3 + (residual is not None)])
@@ -137,10 +137,9 @@ def normaliser(op: str, shape: tuple[int, ...], x: Array, gamma: Array | None, b
                          "both" + ", or neither" * training)
     if training and count == 1:
         raise ValueError(f"{op}: x {shape} has one value per channel: training needs at least two")
-    if residual is not None and tuple(residual.shape) != tuple(shape):
+    if residual is not None and residual.shape != tuple(shape):
         raise ValueError(f"{op}: residual has shape {residual.shape}, wanted {shape}")
-    check_number(op, "eps", eps, least=0)
-    check_number(op, "momentum", momentum)
+    check_number(op, "eps", eps, least=0), check_number(op, "momentum", momentum)
     if training and again():  # checkpointed: the first run has moved the running statistics
         mean = var = batches = None
     return BatchNorm(mean, var, training, momentum, eps, activation, batches)

@@ -8,7 +8,6 @@ On the CPU each result is a view of x where NumPy can make one.
 """
 
 import math
-import operator
 from typing import Any, cast
 
 import numpy as np
@@ -73,7 +72,7 @@ def transpose(x: Array, *axes: Any) -> Array:
     check_arrays("transpose", x=x)
     n = len(x.shape)
     given = axes and axes[0] is not None
-    order = _numbers("transpose", axes) if given else tuple(range(n))[::-1]
+    order = _numbers("transpose", axes, "axis") if given else tuple(range(n))[::-1]
     if sorted(a + n if a < 0 else a for a in order) != list(range(n)):
         raise ValueError(f"transpose: axes {short(order)} are not each axis of shape {x.shape} "
                          "once")
@@ -91,7 +90,11 @@ def getitem(x: Array, key: Any) -> Array:
     array([1., 3., 5.])
     """
     check_arrays("getitem", x=x)
-    return GetItem(tuple(map(_index, key if isinstance(key, tuple) else (key,))))(x)
+    op = GetItem(tuple(map(_index, key if isinstance(key, tuple) else (key,))))
+    try:
+        return op(x)
+    except IndexError as error:
+        raise IndexError(f"getitem: {error}") from None
 
 
 def check_axes(op: str, axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -107,13 +110,14 @@ def check_axes(op: str, axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(range(len(shape)))
     given = _numbers(op, (axis,), "axis")
     found = sorted({a + len(shape) if a < 0 else a for a in given})
+    axis = given[0] if len(given) == 1 else given
     if len(found) < len(given) or not all(0 <= a < len(shape) for a in found):
         raise ValueError(f"{op}: axis {short(axis)} of shape {shape}: "
                          f"wanted different axes from {-len(shape)} to {len(shape) - 1}")
     return tuple(found)
 
 
-def _numbers(op: str, given: tuple, name: str = "a number") -> tuple[int, ...]:
+def _numbers(op: str, given: tuple, name: str = "a size") -> tuple[int, ...]:
     """Return (2, 3) from the arguments 2, 3 or from the one argument (2, 3)."""
     listed = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
     return tuple(check_count(op, name, n, -MOST) for n in listed)
@@ -126,7 +130,7 @@ def _index(part: Any) -> Any:
         return part
     if isinstance(part, bool) or not isinstance(part, (int, np.integer)):
         raise TypeError(f"getitem: {type(part).__name__} in the key, wanted ints, slices and ...")
-    return operator.index(part)
+    return check_count("getitem", "an int in the key", part, -MOST)
 
 
 class Reshape(Op):

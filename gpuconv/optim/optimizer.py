@@ -243,7 +243,8 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Set all gradients to zero, in place."""
-        self.check_holds(f"{self.name}: zero_grad")
+        if self.flats:
+            self.check_holds(f"{self.name}: zero_grad")
         for flat in self.all_flats():
             with array_device(flat.grad):
                 flat.grad.fill(0)
@@ -267,7 +268,8 @@ class Optimizer:
         "momentum.3" belongs to the parameter at position 3, counted over all groups; "group.0.lr"
         is the setting of a group, an array of one number on the CPU.
         """
-        self.check_holds(f"{self.name}: state_dict")
+        if self.flats:
+            self.check_holds(f"{self.name}: state_dict")
         state = {}
         for flat in self.all_flats():
             for name, array in flat.state.items():

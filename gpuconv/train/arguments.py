@@ -66,9 +66,9 @@ def scaling(loss_scale: str | float | None, dtype: np.dtype) -> str | float | No
     """
     if loss_scale is None:
         return "dynamic" if dtype.name == "float16" else None
-    if loss_scale == "dynamic":
-        return "dynamic"
     if isinstance(loss_scale, str):
+        if loss_scale == "dynamic":
+            return "dynamic"
         raise ValueError(f"fit: loss_scale {short(loss_scale)}, wanted 'dynamic' or a number")
     scale = check_number("fit", "loss_scale", loss_scale, above=0)
     return None if scale == 1 else scale

@@ -158,6 +158,19 @@ def moments(data: Dataset | Floats, normalize: Any) -> dict[str, Numbers]:
     return {"mean": mean, "std": std}
 
 
+def given_moments(caller: str, data: Dataset | Floats, mean: Any,
+                  std: Any) -> tuple[Numbers | None, Numbers | None]:
+    """Return the mean and std (C,) that a user gave, checked; None stays None.
+
+    Raises:
+        TypeError, ValueError: not C finite numbers, or a std that is not positive.
+    """
+    C = data.images.shape[3]
+    found = (None if given is None else channel_numbers(caller, name, given, C)
+             for name, given in (("mean", mean), ("std", std)))
+    return next(found), next(found)
+
+
 def numbers(data: Dataset | Floats, normalize: Any) -> list[list[float]] | None:
     """Given mean and std as plain numbers.
 

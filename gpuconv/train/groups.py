@@ -67,14 +67,15 @@ def check_group(group: Group, optimizer: str) -> None:
         ValueError: it does not, or no number is meant by it; the optimiser itself sees the rest.
     """
     if not isinstance(group, Group) or not isinstance(group.names, str):
-        raise ValueError(f"groups: {short(group)} is no Group of names")
+        raise ValueError(f"Settings: groups: {short(group)} is no Group of names")
     where = f"group {short(group.names)}"
     for name, value in group.given().items():
         if name not in KNOWN[optimizer]:
             raise ValueError(f"{where}: {optimizer} has no {name}")
         flag = name in ("nesterov", "orthogonal", "normalize")
         if isinstance(value, bool) != flag or not isinstance(value, int | float):
-            raise ValueError(f"{where}: {name} {short(value)}, wanted a {'bool' if flag else 'number'}")
+            wanted = "bool" if flag else "number"
+            raise ValueError(f"{where}: {name} {short(value)}, wanted a {wanted}")
         low, high = {"momentum": (0, 1), "stop": (0, 1), "iterations": (1, 99)}.get(
             name, (0, sys.float_info.max))
         if not low <= value <= high or (name, value) in (("stop", 0), ("momentum", 1)):
@@ -98,8 +99,9 @@ def parameter_groups(model: Module, optimizer: str, groups: Sequence[Group],
         members[fits.index(True) if True in fits else -1].append(p)
     for group, mine in zip(groups, members[:-1], strict=True):
         if not mine:
+            there = listed([name for name, _ in named], 20)
             raise ValueError(f"group {group.names!r} has no parameters of the model, or others "
-                             f"have taken them: there are {listed([name for name, _ in named], 20)}")
+                             f"have taken them: there are {there}")
     found: list[dict[str, Any]] = []
     for group, mine in zip((*groups, general), members, strict=True):
         settings = _settings(optimizer, general.given() | group.given())

@@ -20,7 +20,7 @@ from typing import Any
 from gpuconv import random, threads
 from gpuconv.autograd import no_grad
 from gpuconv.backend import array_device
-from gpuconv.checks import check_function
+from gpuconv.checks import check_choice, check_function, check_path
 from gpuconv.data import Augment
 from gpuconv.nn import Module, SavedBuffers
 from gpuconv.ops.gpu import table
@@ -109,8 +109,11 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
            label_smoothing=label_smoothing, clip_norm=clip_norm, reduction=reduction)
     random.check_seed(seed, "fit")
     epochs, batch_size = (operator.index(n) for n in (epochs, batch_size))
-    callbacks, schedule = check_callbacks(callbacks), schedule or Constant()
+    callbacks, schedule = check_callbacks(callbacks), Constant() if schedule is None else schedule
     check_function("fit", "schedule", schedule)
+    if resume is not None:
+        check_path("fit", "resume", resume)
+    check_choice("fit", "eager", eager, (None, True, False))
     data = dataset("fit: train", train, model)
     trial = None if test is None else dataset("fit: test", test, model)
     check_alike(data, trial, augment)

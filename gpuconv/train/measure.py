@@ -14,7 +14,7 @@ from gpuconv.data import Dataset
 from gpuconv.nn import Module
 from gpuconv.ops import softmax_cross_entropy
 from gpuconv.ops.softmax_cross_entropy import count_correct
-from gpuconv.train.feed import Data, Floats, Numbers, batches, dataset
+from gpuconv.train.feed import Data, Floats, Numbers, batches, dataset, given_moments
 from gpuconv.train.history import Metrics
 
 
@@ -43,7 +43,9 @@ def evaluate(model: Module, data: Data, *, batch_size: int = 256, mean: Numbers 
     """
     check_kind("evaluate", "model", model, Module)
     check_count("evaluate", "batch_size", batch_size)
-    measured = measure(model, dataset("evaluate", data, model), batch_size, mean, std)
+    there = dataset("evaluate", data, model)
+    mean, std = given_moments("evaluate", there, mean, std)
+    measured = measure(model, there, batch_size, mean, std)
     assert measured is not None  # nobody stops it
     return measured
 

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.backend import is_array, to_cpu
-from gpuconv.checks import check_count, check_kind, check_plain, listed, no_array
+from gpuconv.checks import check_choice, check_count, check_kind, check_plain, listed, no_array
 from gpuconv.data import Dataset
 from gpuconv.data.dataset import DATASET
 from gpuconv.nn import Module
-from gpuconv.train.feed import Numbers, dataset
-from gpuconv.train.views import averaged_logits, check_views
+from gpuconv.train.feed import Numbers, dataset, given_moments
+from gpuconv.train.views import VIEWS, averaged_logits
 
 
 class ClassResult(NamedTuple):
@@ -169,8 +169,9 @@ def predictions(model: Module, data: Dataset, *, mean: Numbers | None = None,
     check_kind("predictions", "model", model, Module)
     check_kind("predictions", "data", data, Dataset, DATASET)
     check_count("predictions", "batch_size", batch_size)
-    check_views(views)
+    check_choice("predictions", "views", views, VIEWS)
     there = dataset("predictions", data, model)
+    mean, std = given_moments("predictions", there, mean, std)
     assert isinstance(there, Dataset)
     logits = averaged_logits(model, there, views, batch_size=batch_size, mean=mean, std=std)
     return Predictions(logits, to_cpu(data.labels), data.classes)

@@ -10,7 +10,7 @@ from gpuconv.data import Augment
 from gpuconv.nn import Module
 from gpuconv.optim import EMA, Constant, Cosine, Linear, OneCycle, Optimizer, StepDecay
 from gpuconv.train.groups import OPTIMIZERS, Group, check_group, defaults, parameter_groups
-from gpuconv.train.views import check_views
+from gpuconv.train.views import VIEWS
 
 SCHEDULES: dict[str, Callable[[], Callable[[int, int], float]]] = {
     "constant": Constant, "step": StepDecay, "linear": Linear, "cosine": Cosine,
@@ -58,7 +58,7 @@ class Settings:
         """Refuse what cannot be done, before any data are read."""
         for name, choices in CHOICES.items():
             check_choice("Settings", name, getattr(self, name), choices)
-        check_views(self.views)
+        check_choice("Settings", "views", self.views, VIEWS)
         for name in ("epochs", "batch_size", "patience"):
             value = getattr(self, name)
             if value is not None or name != "patience":
@@ -82,8 +82,14 @@ class Settings:
         for group in self.groups:
             check_group(group, self.optimizer)
         if (self.mean is None) != (self.std is None):
-            raise ValueError(f"mean {short(self.mean)}, std {short(self.std)}: wanted both, or "
-                             "none")
+            raise ValueError(f"Settings: mean {short(self.mean)}, std {short(self.std)}: wanted "
+                             "both, or none")
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            if given is not None:
+                check_kind("Settings", name, given, tuple)
+                for number in given:
+                    check_number("Settings", name, number, above=0 if name == "std" else None)
 
     def replace(self, **changes: Any) -> "Settings":
         """The same with other values."""

@@ -18,7 +18,6 @@ import numpy as np
 
 from gpuconv.autograd import no_grad
 from gpuconv.backend import Array, accumulator, array_device, get_array_module, to_cpu
-from gpuconv.checks import short
 from gpuconv.data import Dataset, augment_batch
 from gpuconv.data.moves import Move
 from gpuconv.nn import Module
@@ -39,17 +38,6 @@ VIEWS: dict[str, tuple[View, ...]] = {
     "six": (View(None, 0.25), View(Move(mirror=True), 0.25),
             *(View(Move(by, by, mirror), 0.125) for by in (-1, 1) for mirror in (False, True))),
 }
-
-
-def check_views(name: str) -> str:
-    """The name, if there are such views.
-
-    Raises:
-        ValueError: there are none; says which there are.
-    """
-    if not isinstance(name, str) or name not in VIEWS:
-        raise ValueError(f"views {short(name)}, wanted one of {', '.join(VIEWS)}")
-    return name
 
 
 def averaged_logits(model: Module, data: Dataset, views: str, *, batch_size: int,

@@ -24,7 +24,7 @@ import numpy as np
 
 from gpuconv import files
 from gpuconv.backend import cupy
-from gpuconv.checks import check_kind
+from gpuconv.checks import check_kind, check_path
 from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.gpu.tile import Tile
 
@@ -112,6 +112,7 @@ def load_table(path: str | os.PathLike) -> Table:
         OSError: it cannot be read.
         ValueError: it is no such table, or one of another version.
     """
+    check_path("load_table", "path", path)
     try:
         told = json.loads(files.read_text(path))
         if told.get("format") != FORMAT:
