@@ -17,7 +17,7 @@ import heapq
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,11 +84,10 @@ class Tensor:
     __array_ufunc__ = None  # numpy_array + tensor asks the tensor
 
     def __init__(self, data: Array, requires_grad: bool = False):
-        data = np.asarray(data) if isinstance(data, np.generic) else data
+        self._data = np.asarray(data) if isinstance(data, np.generic) else data
         if data is None:
             raise TypeError(f"{type(self).__name__}: data is {no_array(data)}")
-        check_arrays(type(self).__name__, data=data)
-        self._data = data
+        check_arrays(type(self).__name__, data=self._data)
         self.requires_grad = bool(requires_grad)
         self.grad: Array | None = None
         self.creator: Op | None = None
@@ -104,7 +103,6 @@ class Tensor:
     @data.setter
     def data(self, value: Array) -> None:
         _check_like("data", value, self)
-        check_arrays("data", old=self._data, new=value)
         with array_device(self._data):
             self._data[...] = value
 
@@ -207,10 +205,9 @@ class Tensor:
                 if self.size != 1:
                     raise ValueError(f"backward: shape {self.shape} is not one element: pass gy")
                 gy = xp.ones_like(self._data)
-            else:
-                _check_like("backward: gy", gy, self)
-                check_arrays("backward", data=self._data, gy=gy)
-            _walk(self, gy)
+            _check_like("backward: gy", gy, self)
+            with _storing((self._data,)):
+                _walk(self, gy)
 
 
 class Parameter(Tensor):
@@ -265,7 +262,8 @@ class Op:
         except TypeError as error:
             raise TypeError(f"{type(self).__name__}: {error}") from None
         if xp is np:
-            y: Any = np.asarray(self.forward_cpu(*arrays))  # a reduction may have left the arrays
+            with _storing(arrays):
+                y: Any = np.asarray(self.forward_cpu(*arrays))  # a reduction may leave the arrays
         else:
             with next(a for a in arrays if is_gpu(a)).device:
                 y = self.forward_gpu(*map(_dense, arrays))
@@ -384,10 +382,17 @@ def _add_grads(gradients: dict[Tensor, Array]) -> None:
 
 
 def _check_like(what: str, g: Any, tensor: Tensor) -> None:
+    get_array_module(tensor.data, g if is_array(g) else None)
     if not is_array(g) and not isinstance(g, np.generic):
         raise TypeError(f"{what} is {no_array(g, what.split()[-1])}")
     if (g.dtype, g.shape) != (tensor.dtype, tensor.shape):
         raise ValueError(f"{what} is {g.dtype} {g.shape}, wanted {tensor.dtype} {tensor.shape}")
+
+
+def _storing(arrays: Iterable[Any]) -> contextlib.AbstractContextManager:
+    """Context for ops on arrays: what is too large for 16 bits becomes inf without a warning."""
+    narrow = any(isinstance(a, np.ndarray) and a.dtype.itemsize == 2 for a in arrays)
+    return np.errstate(over="ignore") if narrow else contextlib.nullcontext()
 
 
 def _dense(a: Any) -> Any:

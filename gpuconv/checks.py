@@ -147,7 +147,7 @@ def check_number(caller: str, name: str, value: Any, *, least: float | None = No
     try:
         x = float(value)
     except OverflowError:
-        x = math.copysign(math.inf, value)
+        x = math.inf if value > 0 else -math.inf
     if not ((math.isfinite(x) or infinite and x == x) and (least is None or x >= least)
             and (above is None or x > above) and (most is None or x <= most)
             and (below is None or x < below)):
@@ -250,7 +250,7 @@ def check_plain(caller: str, name: str, array: Any) -> None:
                         f"{name}.astype({dtype.name!r}) puts them in order")
 
 
-def no_array(value: Any, name: str = "x") -> str:
+def no_array(value: Any, name: str = "x", wanted: str = "an array") -> str:
     """Return what a value is instead of an array, and how to make one of it, for a message.
 
     >>> no_array(np.ma.zeros(3))
@@ -269,4 +269,4 @@ def no_array(value: Any, name: str = "x") -> str:
         made = f"np.array({name})"
     elif hasattr(value, "__array__"):
         made = f"np.asarray({name})"
-    return f"{type_name(value)}, wanted an array" + (f": {made} makes one" if made else "")
+    return f"{type_name(value)}, wanted {wanted}" + (f": {made} makes one" if made else "")

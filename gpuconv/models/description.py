@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gpuconv.checks import check_kind, short
+from gpuconv.checks import check_count, check_kind, short
 from gpuconv.models import notation
 from gpuconv.models.convnet import cifar_convnet, simple_convnet
 from gpuconv.models.speedrun import speedrun
@@ -53,6 +53,13 @@ def describe(text: str, *, in_channels: int | None = None, classes: int | None =
                     ^^^^
     """
     check_kind("describe", "text", text, str)
+    sizes = image if isinstance(image, tuple) else (image, image)
+    if len(sizes) != 2:
+        raise ValueError(f"describe: image is {short(image)}, wanted one size, or (H, W)")
+    for name, n in (("in_channels", in_channels), ("classes", classes), *(
+            ("image", n) for n in sizes)):
+        if n is not None:
+            check_count("describe", name, n)
     text = " ".join(text.split())
     if " " in text or text.upper().startswith("INPUT"):
         _compare(notation.parse(text), in_channels, classes, image)

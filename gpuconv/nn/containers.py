@@ -90,6 +90,8 @@ class Residual(Module):
     """
 
     def __init__(self, *body: Module, shortcut: Module | None = None):
+        for number, module in enumerate(body):
+            check_kind("Residual", f"item {number}", module, Module)
         self.body = Sequential(*body)
         if shortcut is not None:
             check_kind("Residual", "shortcut", shortcut, Module)

@@ -20,6 +20,7 @@ import numpy as np
 from gpuconv import memory, threads
 from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import Array, accumulator, cupy, is_gpu
+from gpuconv.checks import no_array
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.cpu.sums import sum_axes
 
@@ -104,8 +105,8 @@ def _operands(op: str, a: Any, b: Any) -> tuple[Any, Any]:
                and not isinstance(v, np.complexfloating) for v in (a, b)]
     for name, v, number in zip("ab", (a, b), numbers, strict=True):
         if not (number or hasattr(v, "dtype")):
-            raise TypeError(f"{op}: {name} is {type(v).__name__}, "
-                            "wanted an array, a Tensor or a real number")
+            wanted = "an array, a Tensor or a real number"
+            raise TypeError(f"{op}: {name} is {no_array(v, name, wanted)}")
     if all(numbers):
         raise TypeError(f"{op}: {a!r} and {b!r} are numbers, wanted at least one array or Tensor")
     check_arrays(op, ("a", "b"), a=None if numbers[0] else a, b=None if numbers[1] else b)

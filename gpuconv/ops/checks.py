@@ -27,7 +27,7 @@ def check_arrays(op: str, optional: tuple[str, ...] = (), **operands: Any) -> No
     dtypes = set()
     for name, a in arrays.items():
         if not is_array(a) and not isinstance(a, np.generic):
-            raise TypeError(f"{op}: {name} is {no_array(a, name)}, or a Tensor")
+            raise TypeError(f"{op}: {name} is {no_array(a, name, 'an array or a Tensor')}")
         if a.dtype.name not in FLOATS:
             raise TypeError(f"{op}: {name} is {str(a.dtype):.60}, "
                             f"wanted {', '.join(FLOATS[:-1])} or {FLOATS[-1]}")

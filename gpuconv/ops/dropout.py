@@ -20,8 +20,8 @@ import numpy as np
 
 from gpuconv import kernels, memory, random, threads
 from gpuconv.autograd import Op, Tensor
-from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_gpu
-from gpuconv.checks import check_count, check_number, short
+from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_array, is_gpu
+from gpuconv.checks import check_count, check_number, no_array, short
 from gpuconv.ops.checkpoint import once
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.cpu.philox import words_at_least
@@ -73,12 +73,14 @@ def dropout(x: Array, p: float = 0.5, *, training: bool = True,
 
 
 def _check_counter(counter: Array, x: Array, key: tuple[int, int] | None) -> None:
-    if key is None:
-        raise ValueError("dropout: a counter without key and step")
+    if not is_array(counter):
+        raise TypeError(f"dropout: counter is {no_array(counter, 'counter')}")
     if not is_gpu(counter) or counter.dtype != np.int64 or counter.shape != (1,):
         raise TypeError(f"dropout: counter is {type(counter).__name__} "
                         f"{getattr(counter, 'dtype', '')} {getattr(counter, 'shape', '')}, "
                         "wanted a GPU array of int64, shape (1,)")
+    if key is None:
+        raise ValueError("dropout: a counter without key and step")
     get_array_module(x.data if isinstance(x, Tensor) else x, counter)
 
 

@@ -65,8 +65,10 @@ class Optimizer:
     saved: ClassVar[tuple[str, ...]] = ()  # names of the state arrays that state_dict holds
 
     def __init__(self, params: Iterable[Any], settings: Mapping[str, Any], master: bool = False):
-        if isinstance(params, (Parameter, Mapping, str)) or not isinstance(params, Iterable):
-            hint = ": model.parameters()" if hasattr(params, "parameters") else ""
+        module = hasattr(params, "parameters")
+        if module or isinstance(params, (Parameter, Mapping, str)) or not isinstance(
+                params, Iterable):
+            hint = ": model.parameters()" if module else ""
             raise TypeError(f"{self.name}: params is {type_name(params)}, wanted Parameters or "
                             f"dicts in a list{hint}")
         given, settings = list(params), {**settings, "stop": 1.0}

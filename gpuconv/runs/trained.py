@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv import files, models
+from gpuconv.backend import check_arrays
+from gpuconv.checks import short
 from gpuconv.data import Dataset
 from gpuconv.nn import Module
 from gpuconv.runs.folder import RunFolder
@@ -15,7 +17,7 @@ from gpuconv.train import predictions, weights
 from gpuconv.train.checkpoint import best
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Trained:
     """A model in use, and what it takes to ask it.
 
@@ -32,6 +34,9 @@ class Trained:
     metadata: dict[str, Any]
     folder: RunFolder | None         # of the run, if the checkpoint lies in one
 
+    def __repr__(self) -> str:
+        return f"Trained({short(str(self.path))}, {len(self.classes)} classes)"
+
     def probabilities(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """What the model makes of images.
 
@@ -45,6 +50,7 @@ class Trained:
         Raises:
             ValueError, TypeError: images of another shape or dtype.
         """
+        check_arrays("probabilities", images=images)
         if images.shape[1:] != self.input_shape:
             raise ValueError(f"images are {images.shape}, the model takes (N, "
                              f"{', '.join(map(str, self.input_shape))})")

@@ -1,5 +1,6 @@
 """Checks of what ``fit`` is told."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -71,6 +72,8 @@ def scaling(loss_scale: str | float | None, dtype: np.dtype) -> str | float | No
             return "dynamic"
         raise ValueError(f"fit: loss_scale {short(loss_scale)}, wanted 'dynamic' or a number")
     scale = check_number("fit", "loss_scale", loss_scale, above=0)
+    if math.frexp(scale)[0] != 0.5:
+        raise ValueError(f"fit: loss_scale is {scale}, wanted 'dynamic' or a power of two")
     return None if scale == 1 else scale
 
 

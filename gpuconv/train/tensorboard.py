@@ -24,13 +24,13 @@ class TensorBoard(Callback):
     passive = True
 
     def __init__(self, folder: str | os.PathLike, every: int = 20):
+        check_count("TensorBoard", "every", every)
+        folder = check_path("TensorBoard", "folder", folder)
         try:
             import tensorboardX
         except ImportError:
             raise ImportError("TensorBoard events need the package tensorboardX: "
                               "pip install 'gpuconv[tensorboard]'") from None
-        check_count("TensorBoard", "every", every)
-        folder = check_path("TensorBoard", "folder", folder)
         self.make, self.folder, self.every = tensorboardX.SummaryWriter, folder, every
         self.writer: Any = None
 
