@@ -6,7 +6,7 @@ import numpy as np
 
 from gpuconv.autograd import Tensor
 from gpuconv.backend import FLOATS, get_array_module, is_array
-from gpuconv.checks import check_plain, no_array
+from gpuconv.checks import check_plain, no_array, short
 
 
 def check_arrays(op: str, optional: tuple[str, ...] = (), **operands: Any) -> None:
@@ -41,6 +41,24 @@ def check_arrays(op: str, optional: tuple[str, ...] = (), **operands: Any) -> No
         get_array_module(*arrays.values())
     except TypeError as error:  # CPU meets GPU
         raise TypeError(f"{op}: {error}") from None
+
+
+def is_real(value: Any) -> bool:
+    """True for a real number of Python or NumPy."""
+    return isinstance(value, (int, float, np.number, np.bool_)) and not isinstance(
+        value, np.complexfloating)
+
+
+def weak(op: str, value: Any) -> float:
+    """Return a real number as a Python float, which takes the dtype of an array it meets.
+
+    Raises:
+        ValueError: it is too large.
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{op}: {short(value)} is too large for a float") from None
 
 
 def channels_last(name: str, x: Any, channels: int) -> str:
