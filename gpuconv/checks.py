@@ -182,9 +182,8 @@ def check_count(caller: str, name: str, value: Any, least: int = 1, most: int = 
     if n is None:
         raise TypeError(f"{caller}: {name} is {short(value)}, wanted a whole number")
     if not least <= n <= most:
-        wanted = f"{least}..{most}"
-        if most == MOST:
-            wanted = f"at least {least}" if n < least else "at most 2**63 - 1"
+        largest = "2**63 - 1" if most == MOST else most
+        wanted = f"at least {least}" if n < least else f"at most {largest}"
         raise ValueError(f"{caller}: {name} is {short(n)}, wanted {wanted}")
     return n
 

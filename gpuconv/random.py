@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backend import Array
-from gpuconv.checks import check_count
+from gpuconv.checks import check_count, short
 
 MULTIPLY = 0xD2511F53, 0xCD9E8D57  # of the first and the third word, in each round
 STEP = 0x9E3779B9, 0xBB67AE85      # what the key words grow by between rounds
@@ -57,7 +57,10 @@ def check_seed(n: int, caller: str = "seed") -> int:
     Raises:
         TypeError, ValueError: it cannot; begins with the caller's name.
     """
-    return check_count(caller, "seed", n, 0, LOW)
+    try:
+        return check_count(caller, "seed", n, 0, LOW)
+    except ValueError:
+        raise ValueError(f"{caller}: seed {short(n)} is outside 0..{LOW}") from None
 
 
 def fresh() -> tuple[tuple[int, int], int]:

@@ -365,9 +365,9 @@ def test_senseless_numbers_are_refused_at_once(make, x):
     (lambda p: fit(epochs=2.5), "fit: epochs is 2.5, wanted a whole number"),
     (lambda p: fit(epochs=True), "fit: epochs is True, wanted a whole number"),
     (lambda p: fit(epochs="3"), "fit: epochs is '3', wanted a whole number"),
-    (lambda p: fit(epochs=2**64), "fit: epochs is 18446744073709551616, wanted 1..2147483647"),
-    (lambda p: fit(batch_size=0), "fit: batch_size is 0, wanted 1..2147483647"),
-    (lambda p: fit(seed=2**64), "fit: seed is 18446744073709551616, wanted 0..4294967295"),
+    (lambda p: fit(epochs=2**64), "fit: epochs is 18446744073709551616, wanted at most 2147483647"),
+    (lambda p: fit(batch_size=0), "fit: batch_size is 0, wanted at least 1"),
+    (lambda p: fit(seed=2**64), "fit: seed 18446744073709551616 is outside 0..4294967295"),
     (lambda p: fit(optimizer=gpc.optim.SGD), "fit: optimizer is the class SGD, wanted an Optimizer"
                                              r": an instance, SGD\(\.\.\.\)"),
     (lambda p: fit(model=gpc.nn.Linear), "fit: model is the class Linear, wanted a Module"),

@@ -255,7 +255,7 @@ def test_predict_restores_after_an_exception():
 def test_predict_refuses():
     with pytest.raises(ValueError, match="batch_size is 0, wanted at least 1"):
         Tree().predict(np.zeros((3, 2)), 0)
-    with pytest.raises(TypeError, match="not an array of numpy or cupy: Tensor"):
+    with pytest.raises(TypeError, match=r"predict: array is Tensor, wanted an array: array.data"):
         Tree().predict(Tensor(np.zeros((3, 2))))
 
 
@@ -269,7 +269,7 @@ def test_reseed_gives_each_path_its_own_key():
     tree.reseed(7, 3)
     assert tree.a.got == ((7, random.stream("a")), 3)
     assert tree.b.got == ((7, random.stream("b")), 3)
-    with pytest.raises(ValueError, match="reseed: seed is -1, wanted 0..4294967295"):
+    with pytest.raises(ValueError, match="reseed: seed -1 is outside"):
         tree.reseed(-1, 0)
 
 

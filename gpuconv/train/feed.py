@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backend import FLOATS, Array, adopt, array_device, asarray, get_array_module, to_cpu
+from gpuconv.backend import (
+    FLOATS,
+    Array,
+    adopt,
+    array_device,
+    asarray,
+    get_array_module,
+    is_array,
+    to_cpu,
+)
 from gpuconv.checks import short, type_name
 from gpuconv.data import Augment, Dataset, Loader
 from gpuconv.data.augment import augment_batch, channel_numbers, gather_batch
@@ -181,7 +190,7 @@ def numbers(data: Dataset | Floats, normalize: Any) -> list[list[float]] | None:
         return None
     if isinstance(data, Floats):
         raise ValueError(f"fit: normalize wants uint8 images, train is {data.images.dtype}")
-    if not isinstance(normalize, (tuple, list)) or len(normalize) != 2:
+    if not (isinstance(normalize, (tuple, list)) or is_array(normalize)) or len(normalize) != 2:
         raise TypeError(f"fit: normalize is {short(normalize)}, wanted (mean, std)")
     C = data.images.shape[3]
     mean, std = (channel_numbers("fit: normalize", name, part, C).tolist() for name, part in zip(
