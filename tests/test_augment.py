@@ -263,7 +263,8 @@ def test_refuses(change, error, message):
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(pad=-1), "pad is -1, wanted at least 0"), (dict(padding_mode="wrap"), "padding_mode is 'wrap'"),
+    (dict(pad=-1), "pad is -1, wanted at least 0"),
+    (dict(padding_mode="wrap"), "padding_mode is 'wrap'"),
     (dict(flip="never"), "flip is 'never', wanted False, True or 'alternate'")])
 def test_augment_refuses(options, message):
     with pytest.raises(ValueError, match=message):

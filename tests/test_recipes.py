@@ -182,10 +182,12 @@ def test_settings_in_words():
     (dict(mean=(0.5,)), "std None: wanted both, or none"),
     (dict(optimizer="lion"), "optimizer is 'lion', wanted 'sgd', 'adam', 'adamw' or 'muon'"),
     (dict(schedule="random"), "schedule is 'random', wanted 'constant', 'step'"),
-    (dict(epochs=0), "epochs is 0"), (dict(epochs=1.5), "epochs is 1.5"), (dict(epochs=None), "epochs"),
+    (dict(epochs=0), "epochs is 0"), (dict(epochs=1.5), "epochs is 1.5"),
+    (dict(epochs=None), "epochs"),
     (dict(batch_size=True), "batch_size is True"), (dict(patience=0), "patience is 0"),
     (dict(lr=-1.0), "lr is -1.0"), (dict(lr=float("nan")), "lr is nan"),
-    (dict(crop=-1), "crop is -1"), (dict(momentum=1.0), "momentum is 1.0"), (dict(ema=1.0), "ema is 1.0"),
+    (dict(crop=-1), "crop is -1"), (dict(momentum=1.0), "momentum is 1.0"),
+    (dict(ema=1.0), "ema is 1.0"),
     (dict(label_smoothing=2), "label_smoothing is 2"), (dict(clip_norm=0.0), "clip_norm is 0.0")])
 def test_settings_refuse(wrong, text):
     with pytest.raises((TypeError, ValueError), match=text):
