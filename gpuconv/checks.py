@@ -221,7 +221,7 @@ def check_choice(caller: str, name: str, value: Any, choices: Iterable[Any]) -> 
     """
     choices = tuple(choices)
     if not isinstance(value, (str, bool, int, type(None))) or value not in choices:
-        *others, last = map(repr, choices)
+        *others, last = map(repr, choices)  # there are two at least
         raise ValueError(f"{caller}: {name} is {short(value)}, wanted {', '.join(others)} or "
                          f"{last}")
 

@@ -212,7 +212,7 @@ def test_another_optimiser_comes_at_its_usual_rates(name):
 def test_usual_rates_are_there_for_each_optimiser():
     assert RATES.keys() == OPTIMIZERS.keys()
     assert all(getattr(Settings(), key) == value for key, value in RATES["sgd"].items())
-    with pytest.raises(ValueError, match="optimizer 'lion', wanted one of sgd"):
+    with pytest.raises(ValueError, match="optimizer is 'lion', wanted 'sgd'"):
         Settings().with_optimizer("lion")
 
 

@@ -71,7 +71,7 @@ def scaling(loss_scale: str | float | None, dtype: np.dtype) -> str | float | No
         if loss_scale == "dynamic":
             return "dynamic"
         raise ValueError(f"fit: loss_scale {short(loss_scale)}, wanted 'dynamic' or a number")
-    scale = check_number("fit", "loss_scale", loss_scale, above=0)
+    scale = check_number("fit", "loss_scale", loss_scale)
     if math.frexp(scale)[0] != 0.5:
         raise ValueError(f"fit: loss_scale is {scale}, wanted 'dynamic' or a power of two")
     return None if scale == 1 else scale

@@ -72,12 +72,11 @@ class Settings:
         check_number("Settings", "label_smoothing", self.label_smoothing, least=0, most=1)
         if self.clip_norm is not None:
             check_number("Settings", "clip_norm", self.clip_norm, above=0)
-        if isinstance(self.loss_scale, str):
-            check_choice("Settings", "loss_scale", self.loss_scale, ("dynamic",))
-        elif self.loss_scale is not None and math.frexp(check_number(
-                "Settings", "loss_scale", self.loss_scale, above=0))[0] != 0.5:
-            raise ValueError(f"Settings: loss_scale is {self.loss_scale}, wanted 'dynamic' or a "
-                             "power of two")
+        scale = self.loss_scale
+        if scale is not None and not (scale == "dynamic" if isinstance(scale, str) else math.frexp(
+                check_number("Settings", "loss_scale", scale))[0] == 0.5):
+            raise ValueError(f"Settings: loss_scale is {short(scale)}, wanted 'dynamic' or a power "
+                             "of two")
         check_kind("Settings", "groups", self.groups, tuple)
         for group in self.groups:
             check_group(group, self.optimizer)
