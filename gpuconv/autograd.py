@@ -17,14 +17,26 @@ import heapq
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuconv import memory
 from gpuconv.accumulate import accumulate
-from gpuconv.backend import Array, array_device, get_array_module, is_gpu, to_cpu
+from gpuconv.backend import (
+    Array,
+    array_device,
+    check_arrays,
+    device_name,
+    get_array_module,
+    is_array,
+    is_gpu,
+    to_cpu,
+)
+from gpuconv.checks import no_array
+
+SHOWN = 200  # most elements that a repr shows
 
 _serial = itertools.count()
 
@@ -72,11 +84,11 @@ class Tensor:
     __array_ufunc__ = None  # numpy_array + tensor asks the tensor
 
     def __init__(self, data: Array, requires_grad: bool = False):
-        if data is None or isinstance(data, (bool, int, float, complex)):
-            raise TypeError(f"a Tensor wants an array, got {data!r}")
-        get_array_module(data)  # refuses lists, and Tensors
         self._data = np.asarray(data) if isinstance(data, np.generic) else data
-        self.requires_grad = requires_grad
+        if data is None:
+            raise TypeError(f"{type(self).__name__}: data is {no_array(data)}")
+        check_arrays(type(self).__name__, data=self._data)
+        self.requires_grad = bool(requires_grad)
         self.grad: Array | None = None
         self.creator: Op | None = None
 
@@ -91,7 +103,6 @@ class Tensor:
     @data.setter
     def data(self, value: Array) -> None:
         _check_like("data", value, self)
-        get_array_module(self._data, value)
         with array_device(self._data):
             self._data[...] = value
 
@@ -148,7 +159,9 @@ class Tensor:
 
     def __repr__(self) -> str:
         grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"{type(self).__name__}({self._data!r}{grad})"
+        values = (repr(self._data) if self.size <= SHOWN else
+                  f"{self.dtype} {self.shape} on {device_name(self._data)}")
+        return f"{type(self).__name__}({values}{grad})"
 
     def detach(self) -> "Tensor":
         """The same array, without its history."""
@@ -184,7 +197,7 @@ class Tensor:
             RuntimeError: nothing to differentiate, or an earlier backward freed part of the tape.
             ValueError: gy is missing, or differs from self in shape or dtype.
         """
-        xp = get_array_module(self._data, gy)
+        xp = get_array_module(self._data)
         if not self.requires_grad:
             raise RuntimeError("backward: no input required a gradient, or no_grad was on")
         with array_device(self._data):
@@ -193,7 +206,8 @@ class Tensor:
                     raise ValueError(f"backward: shape {self.shape} is not one element: pass gy")
                 gy = xp.ones_like(self._data)
             _check_like("backward: gy", gy, self)
-            _walk(self, gy)
+            with _storing((self._data,)):
+                _walk(self, gy)
 
 
 class Parameter(Tensor):
@@ -209,9 +223,12 @@ class Parameter(Tensor):
         self._holder: weakref.ref | None = None
 
     @property
-    def packed(self) -> bool:
-        """Do ``data`` and ``grad`` lie in the buffers of an optimiser that is still there?"""
-        return self._holder is not None and self._holder() is not None
+    def holder(self) -> Any:
+        """The object whose buffers ``data`` and ``grad`` lie in, if it is still there, else None.
+
+        Of an optimiser it is a ``Flat``.
+        """
+        return None if self._holder is None else self._holder()
 
     def rebind(self, data: Array, grad: Array | None = None, holder: Any = None) -> None:
         """Live in these arrays from now on; ``holder`` is the object they are packed in, if any."""
@@ -240,8 +257,13 @@ class Op:
         """Apply to arrays (gives an array), or with any Tensor among them (gives a Tensor)."""
         arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
         self.needs = needs(inputs)
-        if get_array_module(*arrays) is np:
-            y: Any = np.asarray(self.forward_cpu(*arrays))  # a reduction may have left the arrays
+        try:
+            xp = get_array_module(*arrays)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        if xp is np:
+            with _storing(arrays):
+                y: Any = np.asarray(self.forward_cpu(*arrays))  # a reduction may leave the arrays
         else:
             with next(a for a in arrays if is_gpu(a)).device:
                 y = self.forward_gpu(*map(_dense, arrays))
@@ -360,9 +382,17 @@ def _add_grads(gradients: dict[Tensor, Array]) -> None:
 
 
 def _check_like(what: str, g: Any, tensor: Tensor) -> None:
-    got, want = (getattr(g, "dtype", None), getattr(g, "shape", None)), (tensor.dtype, tensor.shape)
-    if got != want:
-        raise ValueError(f"{what} is {got[0]} {got[1]}, wanted {want[0]} {want[1]}")
+    get_array_module(tensor.data, g if is_array(g) else None)
+    if not is_array(g) and not isinstance(g, np.generic):
+        raise TypeError(f"{what} is {no_array(g, what.split()[-1])}")
+    if (g.dtype, g.shape) != (tensor.dtype, tensor.shape):
+        raise ValueError(f"{what} is {g.dtype} {g.shape}, wanted {tensor.dtype} {tensor.shape}")
+
+
+def _storing(arrays: Iterable[Any]) -> contextlib.AbstractContextManager:
+    """Context for ops on arrays: what is too large for 16 bits becomes inf without a warning."""
+    narrow = any(isinstance(a, np.ndarray) and a.dtype.itemsize == 2 for a in arrays)
+    return np.errstate(over="ignore") if narrow else contextlib.nullcontext()
 
 
 def _dense(a: Any) -> Any:

@@ -6,7 +6,6 @@ after somebody imported CuPy, so ``is_gpu`` looks among the modules already load
 """
 
 import contextlib
-import dataclasses
 import re
 import sys
 from types import ModuleType
@@ -15,12 +14,15 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpuconv import system
+from gpuconv.checks import check_count, check_plain, is_numeric, no_array, short, type_name
+from gpuconv.device import DeviceInfo, probe
 from gpuconv.messages import did_you_mean, install, wanted_one_of
 
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray; in an op's arguments also a Tensor
 
 SCALARS = (bool, int, float, complex, np.generic)  # at home in either library
 FLOATS = ("float32", "float64", "float16", "bfloat16")  # names of the dtypes that ops compute with
+PLAIN = np.ndarray, np.memmap, np.recarray  # exact classes; other subclasses compute otherwise
 
 _cupy: Any = None  # what cupy() returns, once it has been asked; tests put a stand-in here
 
@@ -48,6 +50,11 @@ def is_gpu(array: object) -> bool:
     return isinstance(array, getattr(_cupy or sys.modules.get("cupy"), "ndarray", ()))
 
 
+def is_array(x: object) -> bool:
+    """True for an array of numpy or cupy, but not for a masked array, np.matrix and the like."""
+    return type(x) in PLAIN or is_gpu(x)
+
+
 def get_array_module(*arrays: object) -> ModuleType:
     """The library that all arrays belong to: numpy or cupy; numpy where there is no array.
 
@@ -55,23 +62,47 @@ def get_array_module(*arrays: object) -> ModuleType:
 
     Raises:
         TypeError: a CPU array meets a GPU array (nothing is ever copied behind the caller's
-            back), or something is no array: a list, or a Tensor instead of its ``.data``.
+            back), or something is no array: a list, a masked array, np.matrix, or a Tensor
+            instead of its ``.data``.
 
     >>> get_array_module(np.zeros(3), 2.0, None).__name__
     'numpy'
     """
-    on_gpu = set()
+    on_cpu = on_gpu = False
     for a in arrays:
-        if a is None or isinstance(a, SCALARS):
-            continue
-        on_gpu.add(is_gpu(a))
-        if not (is_gpu(a) or isinstance(a, np.ndarray)):
-            raise TypeError(f"not an array of numpy or cupy: {type(a).__name__}")
-    if len(on_gpu) > 1:
-        places = ", ".join("GPU" if is_gpu(a) else "CPU" if isinstance(a, np.ndarray) else repr(a)
+        if type(a) in PLAIN:
+            on_cpu = True
+        elif is_gpu(a):
+            on_gpu = True
+        elif a is not None and not isinstance(a, SCALARS):
+            raise TypeError(f"get_array_module: not an array of numpy or cupy: {no_array(a)}")
+    if on_cpu and on_gpu:
+        places = ", ".join("GPU" if is_gpu(a) else "CPU" if type(a) in PLAIN else short(a)
                            for a in arrays)
         raise TypeError(f"arrays on CPU and GPU do not mix: {places}")
-    return cupy() if True in on_gpu else np
+    return cupy() if on_gpu else np
+
+
+def check_arrays(caller: str, **arrays: Any) -> ModuleType:
+    """Return the library of arguments that must be arrays of numbers; None is passed over.
+
+    Raises:
+        TypeError: one is no such array, or CPU meets GPU; names the caller and the argument.
+
+    >>> check_arrays("Dataset", images=np.zeros(3), labels=[1])
+    Traceback (most recent call last):
+    TypeError: Dataset: labels is list, wanted an array: np.array(labels) makes one
+    """
+    for name, a in arrays.items():
+        if a is None or isinstance(a, np.generic):
+            continue
+        if not is_array(a):
+            raise TypeError(f"{caller}: {name} is {no_array(a, name)}")
+        check_plain(caller, name, a)
+    try:
+        return get_array_module(*arrays.values())
+    except TypeError as error:
+        raise TypeError(f"{caller}: {error}") from None
 
 
 def accumulator(dtype: Any) -> np.dtype:
@@ -83,8 +114,12 @@ def accumulator(dtype: Any) -> np.dtype:
     return np.dtype(np.result_type(dtype, np.float32))
 
 
-def float_dtype(dtype: Any) -> np.dtype:
+def float_dtype(dtype: Any, caller: str = "") -> np.dtype:
     """The NumPy dtype of a name or type: one of float32, float64, float16, bfloat16.
+
+    Args:
+        dtype: what NumPy takes for one, or "bfloat16".
+        caller: beginning of an error message, "Loader: ".
 
     Raises:
         TypeError: it is something else, or bfloat16 without the package ml_dtypes.
@@ -92,18 +127,20 @@ def float_dtype(dtype: Any) -> np.dtype:
     >>> float_dtype("float16")
     dtype('float16')
     """
-    if dtype == "bfloat16":
+    if isinstance(dtype, str) and dtype == "bfloat16":
         try:
             import ml_dtypes
         except ImportError:
-            raise TypeError(f"bfloat16 needs a package: {install('bfloat16')}") from None
+            raise TypeError(f"{caller}bfloat16 needs a package: {install('bfloat16')}") from None
         return np.dtype(ml_dtypes.bfloat16)
     try:
         found = np.dtype("None" if dtype is None else dtype)  # for NumPy None is float64
-    except TypeError:
-        raise TypeError(f"unsupported dtype {dtype!r}, {wanted_one_of(dtype, FLOATS)}") from None
+    except (TypeError, ValueError, AttributeError):  # it may be anything
+        raise TypeError(f"{caller}unsupported dtype {short(dtype)}, "
+                        f"{wanted_one_of(dtype, FLOATS)}") from None
     if found.name not in FLOATS:
-        raise TypeError(f"unsupported dtype {found}, wanted one of {', '.join(FLOATS)}")
+        raise TypeError(f"{caller}unsupported dtype {str(found):.60}, "
+                        f"{wanted_one_of(found, FLOATS)}")
     return found
 
 
@@ -119,15 +156,14 @@ def asarray(x: Any, device: str = "auto") -> Array:
         device: "auto" leaves it where it is; "cpu", "cuda" (the current device) or "cuda:0" ...
 
     Raises:
-        ValueError: unknown device.
+        TypeError: x is a masked array or np.matrix, or holds what is no number.
+        ValueError: unknown device, lists of different lengths, a number beyond 64 bits.
         RuntimeError: no usable GPU; the text says what is missing.
 
     >>> asarray([1.0, 2.0], "cpu")
     array([1., 2.])
     """
-    number = gpu_number(device)
-    if not (isinstance(x, np.ndarray) or is_gpu(x)):
-        x = _adopt(x)
+    number, x = gpu_number(device, "asarray: "), adopt("asarray", "x", x)
     if device == "auto":
         return x
     if device == "cpu":
@@ -137,8 +173,7 @@ def asarray(x: Any, device: str = "auto") -> Array:
 
 def to_cpu(x: Any) -> np.ndarray:
     """The array on the CPU; itself if it is there. Raises what a kernel reported meanwhile."""
-    if not is_gpu(x):
-        x = x if isinstance(x, np.ndarray) else _adopt(x)
+    x = adopt("to_cpu", "x", x)
     if is_gpu(x):
         with x.device:  # else CuPy copies on a stream of the current device, which waits for none
             x = x.get()  # of this one's
@@ -148,9 +183,10 @@ def to_cpu(x: Any) -> np.ndarray:
 
 def to_gpu(x: Any, number: int | None = None) -> Array:
     """The array on GPU ``number`` (default: the current one); itself if it is there."""
+    x = adopt("to_gpu", "x", x)
+    if number is not None:
+        number = check_count("to_gpu", "number", number, 0, 2**31 - 1)
     cp = cupy()
-    if not (isinstance(x, np.ndarray) or is_gpu(x)):
-        x = _adopt(x)
     if number is None:
         return x if is_gpu(x) else cp.asarray(x)
     if is_gpu(x) and x.device.id != number and not x.flags.c_contiguous:
@@ -160,19 +196,19 @@ def to_gpu(x: Any, number: int | None = None) -> Array:
         return x if is_gpu(x) and x.device.id == number else cp.asarray(x)
 
 
-def gpu_number(device: str) -> int | None:
+def gpu_number(device: str, caller: str = "") -> int | None:
     """2 for "cuda:2"; None for "auto", "cpu", and "cuda", the current GPU.
 
     Raises:
-        ValueError: anything else.
+        ValueError: anything else; the message begins with ``caller``.
     """
-    if device in ("auto", "cpu", "cuda"):
+    if isinstance(device, str) and device in ("auto", "cpu", "cuda"):
         return None
-    found = re.fullmatch(r"cuda:(\d+)", device) if isinstance(device, str) else None
+    found = re.fullmatch(r"cuda:(\d{1,9})", device) if isinstance(device, str) else None
     if not found:
-        near = str(device).lower().replace("gpu", "cuda")  # it looks more like "cpu"
-        raise ValueError(f"device {device!r}: wanted 'auto', 'cpu', 'cuda' or 'cuda:<number>'"
-                         f"{did_you_mean(near, ('auto', 'cpu', 'cuda'))}")
+        near = str(device)[:80].lower().replace("gpu", "cuda")  # it looks more like "cpu"
+        raise ValueError(f"{caller}device {short(device)}: wanted 'auto', 'cpu', 'cuda' or "
+                         f"'cuda:<number>'{did_you_mean(near, ('auto', 'cpu', 'cuda'))}")
     return int(found[1])
 
 
@@ -186,13 +222,39 @@ def device_name(array: Array) -> str:
     return f"cuda:{array.device.id}" if is_gpu(array) else "cpu"
 
 
-def _adopt(x: Any) -> Array:
-    if hasattr(x, "__cuda_array_interface__"):
-        return cupy().asarray(x)
-    if hasattr(x, "__dlpack__"):
-        kind, _ = x.__dlpack_device__()
-        return cupy().from_dlpack(x) if kind == 2 else np.from_dlpack(x)  # 2: kDLCUDA
-    return np.asarray(x)
+def adopt(caller: str, name: str, x: Any) -> Array:
+    """Return x as an array of numpy or cupy where it is; itself if it is one.
+
+    Args:
+        caller: name of the function whose argument x is, for messages.
+        name: of the argument.
+        x: anything array-like, as for ``asarray``.
+
+    Raises:
+        TypeError, ValueError: as ``asarray``.
+    """
+    if is_array(x):
+        a = x
+    elif isinstance(x, (np.ndarray, type)):
+        raise TypeError(f"{caller}: {name} is {no_array(x, name)}")
+    elif hasattr(x, "__cuda_array_interface__"):
+        a = cupy().asarray(x)
+    elif hasattr(x, "__dlpack__"):
+        device, _ = x.__dlpack_device__()
+        a = cupy().from_dlpack(x) if device == 2 else np.from_dlpack(x)  # 2: kDLCUDA
+    else:
+        try:
+            a = np.asarray(x)
+        except (TypeError, ValueError) as error:  # lists of different lengths, say
+            refusal = TypeError if isinstance(error, TypeError) else ValueError
+            raise refusal(f"{caller}: {name} is {type_name(x)}: {error}") from None
+    if is_numeric(a.dtype):
+        return a
+    if a.dtype == object and a.size and all(isinstance(v, int) for v in a.flat):
+        raise ValueError(f"{caller}: {name} holds a number beyond 64 bits")
+    if is_array(x) or isinstance(x, (list, tuple)):
+        raise TypeError(f"{caller}: {name} has dtype {str(a.dtype):.60}, wanted numbers")
+    raise TypeError(f"{caller}: {name} is {no_array(x, name)}")
 
 
 # -- what a kernel has to report ---------------------------------------------------------
@@ -229,25 +291,7 @@ def raise_reported() -> None:
             raise ValueError(f"softmax_cross_entropy: label {value} is outside 0..{limit - 1}")
 
 
-# -- probing -----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceInfo:
-    """What the machine offers to CuPy."""
-
-    state: str  # "ready", "no cupy", "no driver", "no device" or "no libraries"
-    message: str  # one sentence: what is there, or what is missing and what mends it
-    name: str | None = None  # of the current device
-    compute_capability: str | None = None  # "90"
-    memory: int | None = None  # bytes on the device
-    driver: int | None = None  # CUDA version of the driver, 13000 for 13.0
-    cupy: str | None = None  # version
-
-    @property
-    def ready(self) -> bool:
-        """Can arrays live and kernels run on a GPU?"""
-        return self.state == "ready"
+# -- the machine -------------------------------------------------------------------------
 
 
 def device_info() -> DeviceInfo:
@@ -256,43 +300,7 @@ def device_info() -> DeviceInfo:
     >>> device_info().state in ("ready", "no cupy", "no driver", "no device", "no libraries")
     True
     """
-    try:
-        cp = _cupy or __import__("cupy")
-    except ImportError as error:
-        return DeviceInfo("no cupy", f"CuPy is not installed: {install('cuda13')} (12 instead of "
-                          f"13 for a driver older than 580) [{error}]")
-    version = cp.__version__
-    try:
-        driver = cp.cuda.runtime.driverGetVersion()
-    except Exception:  # any failure to ask means: not there
-        driver = 0
-    if not driver:
-        return DeviceInfo("no driver", "CuPy is installed but there is no NVIDIA driver: install "
-                          f"one (nvidia.com/drivers), then {install('cuda13')} (12 instead of 13 "
-                          "for a driver older than 580)", cupy=version)
-    try:
-        count, why = cp.cuda.runtime.getDeviceCount(), "it sees none"
-    except Exception as error:
-        count, why = 0, str(error)
-    if not count:
-        extra = "cuda12" if driver < 13000 else "cuda13"
-        return DeviceInfo("no device", f"The NVIDIA driver (CUDA {driver // 1000}) offers no "
-                          f"device to CuPy ({why}): check nvidia-smi and CUDA_VISIBLE_DEVICES; for "
-                          f"this driver {install(extra)}", driver=driver,
-                          cupy=version)
-    try:
-        cp.cuda.nvrtc.getVersion()
-        cp.cuda.device.get_cublas_handle()
-    except Exception as error:  # DynamicLibNotFoundError is neither ImportError nor a CUDA error
-        extra = "cuda12" if driver < 13000 else "cuda13"
-        return DeviceInfo("no libraries", "NVRTC or cuBLAS is missing: "
-                          f"{install(extra)} [{error}]", driver=driver, cupy=version)
-    properties = cp.cuda.runtime.getDeviceProperties(cp.cuda.Device().id)
-    name, memory = properties["name"].decode(), properties["totalGlobalMem"]
-    capability = f"{properties['major']}{properties['minor']}"
-    return DeviceInfo("ready", f"{name}, {memory / 2**30:.0f} GiB, compute capability "
-                      f"{capability[:-1]}.{capability[-1]}, CuPy {version}",
-                      name, capability, memory, driver, version)
+    return probe(_cupy)
 
 
 def free_memory(device: str = "cpu") -> int | None:

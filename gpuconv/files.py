@@ -7,12 +7,9 @@ they replace the old file.
 """
 
 import contextlib
-import hashlib
-import io
 import json
 import os
 import pathlib
-import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,14 +17,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from gpuconv import jsontext
-from gpuconv.backend import Array, float_dtype, is_gpu, to_cpu
+from gpuconv import jsontext, reading
+from gpuconv.backend import Array, float_dtype, is_array, to_cpu
+from gpuconv.checks import check_path, is_numeric, no_array, short, type_name
+from gpuconv.state import check_state
 from gpuconv.system import check_free_memory
 
 FORMAT = "gpuconv"
 VERSION = 1
 DTYPES = set("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split())
-PARSED = 32  # bytes of memory that a byte of JSON can take as a value: "[],[],[],"
 UNFINISHED = ".unfinished"  # how the name of a temporary file ends
 
 
@@ -89,53 +87,6 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
             path.unlink()
 
 
-def open_file(path: str | os.PathLike) -> io.BufferedReader:
-    """Open a regular file, or a link to one, for reading.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        IsADirectoryError, OSError: it is a folder, a FIFO, a socket or a device, which could block
-            the caller for ever; or it cannot be read.
-    """
-    try:
-        _check_regular(path, os.stat(path).st_mode)  # opening a device may already do something
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-                             | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        if error.strerror is None:
-            raise
-        raise type(error)(f"{os.fspath(path)}: {error.strerror.lower()}") from None
-    try:
-        _check_regular(path, os.fstat(descriptor).st_mode)  # it may have been replaced meanwhile
-        return open(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-def read_text(path: str | os.PathLike) -> str:
-    """Read a regular file of UTF-8 text; raises what ``open_file`` does, and UnicodeDecodeError."""
-    with open_file(path) as file:
-        return file.read().decode("utf-8")
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """Read a regular file of JSON.
-
-    Raises:
-        OSError: as ``open_file``.
-        MemoryError: its value could take more memory than is free.
-        ValueError: it is no JSON; names the file and the place.
-    """
-    with open_file(path) as file:
-        check_free_memory(PARSED * os.fstat(file.fileno()).st_size, f"{path}: its values")
-        text = file.read()
-    try:
-        return jsontext.parse(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged: it is {error}") from None
-
-
 def make_folder(path: str | os.PathLike) -> None:
     """Make a folder, and those that it lies in, unless it is there.
 
@@ -148,14 +99,6 @@ def make_folder(path: str | os.PathLike) -> None:
     except FileExistsError as error:
         raise NotADirectoryError(f"{error.filename} is no folder, wanted one: move it away or "
                                  "delete it") from None
-
-
-def _check_regular(path: str | os.PathLike, mode: int) -> None:
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(f"{os.fspath(path)} is a folder, wanted a file")
-    if not stat.S_ISREG(mode):
-        kind = "FIFO" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
-        raise OSError(f"{os.fspath(path)} is a {kind}, wanted a file")
 
 
 def check_writable(path: str | os.PathLike) -> pathlib.Path:
@@ -190,12 +133,6 @@ def sync_folder(folder: pathlib.Path) -> None:
             os.close(descriptor)
 
 
-def digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
-    """Hash of a file's bytes, in hex."""
-    with open_file(path) as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
 def save(path: str | os.PathLike, state: Mapping[str, Array],
          metadata: Mapping[str, Any] | None = None) -> None:
     """Write named arrays as a safetensors file.
@@ -218,10 +155,21 @@ def save(path: str | os.PathLike, state: Mapping[str, Array],
     ({'w': array([1., 1.])}, {'epoch': 3})
     """
     import safetensors.numpy
-    arrays, text = {}, json.dumps(metadata or {})
+    check_path("save", "path", path)
+    check_state("save", state)
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"save: metadata is {type_name(metadata)}, wanted a dict")
+    try:
+        arrays, text = {}, json.dumps(metadata or {})
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"save: metadata: {error}, wanted JSON values") from None
     for name, a in state.items():
-        if not (isinstance(a, np.ndarray | np.generic) or is_gpu(a)):
-            raise TypeError(f"save: {name} is {type(a).__name__}, wanted an array")
+        if not isinstance(name, str):
+            raise TypeError(f"save: name {short(name)} is {type_name(name)}, wanted a str")
+        if not (isinstance(a, np.generic) or is_array(a)):
+            raise TypeError(f"save: {name} is {no_array(a)}")
+        if not is_numeric(a.dtype):
+            raise TypeError(f"save: {name} has dtype {str(a.dtype):.60}, wanted numbers")
         a = to_cpu(a)
         # safetensors 0.8.0 writes the memory of a strided array as if it were dense (issue 825).
         dense = np.ascontiguousarray(a, a.dtype.newbyteorder("=") if not a.dtype.isnative else None)
@@ -273,7 +221,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
 def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
     """(state, metadata, CRC-32) of a file that has the checksum which it says it has."""
     import safetensors
-    with open_file(path) as file:
+    with reading.open_file(path) as file:
         check_free_memory(os.fstat(file.fileno()).st_size, f"{path}: its arrays")
     try:
         with safetensors.safe_open(path, "np") as file:
@@ -300,7 +248,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any
     crc = _checksum(state, version + text)
     if described.get("crc32") != crc:
         raise ValueError(f"{path}: damaged: its content has not the checksum it was written with")
-    check_free_memory(PARSED * len(text), f"{path}: its metadata")
+    check_free_memory(reading.PARSED * len(text), f"{path}: its metadata")
     try:
         metadata = jsontext.parse(text)
     except ValueError as error:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gpuconv.autograd import Tensor
-from gpuconv.backend import Array
+from gpuconv.backend import Array, check_arrays
+from gpuconv.checks import check_function
 
 
 def vjp(f: Callable[..., Any], *arrays: Array) -> tuple[Array, Callable[..., tuple]]:
@@ -25,6 +26,11 @@ def vjp(f: Callable[..., Any], *arrays: Array) -> tuple[Array, Callable[..., tup
     >>> y.ravel(), pull(10 * y)[0].ravel()
     (array([4.]), array([ 0., 40.,  0.,  0.]))
     """
+    check_function("vjp", "f", f)
+    for number, a in enumerate(arrays):
+        if a is None:
+            raise TypeError(f"vjp: array {number} is NoneType, wanted an array")
+    check_arrays("vjp", **{f"array {i}": a for i, a in enumerate(arrays)})
     inputs = [Tensor(a, requires_grad=True) for a in arrays]
     y = f(*inputs)
     if not isinstance(y, Tensor):
@@ -52,6 +58,8 @@ def value_and_grad(f: Callable[..., Any]) -> Callable[..., tuple[Array, tuple]]:
     >>> value.item(), gx
     (5.0, array([2., 4.]))
     """
+    check_function("value_and_grad", "f", f)
+
     def both(*arrays: Array) -> tuple[Array, tuple]:
         y, pull = vjp(f, *arrays)
         return y, pull()

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backend import Array, array_device, get_array_module
+from gpuconv.backend import Array, array_device, check_arrays
+from gpuconv.checks import check_count, check_function, check_number
 from gpuconv.functional import vjp
 
 
@@ -30,10 +31,16 @@ def gradcheck(f: Callable[..., Any], *arrays: np.ndarray, eps: float = 1e-6, tol
 
     >>> gradcheck(lambda x: (x * x).sum(), np.array([1.0, 2.0]))
     """
-    for a in arrays:
-        if a.dtype != np.float64:
-            raise TypeError(f"gradcheck: an array is {a.dtype}, wanted float64")
-    xp, rng = get_array_module(*arrays), np.random.default_rng(seed)
+    check_function("gradcheck", "f", f)
+    named = {f"array {i}": a for i, a in enumerate(arrays)}
+    xp = check_arrays("gradcheck", **named)
+    for name, a in named.items():
+        if a is None or a.dtype != np.float64:
+            raise TypeError(f"gradcheck: {name} is {getattr(a, 'dtype', a)}, wanted float64")
+    check_number("gradcheck", "eps", eps, above=0)
+    check_number("gradcheck", "tol", tol, least=0)
+    check_count("gradcheck", "directions", directions)
+    rng = np.random.default_rng(check_count("gradcheck", "seed", seed, 0))
 
     def normal(shape: tuple[int, ...]) -> Array:
         return xp.asarray(rng.standard_normal(shape))

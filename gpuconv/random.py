@@ -12,12 +12,12 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 
 import hashlib
 import itertools
-import operator
 from typing import Any
 
 import numpy as np
 
 from gpuconv.backend import Array
+from gpuconv.checks import check_count, short
 
 MULTIPLY = 0xD2511F53, 0xCD9E8D57  # of the first and the third word, in each round
 STEP = 0x9E3779B9, 0xBB67AE85      # what the key words grow by between rounds
@@ -51,11 +51,16 @@ def seed(n: int) -> None:
     _default.seed, _default.draws = check_seed(n), itertools.count()
 
 
-def check_seed(n: int) -> int:
-    """n, if it can be the first word of a key."""
-    if not 0 <= operator.index(n) <= LOW:
-        raise ValueError(f"seed {n} is outside 0..{LOW}")
-    return operator.index(n)
+def check_seed(n: int, caller: str = "seed") -> int:
+    """Return n as an int, if it can be the first word of a key.
+
+    Raises:
+        TypeError, ValueError: it cannot; begins with the caller's name.
+    """
+    try:
+        return check_count(caller, "seed", n, 0, LOW)
+    except ValueError:
+        raise ValueError(f"{caller}: seed {short(n)} is outside 0..{LOW}") from None
 
 
 def fresh() -> tuple[tuple[int, int], int]:

@@ -120,7 +120,7 @@ def module(make, dtype):
 
 
 OPS = {  # name in gpuconv.ops: the function on arrays of a dtype
-    "add": lambda T: gradient(lambda x: x + 1, image(T)),
+    "add": lambda T: gradient(lambda x: gpc.ops.add(x, 1), image(T)),
     "avg_pool2d": lambda T: gradient(lambda x: gpc.ops.avg_pool2d(x, 2), image(T)),
     "batch_norm": lambda T: gpc.ops.batch_norm(image(T), a(4, dtype=T), a(4, dtype=T), a(4), a(4),
                                                training=True),
@@ -131,12 +131,13 @@ OPS = {  # name in gpuconv.ops: the function on arrays of a dtype
     "conv_batch_norm": lambda T: gpc.ops.conv_batch_norm(
         image(T), a(4, 3, 3, 4, dtype=T), a(4, dtype=T), a(4, dtype=T), a(4), a(4), training=True),
     "conv_max_pool": lambda T: gradient(gpc.ops.conv_max_pool, image(T), a(6, 3, 3, 4, dtype=T)),
-    "div": lambda T: gradient(lambda x: x / 3, image(T)),
+    "div": lambda T: gradient(lambda x: gpc.ops.div(x, 3), image(T)),
     "dropout": lambda T: gpc.ops.dropout(image(T), 0.5, training=True),
     "exp": lambda T: gradient(gpc.ops.exp, image(T)),
     "flatten": lambda T: gradient(gpc.ops.flatten, image(T)),
     "gelu": lambda T: gradient(gpc.ops.gelu, image(T)),
-    "getitem": lambda T: gradient(lambda x: x[1:, 2], image(T)),
+    "getitem": lambda T: gradient(lambda x: gpc.ops.getitem(
+        x, (slice(1, None), 2)), image(T)),
     "global_avg_pool2d": lambda T: gradient(gpc.ops.global_avg_pool2d, image(T)),
     "global_max_pool2d": lambda T: gradient(gpc.ops.global_max_pool2d, image(T)),
     "im2col": lambda T: gradient(lambda x: gpc.ops.im2col(x, 3), image(T)),
@@ -147,8 +148,8 @@ OPS = {  # name in gpuconv.ops: the function on arrays of a dtype
     "max": lambda T: gradient(gpc.ops.max, image(T)),
     "max_pool2d": lambda T: gradient(lambda x: gpc.ops.max_pool2d(x, 2), image(T)),
     "mean": lambda T: gradient(gpc.ops.mean, image(T)),
-    "mul": lambda T: gradient(lambda x: x * 2, image(T)),
-    "neg": lambda T: gradient(lambda x: -x, image(T)),
+    "mul": lambda T: gradient(lambda x: gpc.ops.mul(x, 2), image(T)),
+    "neg": lambda T: gradient(lambda x: gpc.ops.neg(x), image(T)),
     "pad2d": lambda T: gradient(lambda x: gpc.ops.pad2d(x, 1), image(T)),
     "relu": lambda T: gradient(gpc.ops.relu, image(T)),
     "reshape": lambda T: gradient(lambda x: gpc.ops.reshape(x, (2, -1)), image(T)),
@@ -156,7 +157,7 @@ OPS = {  # name in gpuconv.ops: the function on arrays of a dtype
     "softmax": lambda T: gradient(gpc.ops.softmax, a(5, 8, dtype=T)),
     "softmax_cross_entropy": lambda T: gradient(
         lambda x: gpc.ops.softmax_cross_entropy(x, np.arange(5)), a(5, 8, dtype=T)),
-    "sub": lambda T: gradient(lambda x: x - 1, image(T)),
+    "sub": lambda T: gradient(lambda x: gpc.ops.sub(x, 1), image(T)),
     "sum": lambda T: gradient(gpc.ops.sum, image(T)),
     "tanh": lambda T: gradient(gpc.ops.tanh, image(T)),
     "transpose": lambda T: gradient(gpc.ops.transpose, image(T)),

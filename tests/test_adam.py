@@ -363,8 +363,8 @@ ONE = Parameter(np.zeros(2, "float32"))
     ([ONE], dict(lr=-1), ValueError, "lr is -1, wanted at least 0"),
     ([ONE], dict(lr=float("nan")), ValueError, "lr is nan"),
     ([ONE], dict(weight_decay=-0.5), ValueError, "weight_decay is -0.5, wanted at least 0"),
-    ([ONE], dict(betas=(1.0, 0.9)), ValueError, "beta1 is 1.0, wanted 0 <= beta1 < 1"),
-    ([ONE], dict(betas=(0.9, -0.1)), ValueError, "beta2 is -0.1, wanted 0 <= beta2 < 1"),
+    ([ONE], dict(betas=(1.0, 0.9)), ValueError, "beta1 is 1.0, wanted at least 0 and less than 1"),
+    ([ONE], dict(betas=(0.9, -0.1)), ValueError, "beta2 is -0.1, wanted at least 0 and"),
     ([ONE], dict(betas=(0.9, float("nan"))), ValueError, "beta2 is nan"),
     ([ONE], dict(betas=0.9), TypeError, "betas is 0.9, wanted two numbers"),
     ([ONE], dict(betas=(0.9,)), TypeError, r"betas is \(0.9,\), wanted two numbers"),
@@ -372,15 +372,15 @@ ONE = Parameter(np.zeros(2, "float32"))
     ([ONE], dict(eps=-1e-8), ValueError, "eps is -1e-08, wanted"),
     ([{"params": [ONE], "betas": (0.9, 2)}], {}, ValueError, "beta2 is 2"),
     ([{"params": [ONE], "betas": (0.9, 0.9), "beta1": 0.5}], {}, ValueError,
-     r"group 0 has \['beta1', 'betas', 'params'\], wanted 'params' and any of"),
-    ([{"params": [ONE], "momentum": 0.9}], {}, ValueError, r"group 0 has \['momentum', 'params'\]"),
+     r"group 0 has params, betas, beta1, wanted 'params' and any of"),
+    ([{"params": [ONE], "momentum": 0.9}], {}, ValueError, r"group 0 has params, momentum"),
     ([], {}, ValueError, "group 0 has no parameters"),
     ([ONE, ONE], {}, ValueError, r"parameter 1 \(2,\) is parameter 0 again"),
 ])
 def test_refuses(kind, params, settings, error, message):
     with pytest.raises(error, match=f"{kind.__name__}: {message}"):
         kind(params, **settings)
-    assert not ONE.packed
+    assert ONE.holder is None
 
 
 def test_a_setting_spoilt_later_is_noticed(rng):

@@ -482,7 +482,8 @@ def test_a_loss_that_explodes_names_the_last_good_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("settings, text", [
-    (dict(keep=0), "keep 0"), (dict(minutes=0), "minutes 0"), (dict(minutes=float("nan")), "nan")])
+    (dict(keep=0), "keep is 0, wanted at least 1"),
+    (dict(minutes=0), "minutes is 0, wanted more than 0"), (dict(minutes=float("nan")), "nan")])
 def test_refuses(tmp_path, settings, text):
     with pytest.raises(ValueError, match=text):
         Checkpoint(tmp_path, **settings)

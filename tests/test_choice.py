@@ -77,7 +77,7 @@ def test_candidates_begin_with_the_default_and_are_different(direction):
     lambda: nn.Conv2d(1, 1, 1, precision="fast"), lambda: nn.Linear(1, 1, precision="fast"),
 ], ids=["conv2d", "linear", "conv_batch_norm", "Conv2d", "Linear"])
 def test_unknown_precision(f):
-    with pytest.raises(ValueError, match="precision 'fast', wanted 'ieee' or 'tf32'"):
+    with pytest.raises(ValueError, match="precision is 'fast', wanted 'ieee' or 'tf32'"):
         f()
 
 

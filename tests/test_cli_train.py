@@ -296,8 +296,8 @@ def test_wrong_usage(wrong, text):
     ("--model resnet", "unknown model 'resnet'"),
     ("--data mnist", "data mnist: no such file or folder; wanted cifar10, shapes, a folder"),
     ("--recipe soup", "--recipe soup: wanted one of cifar10, folder, shapes, simple"),
-    ("--optimizer lion", "optimizer 'lion', wanted one of sgd, adam, adamw"),
-    ("--views ten", "views 'ten', wanted one of none, mirror, six"),
+    ("--optimizer lion", "optimizer is 'lion', wanted 'sgd', 'adam', 'adamw'"),
+    ("--views ten", "views is 'ten', wanted 'none', 'mirror' or 'six'"),
     ("--recipe speedrun94", "group '25.weight' has no parameters of the model"),
     ("--recipe speedrun94 --model speedrun --batch-size 41", "of 41, and there are 40 images: "
                                                              "--batch-size"),
@@ -309,7 +309,7 @@ def test_wrong_usage(wrong, text):
     ("--batch-size 13 --model", "40 images in batches of 13 leave one image for the last batch: "
                                 "batch_norm: x (1, 1, 1, 4) has one value per channel"),
     ("--runs 2 --run .", "is a folder, wanted the name of a file"),
-    ("--ema 1", "ema 1.0, wanted at least 0 and less than 1"),
+    ("--ema 1", "ema is 1.0, wanted at least 0 and less than 1"),
 ])
 def test_what_does_not_exist(tmp_path, wrong, text):
     net = ["INPUT 32x32x3 CONV3-4/4 RELU POOL8 BN FC 10"] * wrong.endswith("--model")
@@ -348,8 +348,8 @@ def test_a_run_does_not_go_where_its_images_are(tmp_path):
 
 
 @pytest.mark.parametrize("wrong, text", [
-    ("--lr 1 --momentum 1", "momentum 1.0, wanted at least 0 and less than 1"),
-    ("--clip-norm 0", "clip_norm 0.0, wanted more than 0"),
+    ("--lr 1 --momentum 1", "momentum is 1.0, wanted at least 0 and less than 1"),
+    ("--clip-norm 0", "clip_norm is 0.0, wanted more than 0"),
     ("--model resnet", "unknown model 'resnet'"),
 ])
 def test_settings_are_refused_before_images_are_read(tmp_path, wrong, text):

@@ -197,7 +197,7 @@ def test_devices_do_not_mix(cp):
 @pytest.mark.parametrize("max_norm", [-1, float("nan")])
 def test_refuses_a_bad_norm(rng, max_norm):
     sgd = SGD(parameters(np, rng), 0.1)
-    with pytest.raises(ValueError, match=f"max_norm is {max_norm}, wanted at least 0"):
+    with pytest.raises(ValueError, match=f"max_norm is {max_norm}, wanted .*at least 0"):
         clip_grad_norm(sgd, max_norm)
 
 
@@ -210,5 +210,5 @@ def test_refuses_what_is_no_optimiser_or_spent(rng):
     with pytest.raises(RuntimeError, match=r"grad of parameter 2 \(70,\) was replaced"):
         clip_grad_norm(sgd, 1.0)
     sgd.release()
-    with pytest.raises(RuntimeError, match="the optimiser has released its parameters"):
+    with pytest.raises(RuntimeError, match=r"clip_grad_norm after release\(\): the opt"):
         clip_grad_norm(sgd, 1.0)

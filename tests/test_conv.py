@@ -324,12 +324,12 @@ def test_refuses_what_does_not_follow(options, message):
     (((1, 4, 4, 1), (1, 3, 3, 1)), dict(stride=-1), ValueError, r"stride \(-1, -1\)"),
     (((1, 4, 4, 1), (1, 3, 3, 1)), dict(padding=-1), ValueError, "padding .*: at least 0"),
     (((1, 4, 4, 1), (1, 3, 3, 1)), dict(padding="full"), ValueError, "padding 'full', wanted"),
-    (((1, 4, 4, 1), (1, 3, 3, 1)), dict(padding_mode="mirror"), ValueError, "'mirror', wanted one"),
+    (((1, 4, 4, 1), (1, 3, 3, 1)), dict(padding_mode="mirror"), ValueError, "mode is 'mirror'"),
     (((1, 4, 4, 4), (3, 3, 3, 2)), dict(groups=2), ValueError,
      "groups 2 must divide 4 channels and 3 filters"),
     (((1, 4, 4, 4), (4, 3, 3, 4)), dict(groups=2), ValueError,
      "x has 2 channels in each of 2 groups, w wants 4"),
-    (((1, 4, 4, 4), (4, 3, 3, 4)), dict(groups=0), ValueError, "groups 0, wanted at least 1"),
+    (((1, 4, 4, 4), (4, 3, 3, 4)), dict(groups=0), ValueError, "groups is 0, wanted at least 1"),
 ])
 def test_refuses(shapes, options, error, message):
     with pytest.raises(error, match=message):

@@ -17,7 +17,7 @@ import safetensors.numpy
 from odd_files import ODD, make_odd
 
 from check import DTYPES, make
-from gpuconv import files
+from gpuconv import files, reading
 from gpuconv.autograd import Tensor
 
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool"]
@@ -124,8 +124,8 @@ def test_a_folder_that_is_none(tmp_path, folder):
 
 def test_digest(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
-    assert files.digest(tmp_path / "abc").startswith("ba7816bf8f01cfea")
-    assert files.digest(tmp_path / "abc", "md5") == "900150983cd24fb0d6963f7d28e17f72"
+    assert reading.digest(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+    assert reading.digest(tmp_path / "abc", "md5") == "900150983cd24fb0d6963f7d28e17f72"
 
 
 def test_leftovers_of_a_crash_are_removed_and_nothing_else(tmp_path):
@@ -215,7 +215,7 @@ def test_saving_over_a_file_replaces_it_or_leaves_it(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize("read", [files.load, files.digest, files.open_file, files.read_text])
+@pytest.mark.parametrize("read", [files.load, reading.digest, reading.open_file, reading.read_text])
 def test_what_is_no_file_is_not_opened(tmp_path, kind, read):
     """A FIFO without a writer would block for ever, a device may have no end."""
     make_odd(tmp_path / "odd", kind)
@@ -232,13 +232,13 @@ def test_a_file_that_becomes_a_fifo_is_not_opened_either(tmp_path, monkeypatch):
     regular = os.stat(tmp_path / "file")
     monkeypatch.setattr(os, "stat", lambda path: regular)
     with pytest.raises(OSError, match="odd is a FIFO, wanted a file"):
-        files.open_file(tmp_path / "odd")
+        reading.open_file(tmp_path / "odd")
 
 
 def test_a_link_to_a_file_is_a_file(tmp_path):
     (tmp_path / "file").write_text("ä", encoding="utf-8")
     (tmp_path / "link").symlink_to("file")
-    assert files.read_text(tmp_path / "link") == "ä"
+    assert reading.read_text(tmp_path / "link") == "ä"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000])
@@ -419,8 +419,9 @@ def test_a_check_sees_the_whole_file_and_can_refuse_it(tmp_path):
     (None, TypeError, "save: w is NoneType, wanted an array"),
     (2.0, TypeError, "save: w is float, wanted an array"),
     (Tensor(np.ones(1)), TypeError, "Tensor"),
-    (np.array(["text"]), ValueError, "save: .*dtype"),
-    (np.array([{}]), (TypeError, ValueError), "."),
+    (np.array(["text"]), TypeError, "save: w has dtype <U4, wanted numbers"),
+    (np.array([{}]), TypeError, "save: w has dtype object"),
+    (np.ma.zeros(2), TypeError, r"save: w is MaskedArray, wanted an array: x.filled\(0\)"),
 ])
 def test_what_is_no_array_of_numbers_is_not_saved(tmp_path, value, error, message):
     with pytest.raises(error, match=message):

@@ -158,7 +158,7 @@ def test_empty_batch(xp):
     (lambda x: im2col(x, 2.5), TypeError, "2.5: wanted a whole number"),
     (lambda x: col2im(x, (1, 5, 5, 2), 2), ValueError,
      r"col has shape \(1, 4, 4, 2\), images \(1, 5, 5, 2\) .* give \(1, 4, 4, 8\)"),
-    (lambda x: col2im(x, (1, 5, 5), 2), ValueError, r"input_shape \(1, 5, 5\)"),
+    (lambda x: col2im(x, (1, 5, 5), 2), ValueError, r"input_shape is \(1, 5, 5\), wanted 4 sizes"),
 ])
 def test_refuses(call, error, message):
     with pytest.raises(error, match=message):

@@ -164,7 +164,7 @@ def test_whitening_refuses_what_is_not_finite():
 @pytest.mark.parametrize("fill, shape, message", [
     (init.he_normal_, (3,), r"weight \(3,\), wanted \(K, R, S, C\) or \(K, C\)"),
     (init.he_normal_, (0, 3), r"weight \(0, 3\)"),
-    (lambda p: init.he_uniform_(p, "fan"), (3, 3), "mode 'fan', wanted 'fan_in' or 'fan_out'"),
+    (lambda p: init.he_uniform_(p, "fan"), (3, 3), "mode is 'fan', wanted 'fan_in' or 'fan_out'"),
     (lambda p: init.dirac_(p, 2), (3, 1, 1, 3), r"dirac_: weight \(3, 1, 1, 3\), groups 2"),
     (init.dirac_, (3, 3), r"dirac_: weight \(3, 3\)"),
 ])

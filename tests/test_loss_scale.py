@@ -238,8 +238,9 @@ def test_a_bad_state_changes_nothing(xp, change, message):
     (dict(scale=0.0), "scale is 0.0"), (dict(scale=-2.0), "scale is -2.0"),
     (dict(scale=float("inf")), "scale is inf"), (dict(scale=2.0**128), "scale is 3.4"),
     (dict(growth=1.5), "growth is 1.5"), (dict(backoff=0.3), "backoff is 0.3"),
-    (dict(growth=0.5), "growth 0.5, backoff 0.5, interval 2000, wanted at least 1, at most 1"),
-    (dict(backoff=2.0), "backoff 2.0"), (dict(interval=0), "interval 0"),
+    (dict(growth=0.5), "growth is 0.5, wanted at least 1"),
+    (dict(backoff=2.0), "backoff is 2.0, wanted at most 1"),
+    (dict(interval=0), "interval is 0, wanted at least 1"),
 ])
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=f"LossScale: .*{message}"):
@@ -255,7 +256,7 @@ def test_refuses_what_is_no_optimiser_or_spent_or_too_narrow():
     with pytest.raises(TypeError, match="wants a loss of float32 or float64, got float16"):
         scaler.multiply(p)
     sgd.release()
-    with pytest.raises(RuntimeError, match="the optimiser has released its parameters"):
+    with pytest.raises(RuntimeError, match=r"check after release\(\): the optimiser holds"):
         scaler.check()
 
 

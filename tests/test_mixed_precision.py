@@ -173,7 +173,8 @@ def test_what_is_scaled_by_default():
 
 @pytest.mark.parametrize("scale, message", [
     ("static", "loss_scale 'static', wanted 'dynamic' or a number"),
-    (3, "scale is 3.0, wanted a power of two"), (0, "scale is 0.0, wanted a power of two")])
+    (3, "scale is 3.0, wanted 'dynamic' or a power of two"),
+    (0, "scale is 0.0, wanted 'dynamic' or a power")])
 def test_refuses(scale, message):
     model = network("float32")
     with pytest.raises(ValueError, match=message):

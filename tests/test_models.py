@@ -198,9 +198,9 @@ def test_other_image_sizes(name, image):
     ("simple_convnet", dict(image=1), ValueError, "image is 1 pixels, wanted at least 2"),
     ("speedrun", dict(image=24), ValueError, "speedrun: image is 24 pixels, wanted at least 25"),
     ("cifar_convnet", dict(image=0), ValueError, "cifar_convnet: image is 0, wanted at least 1"),
-    ("cifar_convnet", dict(image=32.0), TypeError, "cifar_convnet: image is 32.0, wanted an int"),
+    ("cifar_convnet", dict(image=32.0), TypeError, "cifar_convnet: image is 32.0, wanted a whole"),
     ("simple_convnet", dict(in_channels=0), ValueError, "simple_convnet: in_channels is 0"),
-    ("simple_convnet", dict(classes=0), ValueError, "out_features is 0"),
+    ("simple_convnet", dict(classes=0), ValueError, "classes is 0"),
 ])
 def test_refuses_sizes(name, arguments, error, message):
     with pytest.raises(error, match=message):
@@ -267,7 +267,7 @@ def test_describe_refuses(text, data, message):
     ({"name": "resnet"}, "unknown model 'resnet'"),
     ({"name": "cifar_convnet", "arguments": {"depth": 3}}, "unexpected keyword argument 'depth'"),
     ({"name": "cifar_convnet", "arguments": [3]}, r"cifar_convnet: arguments \[3\]"),
-    ({"name": "cifar_convnet", "arguments": {"image": "32"}}, "image is '32', wanted an int"),
+    ({"name": "cifar_convnet", "arguments": {"image": "32"}}, "image is '32', wanted a whole"),
     ({"name": "cifar_convnet", "arguments": {"image": 4}}, "image is 4 pixels"),
     ({"notation": "INPUT 4x4x3 FC"}, "wanted FC n"),
 ])

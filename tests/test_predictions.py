@@ -145,7 +145,7 @@ def test_data_on_the_gpu(cp):
 @pytest.mark.parametrize("error, text, data, more", [
     (TypeError, "data is tuple, wanted a Dataset", (np.zeros((1, 4, 4, 1), "uint8"), [0]), {}),
     (ValueError, "predictions: no images", photographs()[:0], {}),
-    (ValueError, "batch_size 0, wanted at least 1", photographs(), dict(batch_size=0)),
+    (ValueError, "batch_size is 0, wanted at least 1", photographs(), dict(batch_size=0)),
     (ValueError, r"gives \(21, 3\), wanted \(N, 4\) for the classes bird, cat, dog, emu",
      photographs(classes=NAMES), {}),
 ], ids=["pair", "empty", "batch size", "classes"])

@@ -101,10 +101,10 @@ def test_is_a_value():
     (lambda: Cosine(final=2), "Cosine: final is 2, wanted 0..1"),
     (lambda: OneCycle(peak_at=1.5), "OneCycle: peak_at is 1.5"),
     (lambda: OneCycle(anneal="cos"), "OneCycle: anneal is 'cos', wanted 'cosine' or 'linear'"),
-    (lambda: StepDecay(at=(0.5, 3)), r"StepDecay: at is \(0.5, 3\), wanted fractions"),
+    (lambda: StepDecay(at=(0.5, 3)), r"StepDecay: a point of at is 3, wanted 0..1"),
     (lambda: StepDecay(gamma=-1), "StepDecay: gamma is -1"),
-    (lambda: Cosine()(-1, 10), "Cosine: step -1 of 10"),
-    (lambda: Cosine()(0, 0), "Cosine: step 0 of 0"),
+    (lambda: Cosine()(-1, 10), "Cosine: step is -1, wanted at least 0"),
+    (lambda: Cosine()(0, 0), "Cosine: total is 0, wanted at least 1"),
 ])
 def test_refuses(make, message):
     with pytest.raises(ValueError, match=message):

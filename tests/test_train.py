@@ -441,11 +441,11 @@ BYTES = np.zeros((4, 4, 4, 1), "uint8")
 
 
 @pytest.mark.parametrize("error, text, change", [
-    (ValueError, "epochs 0, wanted at least 1", dict(epochs=0)),
-    (ValueError, "batch_size -2, wanted at least 1", dict(batch_size=-2)),
-    (TypeError, "float", dict(epochs=1.5)),
+    (ValueError, "epochs is 0, wanted at least 1", dict(epochs=0)),
+    (ValueError, "batch_size is -2, wanted at least 1", dict(batch_size=-2)),
+    (TypeError, "epochs is 1.5, wanted a whole number", dict(epochs=1.5)),
     (ValueError, "seed -1", dict(seed=-1)),
-    (ValueError, "label_smoothing 2, wanted 0..1", dict(label_smoothing=2)),
+    (ValueError, "label_smoothing is 2, wanted 0..1", dict(label_smoothing=2)),
     (ValueError, "fit: train: no images", dict(data=tiny()[:0])),
     (ValueError, "fit: test: no images", dict(test=tiny()[:0])),
     (ValueError, r"images have shape \(4, 4, 4\), wanted \(N, H, W, C\)",
@@ -466,9 +466,9 @@ BYTES = np.zeros((4, 4, 4, 1), "uint8")
      dict(test=(np.zeros((3, 5, 4, 1), "uint8"), [0, 1, 2]))),
     (ValueError, "x has 3 channels, w wants 1",
      dict(data=Dataset(np.tile(tiny().images, 3), tiny().labels, tiny().classes, "rgb"))),
-    (ValueError, "clip_norm 0, wanted more than 0", dict(clip_norm=0)),
-    (TypeError, "fit: 0.9 is no EMA", dict(ema=0.9)),
-    (TypeError, "callback 0 is .*, wanted a train.Callback", dict(callbacks=[print])),
+    (ValueError, "clip_norm is 0, wanted more than 0", dict(clip_norm=0)),
+    (TypeError, "fit: ema is float, wanted an EMA", dict(ema=0.9)),
+    (TypeError, "callback 0 is .*, wanted a Callback", dict(callbacks=[print])),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_refuses(error, text, change):
     model = network()
@@ -484,7 +484,7 @@ def test_refuses_the_optimizer_of_another_model():
 
 
 def test_evaluate_refuses():
-    with pytest.raises(ValueError, match="evaluate: batch_size 0"):
+    with pytest.raises(ValueError, match="evaluate: batch_size is 0"):
         evaluate(network(), tiny(), batch_size=0)
     with pytest.raises(ValueError, match="evaluate: no images"):
         evaluate(network(), tiny()[:0])

@@ -92,7 +92,7 @@ def test_without_views_it_is_what_the_model_answers():
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="views 'ten', wanted one of none, mirror, six"):
+    with pytest.raises(ValueError, match="views is 'ten', wanted 'none', 'mirror' or 'six'"):
         predictions(network(), photographs(), views="ten")
     tiny = Dataset(np.zeros((2, 1, 6, 3), np.uint8), np.int32([0, 1]), ("a", "b"), "tiny")
     with pytest.raises(ValueError, match="a reflection of 1 pixels does not fit images of"):

@@ -20,12 +20,16 @@ from gpuconv import kernels, threads
 from gpuconv.backend import (
     Array,
     accumulator,
+    adopt,
     array_device,
+    check_arrays,
     cupy,
     float_dtype,
-    get_array_module,
+    is_array,
     is_gpu,
+    to_cpu,
 )
+from gpuconv.checks import check_count, no_array, short, type_name
 from gpuconv.data.moves import NOTHING, Augment, Move, moves, numbers
 
 Numbers = Sequence[float] | np.ndarray
@@ -62,13 +66,14 @@ def augment_batch(images: Array, index: Array, *, mean: Numbers, std: Numbers,
     array([[0. , 0.2],
            [0.4, 1. ]], dtype=float32)
     """
-    get_array_module(images, index)
-    _check(images, index, augment)
+    _check("augment_batch", images, index, augment)
+    epoch = check_count("augment_batch", "epoch", epoch, 0)
     C = images.shape[3]
     middle, spread = _in_bytes(C, mean, std)
     run, augment = _gpu if is_gpu(images) else _cpu, augment or NOTHING
+    T = float_dtype(dtype, "augment_batch: ")
     with array_device(images):
-        return run(images, index, middle, spread, float_dtype(dtype), key, epoch, augment)
+        return run(images, index, middle, spread, T, key, epoch, augment)
 
 
 def fetch_batch(images: Array, labels: Array, order: Array, clock: Array, x: Array,
@@ -99,8 +104,7 @@ def fetch_batch(images: Array, labels: Array, order: Array, clock: Array, x: Arr
     >>> x.item(), label.item()
     (0.2, 7)
     """
-    get_array_module(images, labels, order, clock, x, out_labels)
-    _check(images, order, augment)
+    _check("fetch_batch", images, order, augment)
     _check_batch("fetch_batch", images, labels, order, clock, x, out_labels)
     middle, spread = _in_bytes(images.shape[3], mean, std)
     float_dtype(x.dtype)
@@ -124,7 +128,6 @@ def gather_batch(images: Array, labels: Array, order: Array, clock: Array, x: Ar
     >>> x.item(), label.item()
     (1.0, 7)
     """
-    get_array_module(images, labels, order, clock, x, out_labels)
     _check_batch("gather_batch", images, labels, order, clock, x, out_labels)
     if images.dtype != x.dtype or order.dtype != np.int32:
         raise TypeError(f"gather_batch: images are {images.dtype}, x is {x.dtype}, order "
@@ -141,6 +144,8 @@ def gather_batch(images: Array, labels: Array, order: Array, clock: Array, x: Ar
 
 def _check_batch(caller: str, images: Array, labels: Array, order: Array, clock: Array, x: Array,
                  out_labels: Array) -> None:
+    check_arrays(caller, images=images, labels=labels, order=order, clock=clock, x=x,
+                 out_labels=out_labels)
     if (labels.dtype, out_labels.dtype, clock.dtype) != (np.int32, np.int32, np.int64):
         raise TypeError(f"{caller}: labels are {labels.dtype}, out_labels {out_labels.dtype}, "
                         f"clock is {clock.dtype}, wanted int32, int32, int64")
@@ -151,30 +156,57 @@ def _check_batch(caller: str, images: Array, labels: Array, order: Array, clock:
                          f"{out_labels.shape}: they do not fit")
 
 
-def _check(images: Array, index: Array, augment: Augment | Move | None) -> None:
+def _check(caller: str, images: Array, index: Array, augment: Augment | Move | None) -> None:
+    for name, a in (("images", images), ("index", index)):
+        if not is_array(a):
+            raise TypeError(f"{caller}: {name} is {no_array(a, name)}")
+    check_arrays(caller, images=images, index=index)
+    if not isinstance(augment, (Augment, Move, type(None))):
+        raise TypeError(f"{caller}: augment is {type_name(augment)}, wanted an Augment or None")
     if images.dtype != np.uint8 or index.dtype != np.int32:
-        raise TypeError(f"augment_batch: images are {images.dtype}, index is {index.dtype}, "
+        raise TypeError(f"{caller}: images are {images.dtype}, index is {index.dtype}, "
                         "wanted uint8 and int32")
     if images.ndim != 4 or index.ndim != 1:
-        raise ValueError(f"augment_batch: images have shape {images.shape}, index {index.shape}, "
+        raise ValueError(f"{caller}: images have shape {images.shape}, index {index.shape}, "
                          "wanted (N, H, W, C) and (B,)")
     if 0 in images.shape[1:] or (len(index) and not len(images)):
-        raise ValueError(f"augment_batch: images have shape {images.shape}: there is no pixel")
+        raise ValueError(f"{caller}: images have shape {images.shape}: there is no pixel")
     if augment and augment.padding_mode == "reflect" and augment.pad >= min(images.shape[1:3]):
-        raise ValueError(f"augment_batch: a reflection of {augment.pad} pixels does not fit images "
+        raise ValueError(f"{caller}: a reflection of {augment.pad} pixels does not fit images "
                          f"of {images.shape[1:3]}")
 
 
 def _in_bytes(C: int, mean: Numbers, std: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Both as (C,) float64, for pixels of 0 .. 255."""
-    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-    if mean.shape != (C,) or std.shape != (C,):
-        raise ValueError(f"augment_batch: mean has shape {mean.shape}, std {std.shape}, wanted "
-                         f"({C},) each")
-    if not (std > 0).all():
-        raise ValueError(f"augment_batch: std {std.tolist()}: a channel does not vary, so it "
-                         "cannot be normalised; pass a std of your own")
-    return 255 * mean, 255 * std
+    return (255 * channel_numbers("augment_batch", "mean", mean, C),
+            255 * channel_numbers("augment_batch", "std", std, C))
+
+
+def channel_numbers(caller: str, name: str, values: Numbers, C: int) -> np.ndarray:
+    """Return the mean or the std of each channel as (C,) float64.
+
+    Args:
+        caller: name of the function, for messages.
+        name: "mean" or "std".
+        values: numbers, one for each channel.
+        C: channels.
+
+    Raises:
+        TypeError, ValueError: not C finite numbers, or a std that is not positive.
+    """
+    given = to_cpu(adopt(caller, name, values))
+    if given.dtype.kind == "c":
+        raise TypeError(f"{caller}: {name} has dtype {given.dtype}, wanted real numbers")
+    found = np.asarray(given, np.float64)
+    if found.shape != (C,):
+        raise ValueError(f"{caller}: {name} has shape {found.shape}, wanted ({C},), a number for "
+                         "each channel")
+    if name == "std" and not (found > 0).all():
+        raise ValueError(f"{caller}: std {short(found.tolist())}: a channel does not vary, so it "
+                         "cannot be normalised; pass a std of your own, each more than 0")
+    if not np.isfinite(found).all():
+        raise ValueError(f"{caller}: {name} is {short(found.tolist())}, wanted finite numbers")
+    return found
 
 
 # -- CPU: gather whole pixels, subtract, divide ----------------------------------------------

@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuconv import files, threads
+from gpuconv import reading, threads
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.download import download as fetch
 from gpuconv.data.images import RefusedError
@@ -160,7 +160,7 @@ def _from_folder(version: Version, folder: pathlib.Path, verify: bool) -> dict[s
     for name in version.md5:
         path = folder / name
         try:
-            with files.open_file(path) as file:
+            with reading.open_file(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 _check_length(path, size)
                 blobs[name] = file.read(size)
@@ -176,7 +176,7 @@ def _from_archive(version: Version, archive: pathlib.Path, verify: bool) -> dict
         if size != version.archive_bytes:
             raise ValueError(f"{archive}: {size} bytes, wanted {version.archive_bytes}: "
                              "an incomplete download?")
-        found = files.digest(archive)
+        found = reading.digest(archive)
         if found != version.archive_sha256:
             raise ValueError(f"{archive}: SHA-256 {found}, wanted {version.archive_sha256}")
     blobs = _members(archive, set(version.md5))
@@ -195,7 +195,7 @@ def _members(archive: pathlib.Path, wanted: set[str], read: bool = True) -> dict
     paths = {f"{folder}{name}": name for name in wanted
              for folder in ("", f"{BINARY.folder}/", f"{PYTHON.folder}/")}
     blobs: dict[str, bytes] = {}
-    with files.open_file(archive) as file:
+    with reading.open_file(archive) as file:
         try:
             packed = unpacked(file)
             for info, plain in members(packed, paths):

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from gpuconv import backend, threads
-from gpuconv.backend import Array, array_device, get_array_module, to_cpu
+from gpuconv.backend import Array, array_device, check_arrays, device_name, is_array, to_cpu
+from gpuconv.checks import check_kind, no_array, short, type_name
+
+DATASET = ": Dataset(images uint8 (N, H, W, C), labels int32 (N,), classes, name)"  # a hint
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Images and their labels, on the CPU or on a GPU.
 
@@ -40,24 +43,38 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Refuse what is no data set."""
-        get_array_module(self.images, self.labels)
+        check_kind("Dataset", "name", self.name, str)
+        me = f"Dataset {self.name}"
+        if not isinstance(self.classes, (tuple, list)):
+            raise TypeError(f"Dataset: classes is {type_name(self.classes)}, wanted a tuple of str")
+        for number, name in enumerate(self.classes):
+            check_kind("Dataset", f"class {number}", name, str)
         for field, rank, dtype in (("images", 4, "uint8"), ("labels", 1, "int32")):
             array = getattr(self, field)
+            if not is_array(array):
+                raise TypeError(f"Dataset: {field} is {no_array(array, field)}")
             if array.dtype != dtype:
-                raise TypeError(f"{self.name}: {field} are {array.dtype}, wanted {dtype}")
+                raise TypeError(f"{me}: {field} are {array.dtype}, wanted {dtype}")
             if array.ndim != rank:
                 wanted = "(N, H, W, C)" if rank == 4 else "(N,)"
-                raise ValueError(f"{self.name}: {field} have shape {array.shape}, wanted {wanted}")
+                raise ValueError(f"{me}: {field} have shape {array.shape}, wanted {wanted}")
+        check_arrays("Dataset", images=self.images, labels=self.labels)
         if len(self.images) != len(self.labels):
-            raise ValueError(f"{self.name}: {len(self.images)} images, {len(self.labels)} labels")
+            raise ValueError(f"{me}: {len(self.images)} images, {len(self.labels)} labels")
+        if self.names is not None and not isinstance(self.names, np.ndarray):
+            raise TypeError(f"Dataset: names is {no_array(self.names, 'names')} of str")
         if self.names is not None and len(self.names) != len(self.labels):
-            raise ValueError(f"{self.name}: {len(self.names)} names, {len(self.labels)} labels")
+            raise ValueError(f"{me}: {len(self.names)} names, {len(self.labels)} labels")
         if len(self.labels):
             with array_device(self.labels):
                 low, high = int(self.labels.min()), int(self.labels.max())
             if low < 0 or high >= len(self.classes):
-                raise ValueError(f"{self.name}: label {low if low < 0 else high} is outside "
+                raise ValueError(f"{me}: label {low if low < 0 else high} is outside "
                                  f"0..{len(self.classes) - 1}")
+
+    def __repr__(self) -> str:
+        return (f"Dataset({short(self.name)}, {len(self)} images {tuple(self.images.shape[1:])}, "
+                f"{len(self.classes)} classes, {device_name(self.images)})")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -66,10 +83,15 @@ class Dataset:
     def __getitem__(self, which: Any) -> "Dataset":
         """The images of a slice or an array of indices; a slice shares their memory."""
         with array_device(self.labels):
-            images, labels = self.images[which], self.labels[which]
+            try:
+                if isinstance(which, np.ma.MaskedArray):
+                    raise TypeError(no_array(which, "index"))
+                images, labels = self.images[which], self.labels[which]
+            except TypeError as error:
+                raise TypeError(f"Dataset: index: {error}") from None
         if labels.ndim != 1:
-            raise TypeError(f"{self.name}: index {which!r} gives one image, wanted a slice or an "
-                            "array of indices")
+            raise TypeError(f"Dataset {self.name}: index {short(which)} gives one image, wanted a "
+                            "slice or an array of indices")
         names = self.names
         if names is not None:
             names = names[to_cpu(which) if backend.is_gpu(which) else which]
@@ -112,7 +134,7 @@ class Dataset:
         images = to_cpu(self.images)
         N, H, W, C = images.shape
         if not images.size:
-            raise ValueError(f"{self.name}: no pixels, shape {images.shape}, so no mean")
+            raise ValueError(f"Dataset {self.name}: no pixels, shape {images.shape}, so no mean")
 
         def sums(piece: slice) -> np.ndarray:
             x = images[piece].astype(np.uint16)  # a square fits too

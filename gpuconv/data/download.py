@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import IO, Any
 
-from gpuconv import files
+from gpuconv import files, reading
 
 PATIENCE = 5     # seconds that a server may be silent
 TRIES = 3        # in a row that bring nothing new; then it gives up
@@ -48,7 +48,7 @@ def download(url: str, path: str | os.PathLike, *, sha256: str, size: int,
     path.parent.mkdir(parents=True, exist_ok=True)
     files.check_writable(path)
     part = path.with_name(f"{path.name}.part")
-    with contextlib.suppress(FileNotFoundError), files.open_file(part):
+    with contextlib.suppress(FileNotFoundError), reading.open_file(part):
         pass  # opening a FIFO to append would wait for ever
     by_hand = (f"by hand: get {url} ({size:,} bytes, SHA-256 {sha256}) and put it at "
                f"{path.absolute()}")
@@ -91,7 +91,7 @@ def _complete(file: IO[bytes], url: str, sha256: str, size: int,
                 raise
             continue
         os.fsync(file.fileno())
-        found = files.digest(file.name)
+        found = reading.digest(file.name)
         if found == sha256:
             return
         file.truncate(0)

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from gpuconv import files, threads
+from gpuconv import reading, threads
 from gpuconv.messages import install
 from gpuconv.system import check_free_memory
 
@@ -93,7 +93,7 @@ def read_within(file: str | os.PathLike | IO[bytes], size: int | tuple[int, int]
         name = str(getattr(file, "name", "image"))
         return _read(file, name, 0, (height, width), channels, most)
     try:
-        with files.open_file(file) as opened:
+        with reading.open_file(file) as opened:
             return _read(opened, str(file), os.fstat(opened.fileno()).st_size, (height, width),
                          channels, most)
     except FileNotFoundError:
@@ -160,7 +160,7 @@ def suffixes() -> tuple[str, ...]:
 
 def looks_like_image(path: str) -> bool:
     """Tell whether a regular file begins like a JPEG, PNG, GIF, TIFF or WebP file."""
-    with files.open_file(path) as file:
+    with reading.open_file(path) as file:
         start = file.read(12)
     return start.startswith(BEGINNINGS) or (start[:4], start[8:]) == (b"RIFF", b"WEBP")
 

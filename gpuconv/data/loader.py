@@ -5,15 +5,15 @@ can be iterated again, from any batch on, on either device, and gives the same b
 other state, so a run resumes from two numbers, epoch and batch.
 """
 
-import operator
 from collections.abc import Iterator
 
 import numpy as np
 
 from gpuconv import kernels, random
 from gpuconv.backend import Array, array_device, cupy, float_dtype, get_array_module, is_gpu
-from gpuconv.data.augment import Numbers, augment_batch, fetch_batch
-from gpuconv.data.dataset import Dataset
+from gpuconv.checks import check_count, check_kind
+from gpuconv.data.augment import Numbers, augment_batch, channel_numbers, fetch_batch
+from gpuconv.data.dataset import DATASET, Dataset
 from gpuconv.data.moves import Augment
 
 SHUFFLE, AUGMENT = random.stream("shuffle"), random.stream("augment")
@@ -71,17 +71,17 @@ class Loader:
                  augment: Augment | None = None, seed: int = 0, dtype: str = "float32",
                  drop_last: bool = False, mean: Numbers | None = None,
                  std: Numbers | None = None):
-        if operator.index(batch_size) < 1:
-            raise ValueError(f"Loader: batch_size {batch_size} is less than 1")
-        float_dtype(dtype)
-        if not isinstance(dataset, Dataset) or not isinstance(augment, Augment | None):
-            raise TypeError(f"Loader: dataset is {type(dataset).__name__}, augment {augment!r}, "
-                            "wanted a Dataset, and an Augment or None")
-        self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
-        self.augment, self.seed, self.dtype = augment, random.check_seed(seed), dtype
-        self.drop_last = drop_last
-        self.mean = dataset.mean if mean is None else mean
-        self.std = dataset.std if std is None else std
+        check_kind("Loader", "dataset", dataset, Dataset, DATASET)
+        if augment is not None:
+            check_kind("Loader", "augment", augment, Augment)
+        float_dtype(dtype, "Loader: ")
+        self.dataset, self.shuffle = dataset, shuffle
+        self.batch_size = check_count("Loader", "batch_size", batch_size)
+        self.augment, self.seed, self.dtype = augment, random.check_seed(seed, "Loader"), dtype
+        self.drop_last, C = drop_last, dataset.images.shape[3]
+        self.mean, self.std = (
+            getattr(dataset, name) if given is None else channel_numbers("Loader", name, given, C)
+            for name, given in (("mean", mean), ("std", std)))
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -116,9 +116,8 @@ class Loader:
         Raises:
             ValueError: epoch is negative, or start is not 0 .. len(loader).
         """
-        if operator.index(epoch) < 0 or not 0 <= operator.index(start) <= len(self):
-            raise ValueError(f"Loader: epoch {epoch} from batch {start}: wanted an epoch >= 0 and "
-                             f"a batch in 0..{len(self)}")
+        epoch = check_count("Loader", "epoch", epoch, 0)
+        start = check_count("Loader", "start", start, 0, len(self))
         return self._batches(epoch, start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[Array, Array]]:

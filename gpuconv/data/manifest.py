@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import files, threads
+from gpuconv import files, reading, threads
 from gpuconv.backend import to_cpu
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.listing import normal
@@ -158,7 +158,7 @@ class Manifest:
             ValueError: it is damaged, or something else; says why.
         """
         try:
-            told = files.read_json(path)
+            told = reading.read_json(path)
         except ValueError as error:
             raise ValueError(f"{error}; {REPAIR}") from None
         try:

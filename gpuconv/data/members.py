@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from gpuconv import files
+from gpuconv import reading
 from gpuconv.data.images import RefusedError
 from gpuconv.system import check_free_memory
 
@@ -37,7 +37,7 @@ def read_members(path: pathlib.Path, wanted: Collection[str]) -> dict[str, np.nd
     """
     import zipfile  # slow to import
     name, arrays = "", {}
-    with files.open_file(path) as file:
+    with reading.open_file(path) as file:
         if file.read(4) not in (b"PK\3\4", b"PK\5\6"):
             raise ValueError(f"{path}: no .npz file, or its beginning is damaged")
         try:

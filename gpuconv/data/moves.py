@@ -10,8 +10,10 @@ import operator
 import numpy as np
 
 from gpuconv import random
+from gpuconv.checks import check_choice, check_count
 
 FLIPS = False, True, "alternate"  # in the order of augment.cu
+PAD = 2**30                       # pixels, at most: 2 * pad + 1 fits an int of augment.cu
 ALWAYS = len(FLIPS)               # mirrored, all images
 
 
@@ -42,13 +44,9 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done."""
-        if operator.index(self.pad) < 0:
-            raise ValueError(f"Augment: pad {self.pad} is negative")
-        if self.flip not in FLIPS:
-            raise ValueError(f"Augment: flip {self.flip!r}, wanted True, False or 'alternate'")
-        if self.padding_mode not in ("zeros", "reflect"):
-            raise ValueError(f"Augment: padding_mode {self.padding_mode!r}, "
-                             "wanted 'zeros' or 'reflect'")
+        check_count("Augment", "pad", self.pad, 0, PAD)
+        check_choice("Augment", "flip", self.flip, FLIPS)
+        check_choice("Augment", "padding_mode", self.padding_mode, ("zeros", "reflect"))
 
 
 @dataclasses.dataclass(frozen=True)

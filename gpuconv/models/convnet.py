@@ -57,7 +57,7 @@ def cifar_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> S
     >>> sum(p.size for p in cifar_convnet().parameters())
     307946
     """
-    C, pixels = positive("cifar_convnet", in_channels=in_channels, image=image)
+    C, _, pixels = positive("cifar_convnet", in_channels=in_channels, classes=classes, image=image)
     check_image("cifar_convnet", pixels, CIFAR_SMALLEST)
     modules: list[Module] = []
     for K in BLOCKS:
@@ -83,7 +83,8 @@ def simple_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> 
     >>> sum(p.size for p in simple_convnet().parameters())
     84362
     """
-    C, pixels = positive("simple_convnet", in_channels=in_channels, image=image)
+    C, _, pixels = positive("simple_convnet", in_channels=in_channels, classes=classes,
+                            image=image)
     check_image("simple_convnet", pixels, SIMPLE_SMALLEST)
     K, pixels = 32, pixels // 2
     return Sequential(Conv2d(C, K, 5, padding=2), ReLU(), MaxPool2d(2), Flatten(),

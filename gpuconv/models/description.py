@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gpuconv.checks import check_count, check_kind, short
 from gpuconv.messages import did_you_mean
 from gpuconv.models import notation
 from gpuconv.models.convnet import (
@@ -63,6 +64,14 @@ def describe(text: str, *, in_channels: int | None = None, classes: int | None =
     >>> describe("INPUT 8x8x1  CONV3-4 RELU FC 2")
     {'notation': 'INPUT 8x8x1 CONV3-4 RELU FC 2'}
     """
+    check_kind("describe", "text", text, str)
+    sizes = image if isinstance(image, tuple) else (image, image)
+    if len(sizes) != 2:
+        raise ValueError(f"describe: image is {short(image)}, wanted one size, or (H, W)")
+    for name, n in (("in_channels", in_channels), ("classes", classes), *(
+            ("image", n) for n in sizes)):
+        if n is not None:
+            check_count("describe", name, n)
     text = " ".join(text.split())
     if " " in text or text.upper().startswith("INPUT"):
         _compare(notation.parse(text), in_channels, classes, image)
@@ -153,7 +162,7 @@ def _notation(description: Mapping[str, Any]) -> str | None:
         return description["notation"]
     if keys in ({"name"}, {"name", "arguments"}) and isinstance(description["name"], str):
         return None
-    raise ValueError(f"no description of a model: {description!r:.80}, wanted "
+    raise ValueError(f"no description of a model: {short(description)}, wanted "
                      '{"name": ..., "arguments": {...}} or {"notation": ...}')
 
 
@@ -161,13 +170,13 @@ def _arguments(description: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments of a named model, those that are not given as they are by default."""
     name, given = description["name"], description.get("arguments")
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r:.80}: wanted {', '.join(MODELS)}, or a notation "
+        raise ValueError(f"unknown model {short(name)}: wanted {', '.join(MODELS)}, or a notation "
                          'such as "INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10"'
                          f"{did_you_mean(name, MODELS)}")
     try:
         bound = inspect.signature(MODELS[name]).bind(**({} if given is None else given))
     except TypeError as error:
-        raise ValueError(f"model {name}: arguments {given!r:.80}: {error!s:.200}") from None
+        raise ValueError(f"model {name}: arguments {short(given)}: {error!s:.200}") from None
     bound.apply_defaults()
     return bound.arguments
 

@@ -77,7 +77,7 @@ def speedrun(in_channels: int = 3, classes: int = 10, image: int = 32) -> Speedr
     >>> sum(p.size for p in speedrun().parameters() if p.requires_grad)
     1971352
     """
-    C, pixels = positive("speedrun", in_channels=in_channels, image=image)
+    C, _, pixels = positive("speedrun", in_channels=in_channels, classes=classes, image=image)
     check_image("speedrun", pixels, SMALLEST)
     whitening = Conv2d(C, 8 * C, 2)  # each of the 2*2*C directions, and the same negated
     whitening.weight.requires_grad = False

@@ -1,6 +1,7 @@
 """Copies of a module's buffers, to put back what a forward pass has written into them."""
 
 from gpuconv.backend import Array, array_device, get_array_module, is_gpu
+from gpuconv.checks import check_kind
 from gpuconv.nn.module import Module
 from gpuconv.undo import copied, put_back
 
@@ -28,6 +29,7 @@ class SavedBuffers:
     """
 
     def __init__(self, module: Module):
+        check_kind("SavedBuffers", "module", module, Module)
         self.names = [(m, m._buffer_names) for m in module.modules()]
         self.owners = [(m, name) for m, names in self.names for name in names]
         self.pairs = copied(getattr(m, name) for m, name in self.owners)

@@ -7,6 +7,7 @@ from typing import Any, TypeGuard, TypeVar
 
 from gpuconv.autograd import Tensor
 from gpuconv.backend import is_gpu
+from gpuconv.checks import check_kind, type_name
 from gpuconv.nn.convolution import Conv2d
 from gpuconv.nn.layers import GELU, BatchNorm2d, Linear, ReLU
 from gpuconv.nn.module import Module
@@ -26,14 +27,15 @@ class ModuleList(Module):
     """
 
     def __init__(self, modules: Iterable[Module] = ()):
+        if isinstance(modules, Module) or not isinstance(modules, Iterable):
+            raise TypeError(f"{type(self).__name__}: modules is {type_name(modules)}, wanted "
+                            "Modules in a list")
         for module in modules:
             self.append(module)
 
     def append(self, module: Module) -> "ModuleList":
         """Put a module at the end."""
-        if not isinstance(module, Module):
-            raise TypeError(f"{type(self).__name__}: item {len(self)} is "
-                            f"{type(module).__name__}, wanted a Module")
+        check_kind(type(self).__name__, f"item {len(self)}", module, Module)
         setattr(self, str(len(self)), module)
         return self
 
@@ -88,9 +90,11 @@ class Residual(Module):
     """
 
     def __init__(self, *body: Module, shortcut: Module | None = None):
+        for number, module in enumerate(body):
+            check_kind("Residual", f"item {number}", module, Module)
         self.body = Sequential(*body)
-        if shortcut is not None and not isinstance(shortcut, Module):
-            raise TypeError(f"Residual: shortcut is {type(shortcut).__name__}, wanted a Module")
+        if shortcut is not None:
+            check_kind("Residual", "shortcut", shortcut, Module)
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.autograd import Parameter, Tensor
+from gpuconv.checks import check_choice
 from gpuconv.nn import init
 from gpuconv.nn.layers import BatchNorm2d, positive
 from gpuconv.nn.module import Module
@@ -13,7 +14,7 @@ from gpuconv.ops.conv_batch_norm import conv_batch_norm
 from gpuconv.ops.conv_max_pool import conv_max_pool
 from gpuconv.ops.gpu.choice import check_precision
 from gpuconv.ops.pad import MODES
-from gpuconv.ops.window import IntOrPair, Padding, Window, pair, sides
+from gpuconv.ops.window import IntOrPair, Padding, window_from
 
 
 class Conv2d(Module):
@@ -48,13 +49,12 @@ class Conv2d(Module):
         if C % G or K % G:
             raise ValueError(f"Conv2d: groups {G} must divide {C} in_channels and "
                              f"{K} out_channels")
-        if isinstance(padding, str) and padding not in ("same", "valid"):
-            raise ValueError(f"Conv2d: padding {padding!r}, wanted numbers, 'same' or 'valid'")
-        if padding_mode not in MODES:
-            raise ValueError(f"Conv2d: padding_mode {padding_mode!r}, wanted one of {MODES}")
+        if isinstance(padding, str):
+            check_choice("Conv2d", "padding", padding, ("same", "valid"))
+        check_choice("Conv2d", "padding_mode", padding_mode, MODES)
         check_precision("Conv2d", precision)
-        window = Window(pair(kernel_size), pair(stride),
-                        sides(0 if isinstance(padding, str) else padding), pair(dilation))
+        window = window_from("Conv2d", kernel_size, stride,
+                             0 if isinstance(padding, str) else padding, dilation)
         self.stride, self.dilation, self.groups = window.stride, window.dilation, G
         self.padding: Padding | str = padding if isinstance(padding, str) else window.pad
         self.padding_mode, self.precision = padding_mode, precision

@@ -17,7 +17,16 @@ import numpy as np
 
 from gpuconv import random, threads
 from gpuconv.autograd import Parameter
-from gpuconv.backend import Array, accumulator, array_device, get_array_module, to_cpu
+from gpuconv.backend import (
+    Array,
+    accumulator,
+    array_device,
+    check_arrays,
+    get_array_module,
+    to_cpu,
+)
+from gpuconv.checks import check_choice, check_count, check_kind, check_number
+from gpuconv.ops.checks import channels_last
 from gpuconv.ops.im2col import im2col
 
 PATCHES = 16 << 20  # bytes of patches at a time, to take second moments of
@@ -40,6 +49,8 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def normal_(p: Parameter, std: float) -> None:
     """Fill p with normal numbers of mean 0."""
+    _check("normal_", p)
+    check_number("normal_", "std", std, least=0)
     values = random.generator().standard_normal(p.shape, accumulator(p.dtype).type)
     values *= std
     _fill(p, values)
@@ -47,6 +58,8 @@ def normal_(p: Parameter, std: float) -> None:
 
 def uniform_(p: Parameter, bound: float) -> None:
     """Fill p with uniform numbers from -bound to bound."""
+    _check("uniform_", p)
+    check_number("uniform_", "bound", bound)
     values = random.generator().random(p.shape, accumulator(p.dtype).type)
     values *= 2 * bound
     values -= bound
@@ -55,26 +68,29 @@ def uniform_(p: Parameter, bound: float) -> None:
 
 def he_normal_(p: Parameter, mode: str = "fan_in") -> None:
     """Normal of variance 2/fan; ``mode`` says which: "fan_in" or "fan_out"."""
-    normal_(p, math.sqrt(2 / _fan(p, mode)))
+    normal_(p, math.sqrt(2 / _fan("he_normal_", p, mode)))
 
 
 def he_uniform_(p: Parameter, mode: str = "fan_in") -> None:
     """Uniform of variance 2/fan; ``mode`` says which: "fan_in" or "fan_out"."""
-    uniform_(p, math.sqrt(6 / _fan(p, mode)))
+    uniform_(p, math.sqrt(6 / _fan("he_uniform_", p, mode)))
 
 
 def glorot_normal_(p: Parameter) -> None:
     """Normal of variance 2/(fan_in + fan_out)."""
+    _check("glorot_normal_", p)
     normal_(p, math.sqrt(2 / sum(fans(p.shape))))
 
 
 def glorot_uniform_(p: Parameter) -> None:
     """Uniform of variance 2/(fan_in + fan_out)."""
+    _check("glorot_uniform_", p)
     uniform_(p, math.sqrt(6 / sum(fans(p.shape))))
 
 
 def torch_default_(weight: Parameter, bias: Parameter | None = None) -> None:
     """Uniform from -1/sqrt(fan_in) to 1/sqrt(fan_in): what PyTorch's layers start from."""
+    _check("torch_default_", weight)
     bound = 1 / math.sqrt(fans(weight.shape)[0])
     uniform_(weight, bound)
     if bias is not None:
@@ -94,7 +110,9 @@ def dirac_(p: Parameter, groups: int = 1, keep: bool = False) -> None:
     array([[1., 0.],
            [0., 1.]])
     """
-    if len(p.shape) != 4 or groups < 1 or p.shape[0] % groups:
+    _check("dirac_", p)
+    check_count("dirac_", "groups", groups)
+    if len(p.shape) != 4 or p.shape[0] % groups:
         raise ValueError(f"dirac_: weight {p.shape}, groups {groups}: wanted (K, R, S, C/groups) "
                          f"with K a multiple of groups")
     K, R, S, C = p.shape
@@ -123,10 +141,14 @@ def whitening_(p: Parameter, images: Array, eps: float = 5e-4) -> None:
 
     Source: Page, "How to train your ResNet 8: bag of tricks", 2019.
     """
+    _check("whitening_", p)
+    check_arrays("whitening_", images=images)
+    check_number("whitening_", "eps", eps, least=0)
     K, R, S, C = p.shape if len(p.shape) == 4 else (0, 0, 0, 0)
     if not 0 < K <= 2 * R * S * C or images.ndim != 4 or images.shape[3] != C or not len(images):
         raise ValueError(f"whitening_: weight {p.shape}, images {images.shape}, wanted "
-                         "(K, R, S, C) with K at most 2*R*S*C, and (N, H, W, C)")
+                         "(K, R, S, C) with K at most 2*R*S*C, and (N, H, W, C)"
+                         + channels_last("images", images, C))
     moments, count = np.zeros((R * S * C, R * S * C)), 0
     for some in threads.chunks(len(images), R * S * images[:1].nbytes, PATCHES):
         patches = im2col(images[some], (R, S)).reshape(-1, R * S * C)
@@ -141,6 +163,8 @@ def whitening_(p: Parameter, images: Array, eps: float = 5e-4) -> None:
 
 def constant_(p: Parameter, value: float) -> None:
     """Fill p with one number."""
+    _check("constant_", p)
+    check_number("constant_", "value", value, infinite=True)
     with array_device(p.data):
         p.data.fill(value)
 
@@ -155,9 +179,13 @@ def ones_(p: Parameter) -> None:
     constant_(p, 1)
 
 
-def _fan(p: Parameter, mode: str) -> int:
-    if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"init: mode {mode!r}, wanted 'fan_in' or 'fan_out'")
+def _check(caller: str, p: Parameter) -> None:
+    check_kind(caller, "p", p, Parameter)
+
+
+def _fan(caller: str, p: Parameter, mode: str) -> int:
+    _check(caller, p)
+    check_choice(caller, "mode", mode, ("fan_in", "fan_out"))
     return fans(p.shape)[mode == "fan_out"]
 
 

@@ -1,6 +1,5 @@
 """Layers with one line of computation: Linear, norms, Dropout, activations, Scale, Flatten."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -8,9 +7,11 @@ import numpy as np
 from gpuconv import random
 from gpuconv.autograd import Parameter, Tensor
 from gpuconv.backend import Array
+from gpuconv.checks import check_count, check_number
 from gpuconv.nn import init
 from gpuconv.nn.module import Module
 from gpuconv.ops.activation import gelu, relu, sigmoid, tanh
+from gpuconv.ops.arithmetic import mul
 from gpuconv.ops.batch_norm import batch_norm
 from gpuconv.ops.checkpoint import once
 from gpuconv.ops.dropout import dropout
@@ -25,12 +26,7 @@ def positive(layer: str, **sizes: Any) -> tuple[int, ...]:
     Raises:
         TypeError, ValueError: one is not; names it.
     """
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
-            raise TypeError(f"{layer}: {name} is {size!r}, wanted an int")
-        if size < 1:
-            raise ValueError(f"{layer}: {name} is {size}, wanted at least 1")
-    return tuple(int(size) for size in sizes.values())
+    return tuple(check_count(layer, name, size) for name, size in sizes.items())
 
 
 class Linear(Module):
@@ -92,10 +88,8 @@ class BatchNorm2d(Module):
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
         C, = positive("BatchNorm2d", channels=channels)
-        if not eps > 0:
-            raise ValueError(f"BatchNorm2d: eps is {eps}, wanted more than 0")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"BatchNorm2d: momentum is {momentum}, wanted 0..1")
+        check_number("BatchNorm2d", "eps", eps, above=0)
+        check_number("BatchNorm2d", "momentum", momentum, least=0, most=1)
         self.eps, self.momentum = eps, momentum
         self.weight = Parameter(np.ones(C, "float32"))
         self.bias = Parameter(np.zeros(C, "float32"))
@@ -132,8 +126,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5):
-        if not 0 <= p <= 1:
-            raise ValueError(f"Dropout: p is {p}, wanted 0..1")
+        check_number("Dropout", "p", p, least=0, most=1)
         self.p = p
         self.key: tuple[int, int] | None = None
         self.counter: Array | None = None
@@ -176,8 +169,9 @@ class Flatten(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """All axes but the first in one."""
+        y = flatten(x)
         self.volume = tuple(x.shape[1:])
-        return flatten(x)
+        return y
 
 
 class Identity(Module):
@@ -202,13 +196,11 @@ class Scale(Module):
     """
 
     def __init__(self, factor: float):
-        self.factor = float(factor)
-        if not math.isfinite(self.factor):
-            raise ValueError(f"Scale: factor is {factor}, wanted a finite number")
+        self.factor = check_number("Scale", "factor", factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
-        return x * self.factor
+        return mul(x, self.factor)
 
     def arguments(self) -> str:
         """The factor."""

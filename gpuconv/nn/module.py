@@ -20,12 +20,15 @@ from gpuconv.backend import (
     accumulator,
     array_device,
     asarray,
+    check_arrays,
     device_name,
     float_dtype,
     get_array_module,
     gpu_number,
     is_gpu,
 )
+from gpuconv.checks import check_count, no_array, type_name
+from gpuconv.state import matching
 
 
 class Module:
@@ -66,8 +69,11 @@ class Module:
 
     def register_buffer(self, name: str, array: Array) -> None:
         """Keep an array that is state but no parameter: saved, loaded and moved with the module."""
-        if not _is_array(array):
-            raise TypeError(f"register_buffer: {name} is {type(array).__name__}, wanted an array")
+        if not isinstance(name, str):
+            raise TypeError(f"register_buffer: name is {type_name(name)}, wanted a str")
+        check_arrays("register_buffer", **{name: array})
+        if array is None:
+            raise TypeError(f"register_buffer: {name} is {no_array(array, name)}")
         if name not in self._buffer_names:
             if hasattr(self, name):
                 raise ValueError(f"register_buffer: {type(self).__name__} has a {name} already")
@@ -138,22 +144,12 @@ class Module:
             (missing, unexpected) names, both empty when strict.
 
         Raises:
-            ValueError: a name, shape or dtype does not fit; lists all of them, and has changed
-                nothing.
+            TypeError: state is no dict of arrays.
+            ValueError: a name, shape or dtype does not fit; lists them, and has changed nothing.
         """
         mine = self.state_dict()
-        missing = [name for name in mine if name not in state]
-        unexpected = [name for name in state if name not in mine]
-        found = {name: asarray(state[name]) for name in mine if name in state}
-        wrong = [f"{name} is {found[name].dtype} {found[name].shape}, "
-                 f"wanted {want.dtype} {want.shape}" for name, want in mine.items()
-                 if name in found and (found[name].shape != want.shape
-                                       or found[name].dtype != want.dtype)]
-        if strict:
-            wrong = [f"missing {name}" for name in missing] + [
-                f"unexpected {name}" for name in unexpected] + wrong
-        if wrong:
-            raise ValueError(f"load_state_dict: {type(self).__name__}: " + "; ".join(wrong))
+        found, missing, unexpected = matching(f"load_state_dict: {type(self).__name__}", mine,
+                                              state, strict)
         for name, array in found.items():
             with array_device(mine[name]):
                 mine[name][...] = asarray(array, device_name(mine[name]))
@@ -191,7 +187,8 @@ class Module:
         """
         more = () if counter is None else (counter,)
         for path, module in self.named_modules():
-            key = None if seed is None else (random.check_seed(seed), random.stream(path))
+            key = None if seed is None else (random.check_seed(seed, "reseed"),
+                                             random.stream(path))
             module.reseed_layer(key, step, *more)
 
     def reseed_layer(self, key: tuple[int, int] | None, step: int,
@@ -238,7 +235,7 @@ class Module:
 
         parameters = [(path, p, moved(p.data, dtype)) for path, p in self.named_parameters()]
         for path, p, data in parameters:
-            if p.packed and data is not p.data:
+            if p.holder is not None and data is not p.data:
                 raise RuntimeError(f"to: an optimiser holds {path} {p.shape}, {p.dtype} on "
                                    f"{device_name(p.data)}: move the module before making it, "
                                    f"or release() it")
@@ -266,8 +263,9 @@ class Module:
         >>> Identity().predict(np.ones(3), batch_size=2)
         array([1., 1., 1.])
         """
-        if batch_size < 1:
-            raise ValueError(f"predict: batch_size {batch_size}, wanted at least 1")
+        check_count("predict", "batch_size", batch_size)
+        if not _is_array(array) or not array.shape:
+            raise TypeError(f"predict: array is {no_array(array, 'array')} (N, ...)")
         xp, y = get_array_module(array), None
         before = [(module, module.training) for module in self.modules()]
         try:
@@ -309,6 +307,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _is_array(x: Any) -> bool:
+    """True for any array, also for one that Tensor refuses."""
     return isinstance(x, np.ndarray) or is_gpu(x)
 
 

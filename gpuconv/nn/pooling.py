@@ -5,7 +5,8 @@ from gpuconv.nn.module import Module
 from gpuconv.ops.avg_pool import avg_pool2d
 from gpuconv.ops.global_pool import global_avg_pool2d, global_max_pool2d
 from gpuconv.ops.max_pool import max_pool2d
-from gpuconv.ops.window import IntOrPair, Padding, Window, pair, sides
+from gpuconv.ops.pool_window import pooling
+from gpuconv.ops.window import IntOrPair, Padding, Window
 
 
 class MaxPool2d(Module):
@@ -26,7 +27,7 @@ class MaxPool2d(Module):
 
     def __init__(self, kernel_size: IntOrPair, stride: IntOrPair | None = None,
                  padding: Padding = 0, dilation: IntOrPair = 1, ceil_mode: bool = False):
-        self.window = _window("MaxPool2d", kernel_size, stride, padding, dilation, ceil_mode)
+        self.window = pooling("MaxPool2d", kernel_size, stride, padding, dilation, ceil_mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, P, Q, C)."""
@@ -57,7 +58,7 @@ class AvgPool2d(Module):
 
     def __init__(self, kernel_size: IntOrPair, stride: IntOrPair | None = None,
                  padding: Padding = 0, ceil_mode: bool = False, count_include_pad: bool = True):
-        self.window = _window("AvgPool2d", kernel_size, stride, padding, 1, ceil_mode)
+        self.window = pooling("AvgPool2d", kernel_size, stride, padding, 1, ceil_mode)
         self.count_include_pad = bool(count_include_pad)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,16 +86,6 @@ class GlobalMaxPool2d(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, C)."""
         return global_max_pool2d(x)
-
-
-def _window(layer: str, kernel_size: IntOrPair, stride: IntOrPair | None, padding: Padding,
-            dilation: IntOrPair, ceil_mode: bool) -> Window:
-    size = pair(kernel_size)
-    window = Window(size, size if stride is None else pair(stride), sides(padding),
-                    pair(dilation), bool(ceil_mode))
-    if any(2 * p > k for k, both in zip(size, window.pad, strict=True) for p in both):
-        raise ValueError(f"{layer}: padding {window.pad} is more than half of the window {size}")
-    return window
 
 
 def _arguments(window: Window) -> str:

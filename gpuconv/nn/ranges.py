@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpuconv.backend import cupy
+from gpuconv.checks import check_kind
 from gpuconv.nn.module import Module
 from gpuconv.nn.observe import observed
 
@@ -25,6 +26,7 @@ def nvtx_ranges(model: Module) -> Iterator[None]:
     Raises:
         RuntimeError: there is no usable GPU; says what is missing.
     """
+    check_kind("nvtx_ranges", "model", model, Module)
     nvtx = cupy().cuda.nvtx
 
     def around(path: str, module: Module, forward: Any, *inputs: Any) -> Any:

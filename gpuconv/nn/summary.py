@@ -24,6 +24,8 @@ import numpy as np
 from gpuconv import autograd
 from gpuconv.autograd import Op, Parameter, Tensor
 from gpuconv.backend import asarray
+from gpuconv.checks import check_count, check_kind
+from gpuconv.checks import short as short_repr
 from gpuconv.nn.geometry import Field, cropped, field, multiply_adds, positions, window_of
 from gpuconv.nn.module import Module
 from gpuconv.nn.observe import observed, untouched
@@ -129,11 +131,10 @@ def summary(model: Module, input_shape: tuple[int, ...] = (32, 32, 3)) -> Summar
     >>> alex.output, alex.parameters, alex.unshared
     ((55, 55, 96), 34944, 105705600)
     """
-    if not isinstance(model, Module):
-        raise TypeError(f"summary: model is {type(model).__name__}, wanted a Module")
-    shape = tuple(input_shape)
-    if not shape or not all(isinstance(n, (int, np.integer)) and n > 0 for n in shape):
-        raise ValueError(f"summary: input_shape {input_shape!r}, wanted (H, W, C), each at least 1")
+    check_kind("summary", "model", model, Module)
+    if not isinstance(input_shape, (tuple, list)) or not input_shape:
+        raise TypeError(f"summary: input_shape is {short_repr(input_shape)}, wanted (H, W, C)")
+    shape = tuple(check_count("summary", "a size of input_shape", n) for n in input_shape)
     x = Tensor(asarray(np.zeros((1, *shape), model.dtype), model.device), requires_grad=True)
     reader = _Reader(x)
     with untouched(model), _recording(), np.errstate(all="ignore"):

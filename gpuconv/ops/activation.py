@@ -17,6 +17,7 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.checks import check_choice
 from gpuconv.ops.arithmetic import wide, write
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.cpu import normal
@@ -77,8 +78,7 @@ def check_activation(op: str, activation: str | None) -> None:
     Traceback (most recent call last):
     ValueError: batch_norm: activation is 'tanh', wanted None, 'relu' or 'gelu'
     """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation is {activation!r}, wanted None, 'relu' or 'gelu'")
+    check_choice(op, "activation", activation, ACTIVATIONS)
 
 
 def activated(y: Array, activation: str | None) -> Array:

@@ -20,9 +20,11 @@ import numpy as np
 from gpuconv import memory, threads
 from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import Array, accumulator, cupy, is_gpu
-from gpuconv.ops.checks import check_arrays
+from gpuconv.checks import no_array, short
+from gpuconv.ops.checks import check_arrays, is_real, weak
 from gpuconv.ops.cpu.sums import sum_axes
 
+OPERAND = "an array, a Tensor or a real number"
 UFUNCS: dict[Any, Any] = {
     operator.add: np.add, operator.sub: np.subtract, operator.mul: np.multiply,
     operator.truediv: np.divide, operator.neg: np.negative}
@@ -100,20 +102,18 @@ def log(x: Array) -> Array:
 
 def _operands(op: str, a: Any, b: Any) -> tuple[Any, Any]:
     """a and b, checked; a number among them as a float, which every library takes for weak."""
-    numbers = [isinstance(v, (int, float, np.number, np.bool_))
-               and not isinstance(v, np.complexfloating) for v in (a, b)]
+    numbers = [is_real(v) for v in (a, b)]
     for name, v, number in zip("ab", (a, b), numbers, strict=True):
         if not (number or hasattr(v, "dtype")):
-            raise TypeError(f"{op}: {name} is {type(v).__name__}, "
-                            "wanted an array, a Tensor or a real number")
+            raise TypeError(f"{op}: {name} is {no_array(v, name, OPERAND)}")
     if all(numbers):
-        raise TypeError(f"{op}: {a!r} and {b!r} are numbers, wanted at least one array or Tensor")
+        raise TypeError(f"{op}: {short(a)} and {short(b)} are numbers, wanted an array or Tensor")
     check_arrays(op, ("a", "b"), a=None if numbers[0] else a, b=None if numbers[1] else b)
     try:
         np.broadcast_shapes(_shape(a), _shape(b))
     except ValueError:
         raise ValueError(f"{op}: shapes {a.shape} and {b.shape} do not broadcast") from None
-    return float(a) if numbers[0] else a, float(b) if numbers[1] else b
+    return weak(op, a) if numbers[0] else a, weak(op, b) if numbers[1] else b
 
 
 def _shape(a: Any) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from gpuconv.ops.checks import check_images
 from gpuconv.ops.cpu.pieces import Piece, cut
 from gpuconv.ops.cpu.sums import BLOCK, block_sums
 from gpuconv.ops.cpu.windows import Windows, add_back, clear, copy_pixels
+from gpuconv.ops.pool_window import pool_window
 from gpuconv.ops.window import (
     LARGEST_INT,
     POOL_WORKSPACE,
@@ -28,7 +29,6 @@ from gpuconv.ops.window import (
     Window,
     levelled,
     packs,
-    pool_window,
     tile_packs,
 )
 

@@ -33,13 +33,14 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import kernels, memory
+from gpuconv import backend, kernels, memory
 from gpuconv.autograd import Op, Tensor
-from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_gpu
+from gpuconv.backend import Array, accumulator, cupy, is_gpu
+from gpuconv.checks import check_number
 from gpuconv.ops.activation import ACTIVATIONS, activated, check_activation
 from gpuconv.ops.arithmetic import add
 from gpuconv.ops.checkpoint import again
-from gpuconv.ops.checks import check_arrays
+from gpuconv.ops.checks import channels_last, check_arrays
 from gpuconv.ops.cpu import normalise
 from gpuconv.ops.gpu import rows
 
@@ -90,7 +91,8 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
     >>> mean, var
     (array([0.2, 2. ]), array([ 1.1, 20.9]))
     """
-    op = normaliser("batch_norm", x.shape, x, gamma, beta, running_mean, running_var,
+    shape = getattr(x, "shape", ())
+    op = normaliser("batch_norm", shape, x, gamma, beta, running_mean, running_var,
                     num_batches_tracked, training, momentum, eps, activation, residual)
     if is_gpu(x.data if isinstance(x, Tensor) else x):
         return op(*[x, gamma, beta, residual][:3 + (residual is not None)])
@@ -116,10 +118,12 @@ def normaliser(op: str, shape: tuple[int, ...], x: Array, gamma: Array | None, b
         raise ValueError(f"{op}: x has shape {shape}, wanted (..., C), channels last")
     C, count = shape[-1], math.prod(shape[:-1])
     mean, var = (a.data if isinstance(a, Tensor) else a for a in (running_mean, running_var))
-    get_array_module(x.data if isinstance(x, Tensor) else x, mean, var, batches)
+    backend.check_arrays(op, x=x.data if isinstance(x, Tensor) else x, running_mean=mean,
+                         running_var=var, num_batches_tracked=batches)
     for name, a in (("gamma", gamma), ("beta", beta), ("running_mean", mean), ("running_var", var)):
         if a is not None and tuple(a.shape) != (C,):
-            raise ValueError(f"{op}: {name} has shape {a.shape}, wanted ({C},) for x {shape}")
+            hint = channels_last("x", x, a.size) if len(a.shape) == 1 else ""
+            raise ValueError(f"{op}: {name} has shape {a.shape}, wanted ({C},) for x {shape}{hint}")
     for name, a in (("running_mean", mean), ("running_var", var)):
         if a is not None and a.dtype != accumulator(x.dtype):
             raise TypeError(f"{op}: {name} is {a.dtype}, wanted {accumulator(x.dtype)} "
@@ -128,21 +132,17 @@ def normaliser(op: str, shape: tuple[int, ...], x: Array, gamma: Array | None, b
         raise ValueError(f"{op}: num_batches_tracked is {batches.dtype} {batches.shape}, wanted "
                          "int64 ()")
     if (mean is None) != (var is None) or (mean is None and not training):
-        raise ValueError(f"{op}: running_mean and running_var are {_given(mean)} and "
-                         f"{_given(var)}, wanted both" + ", or neither" * training)
+        given = ("missing" if a is None else "given" for a in (mean, var))
+        raise ValueError(f"{op}: running_mean and running_var are {' and '.join(given)}, wanted "
+                         "both" + ", or neither" * training)
     if training and count == 1:
         raise ValueError(f"{op}: x {shape} has one value per channel: training needs at least two")
-    if residual is not None and tuple(residual.shape) != tuple(shape):
+    if residual is not None and residual.shape != tuple(shape):
         raise ValueError(f"{op}: residual has shape {residual.shape}, wanted {shape}")
-    if not eps >= 0:
-        raise ValueError(f"{op}: eps is {eps}, wanted at least 0")
+    check_number(op, "eps", eps, least=0), check_number(op, "momentum", momentum)
     if training and again():  # checkpointed: the first run has moved the running statistics
         mean = var = batches = None
     return BatchNorm(mean, var, training, momentum, eps, activation, batches)
-
-
-def _given(a: Array | None) -> str:
-    return "missing" if a is None else "given"
 
 
 class BatchNorm(Op):

@@ -17,9 +17,12 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
+
 from gpuconv import autograd
 from gpuconv.autograd import Op, Tensor
-from gpuconv.backend import Array, array_device, get_array_module
+from gpuconv.backend import Array, array_device, check_arrays, get_array_module, is_array
+from gpuconv.checks import check_function, no_array
 
 Value = TypeVar("Value")
 
@@ -45,6 +48,7 @@ def checkpoint(f: Callable[..., Any], *inputs: Any) -> Tensor:
     >>> checkpoint(lambda x: (x * x).sum(), x).backward(); x.grad
     array([2., 6.])
     """
+    check_function("checkpoint", "f", f)
     return Checkpoint(f).apply(*inputs)
 
 
@@ -58,7 +62,10 @@ class Checkpoint(Op):
         """Run f for its value alone, and leave one node on the tape."""
         self.needs = autograd.needs(inputs)
         self.arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
-        get_array_module(*self.arrays)
+        for number, a in enumerate(self.arrays):
+            if not is_array(a) and not isinstance(a, np.generic):
+                raise TypeError(f"checkpoint: input {number} is {no_array(a)}")
+        check_arrays("checkpoint", **{f"input {i}": a for i, a in enumerate(self.arrays)})
         self.drawn: list[Any] = []
         with autograd.no_grad():
             y = self.run(_Frame(self.drawn, again=False), [Tensor(a) for a in self.arrays])

@@ -29,9 +29,10 @@ import numpy as np
 from gpuconv import memory
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy, get_array_module
+from gpuconv.checks import check_choice, check_count, short
 from gpuconv.ops.activation import ReLU, activated, check_activation, inside
 from gpuconv.ops.arithmetic import add, sum_to
-from gpuconv.ops.checks import check_arrays, check_images
+from gpuconv.ops.checks import channels_last, check_arrays, check_images
 from gpuconv.ops.cpu import convolve
 from gpuconv.ops.gpu import choice
 from gpuconv.ops.gpu.epilogue import fits_epilogue
@@ -98,8 +99,7 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
     window = conv_window("conv2d", x, w, b, stride, padding, dilation, groups)
     choice.check_precision("conv2d", precision)
     check_activation("conv2d", activation)
-    if padding_mode not in MODES:
-        raise ValueError(f"conv2d: padding_mode {padding_mode!r}, wanted one of {MODES}")
+    check_choice("conv2d", "padding_mode", padding_mode, MODES)
     if padding_mode != "zeros" and any(map(any, window.pad)):
         x = pad2d(x, window.pad, padding_mode)
         window = Window(window.size, window.stride, ((0, 0), (0, 0)), window.dilation)
@@ -128,7 +128,7 @@ def conv_window(op: str, x: Array, w: Array, b: Array | None, stride: IntOrPair,
     """
     check_images(op, x)
     check_arrays(op, ("b",), x=x, w=w, b=b)
-    _check_shapes(op, x.shape, w.shape, None if b is None else b.shape, groups)
+    _check_shapes(op, x, w, None if b is None else b.shape, groups)
     try:
         window = _window(x.shape[1:3], w.shape[1:3], pair(stride), padding, pair(dilation))
         window.out_shape(*x.shape[1:3])
@@ -139,18 +139,23 @@ def conv_window(op: str, x: Array, w: Array, b: Array | None, stride: IntOrPair,
     return window
 
 
-def _check_shapes(op: str, x: tuple, w: tuple, b: tuple | None, groups: int) -> None:
+def _check_shapes(op: str, images: Array, filters: Array, b: tuple | None, groups: int) -> None:
+    x, w = images.shape, filters.shape
     seen = f"(x {tuple(x)}, w {tuple(w)})"
     if len(w) != 4 or 0 in w:
         raise ValueError(f"{op}: w has shape {tuple(w)}, wanted (K, R, S, C/groups), none 0")
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"{op}: groups {groups!r}, wanted at least 1")
+    check_count(op, "groups", groups)
     if x[3] % groups or w[0] % groups:
         raise ValueError(f"{op}: groups {groups} must divide {x[3]} channels and {w[0]} "
-                         f"filters {seen}")
+                         f"filters {seen}" + channels_last("x", images, w[3] * groups))
     if x[3] // groups != w[3]:
         grouped = f" in each of {groups} groups" if groups > 1 else ""
-        raise ValueError(f"{op}: x has {x[3] // groups} channels{grouped}, w wants {w[3]} {seen}")
+        hint = channels_last("x", images, w[3] * groups)
+        hint = hint or channels_last("w", filters, x[3] // groups)
+        if not hint and x[1] == w[1] * groups:  # both as in PyTorch
+            hint = "; channels come last: transpose(0, 2, 3, 1) of both"
+        raise ValueError(f"{op}: x has {x[3] // groups} channels{grouped}, w wants {w[3]} "
+                         f"{seen}{hint}")
     if b is not None and tuple(b) != (w[0],):
         raise ValueError(f"{op}: b has shape {tuple(b)}, wanted ({w[0]},) {seen}")
 
@@ -158,7 +163,7 @@ def _check_shapes(op: str, x: tuple, w: tuple, b: tuple | None, groups: int) -> 
 def _window(image: Pair, size: Pair, stride: Pair,
             padding: Padding | str, dilation: Pair) -> Window:
     if isinstance(padding, str) and padding not in ("same", "valid"):
-        raise ValueError(f"padding {padding!r}, wanted numbers, 'same' or 'valid'")
+        raise ValueError(f"padding {short(padding)}, wanted numbers, 'same' or 'valid'")
     window = Window(size, stride, ((0, 0), (0, 0)) if isinstance(padding, str) else sides(padding),
                     dilation)
     if padding != "same":

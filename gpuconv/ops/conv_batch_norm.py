@@ -60,17 +60,20 @@ def conv_batch_norm(x: Array, w: Array, gamma: Array | None, beta: Array | None,
     """
     window = conv_window("conv_batch_norm", x, w, None, stride, padding, dilation)
     choice.check_precision("conv_batch_norm", precision)
+    P, Q = window.out_shape(*x.shape[1:3])
+    if pool:
+        try:
+            P, Q = HALVES.out_shape(P, Q)
+        except ValueError as error:
+            raise ValueError(f"conv_batch_norm: pool: {error}") from None
+    norm = normaliser("conv_batch_norm", (x.shape[0], P, Q, w.shape[0]), x, gamma, beta,
+                      running_mean, running_var, num_batches_tracked, training, momentum, eps,
+                      activation, residual)
     if not fits_epilogue(None, x):
         y = conv2d(x, w, stride=stride, padding=padding, dilation=dilation, precision=precision)
         return batch_norm(max_pool2d(y, 2) if pool else y, gamma, beta, running_mean, running_var,
                           training=training, momentum=momentum, eps=eps, activation=activation,
                           residual=residual, num_batches_tracked=num_batches_tracked)
-    P, Q = window.out_shape(*x.shape[1:3])
-    if pool:
-        P, Q = HALVES.out_shape(P, Q)
-    norm = normaliser("conv_batch_norm", (x.shape[0], P, Q, w.shape[0]), x, gamma, beta,
-                      running_mean, running_var, num_batches_tracked, training, momentum, eps,
-                      activation, residual)
     return ConvBatchNorm(Conv2d(window, 1, precision), pool, norm)(
         x, w, gamma, beta, *([] if residual is None else [residual]))
 

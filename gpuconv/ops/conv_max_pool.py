@@ -46,12 +46,15 @@ def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPa
     window = conv_window("conv_max_pool", x, w, b, stride, padding, dilation)
     choice.check_precision("conv_max_pool", precision)
     check_activation("conv_max_pool", activation)
+    try:
+        HALVES.out_shape(*window.out_shape(*x.shape[1:3]))
+    except ValueError as error:
+        raise ValueError(f"conv_max_pool: {error}") from None
     if not fits_epilogue(activation, x, w, b):
         y = conv2d(x, w, b, stride=stride, padding=padding, dilation=dilation, precision=precision)
         if activation == "relu":  # of fewer pixels, with the same bits
             return activated(max_pool2d(y, 2), activation)
         return max_pool2d(activated(y, activation), 2)
-    HALVES.out_shape(*window.out_shape(*x.shape[1:3]))
     return ConvMaxPool(Conv2d(window, 1, precision), activation)(x, w, b)
 
 

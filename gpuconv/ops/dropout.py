@@ -14,14 +14,14 @@ form.
 """
 
 import math
-import operator
 from typing import Any
 
 import numpy as np
 
 from gpuconv import kernels, memory, random, threads
 from gpuconv.autograd import Op, Tensor
-from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_gpu
+from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_array, is_gpu
+from gpuconv.checks import check_count, check_number, no_array, short
 from gpuconv.ops.checkpoint import once
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.cpu.philox import words_at_least
@@ -55,31 +55,32 @@ def dropout(x: Array, p: float = 0.5, *, training: bool = True,
     array([0., 2., 2., 2., 2., 0., 2., 0.])
     """
     check_arrays("dropout", x=x)
-    if not 0 <= p <= 1:
-        raise ValueError(f"dropout: p is {p}, wanted 0 to 1")
+    check_number("dropout", "p", p, least=0, most=1)
     if (key is None) != (step is None):
-        raise ValueError(f"dropout: key is {key}, step is {step}: wanted both or neither")
+        raise ValueError(f"dropout: key is {short(key)}, step is {short(step)}: wanted both or "
+                         "neither")
     if counter is not None:
         _check_counter(counter, x, key)
     if not training or p == 0:
         return x
     if key is None or step is None:
         key, step = once(random.fresh)
-    seed, stream = (operator.index(k) for k in key)
-    step = operator.index(step)
-    if not (0 <= seed <= random.LOW and 0 <= stream <= random.LOW and 0 <= step < 2**64):
-        raise ValueError(f"dropout: key {key} is not two words of 32 bits, or step {step} "
-                         "is outside 0..2**64 - 1")
+    if not isinstance(key, (tuple, list)) or len(key) != 2:
+        raise TypeError(f"dropout: key is {short(key)}, wanted (seed, stream)")
+    seed, stream = (check_count("dropout", "a word of the key", k, 0, random.LOW) for k in key)
+    step = check_count("dropout", "step", step, 0, 2**64 - 1)
     return Dropout(p, (seed, stream), step, counter)(x)
 
 
 def _check_counter(counter: Array, x: Array, key: tuple[int, int] | None) -> None:
-    if key is None:
-        raise ValueError("dropout: a counter without key and step")
+    if not is_array(counter):
+        raise TypeError(f"dropout: counter is {no_array(counter, 'counter')}")
     if not is_gpu(counter) or counter.dtype != np.int64 or counter.shape != (1,):
         raise TypeError(f"dropout: counter is {type(counter).__name__} "
                         f"{getattr(counter, 'dtype', '')} {getattr(counter, 'shape', '')}, "
                         "wanted a GPU array of int64, shape (1,)")
+    if key is None:
+        raise ValueError("dropout: a counter without key and step")
     get_array_module(x.data if isinstance(x, Tensor) else x, counter)
 
 

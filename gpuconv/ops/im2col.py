@@ -17,6 +17,7 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, cupy
+from gpuconv.checks import check_shape
 from gpuconv.ops.checks import check_arrays, check_images
 from gpuconv.ops.cpu.patches import fold, unfold
 from gpuconv.ops.cpu.pieces import Slide
@@ -28,8 +29,7 @@ from gpuconv.ops.window import (
     check_result,
     levelled,
     packs,
-    pair,
-    sides,
+    window_from,
 )
 
 
@@ -60,7 +60,11 @@ def im2col(x: Array, kernel_size: IntOrPair, stride: IntOrPair = 1,
     processing", 2006.
     """
     check_images("im2col", x)
-    window = Window(pair(kernel_size), pair(stride), sides(padding), pair(dilation))
+    window = window_from("im2col", kernel_size, stride, padding, dilation)
+    try:
+        window.out_shape(*x.shape[1:3])
+    except ValueError as error:
+        raise ValueError(f"im2col: {error}") from None
     check_result("im2col", x, window, math.prod(window.size) * x.shape[3], "all")
     return Im2col(window)(x)
 
@@ -88,15 +92,17 @@ def col2im(col: Array, input_shape: tuple[int, int, int, int], kernel_size: IntO
            [1., 2., 1.]])
     """
     check_arrays("col2im", col=col)
-    window = Window(pair(kernel_size), pair(stride), sides(padding), pair(dilation))
-    if len(input_shape) != 4:
-        raise ValueError(f"col2im: input_shape {input_shape}, wanted (N, H, W, C)")
-    want = col_shape(input_shape, window)
+    window = window_from("col2im", kernel_size, stride, padding, dilation)
+    images = check_shape("col2im", "input_shape", input_shape, 4)
+    try:
+        want = col_shape(images, window)
+    except ValueError as error:
+        raise ValueError(f"col2im: {error}") from None
     if tuple(col.shape) != want:
-        raise ValueError(f"col2im: col has shape {tuple(col.shape)}, images {tuple(input_shape)} "
+        raise ValueError(f"col2im: col has shape {tuple(col.shape)}, images {images} "
                          f"under this window give {want}")
-    check_numbers("col2im", col, input_shape, window, "all")
-    return Col2im(window, tuple(input_shape))(col)
+    check_numbers("col2im", col, images, window, "all")
+    return Col2im(window, images)(col)
 
 
 def col_shape(x_shape: tuple[int, ...], window: Window) -> tuple[int, int, int, int]:

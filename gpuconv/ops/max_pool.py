@@ -19,13 +19,13 @@ from gpuconv.autograd import Op
 from gpuconv.backend import Array, array_device, cupy, get_array_module
 from gpuconv.ops.checks import check_images
 from gpuconv.ops.cpu.largest import largest, send_back
+from gpuconv.ops.pool_window import pool_window
 from gpuconv.ops.window import (
     IntOrPair,
     Padding,
     Window,
     levelled,
     packs,
-    pool_window,
     tile_packs,
 )
 

@@ -18,6 +18,7 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.checks import check_choice, short
 from gpuconv.ops.checks import check_images
 from gpuconv.ops.window import IntOrPair, Pair, packs, sides
 
@@ -45,20 +46,22 @@ def pad2d(x: Array, padding: IntOrPair | tuple[Pair, Pair], mode: str = "zeros")
     array([2., 1., 0., 1., 2., 1., 0.])
     """
     check_images("pad2d", x)
-    pads = sides(padding)
-    if mode not in MODES:
-        raise ValueError(f"pad2d: mode {mode!r}, wanted one of {MODES}")
+    try:
+        pads = sides(padding)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"pad2d: {error}") from None
+    check_choice("pad2d", "mode", mode, MODES)
     for n, side in zip(x.shape[1:3], pads, strict=True):
         most = {"reflect": n - 1, "circular": n}.get(mode)
         if min(side) < 0 or most is not None and max(side) > most:
             limit = "at least 0" if most is None else f"0 to {most}"
-            raise ValueError(f"pad2d: padding {pads} around x {tuple(x.shape)}, {mode!r} "
+            raise ValueError(f"pad2d: padding {short(pads)} around x {tuple(x.shape)}, {mode!r} "
                              f"takes {limit} here")
     N, H, W, C = x.shape
     shape = N, H + sum(pads[0]), W + sum(pads[1]), C
     if max(N, 1) * shape[1] * shape[2] * C * x.dtype.itemsize > sys.maxsize:
-        raise ValueError(f"pad2d: the result would have shape {shape}, more than fits an address "
-                         f"space: pad less")
+        raise ValueError(f"pad2d: the result would have shape {short(shape)}, more than fits an "
+                         f"address space: pad less")
     return Pad2d(pads, mode)(x)
 
 

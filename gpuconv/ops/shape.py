@@ -8,13 +8,13 @@ On the CPU each result is a view of x where NumPy can make one.
 """
 
 import math
-import operator
 from typing import Any, cast
 
 import numpy as np
 
 from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import Array, get_array_module
+from gpuconv.checks import MOST, check_count, short
 from gpuconv.ops.checks import check_arrays
 
 
@@ -33,7 +33,13 @@ def reshape(x: Array, *shape: Any) -> Array:
            [2., 3.]])
     """
     check_arrays("reshape", x=x)
-    return Reshape(_numbers(shape))(x)
+    wanted = _numbers("reshape", shape)
+    given = math.prod(n for n in wanted if n != -1)
+    whole = x.size == given if -1 not in wanted else given and x.size % given == 0
+    if not whole or wanted.count(-1) > 1 or min(wanted, default=0) < -1:
+        raise ValueError(f"reshape: x has shape {x.shape}, {x.size} elements, wanted "
+                         f"{short(wanted)}")
+    return Reshape(wanted)(x)
 
 
 def flatten(x: Array, start_axis: int = 1) -> Array:
@@ -46,7 +52,7 @@ def flatten(x: Array, start_axis: int = 1) -> Array:
     (5, 48)
     """
     check_arrays("flatten", x=x)
-    start, = check_axes("flatten", start_axis, x.shape)
+    start, = check_axes("flatten", (start_axis,), x.shape)
     return Reshape((*x.shape[:start], math.prod(x.shape[start:])))(x)
 
 
@@ -65,9 +71,11 @@ def transpose(x: Array, *axes: Any) -> Array:
     """
     check_arrays("transpose", x=x)
     n = len(x.shape)
-    order = _numbers(axes) if axes and axes[0] is not None else tuple(range(n))[::-1]
+    given = axes and axes[0] is not None
+    order = _numbers("transpose", axes, "axis") if given else tuple(range(n))[::-1]
     if sorted(a + n if a < 0 else a for a in order) != list(range(n)):
-        raise ValueError(f"transpose: axes {order} are not each axis of shape {x.shape} once")
+        raise ValueError(f"transpose: axes {short(order)} are not each axis of shape {x.shape} "
+                         "once")
     return Transpose(tuple(a % n for a in order))(x)
 
 
@@ -82,7 +90,11 @@ def getitem(x: Array, key: Any) -> Array:
     array([1., 3., 5.])
     """
     check_arrays("getitem", x=x)
-    return GetItem(tuple(map(_index, key if isinstance(key, tuple) else (key,))))(x)
+    op = GetItem(tuple(map(_index, key if isinstance(key, tuple) else (key,))))
+    try:
+        return op(x)
+    except IndexError as error:
+        raise IndexError(f"getitem: {error}") from None
 
 
 def check_axes(op: str, axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -96,26 +108,29 @@ def check_axes(op: str, axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """
     if axis is None:
         return tuple(range(len(shape)))
-    given = tuple(map(operator.index, axis if isinstance(axis, (tuple, list)) else (axis,)))
+    given = _numbers(op, (axis,), "axis")
     found = sorted({a + len(shape) if a < 0 else a for a in given})
+    axis = given[0] if len(given) == 1 else given
     if len(found) < len(given) or not all(0 <= a < len(shape) for a in found):
-        raise ValueError(f"{op}: axis {axis} of shape {shape}: "
+        raise ValueError(f"{op}: axis {short(axis)} of shape {shape}: "
                          f"wanted different axes from {-len(shape)} to {len(shape) - 1}")
     return tuple(found)
 
 
-def _numbers(given: tuple) -> tuple[int, ...]:
-    """(2, 3) from the arguments 2, 3 or from the one argument (2, 3)."""
+def _numbers(op: str, given: tuple, name: str = "a size") -> tuple[int, ...]:
+    """Return (2, 3) from the arguments 2, 3 or from the one argument (2, 3)."""
     listed = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
-    return tuple(map(operator.index, listed))
+    return tuple(check_count(op, name, n, -MOST) for n in listed)
 
 
 def _index(part: Any) -> Any:
-    if part is Ellipsis or isinstance(part, slice):
+    if isinstance(part, slice):
+        return slice(*(n if n is None else _index(n) for n in (part.start, part.stop, part.step)))
+    if part is Ellipsis:
         return part
     if isinstance(part, bool) or not isinstance(part, (int, np.integer)):
         raise TypeError(f"getitem: {type(part).__name__} in the key, wanted ints, slices and ...")
-    return operator.index(part)
+    return check_count("getitem", "an int in the key", part, -MOST)
 
 
 class Reshape(Op):

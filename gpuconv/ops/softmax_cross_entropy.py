@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import kernels, threads
+from gpuconv import backend, kernels, threads
 from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import (
     Array,
@@ -24,9 +24,10 @@ from gpuconv.backend import (
     array_device,
     cupy,
     error_word,
-    get_array_module,
+    is_array,
     is_gpu,
 )
+from gpuconv.checks import check_choice, check_number, no_array
 from gpuconv.ops.checks import check_arrays
 
 REDUCTIONS = "mean", "sum", "none"
@@ -60,21 +61,19 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, label_smoothing: floa
     """
     check_arrays("softmax_cross_entropy", logits=logits)
     label_array = labels.data if isinstance(labels, Tensor) else labels
-    get_array_module(logits.data if isinstance(logits, Tensor) else logits, label_array)
-    if getattr(label_array, "dtype", np.dtype(float)).kind not in "iu":
-        raise TypeError("softmax_cross_entropy: labels are "
-                        f"{getattr(label_array, 'dtype', type(labels).__name__)}, wanted integers")
+    if not is_array(label_array):
+        raise TypeError(f"softmax_cross_entropy: labels is {no_array(labels, 'labels')}")
+    backend.check_arrays("softmax_cross_entropy", labels=label_array,
+                         logits=logits.data if isinstance(logits, Tensor) else logits)
+    if label_array.dtype.kind not in "iu":
+        raise TypeError(f"softmax_cross_entropy: labels are {label_array.dtype}, wanted integers")
     if len(logits.shape) != 2 or not logits.shape[1]:
         raise ValueError(f"softmax_cross_entropy: logits have shape {logits.shape}, wanted (N, K)")
     if tuple(label_array.shape) != tuple(logits.shape[:1]):
         raise ValueError(f"softmax_cross_entropy: labels have shape {label_array.shape}, wanted "
                          f"({logits.shape[0]},) for logits {logits.shape}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"softmax_cross_entropy: label_smoothing is {label_smoothing}, "
-                         "wanted 0 to 1")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"softmax_cross_entropy: reduction is {reduction!r}, wanted one of "
-                         f"{', '.join(REDUCTIONS)}")
+    check_number("softmax_cross_entropy", "label_smoothing", label_smoothing, least=0, most=1)
+    check_choice("softmax_cross_entropy", "reduction", reduction, REDUCTIONS)
     return SoftmaxCrossEntropy(label_smoothing, reduction)(logits, label_array)
 
 
@@ -184,7 +183,7 @@ def count_correct(logits: Array, labels: Array, out: Array) -> None:
     >>> out.item()
     1
     """
-    get_array_module(logits, labels, out)
+    backend.check_arrays("count_correct", logits=logits, labels=labels, out=out)
     if labels.dtype.kind not in "iu" or out.dtype != np.int64:
         raise TypeError(f"count_correct: labels are {labels.dtype}, out is {out.dtype}, wanted "
                         "integers, and int64")

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from gpuconv.autograd import Tensor
 from gpuconv.backend import Array, is_gpu
+from gpuconv.checks import short
 
 Pair = tuple[int, int]
 IntOrPair = int | Pair
@@ -28,14 +29,16 @@ def pair(value: Any) -> Pair:
     """
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
-            raise ValueError(f"{value!r} has {len(value)} numbers, wanted (height, width)")
+            raise ValueError(f"{short(value)} has {len(value)} numbers, wanted (height, width)")
         height, width = value
     else:
         height = width = value
     try:
-        return operator.index(height), operator.index(width)
+        if not isinstance(height, bool) and not isinstance(width, bool):
+            return operator.index(height), operator.index(width)
     except TypeError:
-        raise TypeError(f"{value!r}: wanted a whole number, or (height, width)") from None
+        pass
+    raise TypeError(f"{short(value)}: wanted a whole number, or (height, width)")
 
 
 def sides(padding: Any) -> tuple[Pair, Pair]:
@@ -46,10 +49,23 @@ def sides(padding: Any) -> tuple[Pair, Pair]:
     """
     if isinstance(padding, (tuple, list)) and any(isinstance(p, (tuple, list)) for p in padding):
         if len(padding) != 2 or not all(isinstance(p, (tuple, list)) for p in padding):
-            raise ValueError(f"padding {padding!r}: wanted ((top, bottom), (left, right))")
+            raise ValueError(f"padding {short(padding)}: wanted ((top, bottom), (left, right))")
         return pair(padding[0]), pair(padding[1])
     height, width = pair(padding)
     return (height, height), (width, width)
+
+
+def window_from(op: str, size: Any, stride: Any, padding: Any, dilation: Any,
+                ceil_mode: bool = False) -> "Window":
+    """Return the window of a user's arguments.
+
+    Raises:
+        TypeError, ValueError: they are no numbers, too small or too large; begins with ``op``.
+    """
+    try:
+        return Window(pair(size), pair(stride), sides(padding), pair(dilation), ceil_mode)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{op}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +90,12 @@ class Window:
         """Refuse numbers that are too small or too large."""
         sizes, pads = self.size + self.stride + self.dilation, self.pad[0] + self.pad[1]
         if min(sizes) < 1 or (min(pads) < 0 and self.positions is None):
-            raise ValueError(f"window {self.size}, stride {self.stride}, dilation {self.dilation}: "
-                             f"at least 1; padding {self.pad}: at least 0")
+            raise ValueError(f"window {short(self.size)}, stride {short(self.stride)}, dilation "
+                             f"{short(self.dilation)}: at least 1; padding {short(self.pad)}: at "
+                             "least 0")
         if max(sizes + pads) > LARGEST:
-            raise ValueError(f"window {self.size}, stride {self.stride}, dilation {self.dilation}, "
-                             f"padding {self.pad}: at most 2**60")
+            raise ValueError(f"window {short(self.size)}, stride {short(self.stride)}, dilation "
+                             f"{short(self.dilation)}, padding {short(self.pad)}: at most 2**60")
 
     @property
     def extent(self) -> Pair:
@@ -276,31 +293,3 @@ def packs(a: Array, channels: int) -> int:
 def tile_packs(a: Array, channels: int, window: Window) -> int:
     """Threads for a backward pass to a, each of which has a stride of pixels by a stride."""
     return -(-packs(a, channels) // (window.stride[0] * window.stride[1]))
-
-
-def pool_window(op: str, x: Array, kernel_size: Any, stride: Any, padding: Any,
-                dilation: Any = 1, ceil_mode: bool = False) -> Window:
-    """Return the window of a pooling op over images x (N, H, W, C).
-
-    Without a stride the windows lie side by side.
-
-    Raises:
-        ValueError: the window does not fit, or padding is more than half of kernel_size: as in
-            PyTorch, the dilation notwithstanding.
-
-    >>> import numpy as np
-    >>> pool_window("max_pool2d", np.ones((1, 4, 4, 1)), 3, 1, 2)
-    Traceback (most recent call last):
-    ValueError: max_pool2d: padding ((2, 2), (2, 2)) is more than half of the window (3, 3)
-    """
-    size, pad = pair(kernel_size), sides(padding)
-    steps, apart = pair(kernel_size if stride is None else stride), pair(dilation)
-    try:
-        window = Window(size, steps, pad, apart, bool(ceil_mode))
-        window.out_shape(*x.shape[1:3])
-    except ValueError as error:
-        raise ValueError(f"{op}: {error}") from None
-    if any(2 * p > k for k, both in zip(size, pad, strict=True) for p in both):
-        raise ValueError(f"{op}: padding {pad} is more than half of the window {size}")
-    check_result(op, x, window, x.shape[3], "pooled")
-    return window

@@ -31,6 +31,7 @@ import numpy as np
 
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, array_device, cupy, is_gpu
+from gpuconv.checks import check_number, short
 from gpuconv.optim.flat import Flat, behind, pieces
 from gpuconv.optim.optimizer import Optimizer
 
@@ -55,7 +56,7 @@ class Adam(Optimizer):
 
     Raises:
         ValueError: lr or weight_decay is negative, a beta is outside 0 <= beta < 1, eps is not
-            positive, no parameters, one twice, or one that another optimiser holds.
+            positive, no parameters, or one twice.
         TypeError: something is no Parameter, or betas is no pair.
 
     >>> from gpuconv.autograd import Parameter
@@ -83,7 +84,7 @@ class Adam(Optimizer):
 
     def _pair(self, betas: Any) -> dict[str, Any]:
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise TypeError(f"{self.name}: betas is {betas!r}, wanted two numbers")
+            raise TypeError(f"{self.name}: betas is {short(betas)}, wanted two numbers")
         return dict(beta1=betas[0], beta2=betas[1])
 
     def _group(self, number: int, group: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,13 +97,10 @@ class Adam(Optimizer):
         """Nothing negative (nor NaN), means that forget, an eps that keeps 0/0 away."""
         super().check(group)
         for name in ("lr", "weight_decay"):
-            if not group[name] >= 0:
-                raise ValueError(f"{self.name}: {name} is {group[name]}, wanted at least 0")
+            check_number(self.name, name, group[name], least=0)
         for name in ("beta1", "beta2"):
-            if not 0 <= group[name] < 1:
-                raise ValueError(f"{self.name}: {name} is {group[name]}, wanted 0 <= {name} < 1")
-        if not group["eps"] >= SMALLEST:
-            raise ValueError(f"{self.name}: eps is {group['eps']}, wanted at least {SMALLEST}")
+            check_number(self.name, name, group[name], least=0, below=1)
+        check_number(self.name, "eps", group["eps"], least=SMALLEST)
 
     def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
         """Count this step, then one pass; one for each piece that has made equally many.

@@ -23,6 +23,7 @@ import numpy as np
 
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, array_device, cupy, device_name, is_gpu
+from gpuconv.checks import check_kind, check_number
 from gpuconv.optim.flat import pieces, slices_of
 from gpuconv.optim.optimizer import MULTIPLIER, SKIP, Optimizer
 
@@ -52,14 +53,11 @@ def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Array:
     >>> float(clip_grad_norm(sgd, 1.0)), p.grad.round(5)
     (5.0, array([0.6, 0.8]))
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"clip_grad_norm: optimizer is {type(optimizer).__name__}, "
-                        "wanted an Optimizer")
-    if not max_norm >= 0:
-        raise ValueError(f"clip_grad_norm: max_norm is {max_norm}, wanted at least 0")
-    flats = [flat for group in optimizer.flats for flat in group]
-    if not flats:
-        raise RuntimeError("clip_grad_norm: the optimiser has released its parameters")
+    hint = ": optimizer, not the parameters, which lie in its buffers"
+    check_kind("clip_grad_norm", "optimizer", optimizer, Optimizer, hint)
+    check_number("clip_grad_norm", "max_norm", max_norm, least=0, infinite=True)
+    optimizer.check_holds("clip_grad_norm")
+    flats = optimizer.all_flats()
     places = sorted({device_name(flat.grad) for flat in flats})
     if len(places) > 1:
         raise ValueError(f"clip_grad_norm: parameters are on {' and '.join(places)}, "

@@ -37,8 +37,10 @@ from gpuconv.backend import (
     get_array_module,
     is_gpu,
 )
+from gpuconv.checks import check_kind, check_number, type_name
 from gpuconv.optim.flat import PIECE, Flat, behind, not_captured, pieces, zeros
 from gpuconv.optim.optimizer import SKIP, Optimizer
+from gpuconv.state import matching
 from gpuconv.undo import Undo, copied, uninterrupted
 
 Work = tuple[Array, Array, Array | None]  # average, value, the value's master: (n,) each
@@ -82,10 +84,9 @@ class EMA:
     """
 
     def __init__(self, module: Averaged, decay: float = 0.999, warmup: bool = True):
-        if not hasattr(module, "named_parameters"):
-            raise TypeError(f"EMA: module is {type(module).__name__}, wanted a Module")
-        if not 0 <= decay < 1:
-            raise ValueError(f"EMA: decay is {decay}, wanted 0 <= decay < 1")
+        if isinstance(module, type) or not hasattr(module, "named_parameters"):
+            raise TypeError(f"EMA: module is {type_name(module)}, wanted a Module")
+        check_number("EMA", "decay", decay, least=0, below=1)
         self.module, self.decay, self.warmup = module, decay, warmup
         self.averages: dict[str, Array] = {}
         self._clocks: dict[str, tuple[Array, Array]] = {}  # device: t, weight; () each
@@ -125,6 +126,8 @@ class EMA:
         """
         if self._inside:
             raise RuntimeError("EMA: update inside applied(): the module holds the averages")
+        if optimizer is not None:
+            check_kind("EMA: update", "optimizer", optimizer, Optimizer)
         with Undo.of(self.undo) as undo:
             self._update(optimizer, undo)
 
@@ -147,6 +150,7 @@ class EMA:
         """The flat buffers of these parameters, and the names of what is in them."""
         names = {id(p): name for name, p in self.module.named_parameters()}
         work, done = [], set()
+        optimizer.check_holds("EMA: update")
         for flat in optimizer.all_flats():
             its = [names.get(id(p), "") for _, p in flat.members]
             if all(its):
@@ -215,17 +219,10 @@ class EMA:
             ValueError: a name, shape or dtype does not fit; lists all of them, and has changed
                 nothing.
         """
-        mine = self.state_dict()
-        found = {name: asarray(state[name]) for name in mine if name in state}
-        wrong = [f"missing {name}" for name in mine if name not in state]
-        wrong += [f"unexpected {name}" for name in state if name not in mine]
-        wrong += [f"{name} is {a.dtype} {a.shape}, wanted {mine[name].dtype} {mine[name].shape}"
-                  for name, a in found.items()
-                  if (a.dtype, a.shape) != (mine[name].dtype, mine[name].shape)]
-        if not wrong and int(found["updates"]) < 0:
-            wrong = [f"updates is {int(found['updates'])}, wanted at least 0"]
-        if wrong:
-            raise ValueError("EMA: load_state_dict: " + "; ".join(wrong))
+        found, *_ = matching("EMA: load_state_dict", self.state_dict(), state)
+        if int(found["updates"]) < 0:
+            raise ValueError(f"EMA: load_state_dict: updates is {int(found['updates'])}, wanted "
+                             "at least 0")
         for updates, _ in self._clocks.values():
             with array_device(updates):
                 updates.fill(int(found["updates"]))

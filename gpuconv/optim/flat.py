@@ -19,6 +19,7 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Parameter
 from gpuconv.backend import Array, accumulator, array_device, cupy, get_array_module, is_gpu
+from gpuconv.checks import type_name
 
 ALIGN = 256      # bytes: what cudaMalloc aligns to, and any vector load may ask for
 BLOCKS = 1024    # GPU: of a reduction, enough to fill any device
@@ -56,11 +57,14 @@ class Flat:
             self.work: dict[str, Array] = {}
             self.cuts: set[int] = set()
             self.grads: list[Array] = []  # of each parameter, its view
+            self.taken: list[Parameter] = []  # those that another Flat has taken over since
             for (_, p), data, grad in zip(members, self.views(self.data), self.views(self.grad),
                                           strict=True):
                 data[...] = p.data
                 if p.grad is not None:
                     grad[...] = p.grad
+                if p.holder is not None:
+                    p.holder.taken.append(p)
                 p.rebind(data, grad, holder=self)
                 self.grads.append(grad)
 
@@ -115,10 +119,11 @@ class Flat:
             yield slice(begin, end)
 
     def release(self) -> None:
-        """Give each parameter arrays of its own again."""
+        """Give each parameter that is still here arrays of its own again."""
         for _, p in self.members:
-            with array_device(p.data):
-                p.rebind(p.data.copy(), None if p.grad is None else p.grad.copy())
+            if p.holder is self:
+                with array_device(p.data):
+                    p.rebind(p.data.copy(), None if p.grad is None else p.grad.copy())
 
 
 def pack(groups: Iterable[Iterable[Parameter]]) -> list[list[Flat]]:
@@ -126,14 +131,15 @@ def pack(groups: Iterable[Iterable[Parameter]]) -> list[list[Flat]]:
 
     Args:
         groups: parameters, each in one group, once. Frozen ones too: ``Flat.active`` leaves them
-            out of updates for as long as they are frozen.
+            out of updates for as long as they are frozen. Those in the buffers of another optimiser
+            are taken over.
 
     Returns:
         For each group its Flats, one per dtype and device.
 
     Raises:
-        TypeError: something is no Parameter.
-        ValueError: a parameter comes twice, or another optimiser holds it. Nothing was packed.
+        TypeError: something is no Parameter. Nothing was packed.
+        ValueError: a parameter comes twice. Nothing was packed.
     """
     members: list[dict[Any, list[tuple[int, Parameter]]]] = []
     seen: dict[int, int] = {}  # identity: position
@@ -142,12 +148,9 @@ def pack(groups: Iterable[Iterable[Parameter]]) -> list[list[Flat]]:
         for p in group:
             position = len(seen)
             if not isinstance(p, Parameter):
-                raise TypeError(f"parameter {position} is {type(p).__name__}, wanted a Parameter")
+                raise TypeError(f"parameter {position} is {type_name(p)}, wanted a Parameter")
             if id(p) in seen:
                 raise ValueError(f"parameter {position} {p.shape} is parameter {seen[id(p)]} again")
-            if p.packed:
-                raise ValueError(f"parameter {position} {p.shape} belongs to another optimiser: "
-                                 "release() that one first")
             seen[id(p)] = position
             place = p.dtype, p.data.device.id if is_gpu(p.data) else None
             members[-1].setdefault(place, []).append((position, p))

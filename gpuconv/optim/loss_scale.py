@@ -44,8 +44,10 @@ from gpuconv.backend import (
     get_array_module,
     is_gpu,
 )
+from gpuconv.checks import check_count, check_kind, check_number, short, type_name
 from gpuconv.optim.flat import pieces, slices_of
 from gpuconv.optim.optimizer import MULTIPLIER, SKIP, Optimizer
+from gpuconv.state import matching
 
 LEAST, MOST = 2.0**-126, 2.0**127  # powers of two that float32 holds in full
 
@@ -83,18 +85,16 @@ class LossScale:
 
     def __init__(self, optimizer: Optimizer, scale: float = 65536.0, growth: float = 2.0,
                  backoff: float = 0.5, interval: int = 2000):
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"LossScale: optimizer is {type(optimizer).__name__}, "
-                            "wanted an Optimizer")
+        check_kind("LossScale", "optimizer", optimizer, Optimizer)
+        optimizer.check_holds("LossScale")
         for name, value in (("scale", scale), ("growth", growth), ("backoff", backoff)):
-            if not _is_power_of_two(value):
-                raise ValueError(f"LossScale: {name} is {value}, wanted a power of two")
-        if growth < 1 or backoff > 1 or interval < 1:
-            raise ValueError(f"LossScale: growth {growth}, backoff {backoff}, interval {interval}, "
-                             "wanted at least 1, at most 1, at least 1")
+            if not _is_power_of_two(check_number("LossScale", name, value)):
+                raise ValueError(f"LossScale: {name} is {short(value)}, wanted a power of two")
+        check_number("LossScale", "growth", growth, least=1)
+        check_number("LossScale", "backoff", backoff, most=1)
         control = optimizer.control
         self.optimizer, self.growth, self.backoff = optimizer, float(growth), float(backoff)
-        self.interval = int(interval)
+        self.interval = check_count("LossScale", "interval", interval, most=2**31 - 1)
         with array_device(control):
             xp = get_array_module(control)
             self.scale, self.counter = xp.zeros((), np.float32), xp.zeros((), np.int64)
@@ -106,6 +106,8 @@ class LossScale:
         Raises:
             TypeError: its dtype has 16 bits: the scale might not fit.
         """
+        if not hasattr(y, "dtype"):
+            raise TypeError(f"LossScale: multiply wants a loss, got {type_name(y)}")
         if y.dtype.itemsize < 4:
             raise TypeError(f"LossScale: multiply wants a loss of float32 or float64, got "
                             f"{y.dtype}")
@@ -121,9 +123,8 @@ class LossScale:
         Raises:
             RuntimeError: a ``grad`` was replaced by hand, or the parameters have been released.
         """
+        self.optimizer.check_holds("LossScale: check")
         flats = self.optimizer.all_flats()
-        if not flats:
-            raise RuntimeError("LossScale: the optimiser has released its parameters")
         parts = [flat.grad[part] for flat in flats for part in flat.active()]
         with array_device(self.scale):
             (self._check_gpu if is_gpu(self.scale) else self._check_cpu)(parts)
@@ -164,15 +165,11 @@ class LossScale:
             ValueError: a name, shape or dtype does not fit, or a number makes no sense; lists all
                 of that, and has changed nothing.
         """
-        mine = self.state_dict()
-        found = {name: asarray(state[name], "cpu") for name in mine if name in state}
-        wrong = [f"missing {name}" for name in mine if name not in state]
-        wrong += [f"unexpected {name}" for name in state if name not in mine]
-        wrong += [f"{name} is {a.dtype} {a.shape}, wanted {mine[name].dtype} ()"
-                  for name, a in found.items() if (a.dtype, a.shape) != (mine[name].dtype, ())]
-        if not wrong and not _is_power_of_two(float(found["scale"])):
+        mine, wrong = self.state_dict(), []
+        found, *_ = matching("LossScale: load_state_dict", mine, state)
+        if not _is_power_of_two(float(found["scale"])):
             wrong.append(f"scale is {float(found['scale'])}, wanted a power of two")
-        if not wrong and int(found["counter"]) < 0:
+        if int(found["counter"]) < 0:
             wrong.append(f"counter is {int(found['counter'])}, wanted at least 0")
         if wrong:
             raise ValueError("LossScale: load_state_dict: " + "; ".join(wrong))

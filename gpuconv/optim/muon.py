@@ -28,6 +28,7 @@ import numpy as np
 from gpuconv import kernels, memory
 from gpuconv.autograd import Parameter
 from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_gpu
+from gpuconv.checks import check_number, listed
 from gpuconv.ops.gpu import choice
 from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.linear import linear
@@ -35,6 +36,7 @@ from gpuconv.optim.flat import Flat, behind
 from gpuconv.optim.sgd import SGD
 
 QUINTIC = 3.4445, -4.7750, 2.0315  # a, b, c
+LARGEST = 10**6                    # iterations
 TINY = 1e-7                        # added to |d|
 
 
@@ -79,12 +81,13 @@ class Muon(SGD):
         super().check(group)
         if not group["orthogonal"]:
             return
-        if not group["iterations"] >= 1 or group["iterations"] != int(group["iterations"]):
-            raise ValueError(f"Muon: iterations is {group['iterations']}, wanted 1 or more")
+        iterations = check_number("Muon", "iterations", group["iterations"], least=1, most=LARGEST)
+        if iterations != int(iterations):
+            raise ValueError(f"Muon: iterations is {iterations}, wanted a whole number")
         flat = [p.shape for p in group["params"] if isinstance(p, Parameter) and p.ndim < 2]
         if flat:
-            raise ValueError(f"Muon: parameters of shapes {flat} are no matrices: put them into a "
-                             "group with orthogonal=False")
+            raise ValueError(f"Muon: parameters of shapes {listed(flat)} are no matrices: put "
+                             "them into a group with orthogonal=False")
 
     def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
         """A matrix at a time, or all at once as SGD."""

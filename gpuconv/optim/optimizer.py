@@ -22,15 +22,16 @@ import numpy as np
 from gpuconv.autograd import Parameter
 from gpuconv.backend import (
     Array,
-    accumulator,
     array_device,
     asarray,
     device_name,
     get_array_module,
     is_gpu,
 )
-from gpuconv.optim.control import load_counter, new_tables, set_factors
+from gpuconv.checks import check_number, listed, short, type_name
+from gpuconv.optim.control import new_tables, set_factors
 from gpuconv.optim.flat import Flat, pack
+from gpuconv.optim.saved_state import load
 from gpuconv.undo import Undo
 
 MULTIPLIER, SKIP = 1, 2  # of control, as in kernels/optim.cuh; factor is the first
@@ -41,7 +42,8 @@ class Optimizer:
     """Updates parameters from their gradients; a subclass defines ``check`` and ``update``.
 
     Making one packs the parameters into flat buffers (see flat.py): from then on the module that
-    owns them cannot move; ``release`` undoes it.
+    owns them cannot move; ``release`` undoes it. Parameters that another optimiser holds are taken
+    over, with their values and gradients: the other one raises RuntimeError when it is used.
 
     Every group has a setting "stop", the share of a run that ``fit`` trains it for, 0 < stop <= 1:
     its schedule comes to an end there, and afterwards it is frozen.
@@ -63,13 +65,16 @@ class Optimizer:
     saved: ClassVar[tuple[str, ...]] = ()  # names of the state arrays that state_dict holds
 
     def __init__(self, params: Iterable[Any], settings: Mapping[str, Any], master: bool = False):
-        if isinstance(params, (Parameter, Mapping)) or not isinstance(params, Iterable):
-            raise TypeError(f"{self.name}: params is {type(params).__name__}, wanted Parameters "
-                            f"or dicts in a list")
-        listed, settings = list(params), {**settings, "stop": 1.0}
-        if not any(isinstance(group, Mapping) for group in listed):
-            listed = [{"params": listed}]
-        self.groups = [self._group(number, group, settings) for number, group in enumerate(listed)]
+        module = hasattr(params, "parameters")
+        if module or isinstance(params, (Parameter, Mapping, str)) or not isinstance(
+                params, Iterable):
+            hint = ": model.parameters()" if module else ""
+            raise TypeError(f"{self.name}: params is {type_name(params)}, wanted Parameters or "
+                            f"dicts in a list{hint}")
+        given, settings = list(params), {**settings, "stop": 1.0}
+        if not any(isinstance(group, Mapping) for group in given):
+            given = [{"params": given}]
+        self.groups = [self._group(number, group, settings) for number, group in enumerate(given)]
         try:
             self.flats = pack(group["params"] for group in self.groups)
         except (TypeError, ValueError) as error:
@@ -84,9 +89,31 @@ class Optimizer:
         """For messages."""
         return type(self).__name__
 
+    def __repr__(self) -> str:
+        groups = []
+        for group in self.groups:
+            settings = [f"{name}={short(value)}" for name, value in group.items()
+                        if name != "params"]
+            groups.append(f"{len(group['params'])} parameters, {', '.join(settings)}")
+        return f"{self.name}({listed(groups, 4, '; ')})"
+
     def all_flats(self) -> list[Flat]:
-        """Of all groups."""
+        """Return the flat buffers of all groups."""
         return [flat for flats in self.flats for flat in flats]
+
+    def check_holds(self, caller: str) -> None:
+        """Refuse to go on where the parameters are no longer this optimiser's.
+
+        Raises:
+            RuntimeError: they have been released, or another optimiser has taken over one.
+        """
+        if not self.flats:
+            raise RuntimeError(f"{caller} after release(): the optimiser holds no parameters")
+        taken = [p for flat in self.all_flats() for p in flat.taken]
+        if taken:
+            raise RuntimeError(f"{caller}: an optimiser that was made later has taken over "
+                               f"{len(taken)} of the parameters (one of shape {taken[0].shape}): "
+                               "use that one")
 
     # -- what changes from step to step ---------------------------------------------------
 
@@ -163,13 +190,16 @@ class Optimizer:
 
     def _group(self, number: int, group: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(group, Mapping):
-            raise TypeError(f"{self.name}: group {number} is {type(group).__name__}, wanted a dict "
+            raise TypeError(f"{self.name}: group {number} is {type_name(group)}, wanted a dict "
                             f"like the others")
         unknown = set(group) - {"params", *settings}
         if unknown or "params" not in group:
-            raise ValueError(f"{self.name}: group {number} has {sorted(group)}, wanted 'params' "
-                             f"and any of {sorted(settings)}")
+            raise ValueError(f"{self.name}: group {number} has {listed(list(group))}, wanted "
+                             f"'params' and any of {sorted(settings)}")
         params = group["params"]
+        if isinstance(params, str) or not isinstance(params, (Parameter, Iterable)):
+            raise TypeError(f"{self.name}: params of group {number} is {type_name(params)}, wanted "
+                            "Parameters in a list")
         params = [params] if isinstance(params, Parameter) else list(params)
         if not params:
             raise ValueError(f"{self.name}: group {number} has no parameters")
@@ -179,9 +209,7 @@ class Optimizer:
 
     def check(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError where a setting makes no sense; runs before each step, too."""
-        if not 0 < group["stop"] <= 1:
-            raise ValueError(f"{self.name}: stop is {group['stop']}, wanted more than 0 and at "
-                             "most 1")
+        check_number(self.name, "stop", group["stop"], above=0, most=1)
 
     def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
         """Update one part of the flat arrays, with the numbers in ``flat.control``."""
@@ -198,10 +226,10 @@ class Optimizer:
         still act on it. After an error, an interruption too, parameters and state are as before.
 
         Raises:
-            RuntimeError: a ``grad`` was replaced by hand, or the parameters have been released.
+            RuntimeError: a ``grad`` was replaced by hand, the parameters have been released, or
+                another optimiser has taken over one of them.
         """
-        if not self.flats:
-            raise RuntimeError(f"{self.name}: step after release(): it holds no parameters")
+        self.check_holds(f"{self.name}: step")
         work = []
         for group, flats in zip(self.groups, self.flats, strict=True):
             self.check(group)
@@ -217,6 +245,8 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Set all gradients to zero, in place."""
+        if self.flats:
+            self.check_holds(f"{self.name}: zero_grad")
         for flat in self.all_flats():
             with array_device(flat.grad):
                 flat.grad.fill(0)
@@ -240,12 +270,13 @@ class Optimizer:
         "momentum.3" belongs to the parameter at position 3, counted over all groups; "group.0.lr"
         is the setting of a group, an array of one number on the CPU.
         """
+        if self.flats:
+            self.check_holds(f"{self.name}: state_dict")
         state = {}
         for flat in self.all_flats():
-            for kind in flat.state:
-                for (position, _), view in zip(flat.members, flat.views(flat.state[kind]),
-                                               strict=True):
-                    state[f"{kind}.{position}"] = view
+            for name, array in flat.state.items():
+                for (position, _), view in zip(flat.members, flat.views(array), strict=True):
+                    state[f"{name}.{position}"] = view
         for number, group in enumerate(self.groups):
             for name, value in group.items():
                 if name != "params":
@@ -262,54 +293,7 @@ class Optimizer:
                 step had needed them. So do masters, which then are the parameters.
 
         Raises:
-            ValueError: a name, shape or dtype does not fit; lists all of them, and has changed
-                nothing.
+            TypeError: state is no dict of arrays.
+            ValueError: a name, shape or dtype does not fit; lists them, and has changed nothing.
         """
-        settings = [f"group.{number}.{name}" for number, group in enumerate(self.groups)
-                    for name in group if name != "params" and
-                    (name != "stop" or f"group.{number}.stop" in state)]
-        kept = []
-        for flat in self.all_flats():
-            for kinds in self.saved, ("master",) * (self.master and flat.narrow):
-                names = {kind: [f"{kind}.{position}" for position, _ in flat.members]
-                         for kind in kinds}
-                needed = any(name in state for listed in names.values() for name in listed)
-                kept += [(flat, kind, listed if needed else []) for kind, listed in names.items()]
-        want: dict[str, Any] = {name: ((), None) for name in settings}
-        want |= {name: (a.shape, a.dtype) for name, a in self.counters.items()}
-        want |= {name: (p.shape, accumulator(p.dtype)) for flat, _, listed in kept
-                 for name, (_, p) in zip(listed, flat.members, strict=False)}
-
-        found = {name: asarray(state[name]) for name in want if name in state}
-        wrong = [f"missing {name}" for name in want if name not in state]
-        wrong += [f"unexpected {name}" for name in state if name not in want]
-        wrong += [f"{name} is {a.dtype} {a.shape}, wanted {want[name][1] or 'a number'} "
-                  f"{want[name][0]}" for name, a in found.items() if a.shape != want[name][0]
-                  or want[name][1] not in (None, a.dtype)]
-        wrong += [f"{name} is {a.dtype}, wanted a number" for name, a in found.items()
-                  if name in settings and a.dtype.kind not in "biuf"]
-        wrong += [f"{name} counts to less than 0" for name, a in found.items()
-                  if name in self.counters and a.dtype.kind == "i"
-                  and (asarray(a, "cpu") < 0).any()]
-        if wrong:
-            raise ValueError(f"{self.name}: load_state_dict: " + "; ".join(wrong))
-        loaded = [dict(group) for group in self.groups]
-        for name in settings:
-            _, number, setting = name.split(".")
-            loaded[int(number)][setting] = asarray(found[name], "cpu").item()
-        for group in loaded:
-            self.check(group)
-
-        for group, values in zip(self.groups, loaded, strict=True):
-            group.update(values)
-        for name, counters in self._counters.items():
-            load_counter(self.all_flats(), asarray(found[name], "cpu"), counters)
-        for flat, kind, listed in kept:
-            with array_device(flat.data):
-                if kind in flat.state:
-                    flat.state[kind].fill(0)
-                elif listed:
-                    flat.kept(kind)
-                for name, view in zip(listed, flat.views(flat.state[kind]) if listed else (),
-                                      strict=True):
-                    view[...] = asarray(found[name], device_name(view))
+        load(self, state)

@@ -19,6 +19,8 @@ import math
 from fractions import Fraction
 from typing import Any
 
+from gpuconv.checks import check_choice, check_count, check_number, short
+
 
 @functools.lru_cache(256)
 def steps_of(share: float, total: int) -> Fraction:
@@ -37,14 +39,13 @@ def steps_of(share: float, total: int) -> Fraction:
 
 def _fractions(schedule: Any, *names: str) -> None:
     for name in names:
-        if not 0 <= getattr(schedule, name) <= 1:
-            raise ValueError(f"{type(schedule).__name__}: {name} is {getattr(schedule, name)}, "
-                             f"wanted 0..1")
+        check_number(type(schedule).__name__, name, getattr(schedule, name), least=0, most=1)
 
 
 def _check(schedule: Any, step: int, total: int) -> None:
-    if step < 0 or total < 1:
-        raise ValueError(f"{type(schedule).__name__}: step {step} of {total}")
+    caller = type(schedule).__name__
+    check_count(caller, "step", step, 0)
+    check_count(caller, "total", total)
 
 
 def _cosine(a: float, b: float, share: float) -> float:
@@ -90,10 +91,12 @@ class StepDecay:
 
     def __post_init__(self) -> None:
         """Refuse what is no fraction, and no factor."""
-        if not all(0 <= point <= 1 for point in self.at):
-            raise ValueError(f"StepDecay: at is {self.at}, wanted fractions, 0..1")
-        if not self.gamma >= 0:
-            raise ValueError(f"StepDecay: gamma is {self.gamma}, wanted at least 0")
+        if not isinstance(self.at, (tuple, list)):
+            raise TypeError(f"StepDecay: at is {short(self.at)}, wanted a tuple of fractions: "
+                            "at=(0.5, 0.75)")
+        for point in self.at:
+            check_number("StepDecay", "a point of at", point, least=0, most=1)
+        check_number("StepDecay", "gamma", self.gamma, least=0)
 
     def __call__(self, step: int, total: int) -> float:
         """Factor of step 0, 1, ... of ``total``."""
@@ -162,8 +165,7 @@ class OneCycle:
     def __post_init__(self) -> None:
         """Refuse what is no fraction, and unknown legs."""
         _fractions(self, "peak_at", "start", "final")
-        if self.anneal not in ("cosine", "linear"):
-            raise ValueError(f"OneCycle: anneal is {self.anneal!r}, wanted 'cosine' or 'linear'")
+        check_choice("OneCycle", "anneal", self.anneal, ("cosine", "linear"))
 
     def __call__(self, step: int, total: int) -> float:
         """Factor of step 0, 1, ... of ``total``; the last is ``final``, if it is not the peak."""

@@ -23,6 +23,7 @@ import numpy as np
 
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, is_gpu
+from gpuconv.checks import check_number
 from gpuconv.optim.flat import Flat, behind, pieces
 from gpuconv.optim.optimizer import Optimizer
 
@@ -41,7 +42,7 @@ class SGD(Optimizer):
 
     Raises:
         ValueError: lr, momentum or weight_decay is negative, nesterov without momentum, no
-            parameters, one twice, or one that another optimiser holds.
+            parameters, or one twice.
         TypeError: something is no Parameter.
 
     >>> from gpuconv.autograd import Parameter
@@ -62,10 +63,9 @@ class SGD(Optimizer):
         """Nothing negative (nor NaN); momentum for Nesterov."""
         super().check(group)
         for name in ("lr", "momentum", "weight_decay"):
-            if not group[name] >= 0:
-                raise ValueError(f"SGD: {name} is {group[name]}, wanted at least 0")
+            check_number(self.name, name, group[name], least=0)
         if group["nesterov"] and not group["momentum"]:
-            raise ValueError(f"SGD: nesterov wants momentum, which is {group['momentum']}")
+            raise ValueError(f"{self.name}: nesterov wants momentum, which is {group['momentum']}")
 
     def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
         """One launch; on the CPU one pass."""

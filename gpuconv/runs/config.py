@@ -5,7 +5,7 @@ import json
 import os
 from typing import Any
 
-from gpuconv import backend, files, models, random
+from gpuconv import backend, files, models, random, reading
 from gpuconv.data import Source
 from gpuconv.data.source import BY_POSITION
 from gpuconv.train import Settings
@@ -57,7 +57,7 @@ class Config:
             ValueError: it is damaged, or of another kind; says why.
         """
         try:
-            values = files.read_json(path)
+            values = reading.read_json(path)
         except ValueError as error:
             raise ValueError(f"{error}; {REPAIR}") from None
         try:

@@ -22,7 +22,7 @@ import pathlib
 import warnings
 from typing import Any
 
-from gpuconv import files
+from gpuconv import files, reading
 from gpuconv.data import Dataset
 from gpuconv.data.manifest import Manifest
 from gpuconv.messages import program
@@ -116,7 +116,7 @@ class RunFolder:
         path = self.path / "environment.json"
         if not os.path.lexists(path):
             return {}
-        found = files.read_json(path)
+        found = reading.read_json(path)
         if not isinstance(found, dict):
             raise ValueError(f"{path}: damaged: it is {found!r:.80}, wanted names and values")
         return {name: f"{value!s:.1000}" for name, value in found.items()}

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from gpuconv import files
+from gpuconv import reading
 
 NAME = "run.lock"
 BOOT = "/proc/sys/kernel/random/boot_id"  # Linux: the same in all containers of a machine
@@ -140,7 +140,7 @@ def _this_process() -> dict[str, Any]:
 def _holder(path: pathlib.Path) -> dict[str, Any] | None:
     """Return what the file says about its holder; None if it says nothing yet, or no sense."""
     try:
-        with files.open_file(path) as file:
+        with reading.open_file(path) as file:
             told = json.loads(file.read(4096))
         return told if {"pid", "host", "boot", "since"} <= told.keys() else None
     except (OSError, ValueError, AttributeError, RecursionError):

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv import files, models
+from gpuconv.backend import check_arrays
+from gpuconv.checks import short
 from gpuconv.data import Dataset
 from gpuconv.jsontext import is_count, is_number
 from gpuconv.models.notation import Net
@@ -20,7 +22,7 @@ from gpuconv.runs.model_file import model_file
 from gpuconv.train import predictions, weights
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Trained:
     """A model in use, and what it takes to ask it.
 
@@ -37,6 +39,9 @@ class Trained:
     metadata: dict[str, Any]
     folder: RunFolder | None         # of the run, if the checkpoint lies in one
 
+    def __repr__(self) -> str:
+        return f"Trained({short(str(self.path))}, {len(self.classes)} classes)"
+
     def probabilities(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """Return the probability of each class for each image.
 
@@ -51,6 +56,7 @@ class Trained:
             ValueError, TypeError: images of another shape or dtype.
             FloatingPointError: an answer of the model is not finite.
         """
+        check_arrays("probabilities", images=images)
         if images.shape[1:] != self.input_shape:
             raise ValueError(f"images are {images.shape}, the model takes (N, "
                              f"{', '.join(map(str, self.input_shape))})")

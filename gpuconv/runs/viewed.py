@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 
-from gpuconv import files
+from gpuconv import files, reading
 from gpuconv.jsontext import is_count, is_number
 
 
@@ -31,7 +31,7 @@ class Viewed:
             OSError: the file cannot be read, or is no file.
             ValueError: it is damaged.
         """
-        found = files.read_json(path)
+        found = reading.read_json(path)
         wanted = {"views": lambda value: isinstance(value, str), "epoch": is_count,
                   "images": is_count, "accuracy": lambda value: is_number(value, 0, 1),
                   "loss": lambda value: isinstance(value, float)}

@@ -17,7 +17,7 @@ from gpuconv.undo import Undo
 SMALLEST = 2.0**-14  # loss scale: where gradients overflow even so, it is not their size
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Run:
     """The state of a run, as callbacks see it.
 
@@ -46,6 +46,10 @@ class Run:
     tally: Tally = dataclasses.field(default_factory=Tally)  # of the current epoch
     scale: LossScale | None = None  # what keeps gradients in the range of float16
     began: float = 0.0       # when the epoch did, time.perf_counter seconds
+
+    def __repr__(self) -> str:
+        return (f"Run({type(self.model).__name__}, epoch {self.epoch} of {self.epochs}, step "
+                f"{self.step} of {self.steps})")
 
     def begin(self) -> None:
         """The next epoch, unless one has been left in the middle."""
@@ -160,11 +164,3 @@ class Callback:
         Then the model, the optimiser, the averages and ``run.step`` are those after the last step
         that was completed.
         """
-
-
-def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    """The callbacks, if they are some."""
-    for number, callback in enumerate(callbacks):
-        if not isinstance(callback, Callback):
-            raise TypeError(f"fit: callback {number} is {callback!r}, wanted a train.Callback")
-    return tuple(callbacks)

@@ -26,8 +26,8 @@ import numpy as np
 
 from gpuconv import files
 from gpuconv.backend import Array, accumulator, to_cpu
+from gpuconv.checks import check_count, check_number, check_path
 from gpuconv.data import Dataset
-from gpuconv.jsontext import is_count
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.feed import moments
 from gpuconv.train.history import flat
@@ -57,10 +57,10 @@ class Checkpoint(Callback):
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 2, minutes: float = 5.0,
                  model: Any = None):
-        if not is_count(keep, 1) or not isinstance(minutes, int | float) or not minutes > 0:
-            raise ValueError(f"Checkpoint: keep {keep!r:.80}, minutes {minutes!r:.80}: wanted a "
-                             "whole number, at least 1, and a number above 0")
-        self.folder, self.keep, self.minutes = pathlib.Path(folder), keep, minutes
+        check_count("Checkpoint", "keep", keep)
+        place = check_path("Checkpoint", "folder", folder)
+        check_number("Checkpoint", "minutes", minutes, above=0, infinite=True)
+        self.folder, self.keep, self.minutes = pathlib.Path(place), keep, minutes
         self.model = model
         files.make_folder(self.folder)
         files.check_writable(self.folder / BEST)

@@ -8,9 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backend import FLOATS, Array, array_device, asarray, get_array_module, to_cpu
+from gpuconv.backend import (
+    FLOATS,
+    Array,
+    adopt,
+    array_device,
+    asarray,
+    get_array_module,
+    is_array,
+    to_cpu,
+)
+from gpuconv.checks import short, type_name
 from gpuconv.data import Augment, Dataset, Loader
-from gpuconv.data.augment import augment_batch, gather_batch
+from gpuconv.data.augment import augment_batch, channel_numbers, gather_batch
 from gpuconv.data.loader import order_of
 from gpuconv.nn import Module
 
@@ -18,12 +28,15 @@ Data = Dataset | tuple[Any, Any]  # or (images, labels)
 Numbers = Any  # (C,) floats
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Floats:
     """Float images (N, H, W, C), used as they are, and labels (N,) int32."""
 
     images: Array
     labels: Array
+
+    def __repr__(self) -> str:
+        return f"Floats({len(self)} images {self.images.shape[1:]} of {self.images.dtype})"
 
     def __len__(self) -> int:
         """Number of images."""
@@ -93,9 +106,11 @@ def dataset(caller: str, data: Data, model: Module) -> Dataset | Floats:
     if isinstance(data, Dataset):
         found: Dataset | Floats = data
     elif isinstance(data, (tuple, list)) and len(data) == 2:
-        found = _from_pair(caller, asarray(data[0]), asarray(data[1]), model)
+        images, labels = (adopt(caller, name, part) for name, part in zip(
+            ("images", "labels"), data, strict=True))
+        found = _from_pair(caller, images, labels, model)
     else:
-        raise TypeError(f"{caller}: data is {type(data).__name__}, wanted a Dataset or a pair "
+        raise TypeError(f"{caller}: data is {type_name(data)}, wanted a Dataset or a pair "
                         "(images, labels)")
     if not len(found):
         raise ValueError(f"{caller}: no images")
@@ -152,6 +167,19 @@ def moments(data: Dataset | Floats, normalize: Any) -> dict[str, Numbers]:
     return {"mean": mean, "std": std}
 
 
+def given_moments(caller: str, data: Dataset | Floats, mean: Any,
+                  std: Any) -> tuple[Numbers | None, Numbers | None]:
+    """Return the mean and std (C,) that a user gave, checked; None stays None.
+
+    Raises:
+        TypeError, ValueError: not C finite numbers, or a std that is not positive.
+    """
+    C = data.images.shape[3]
+    found = (None if given is None else channel_numbers(caller, name, given, C)
+             for name, given in (("mean", mean), ("std", std)))
+    return next(found), next(found)
+
+
 def numbers(data: Dataset | Floats, normalize: Any) -> list[list[float]] | None:
     """Given mean and std as plain numbers.
 
@@ -162,12 +190,11 @@ def numbers(data: Dataset | Floats, normalize: Any) -> list[list[float]] | None:
         return None
     if isinstance(data, Floats):
         raise ValueError(f"fit: normalize wants uint8 images, train is {data.images.dtype}")
-    mean, std = ([float(x) for x in np.asarray(part, np.float64).reshape(-1)]
-                 for part in normalize)
+    if not (isinstance(normalize, (tuple, list)) or is_array(normalize)) or len(normalize) != 2:
+        raise TypeError(f"fit: normalize is {short(normalize)}, wanted (mean, std)")
     C = data.images.shape[3]
-    if (len(mean), len(std)) != (C, C) or not np.isfinite(mean + std).all() or min(std) <= 0:
-        raise ValueError(f"fit: normalize is mean {mean}, std {std}, wanted {C} numbers each, and "
-                         "every std more than 0")
+    mean, std = (channel_numbers("fit: normalize", name, part, C).tolist() for name, part in zip(
+        ("mean", "std"), normalize, strict=True))
     return [mean, std]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpuconv.autograd import Parameter
+from gpuconv.checks import listed, short
 from gpuconv.jsontext import is_count, is_number
 from gpuconv.nn import Module
 from gpuconv.optim import SGD, Adam, AdamW, Muon, Optimizer
@@ -66,20 +67,20 @@ def check_group(group: Group, optimizer: str) -> None:
         ValueError: it does not, or no number is meant by it; the optimiser itself sees the rest.
     """
     if not isinstance(group, Group) or not isinstance(group.names, str):
-        raise ValueError(f"groups: {group!r:.80} is no Group of names")
-    where = f"group {group.names!r:.80}"
+        raise ValueError(f"Settings: groups: {short(group)} is no Group of names")
+    where = f"group {short(group.names)}"
     for name, value in group.given().items():
         if name not in KNOWN[optimizer]:
             raise ValueError(f"{where}: {optimizer} has no {name}")
         flag = name in ("nesterov", "orthogonal", "normalize")
         if not (isinstance(value, bool) if flag else is_number(value)):
-            raise ValueError(f"{where}: {name} {value!r:.80}, wanted a "
+            raise ValueError(f"{where}: {name} {short(value)}, wanted a "
                              f"{'bool' if flag else 'number'}")
         low, high = {"momentum": (0, 1), "stop": (0, 1), "iterations": (1, 99)}.get(
             name, (0, float("inf")))
         if not low <= value <= high or (name, value) in (("stop", 0), ("momentum", 1)) or (
                 name == "iterations" and not is_count(value)):
-            raise ValueError(f"{where}: {name} {value} is out of range")
+            raise ValueError(f"{where}: {name} {short(value)} is out of range")
 
 
 def parameter_groups(model: Module, optimizer: str, groups: Sequence[Group],
@@ -99,8 +100,9 @@ def parameter_groups(model: Module, optimizer: str, groups: Sequence[Group],
         members[fits.index(True) if True in fits else -1].append(p)
     for group, mine in zip(groups, members[:-1], strict=True):
         if not mine:
+            there = listed([name for name, _ in named], 20)
             raise ValueError(f"group {group.names!r} has no parameters of the model, or others "
-                             f"have taken them: there are {', '.join(name for name, _ in named)}")
+                             f"have taken them: there are {there}")
     found: list[dict[str, Any]] = []
     for group, mine in zip((*groups, general), members, strict=True):
         settings = _settings(optimizer, general.given() | group.given())

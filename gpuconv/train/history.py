@@ -124,7 +124,7 @@ def line(words: list[str]) -> str:
     return "  ".join(word.rjust(width) for word, width in zip(words, widths, strict=True))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class History:
     """The epochs of a run, in order. ``print(history)`` shows them as a table."""
 
@@ -151,6 +151,10 @@ class History:
         """
         _ = self.last
         return max(self.rows, key=lambda row: (row.test or row.train).accuracy)
+
+    def __repr__(self) -> str:
+        last = f", last {self.rows[-1]}" if self.rows else ""
+        return f"History({len(self.rows)} epochs{last})"
 
     def __str__(self) -> str:
         return "\n".join(line(words) for words in [HEADINGS, *map(cells, self.rows)])

@@ -17,18 +17,18 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from gpuconv import random, threads
 from gpuconv.autograd import no_grad
 from gpuconv.backend import array_device
-from gpuconv.data import Augment, Dataset
+from gpuconv.checks import check_choice, check_function, check_path
+from gpuconv.data import Augment
 from gpuconv.nn import Module, SavedBuffers
 from gpuconv.ops.gpu import table
 from gpuconv.optim import EMA, Constant, LossScale, Optimizer
-from gpuconv.train.callback import Callback, Run, check_callbacks
+from gpuconv.train.arguments import check_alike, check_callbacks, check_fit, scaling
+from gpuconv.train.callback import Callback, Run
 from gpuconv.train.checkpoint import resume_from
-from gpuconv.train.feed import Data, Floats, batches, dataset, first_images, moments, numbers
+from gpuconv.train.feed import Data, batches, dataset, first_images, moments, numbers
 from gpuconv.train.history import Epoch, History, Metrics
 from gpuconv.train.measure import measure, mode
 from gpuconv.train.memory import explain
@@ -105,13 +105,18 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
     >>> history.last.train.accuracy
     1.0
     """
-    _check(model, optimizer, augment, ema, epochs=epochs, batch_size=batch_size,
+    check_fit(model, optimizer, augment, ema, epochs=epochs, batch_size=batch_size,
            label_smoothing=label_smoothing, clip_norm=clip_norm, reduction=reduction)
-    random.check_seed(seed)
-    callbacks, schedule = check_callbacks(callbacks), schedule or Constant()
+    random.check_seed(seed, "fit")
+    epochs, batch_size = (operator.index(n) for n in (epochs, batch_size))
+    callbacks, schedule = check_callbacks(callbacks), Constant() if schedule is None else schedule
+    check_function("fit", "schedule", schedule)
+    if resume is not None:
+        check_path("fit", "resume", resume)
+    check_choice("fit", "eager", eager, (None, True, False))
     data = dataset("fit: train", train, model)
     trial = None if test is None else dataset("fit: test", test, model)
-    _check_alike(data, trial, augment)
+    check_alike(data, trial, augment)
     given = numbers(data, normalize)
     loader = batches(data, batch_size, dtype=model.dtype, shuffle=True, seed=seed, augment=augment,
                      drop_last=drop_last, **moments(data, given))
@@ -122,7 +127,7 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         epochs=epochs, batch_size=batch_size, schedule=_words(schedule), augment=_words(augment),
         label_smoothing=label_smoothing, clip_norm=clip_norm, seed=seed, dtype=model.dtype.name,
         optimizer=_settings(optimizer), ema=ema and ema.decay,
-        loss_scale=_scaling(loss_scale, model.dtype), tuned=_tuned(model), reduction=reduction,
+        loss_scale=scaling(loss_scale, model.dtype), tuned=_tuned(model), reduction=reduction,
         drop_last=bool(drop_last), normalize=given), ema=ema, test=trial)
     plan = Plan(schedule, label_smoothing, clip_norm, seed, reduction)
     with contextlib.ExitStack() as during:
@@ -216,17 +221,6 @@ def _watched(run: Run, callbacks: Sequence[Callback]) -> Iterator[None]:
         yield
 
 
-def _scaling(loss_scale: str | float | None, dtype: np.dtype) -> str | float | None:
-    """"dynamic", a number, or None for no loss scale."""
-    if loss_scale is None:
-        return "dynamic" if dtype.name == "float16" else None
-    if loss_scale == "dynamic":
-        return "dynamic"
-    if isinstance(loss_scale, str):
-        raise ValueError(f"fit: loss_scale {loss_scale!r}, wanted 'dynamic' or a number")
-    return None if loss_scale == 1 else float(loss_scale)
-
-
 @contextlib.contextmanager
 def _capturable() -> Iterator[None]:
     """With what a stream can capture of the table of measured algorithms: all steps alike."""
@@ -269,8 +263,8 @@ def _memory(run: Run, batch_size: int) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:  # CuPy's own is one, too
-        raise explain(error, run.model, run.data.images.shape[1:], batch_size,
-                      run.optimizer) from None
+        shape = run.data.images.shape[1:]
+        raise explain(error, run.model, shape, batch_size, run.optimizer) from None
 
 
 def _words(thing: Any) -> str:
@@ -285,36 +279,3 @@ def _settings(optimizer: Optimizer) -> list[Any]:
     return [optimizer.name, *({name: value if isinstance(value, bool) else float(value)
                                for name, value in group.items() if name != "params"}
                               for group in optimizer.groups)]
-
-
-def _check(model: Any, optimizer: Any, augment: Any, ema: Any, **numbers: Any) -> None:
-    for thing, kind, none in ((model, Module, False), (optimizer, Optimizer, False),
-                              (augment, Augment, True), (ema, EMA, True)):
-        if not isinstance(thing, kind) and not (none and thing is None):
-            raise TypeError(f"fit: {thing!r} is no {kind.__name__}")
-    for name in ("epochs", "batch_size"):
-        if operator.index(numbers[name]) < 1:
-            raise ValueError(f"fit: {name} {numbers[name]}, wanted at least 1")
-    if numbers["reduction"] not in ("mean", "sum"):
-        raise ValueError(f"fit: reduction {numbers['reduction']!r}, wanted 'mean' or 'sum'")
-    if not 0 <= numbers["label_smoothing"] <= 1:
-        raise ValueError(f"fit: label_smoothing {numbers['label_smoothing']}, wanted 0..1")
-    if numbers["clip_norm"] is not None and not numbers["clip_norm"] > 0:
-        raise ValueError(f"fit: clip_norm {numbers['clip_norm']}, wanted more than 0")
-    mine = {id(p) for p in model.parameters()}
-    if not any(id(p) in mine for group in optimizer.groups for p in group["params"]):
-        raise ValueError("fit: optimizer holds no parameter of the model")
-
-
-def _check_alike(train: Dataset | Floats, test: Dataset | Floats | None,
-                 augment: Augment | None) -> None:
-    if augment is not None and isinstance(train, Floats):
-        raise ValueError(f"fit: augment wants uint8 images, train is {train.images.dtype}")
-    if test is None:
-        return
-    if type(test) is not type(train):
-        raise TypeError(f"fit: train is {train.images.dtype}, test {test.images.dtype}: "
-                        "they would not be normalised alike")
-    if test.images.shape[1:] != train.images.shape[1:]:
-        raise ValueError(f"fit: images of train are {train.images.shape[1:]}, "
-                         f"of test {test.images.shape[1:]}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,11 +9,12 @@ import numpy as np
 
 from gpuconv.autograd import no_grad
 from gpuconv.backend import Array, array_device, get_array_module, to_cpu
+from gpuconv.checks import check_count, check_kind
 from gpuconv.data import Dataset
 from gpuconv.nn import Module
 from gpuconv.ops import softmax_cross_entropy
 from gpuconv.ops.softmax_cross_entropy import count_correct
-from gpuconv.train.feed import Data, Floats, Numbers, batches, dataset
+from gpuconv.train.feed import Data, Floats, Numbers, batches, dataset, given_moments
 from gpuconv.train.history import Metrics
 
 
@@ -41,9 +41,11 @@ def evaluate(model: Module, data: Data, *, batch_size: int = 256, mean: Numbers 
     >>> evaluate(nn.Flatten().eval(), (x, [1, 0, 1])).accuracy
     0.6666666666666666
     """
-    if operator.index(batch_size) < 1:
-        raise ValueError(f"evaluate: batch_size {batch_size}, wanted at least 1")
-    measured = measure(model, dataset("evaluate", data, model), batch_size, mean, std)
+    check_kind("evaluate", "model", model, Module)
+    check_count("evaluate", "batch_size", batch_size)
+    there = dataset("evaluate", data, model)
+    mean, std = given_moments("evaluate", there, mean, std)
+    measured = measure(model, there, batch_size, mean, std)
     assert measured is not None  # nobody stops it
     return measured
 

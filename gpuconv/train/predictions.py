@@ -13,16 +13,17 @@ counted there, in the dtype that sums are taken in.
 
 import dataclasses
 import functools
-import operator
 from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.backend import accumulator, to_cpu
+from gpuconv.backend import accumulator, is_array, to_cpu
+from gpuconv.checks import check_choice, check_count, check_kind, check_plain, listed, no_array
 from gpuconv.data import Dataset
+from gpuconv.data.dataset import DATASET
 from gpuconv.nn import Module
-from gpuconv.train.feed import Numbers, dataset
-from gpuconv.train.views import averaged_logits, check_views
+from gpuconv.train.feed import Numbers, dataset, given_moments
+from gpuconv.train.views import VIEWS, averaged_logits
 
 SHOWN = 5  # images named in a message
 
@@ -37,7 +38,7 @@ class ClassResult(NamedTuple):
     precision: float | None   # right / times this was the answer; None: it never was
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Predictions:
     """What a model answered.
 
@@ -61,16 +62,24 @@ class Predictions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be counted."""
+        for name in ("logits", "labels"):
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray) or not is_array(array):
+                raise TypeError(f"Predictions: {name} is {no_array(array, name)} on the CPU")
+            check_plain("Predictions", name, array)
         shape, labels, K = self.logits.shape, self.labels, len(self.classes)
         if len(shape) != 2 or shape[1] != K:
             raise ValueError(f"predictions: the model gives {shape}, wanted (N, {K}) for the "
-                             f"classes {', '.join(self.classes[:5])}{', ...' * (K > 5)}")
+                             f"classes {listed(self.classes, 5)}")
         if not len(labels) or labels.shape != shape[:1]:
             raise ValueError(f"predictions: labels {labels.shape}, logits {shape}, wanted one of "
                              "each per image, and at least one image")
         if labels.min() < 0 or labels.max() >= K:
             raise ValueError(f"predictions: labels {labels.min()}..{labels.max()} "
                              f"are not all in 0..{K - 1}")
+
+    def __repr__(self) -> str:
+        return f"Predictions({len(self.labels)} images, {len(self.classes)} classes)"
 
     @functools.cached_property
     def _log_probabilities(self) -> np.ndarray:
@@ -160,12 +169,12 @@ def predictions(model: Module, data: Dataset, *, mean: Numbers | None = None,
     array([[1, 0],
            [1, 1]])
     """
-    if not isinstance(data, Dataset):
-        raise TypeError(f"predictions: data is {type(data).__name__}, wanted a Dataset")
-    if operator.index(batch_size) < 1:
-        raise ValueError(f"predictions: batch_size {batch_size}, wanted at least 1")
-    check_views(views)
+    check_kind("predictions", "model", model, Module)
+    check_kind("predictions", "data", data, Dataset, DATASET)
+    check_count("predictions", "batch_size", batch_size)
+    check_choice("predictions", "views", views, VIEWS)
     there = dataset("predictions", data, model)
+    mean, std = given_moments("predictions", there, mean, std)
     assert isinstance(there, Dataset)
     logits = averaged_logits(model, there, views, batch_size=batch_size, mean=mean, std=std)
     found = Predictions(logits, to_cpu(data.labels), data.classes)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gpuconv.checks import check_kind
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.history import HEADINGS, History, cells, line
 
@@ -21,6 +22,8 @@ class Progress(Callback):
 
     def __init__(self, live: bool | None = None, console: Any = None):
         from rich.console import Console
+        if console is not None:
+            check_kind("Progress", "console", console, Console)
         self.console = console or Console()
         self.live = (self.console.is_terminal and not self.console.is_jupyter and
                      not self.console.is_dumb_terminal if live is None else live)

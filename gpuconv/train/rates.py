@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 
 from gpuconv.autograd import Parameter
+from gpuconv.checks import check_number
 from gpuconv.optim import Optimizer
 from gpuconv.optim.schedules import steps_of
 
@@ -70,7 +71,7 @@ class Rates:
         >>> Rates(SGD([Parameter(np.ones(1))], lr=0.1), Constant(), 8).factors(7)
         (1.0,)
         """
-        asked = {end: float(self.schedule(step, end))
+        asked = {end: check_number("fit", f"schedule({step}, {end})", self.schedule(step, end))
                  for end in dict.fromkeys(self.ends) if step < end}
         return tuple(asked.get(end, 0.0) for end in self.ends)
 

@@ -8,7 +8,8 @@ import os
 import pathlib
 from typing import Any
 
-from gpuconv import files, jsontext
+from gpuconv import files, jsontext, reading
+from gpuconv.checks import check_path
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.history import History, flat, unflat
 
@@ -24,7 +25,7 @@ class Records(Callback):
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = pathlib.Path(folder)
+        self.folder = pathlib.Path(check_path("Records", "folder", folder))
 
     def on_fit_start(self, run: Run) -> None:
         """Epochs that a resumed run will do again are no longer told."""
@@ -60,7 +61,7 @@ def read_records(folder: str | os.PathLike) -> History:
     if not os.path.lexists(path):
         return History()
     try:
-        for number, line in enumerate(files.read_text(path).splitlines(), 1):
+        for number, line in enumerate(reading.read_text(path).splitlines(), 1):
             rows.append(unflat(_whole(jsontext.parse(line)), number))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: damaged: byte {error.start} is not UTF-8; {REPAIR}") from None

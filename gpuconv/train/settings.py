@@ -2,17 +2,15 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gpuconv.checks import check_choice, check_count, check_kind, check_number, short
 from gpuconv.data import Augment
-from gpuconv.jsontext import is_count, is_number
-from gpuconv.messages import wanted_one_of
 from gpuconv.nn import Module
 from gpuconv.optim import EMA, Constant, Cosine, Linear, OneCycle, Optimizer, StepDecay
 from gpuconv.train.groups import OPTIMIZERS, Group, check_group, defaults, parameter_groups
-from gpuconv.train.views import check_views
+from gpuconv.train.views import VIEWS
 
 SCHEDULES: dict[str, Callable[[], Callable[[int, int], float]]] = {
     "constant": Constant, "step": StepDecay, "linear": Linear, "cosine": Cosine,
@@ -61,45 +59,40 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what cannot be done, before any data are read."""
         for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if type(value) not in map(type, choices) or value not in choices:
-                raise ValueError(f"{name} {value!r:.80}, {wanted_one_of(value, choices)}")
-        check_views(self.views)
+            check_choice("Settings", name, getattr(self, name), choices)
+        check_choice("Settings", "views", self.views, VIEWS)
         for name, most in MOST.items():
             value = getattr(self, name)
-            if not is_count(value, 1, most) and (value is not None or name != "patience"):
-                raise ValueError(f"{name} {value!r:.80}, wanted a whole number, at least 1 and at "
-                                 f"most {most:,}")
-        if not is_count(self.crop):
-            raise ValueError(f"crop {self.crop!r:.80}, wanted a whole number, at least 0")
+            if value is not None or name != "patience":
+                check_count("Settings", name, value, most=most)
+        check_count("Settings", "crop", self.crop, 0)
         for name in ("lr", "weight_decay"):
-            if not is_number(value := getattr(self, name), 0):
-                raise ValueError(f"{name} {value!r:.80}, wanted a number, at least 0")
+            check_number("Settings", name, getattr(self, name), least=0)
         for name in ("momentum", "ema"):
-            value = getattr(self, name)
-            if not (is_number(value, 0, 1) and value < 1 or value is None and name == "ema"):
-                raise ValueError(f"{name} {value!r:.80}, wanted at least 0 and less than 1")
-        if not is_number(self.label_smoothing, 0, 1):
-            raise ValueError(f"label_smoothing {self.label_smoothing!r:.80}, wanted 0..1")
-        if self.clip_norm is not None and not (is_number(self.clip_norm) and self.clip_norm > 0):
-            raise ValueError(f"clip_norm {self.clip_norm!r:.80}, wanted more than 0")
-        if self.loss_scale not in (None, "dynamic") and not (
-                is_number(self.loss_scale, sys.float_info.min)
-                and math.frexp(float(self.loss_scale))[0] == 0.5):
-            raise ValueError(f"loss_scale {self.loss_scale!r:.80}, wanted 'dynamic' or a power of "
-                             "two")
+            if getattr(self, name) is not None or name != "ema":
+                check_number("Settings", name, getattr(self, name), least=0, below=1)
+        check_number("Settings", "label_smoothing", self.label_smoothing, least=0, most=1)
+        if self.clip_norm is not None:
+            check_number("Settings", "clip_norm", self.clip_norm, above=0)
+        scale = self.loss_scale
+        if scale is not None and not (scale == "dynamic" if isinstance(scale, str) else math.frexp(
+                check_number("Settings", "loss_scale", scale))[0] == 0.5):
+            raise ValueError(f"Settings: loss_scale is {short(scale)}, wanted 'dynamic' or a power "
+                             "of two")
         for name in ("master_weights", "drop_last"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"{name} {value!r:.80}, wanted True or False")
+            check_kind("Settings", name, getattr(self, name), bool)
+        check_kind("Settings", "groups", self.groups, tuple)
         for group in self.groups:
             check_group(group, self.optimizer)
         if (self.mean is None) != (self.std is None):
-            raise ValueError(f"mean {self.mean}, std {self.std}: wanted both, or none")
-        for name, least in (("mean", -math.inf), ("std", sys.float_info.min)):
-            values = getattr(self, name)
-            if values is not None and not all(is_number(value, least) for value in values):
-                raise ValueError(f"{name} {values!r:.80}, wanted numbers"
-                                 f"{' above 0' * (name == 'std')}")
+            raise ValueError(f"Settings: mean {short(self.mean)}, std {short(self.std)}: wanted "
+                             "both, or none")
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            if given is not None:
+                check_kind("Settings", name, given, tuple)
+                for number in given:
+                    check_number("Settings", name, number, above=0 if name == "std" else None)
 
     def replace(self, **changes: Any) -> "Settings":
         """The same with other values."""
@@ -141,9 +134,9 @@ class Settings:
             made[name] = value and tuple(value)  # JSON has lists
         try:
             made["groups"] = tuple(Group(**group) for group in made["groups"] or ())
+            return cls(**made)
         except TypeError as error:
-            raise ValueError(f"groups: {error}") from None
-        return cls(**made)
+            raise ValueError(f"settings: {error}") from None
 
     def fit_arguments(self, model: Module) -> dict[str, Any]:
         """What ``fit`` is called with, for this model: ``fit(model, data, **arguments)``.

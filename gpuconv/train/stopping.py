@@ -5,6 +5,7 @@ import signal
 import threading
 from typing import Any
 
+from gpuconv.checks import check_count, check_number
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.history import History
 
@@ -21,10 +22,8 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, patience: int, min_delta: float = 0.0):
-        if patience < 1 or not min_delta >= 0:
-            raise ValueError(f"EarlyStopping: patience {patience}, min_delta {min_delta}: wanted "
-                             "at least 1 and at least 0")
-        self.patience, self.min_delta = patience, min_delta
+        self.patience = check_count("EarlyStopping", "patience", patience)
+        self.min_delta = check_number("EarlyStopping", "min_delta", min_delta, least=0, most=1)
 
     def on_fit_start(self, run: Run) -> None:
         """A run that had ended does not go on."""

@@ -4,6 +4,7 @@ import math
 import os
 from typing import Any
 
+from gpuconv.checks import check_count, check_path
 from gpuconv.messages import install
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.history import flat
@@ -24,13 +25,13 @@ class TensorBoard(Callback):
     passive = True
 
     def __init__(self, folder: str | os.PathLike, every: int = 20):
+        check_count("TensorBoard", "every", every)
+        folder = check_path("TensorBoard", "folder", folder)
         try:
             import tensorboardX
         except ImportError:
             raise ImportError("TensorBoard events need the package tensorboardX: "
                               f"{install('tensorboard')}") from None
-        if every < 1:
-            raise ValueError(f"TensorBoard: every {every}, wanted at least 1")
         self.make, self.folder, self.every = tensorboardX.SummaryWriter, folder, every
         self.writer: Any = None
 

@@ -20,7 +20,6 @@ from gpuconv.autograd import no_grad
 from gpuconv.backend import Array, accumulator, array_device, get_array_module, to_cpu
 from gpuconv.data import Dataset, augment_batch
 from gpuconv.data.moves import Move
-from gpuconv.messages import wanted_one_of
 from gpuconv.nn import Module
 from gpuconv.train.feed import Numbers
 from gpuconv.train.measure import mode
@@ -39,17 +38,6 @@ VIEWS: dict[str, tuple[View, ...]] = {
     "six": (View(None, 0.25), View(Move(mirror=True), 0.25),
             *(View(Move(by, by, mirror), 0.125) for by in (-1, 1) for mirror in (False, True))),
 }
-
-
-def check_views(name: str) -> str:
-    """The name, if there are such views.
-
-    Raises:
-        ValueError: there are none; says which there are.
-    """
-    if not isinstance(name, str) or name not in VIEWS:
-        raise ValueError(f"views {name!r:.80}, {wanted_one_of(name, VIEWS)}")
-    return name
 
 
 def averaged_logits(model: Module, data: Dataset, views: str, *, batch_size: int,

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv.backend import Array, accumulator, cupy
+from gpuconv.checks import check_choice
 from gpuconv.ops.gpu import column_sums, explicit, simt, table, tensor_cores, weight_gradient
 from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.gpu.table import Choice, Direction
@@ -32,10 +33,9 @@ def check_precision(op: str, precision: str) -> None:
 
     >>> check_precision("conv2d", "fp8")
     Traceback (most recent call last):
-    ValueError: conv2d: precision 'fp8', wanted 'ieee' or 'tf32'
+    ValueError: conv2d: precision is 'fp8', wanted 'ieee' or 'tf32'
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"{op}: precision {precision!r}, wanted 'ieee' or 'tf32'")
+    check_choice(op, "precision", precision, PRECISIONS)
 
 
 # -- choosing ------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from gpuconv import files
+from gpuconv import files, reading
 from gpuconv.backend import cupy
+from gpuconv.checks import check_kind, check_path
 from gpuconv.jsontext import is_count, is_number
 from gpuconv.messages import program
 from gpuconv.ops.gpu.problem import Problem
@@ -116,8 +117,9 @@ def load_table(path: str | os.PathLike) -> Table:
         MemoryError: it could take more memory than is free.
         ValueError: it is no such table, or one of another version.
     """
+    check_path("load_table", "path", path)
     try:
-        told = files.read_json(path)
+        told = reading.read_json(path)
     except ValueError as error:
         raise ValueError(f"{error}; run {program()} tune again") from None
     if not isinstance(told, dict) or told.get("format") != FORMAT:
@@ -184,6 +186,7 @@ def tuned(table: Table) -> Iterator[None]:
     Raises:
         ValueError: it was measured on another device, or with other versions.
     """
+    check_kind("tuned", "table", table, Table, " of ops.load_table(path)")
     table.check()
     with used(table):
         yield

@@ -1,0 +1,48 @@
+"""The window of pooling ops and layers, from a user's arguments."""
+
+from typing import Any
+
+from gpuconv.backend import Array
+from gpuconv.ops.checks import channels_last
+from gpuconv.ops.window import Window, check_result, window_from
+
+
+def pool_window(op: str, x: Array, kernel_size: Any, stride: Any, padding: Any,
+                dilation: Any = 1, ceil_mode: bool = False) -> Window:
+    """Return the window of a pooling op over images x (N, H, W, C).
+
+    Without a stride the windows lie side by side.
+
+    Raises:
+        ValueError: the window does not fit, or padding is more than half of kernel_size: as in
+            PyTorch, the dilation notwithstanding.
+
+    >>> import numpy as np
+    >>> pool_window("max_pool2d", np.ones((1, 4, 4, 1)), 3, 1, 2)
+    Traceback (most recent call last):
+    ValueError: max_pool2d: padding ((2, 2), (2, 2)) is more than half of the window (3, 3)
+    """
+    window = pooling(op, kernel_size, stride, padding, dilation, ceil_mode)
+    try:
+        window.out_shape(*x.shape[1:3])
+    except ValueError as error:
+        H, W, C = x.shape[1:]
+        hint = channels_last("x", x, H) if H < C else ""
+        raise ValueError(f"{op}: {error}{hint}") from None
+    check_result(op, x, window, x.shape[3], "pooled")
+    return window
+
+
+def pooling(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any,
+            ceil_mode: bool) -> Window:
+    """Return the window of a pooling op or layer, for images of any size.
+
+    Raises:
+        TypeError, ValueError: as ``window_from``; padding is more than half of kernel_size.
+    """
+    window = window_from(op, kernel_size, kernel_size if stride is None else stride, padding,
+                         dilation, bool(ceil_mode))
+    if any(2 * p > k for k, both in zip(window.size, window.pad, strict=True) for p in both):
+        raise ValueError(f"{op}: padding {window.pad} is more than half of the window "
+                         f"{window.size}")
+    return window

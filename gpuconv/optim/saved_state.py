@@ -1,0 +1,67 @@
+"""The state of an optimiser, copied in from what its ``state_dict`` gave."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gpuconv.backend import accumulator, adopt, array_device, asarray, device_name
+from gpuconv.checks import listed
+from gpuconv.optim.control import load_counter
+from gpuconv.state import LISTED, check_state
+
+if TYPE_CHECKING:
+    from gpuconv.optim.optimizer import Optimizer
+
+
+def load(optimizer: "Optimizer", state: Mapping[str, Any]) -> None:
+    """Copy a state in, or raise what ``Optimizer.load_state_dict`` does and change nothing."""
+    caller = f"{optimizer.name}: load_state_dict"
+    optimizer.check_holds(caller)
+    check_state(caller, state)
+    settings = [f"group.{number}.{name}" for number, group in enumerate(optimizer.groups)
+                for name in group if name != "params" and
+                (name != "stop" or f"group.{number}.stop" in state)]
+    kept = []
+    for flat in optimizer.all_flats():
+        for saved in optimizer.saved, ("master",) * (optimizer.master and flat.narrow):
+            names = {name: [f"{name}.{position}" for position, _ in flat.members]
+                     for name in saved}
+            needed = any(one in state for its in names.values() for one in its)
+            kept += [(flat, name, its if needed else []) for name, its in names.items()]
+    want: dict[str, Any] = {name: ((), None) for name in settings}
+    want |= {name: (a.shape, a.dtype) for name, a in optimizer.counters.items()}
+    want |= {name: (p.shape, accumulator(p.dtype)) for flat, _, its in kept
+             for name, (_, p) in zip(its, flat.members, strict=False)}
+
+    found = {name: adopt(caller, name, state[name]) for name in want if name in state}
+    wrong = [f"missing {name}" for name in want if name not in state]
+    wrong += [f"unexpected {name}" for name in state if name not in want]
+    wrong += [f"{name} is {a.dtype} {a.shape}, wanted {want[name][1] or 'a number'} "
+              f"{want[name][0]}" for name, a in found.items() if a.shape != want[name][0]
+              or want[name][1] not in (None, a.dtype)]
+    wrong += [f"{name} is {a.dtype}, wanted a number" for name, a in found.items()
+              if name in settings and a.dtype.kind not in "biuf"]
+    wrong += [f"{name} counts to less than 0" for name, a in found.items()
+              if name in optimizer.counters and a.dtype.kind == "i"
+              and (asarray(a, "cpu") < 0).any()]
+    if wrong:
+        raise ValueError(f"{caller}: {listed(wrong, LISTED, '; ')}")
+    loaded = [dict(group) for group in optimizer.groups]
+    for name in settings:
+        _, number, setting = name.split(".")
+        loaded[int(number)][setting] = asarray(found[name], "cpu").item()
+    for group in loaded:
+        optimizer.check(group)
+
+    for group, values in zip(optimizer.groups, loaded, strict=True):
+        group.update(values)
+    for name, counters in optimizer._counters.items():
+        load_counter(optimizer.all_flats(), asarray(found[name], "cpu"), counters)
+    for flat, saved_as, its in kept:
+        with array_device(flat.data):
+            if saved_as in flat.state:
+                flat.state[saved_as].fill(0)
+            elif its:
+                flat.kept(saved_as)
+            for name, view in zip(its, flat.views(flat.state[saved_as]) if its else (),
+                                  strict=True):
+                view[...] = asarray(found[name], device_name(view))
