@@ -206,9 +206,9 @@ def gpu_number(device: str, caller: str = "") -> int | None:
         return None
     found = re.fullmatch(r"cuda:(\d{1,9})", device) if isinstance(device, str) else None
     if not found:
-        near = str(device)[:80].lower().replace("gpu", "cuda")  # it looks more like "cpu"
+        near = did_you_mean(str(device).replace("gpu", "cuda"), ("auto", "cpu", "cuda"))
         raise ValueError(f"{caller}device {short(device)}: wanted 'auto', 'cpu', 'cuda' or "
-                         f"'cuda:<number>'{did_you_mean(near, ('auto', 'cpu', 'cuda'))}")
+                         f"'cuda:<number>'{near}")
     return int(found[1])
 
 
@@ -304,11 +304,10 @@ def device_info() -> DeviceInfo:
 
 
 def free_memory(device: str = "cpu") -> int | None:
-    """Bytes that new arrays can have on a device.
+    """Return how many bytes new arrays can have on a device; None where the system does not tell.
 
     CPU: what the system can give without swapping, within the limits of this process and of its
     control group (a container, say). GPU: what the driver has, and the free blocks of CuPy's pool.
-    None where the system does not tell.
 
     >>> free_memory() is None or free_memory() > 0
     True

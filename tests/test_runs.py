@@ -369,7 +369,7 @@ def test_early_stopping_is_an_end(done, tmp_path):
     ("{", r"config.json: damaged: it is no JSON: line 1, column 2; put back a copy"),
     ('{"model": {}}', "not the settings of a run: no 'source'"),
     ("[]", "not the settings of a run"),
-    ('{"model": {}, "source": {}, "settings": {"lr": -1}}', "lr -1, wanted a number, at least 0"),
+    ('{"model": {}, "source": {}, "settings": {"lr": -1}}', "lr is -1, wanted at least 0"),
     ('{"model": {}, "source": {}, "settings": {}, "colour": 1}', "colour"),
 ])
 def test_a_damaged_config(tmp_path, text, message):
