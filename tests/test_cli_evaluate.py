@@ -67,7 +67,8 @@ def test_views(found):
     told = json.loads(gpuconv("evaluate", tiny_run(), "--views", "six", "--json").stdout)
     assert told["views"] == "six" and told["confusion"] == want.confusion.tolist()
     assert found[0]["views"] == "none" and told["loss"] == pytest.approx(want.loss, rel=1e-6)
-    assert "views is 'ten', wanted 'none', 'mirror' or 'six'" in fails(1, "evaluate", tiny_run(), "--views", "ten")
+    assert "views is 'ten', wanted 'none', 'mirror' or 'six'" in fails(
+        1, "evaluate", tiny_run(), "--views", "ten")
 
 
 def test_views_are_those_that_the_run_was_told(tmp_path):

@@ -50,7 +50,7 @@ def test_a_typo_gets_a_suggestion(call, says):
 
 
 def test_what_is_like_nothing_gets_none():
-    with pytest.raises(ValueError, match="wanted one of none, mirror, six$"):
+    with pytest.raises(ValueError,  match="wanted 'none', 'mirror' or 'six'$"):
         train.Settings(views="12345")
 
 

@@ -134,9 +134,12 @@ class Settings:
             made[name] = value and tuple(value)  # JSON has lists
         try:
             made["groups"] = tuple(Group(**group) for group in made["groups"] or ())
+        except TypeError as error:
+            raise ValueError(f"groups: {error}") from None
+        try:
             return cls(**made)
         except TypeError as error:
-            raise ValueError(f"settings: {error}") from None
+            raise ValueError(str(error)) from None
 
     def fit_arguments(self, model: Module) -> dict[str, Any]:
         """What ``fit`` is called with, for this model: ``fit(model, data, **arguments)``.

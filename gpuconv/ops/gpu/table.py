@@ -132,7 +132,8 @@ def load_table(path: str | os.PathLike) -> Table:
         where = {name: told[name] for name in ("device", "architecture", "cupy", "nvrtc")}
         return Table(where, dict(map(_entry, told["entries"])))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{os.fspath(path)} is a damaged tuned table ({error!s:.200}): run "
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{os.fspath(path)} is a damaged tuned table ({what:.200}): run "
                          f"{program()} tune again") from None
 
 
