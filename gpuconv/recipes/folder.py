@@ -1,8 +1,9 @@
 """``cifar_convnet`` on a folder of images or an .npz file, from a few hundred images on.
 
 Chosen by ``bench/small_sets.py`` on 240 photographs of 4 classes, 1,797 digits of 8x8 pixels and
-600 digits of 28x28; ``bench/results`` has its tables. Images are mirrored left-right, because most
-people bring photographs. Nothing in an image tells whether its mirror image is of the same class.
+600 digits of 28x28; ``bench/results`` has the tables. Images are mirrored left-right: it helps with
+photographs by one point, and most folders hold photographs. It costs digits up to two points, but
+nothing in an image tells whether its mirror image is of the same class.
 """
 
 from gpuconv.recipes.recipe import Recipe
@@ -27,4 +28,5 @@ FOLDER = Recipe(
                       weight_decay=0.02, schedule="one-cycle", label_smoothing=0.1,
                       flip="alternate", crop=2, padding_mode="reflect"),
     fitted=fitted,
-    measured="TODO")
+    measured="90.7 % of 1,000 test images after 15 epochs on 1,600 photographs of 4 classes, 74 s "
+             "of CPU time on 2 busy CPU cores (seed 0)")
