@@ -116,10 +116,14 @@ def check_path(caller: str, name: str, value: Any) -> str:
 
     Raises:
         TypeError: it is neither a str nor a pathlib.Path.
+        ValueError: it holds a null character, which no path can.
     """
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(path, str):
         raise TypeError(f"{caller}: {name} is {short(value)}, wanted a path")
+    if "\0" in path:
+        raise ValueError(f"{caller}: {name} is {short(value)}, wanted a path without null "
+                         "characters")
     return path
 
 
@@ -222,7 +226,8 @@ def check_choice(caller: str, name: str, value: Any, choices: Iterable[Any]) -> 
     ValueError: conv2d: precision is 'fp8', wanted 'ieee' or 'tf32'
     """
     choices = tuple(choices)
-    if not isinstance(value, (str, bool, int, type(None))) or value not in choices:
+    if not isinstance(value, (str, bool, int, type(None))) or not any(
+            value == one and isinstance(value, bool) == isinstance(one, bool) for one in choices):
         *others, last = map(repr, choices)  # there are two at least
         raise ValueError(f"{caller}: {name} is {short(value)}, wanted {', '.join(others)} or "
                          f"{last}{did_you_mean(value, filter(None, choices))}")

@@ -103,7 +103,7 @@ def make_folder(path: str | os.PathLike) -> None:
 
 def check_writable(path: str | os.PathLike) -> pathlib.Path:
     """The path, if a file can be written there: better asked before hours of work than after."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(check_path("files", "path", path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, wanted the name of a file")
     if not path.absolute().parent.is_dir():
@@ -215,7 +215,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
         MemoryError: it is larger than the memory that is free; nothing of it is read.
         ValueError: it is damaged, truncated, or not a gpuconv file; nothing of it is returned.
     """
-    return _read(path)[:2]
+    return _read(check_path("load", "path", path))[:2]
 
 
 def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:

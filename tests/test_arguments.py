@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import gpuconv as gpc
-from gpuconv import checks
+from gpuconv import checks, runs
 
 FILES = {"cifar10", "cifar10_path", "cifar10_places", "folder", "npz", "read_image", "shapes",
          "load", "load_table", "checkpoints", "newest", "read_records", "weights", "TensorBoard"}
@@ -508,6 +508,53 @@ def test_short_texts():
     nested = checks.short({"a": [np.zeros(99)] * 99, "b": "x" * 999})
     assert "ndarray float64 (99,)" in nested and len(nested) < 300
     assert checks.listed([], 2) == "" and checks.listed("abc", 3) == "a, b, c"
+
+
+# -- data and files ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder of two classes and an .npz file."""
+    path = tmp_path_factory.mktemp("data")
+    for name in "ab":
+        (path / "set" / name).mkdir(parents=True)
+        for i in range(3):
+            image = b"P6 2 2 255 " + bytes(range(i, i + 12))
+            (path / "set" / name / f"{i}.ppm").write_bytes(image)
+    np.savez(path / "x.npz", images=np.zeros((8, 4, 4), "uint8"), labels=np.arange(8) % 2)
+    return path
+
+
+READERS = {
+    "folder: path": lambda place, a: gpc.data.folder(a),
+    "folder: image_size": lambda place, a: gpc.data.folder(place / "set", a),
+    "data: test_share": lambda place, a: gpc.data.folder(place / "set", 4, a),
+    "data: seed": lambda place, a: gpc.data.npz(place / "x.npz", seed=a),
+    "folder: limit": lambda place, a: gpc.data.folder(place / "set", 4, limit=a),
+    "npz: path": lambda place, a: gpc.data.npz(a),
+    "npz: image_size": lambda place, a: gpc.data.npz(place / "x.npz", a),
+    "npz: limit": lambda place, a: gpc.data.npz(place / "x.npz", limit=a),
+    "read_image: file": lambda place, a: gpc.data.read_image(a, 2),
+    "read_image: size": lambda place, a: gpc.data.read_image(place / "set/a/0.ppm", a),
+    "read_image: channels": lambda place, a: gpc.data.read_image(place / "set/a/0.ppm", 2, a),
+    "cifar10: root": lambda place, a: gpc.data.cifar10(a),
+    "shapes: train": lambda place, a: gpc.data.shapes(a, 1),
+    "shapes: seed": lambda place, a: gpc.data.shapes(1, 1, a),
+    "load: path": lambda place, a: gpc.load(a),
+    "load: path ": lambda place, a: runs.load(a),
+    "RunFolder: path": lambda place, a: runs.RunFolder(a),
+    "read_records: folder": lambda place, a: gpc.train.read_records(a),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("value", [[1], np.zeros(3), b"x", "\0", float("nan"), True, -1, 2.5, int,
+                                   2**64], ids=lambda value: repr(value)[:20])
+def test_readers_refuse_what_they_cannot_use(place, name, value):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        READERS[name](place, value)
+    assert re.match(f"{name.strip()} (is )?", str(caught.value)), str(caught.value)
 
 
 # -- what is too large for 16 bits ---------------------------------------------------------

@@ -55,7 +55,8 @@ def test_none_at_all():
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(train=-1), "shapes train: -1 pictures"), (dict(test=-2), "shapes test: -2 pictures"),
+    (dict(train=-1), "shapes: train is -1, wanted at least 0"),
+    (dict(test=-2), "shapes: test is -2, wanted at least 0"),
     (dict(seed=-1), "seed -1 is outside"), (dict(seed=2**32), "seed 4294967296 is outside")])
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):

@@ -130,8 +130,9 @@ def test_each_image_is_tested_as_often_as_any_other(made):
 @pytest.mark.parametrize("labels, share, message", [
     ([0, 0, 1], 0.5, "class dog has a single image, wanted at least two"),
     ([0, 0, 0], 0.5, "class dog has no image"),
-    ([0, 0, 1, 1], 0.0, "test share 0.0: wanted more than 0 and less than 1"),
-    ([0, 0, 1, 1], 1.0, "test share 1.0"), ([0, 0, 1, 1], float("nan"), "test share nan")])
+    ([0, 0, 1, 1], 0.0, "data: test_share is 0.0, wanted more than 0 and less than 1"),
+    ([0, 0, 1, 1], 1.0, "test_share is 1.0"),
+    ([0, 0, 1, 1], float("nan"), "test_share is nan, wanted a finite number")])
 def test_refusals(made, labels, share, message):
     with pytest.raises(ValueError, match=message):
         made(np.array(labels), ("cat", "dog"), share, 0)

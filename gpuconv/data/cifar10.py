@@ -23,6 +23,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuconv import reading, threads
+from gpuconv.checks import check_path
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.download import download as fetch
 from gpuconv.data.images import RefusedError
@@ -91,7 +92,8 @@ def cifar10(root: str | os.PathLike | None = None, download: bool = False, *, ve
         ValueError: a file is damaged, or not what it should be; says which and why.
         OSError: the download failed.
     """
-    places = cifar10_places() if root is None else [pathlib.Path(root)]
+    places = cifar10_places() if root is None else [
+        pathlib.Path(check_path("cifar10", "root", root))]
     found = _search(root)
     if found is None and download:
         target = places[-1] / BINARY.archive

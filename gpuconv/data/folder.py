@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from gpuconv import threads
+from gpuconv.checks import check_count, check_path
 from gpuconv.data.dataset import Dataset
-from gpuconv.data.images import pillow, read_within
+from gpuconv.data.images import height_and_width, pillow, read_within
 from gpuconv.data.legacy import list_by_position
 from gpuconv.data.listing import File, Listing, few, list_folder, normal
 from gpuconv.data.split import mixed_up, split, split_by_position
@@ -64,7 +65,7 @@ def folder(path: str | os.PathLike, image_size: int | tuple[int, int] = 32,
         UserWarning: folders without images, which are no classes; images of kinds that cannot be
             read (HEIC, say) or without a suffix, which are left out.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(check_path("folder", "path", path))
 
     def by_name(labels: np.ndarray, files: Sequence[File], *more: Any) -> Indices:
         items = [normal(file.item).encode("utf-8", "surrogatepass") for file in files]
@@ -81,7 +82,7 @@ def folder_by_position(path: str | os.PathLike, image_size: int | tuple[int, int
                        progress: Callable[[int, int], object] | None = None,
                        skip_broken: bool = False) -> tuple[Dataset, Dataset]:
     """Read a folder as runs did whose config.json has no ``split``; see ``folder``."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(check_path("folder", "path", path))
 
     def by_position(labels: np.ndarray, files: Sequence[File], *more: Any) -> Indices:
         return split_by_position(labels, *more)
@@ -95,6 +96,8 @@ def _sets(path: pathlib.Path, listing: Listing, choose: Callable[..., Indices],
           limit: int | None, progress: Callable[[int, int], object] | None, skip_broken: bool
           ) -> tuple[Dataset, Dataset]:
     """Return (train, test) of the files in a listing; ``choose`` splits them."""
+    if limit is not None:
+        check_count("folder", "limit", limit)
     if listing.test is None:
         labels = np.array([file.label for file in listing.train])
         chosen = choose(labels, listing.train, listing.classes, test_share, seed, f"{path}: ")
@@ -148,7 +151,7 @@ def whole_folder(path: str | os.PathLike, image_size: int | tuple[int, int] = 32
         OSError, ValueError, MemoryError: as ``folder``. One class is enough, and a class may be
             without images.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(check_path("folder", "path", path))
     listing = list_folder(path, complete=False)
     first = {normal(name): place for place, name in enumerate(names)}
     files = sorted([*listing.train, *(listing.test or [])],
@@ -165,6 +168,7 @@ def whole_folder(path: str | os.PathLike, image_size: int | tuple[int, int] = 32
 def _dataset(path: pathlib.Path, files: Sequence[File], classes: tuple[str, ...],
              size: int | tuple[int, int], channels: int,
              progress: Callable[[int, int], object] | None, skip_broken: bool) -> Dataset:
+    size = height_and_width("folder", "image_size", size)
     images, broken = _read(path, files, size, channels, progress)
     if broken:
         count = f"{len(broken):,} of the {len(files):,} images in {path} cannot be read"

@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from gpuconv import reading, threads
+from gpuconv.checks import check_choice, check_count, check_path, check_shape
 from gpuconv.messages import install
 from gpuconv.system import check_free_memory
 
@@ -40,6 +41,7 @@ BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*
 PIXELS = 178_956_970  # of an image, at most
 BYTES = 24            # of memory for each pixel that is decoded; at most 23.4 were measured
 WORTH_ASKING = 1 << 26  # bytes of memory; for less, the system is not asked how much is free
+LARGEST = 2**16     # height or width of a result, pixels
 GAP = 2             # a JPEG is decoded at a size at least so many times the wanted one
 SWAP = range(5, 9)  # EXIF orientations that swap height and width
 
@@ -84,11 +86,11 @@ def read_within(file: str | os.PathLike | IO[bytes], size: int | tuple[int, int]
     Returns:
         (H, W, C) uint8; None if it takes more. Where ``most`` is None, what is free is the limit.
     """
-    height, width = size if isinstance(size, tuple) else (size, size)
-    if min(height, width) < 1 or channels not in (1, 3):
-        raise ValueError(f"read_image: size {size}, channels {channels}: wanted sizes from 1 on, "
-                         "and 1 or 3 channels")
+    height, width = height_and_width("read_image", "size", size)
+    check_choice("read_image", "channels", channels, (1, 3))
     pillow()
+    if not hasattr(file, "read"):
+        check_path("read_image", "file", file)
     if not isinstance(file, str | os.PathLike):
         name = str(getattr(file, "name", "image"))
         return _read(file, name, 0, (height, width), channels, most)
@@ -101,6 +103,18 @@ def read_within(file: str | os.PathLike | IO[bytes], size: int | tuple[int, int]
             target = os.readlink(os.fspath(file))
             raise FileNotFoundError(f"{file}: a link to {target}, which is not there") from None
         raise
+
+
+def height_and_width(caller: str, name: str, size: Any) -> tuple[int, int]:
+    """Return the sizes of an image from (height, width), or one number for both; pixels.
+
+    Raises:
+        TypeError, ValueError: it is something else; names the caller and the argument.
+    """
+    height, width = check_shape(caller, name, size if isinstance(size, tuple) else (size, size), 2)
+    check_count(caller, name, height, most=LARGEST)
+    check_count(caller, name, width, most=LARGEST)
+    return height, width
 
 
 def resized(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
@@ -120,7 +134,7 @@ def resized(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     array([[ 47,  77],
            [163, 193]], dtype=uint8)
     """
-    height, width = size if isinstance(size, tuple) else (size, size)
+    height, width = height_and_width("resized", "size", size)
     N, H, W, C = images.shape
     if (H, W) == (height, width):
         return images

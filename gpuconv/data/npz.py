@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from gpuconv import threads
+from gpuconv.checks import check_count, check_path
 from gpuconv.data.dataset import Dataset
-from gpuconv.data.images import resized
+from gpuconv.data.images import height_and_width, resized
 from gpuconv.data.manifest import digests
 from gpuconv.data.members import read_members
 from gpuconv.data.split import split, split_by_position
@@ -65,7 +66,8 @@ def npz(path: str | os.PathLike, image_size: int | tuple[int, int] | None = None
     def by_pixels(labels: np.ndarray, images: np.ndarray, *more: Any) -> Indices:
         return split(labels, digests(images), *more)
 
-    return _sets(pathlib.Path(path), by_pixels, image_size, test_share, seed, limit)
+    path = pathlib.Path(check_path("npz", "path", path))
+    return _sets(path, by_pixels, image_size, test_share, seed, limit)
 
 
 def npz_by_position(path: str | os.PathLike, image_size: int | tuple[int, int] | None,
@@ -75,13 +77,18 @@ def npz_by_position(path: str | os.PathLike, image_size: int | tuple[int, int] |
     def by_position(labels: np.ndarray, images: np.ndarray, *more: Any) -> Indices:
         return split_by_position(labels, *more)
 
-    return _sets(pathlib.Path(path), by_position, image_size, test_share, seed, limit)
+    path = pathlib.Path(check_path("npz", "path", path))
+    return _sets(path, by_position, image_size, test_share, seed, limit)
 
 
 def _sets(path: pathlib.Path, choose: Callable[..., Indices],
           image_size: int | tuple[int, int] | None, test_share: float, seed: int,
           limit: int | None) -> tuple[Dataset, Dataset]:
     """Return (train, test) of a file; ``choose`` splits it where it has no test set."""
+    if image_size is not None:
+        image_size = height_and_width("npz", "image_size", image_size)
+    if limit is not None:
+        check_count("npz", "limit", limit)
     images, numbers, classes = _read(path, bool(image_size))
     if len(images) == 1:
         both = choose(numbers[0], images[0], classes, test_share, seed, f"{path}: ")
@@ -98,7 +105,7 @@ def _sets(path: pathlib.Path, choose: Callable[..., Indices],
 def whole_npz(path: str | os.PathLike,
               image_size: int | tuple[int, int] | None = None) -> Dataset:
     """Read the images of an .npz file, training and test images together; as ``npz``."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(check_path("npz", "path", path))
     images, numbers, classes = _read(path, bool(image_size))
     if image_size:
         images = [resized(x, image_size) for x in images]

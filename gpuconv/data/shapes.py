@@ -20,7 +20,9 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuconv import random, threads
+from gpuconv.checks import check_count
 from gpuconv.data.dataset import Dataset
+from gpuconv.system import check_free_memory
 
 SIZE = 32  # pixels, height and width
 STREAM = random.stream("shapes")
@@ -123,13 +125,14 @@ def shapes(train: int = 10_000, test: int = 2_000, seed: int = 0) -> tuple[Datas
     >>> train.images.shape, train.classes[train.labels[3]]
     ((20, 32, 32, 3), 'triangle')
     """
-    key = random.check_seed(seed), STREAM
+    for name, count in (("train", train), ("test", test)):
+        check_count("shapes", name, count, least=0)
+        check_free_memory(count * SIZE * SIZE * 3, f"shapes: {count:,} images")
+    key = random.check_seed(seed, "shapes"), STREAM
     return _set(train, key, 0, "shapes train"), _set(test, key, 1, "shapes test")
 
 
 def _set(count: int, key: tuple[int, int], split: int, name: str) -> Dataset:
-    if count < 0:
-        raise ValueError(f"{name}: {count} pictures")
     images = np.empty((count, SIZE, SIZE, 3), np.uint8)
     indices = np.arange(count, dtype=np.uint64)
     for label, shape in enumerate(SHAPES):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gpuconv import random
+from gpuconv.checks import check_number
 
 SPLIT, ORDER = random.stream("split"), random.stream("order")
 
@@ -43,7 +44,7 @@ def split(labels: np.ndarray, items: Sequence[bytes], classes: Sequence[str], sh
     >>> [sum(labels < 8).item() for labels in (train, test)], len(train), len(test)
     ([6, 2], 9, 3)
     """
-    key = random.check_seed(seed).to_bytes(4, "little")
+    key = random.check_seed(seed, "data").to_bytes(4, "little")
     ranks = [hashlib.blake2b(item, key=key, digest_size=16).digest() for item in items]
 
     def ranked(mine: np.ndarray, label: int) -> np.ndarray:
@@ -63,15 +64,14 @@ def split_by_position(labels: np.ndarray, classes: Sequence[str], share: float, 
     def ranked(mine: np.ndarray, label: int) -> np.ndarray:
         return mine[random.permutation(len(mine), (seed, SPLIT), label)]
 
-    random.check_seed(seed)
+    random.check_seed(seed, "data")
     return _divided(labels, classes, share, seed, where, ranked)
 
 
 def _divided(labels: np.ndarray, classes: Sequence[str], share: float, seed: int, where: str,
              ranked: Callable[[np.ndarray, int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return (train, test): of each class, ``ranked`` tells which indices come first."""
-    if not 0 < share < 1:
-        raise ValueError(f"test share {share}: wanted more than 0 and less than 1")
+    check_number("data", "test_share", share, above=0, below=1)
     train, test = [], []
     for label, name in enumerate(classes):
         mine, = np.nonzero(labels == label)

@@ -23,6 +23,7 @@ import warnings
 from typing import Any
 
 from gpuconv import files, reading
+from gpuconv.checks import check_path
 from gpuconv.data import Dataset
 from gpuconv.data.manifest import Manifest
 from gpuconv.messages import program
@@ -48,7 +49,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
+        self.path = pathlib.Path(check_path("RunFolder", "path", path))
         self.checkpoints_folder = self.path / "checkpoints"
         self.plots = self.path / "plots"
         self.tuned = self.path / "tuned.json"

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuconv import files, models
 from gpuconv.backend import check_arrays
-from gpuconv.checks import short
+from gpuconv.checks import check_path, short
 from gpuconv.data import Dataset
 from gpuconv.jsontext import is_count, is_number
 from gpuconv.models.notation import Net
@@ -79,7 +79,7 @@ def load(path: str | os.PathLike, device: str = "cpu") -> Trained:
         TypeError: it holds bfloat16, and the package ml_dtypes is missing.
         ValueError: damaged, no checkpoint of gpuconv, or of a model that it does not know.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(check_path("load", "path", path))
     if path.is_dir():
         folder = RunFolder(path)
         folder.config()

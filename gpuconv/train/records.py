@@ -57,7 +57,7 @@ def read_records(folder: str | os.PathLike) -> History:
         OSError: the file cannot be read, or is no file.
         ValueError: the file is damaged; says which line.
     """
-    path, rows = pathlib.Path(folder) / JSONL, []
+    path, rows = pathlib.Path(check_path("read_records", "folder", folder)) / JSONL, []
     if not os.path.lexists(path):
         return History()
     try:

@@ -27,7 +27,7 @@ class Settings:
     """Everything that ``fit`` is told, but for model, data and seed.
 
     Raises:
-        ValueError: a value makes no sense; says which.
+        TypeError, ValueError: a value makes no sense; says which.
 
     >>> Settings(epochs=3, lr=0.1).replace(lr=0.2).lr
     0.2
