@@ -323,8 +323,8 @@ def test_pixels_that_do_not_fit_into_free_memory_are_refused_before_decoding(mon
     monkeypatch.setattr("gpuconv.system.free_memory", lambda: 2 * 10**9)
     with pytest.raises(MemoryError, match=r"^image: 9000x10000 pixels, made 8x8, need 2\.16 GB"):
         read(png(9_000, 10_000))
-    with pytest.raises(MemoryError, match="image: 8x8 pixels, made 99999x99999, need 240"):
-        read(blob(halves()), 99_999)
+    with pytest.raises(MemoryError, match="image: 8x8 pixels, made 60000x60000, need 86"):
+        read(blob(halves()), 60_000)
     monkeypatch.setattr("gpuconv.system.free_memory", lambda: 3 * 10**9)
     with pytest.raises(ValueError, match="image: damaged"):  # no warning of Pillow's comes before
         read(png(9_000, 10_000))
@@ -377,7 +377,7 @@ def test_a_bomb_in_a_text_of_a_png_is_refused():
 
 @pytest.mark.parametrize("size, channels", [(0, 3), ((4, -1), 3), (4, 2), (4, 4)])
 def test_impossible_wishes(size, channels):
-    with pytest.raises(ValueError, match="read_image: size"):
+    with pytest.raises(ValueError, match="read_image: (size|channels) is"):
         read(blob(halves()), size, channels)
 
 
