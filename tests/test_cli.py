@@ -12,7 +12,7 @@ import gpuconv as gpc
 from gpuconv import cli
 
 SLOW = "rich scipy PIL matplotlib safetensors concurrent.futures gpuconv.data gpuconv.train"
-SHARED = {"__init__", "options", "output"}  # files of the package that are no commands
+SHARED = {"__init__", "introduction", "options", "output"}  # files that are no commands
 
 
 # -- help, version -------------------------------------------------------------------------
