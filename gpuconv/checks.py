@@ -34,7 +34,8 @@ class _Short(reprlib.Repr):
 
     def repr1(self, x: Any, level: int) -> str:
         """Return the text of a value, inside others at a level above 0."""
-        if hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, (np.generic, type)):
+        if isinstance(getattr(x, "shape", None), tuple) and hasattr(x, "dtype") and (
+                not isinstance(x, (np.generic, type))):
             return f"{type(x).__name__} {x.dtype} {tuple(x.shape)}"
         return super().repr1(x, level)
 
@@ -100,6 +101,17 @@ def check_kind(caller: str, name: str, value: Any, wanted: type, hint: str = "")
                         f"{wanted.__name__}{hint}")
 
 
+def check_flag(caller: str, name: str, value: Any) -> bool:
+    """Return a bool of Python or NumPy as a bool.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{caller}: {name} is {short(value)}, wanted True or False")
+    return bool(value)
+
+
 def check_function(caller: str, name: str, value: Any) -> None:
     """Refuse what cannot be called, and a class where an instance of it is wanted.
 
@@ -147,9 +159,11 @@ def check_number(caller: str, name: str, value: Any, *, least: float | None = No
     Traceback (most recent call last):
     ValueError: SGD: lr is nan, wanted a finite number and at least 0
     """
-    if type(value) not in REALS and (isinstance(value, (bool, np.bool_))
-                                     or not isinstance(value, numbers.Real)):
-        raise TypeError(f"{caller}: {name} is {short(value)}, wanted a number")
+    if type(value) not in REALS:
+        if getattr(value, "shape", None) == () and getattr(value, "dtype", None) is not None:
+            value = value.item() if value.dtype.kind in "iuf" else value  # an array of one number
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{caller}: {name} is {short(value)}, wanted a number")
     try:
         x = float(value)
     except OverflowError:
@@ -225,7 +239,7 @@ def check_choice(caller: str, name: str, value: Any, choices: Iterable[Any]) -> 
     Traceback (most recent call last):
     ValueError: conv2d: precision is 'fp8', wanted 'ieee' or 'tf32'
     """
-    choices = tuple(choices)
+    choices, value = tuple(choices), bool(value) if isinstance(value, np.bool_) else value
     if not isinstance(value, (str, bool, int, type(None))) or not any(
             value == one and isinstance(value, bool) == isinstance(one, bool) for one in choices):
         *others, last = map(repr, choices)  # there are two at least

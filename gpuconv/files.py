@@ -25,6 +25,7 @@ from gpuconv.system import check_free_memory
 
 FORMAT = "gpuconv"
 VERSION = 1
+HEADER = 32 << 20  # bytes of a header, at most
 DTYPES = set("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split())
 UNFINISHED = ".unfinished"  # how the name of a temporary file ends
 
@@ -102,10 +103,18 @@ def make_folder(path: str | os.PathLike) -> None:
 
 
 def check_writable(path: str | os.PathLike) -> pathlib.Path:
-    """The path, if a file can be written there: better asked before hours of work than after."""
+    """Return the path, links followed, if a file can be written there.
+
+    Raises:
+        OSError: it cannot, or something that is no regular file has that name.
+    """
     path = pathlib.Path(check_path("files", "path", path))
+    if path.is_symlink():
+        path = pathlib.Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, wanted the name of a file")
+    with contextlib.suppress(FileNotFoundError):
+        reading.check_regular(path, os.stat(path).st_mode)
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     if not os.access(path.absolute().parent, os.W_OK):
@@ -155,6 +164,8 @@ def save(path: str | os.PathLike, state: Mapping[str, Array],
     ({'w': array([1., 1.])}, {'epoch': 3})
     """
     import safetensors.numpy
+    if isinstance(path, Mapping):
+        raise TypeError("save: path is a dict: the arguments are save(path, state)")
     check_path("save", "path", path)
     check_state("save", state)
     if metadata is not None and not isinstance(metadata, Mapping):
@@ -222,7 +233,11 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any
     """(state, metadata, CRC-32) of a file that has the checksum which it says it has."""
     import safetensors
     with reading.open_file(path) as file:
-        check_free_memory(os.fstat(file.fileno()).st_size, f"{path}: its arrays")
+        size = os.fstat(file.fileno()).st_size
+        check_free_memory(size, f"{path}: its arrays")
+        if min(size, int.from_bytes(file.read(8), "little")) > HEADER:
+            raise ValueError(f"{path}: damaged, or no safetensors file: its header has more than "
+                             f"{HEADER:,} bytes")
     try:
         with safetensors.safe_open(path, "np") as file:
             described = file.metadata() or {}
@@ -238,12 +253,16 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any
             dtypes = {name: file.get_slice(name).get_dtype() for name in names}
             for name, dtype in dtypes.items():
                 if dtype not in DTYPES:
-                    raise ValueError(f"{path}: {name} is {dtype}, wanted one of {sorted(DTYPES)}")
+                    raise ValueError(f"{path}: {name:.80} is {dtype}, wanted one of "
+                                     f"{sorted(DTYPES)}")
             if "BF16" in dtypes.values():
                 float_dtype("bfloat16")  # NumPy knows it by that name from now on
-            state = {name: file.get_tensor(name) for name in names}
+            try:
+                state = {name: file.get_tensor(name) for name in names}
+            except (ValueError, OverflowError) as error:  # a shape that NumPy cannot have
+                raise ValueError(f"{path}: damaged: {error!s:.200}") from None
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: damaged, or no safetensors file: {error}") from None
+        raise ValueError(f"{path}: damaged, or no safetensors file: {error!s:.200}") from None
     text = described.get("metadata", "")
     crc = _checksum(state, version + text)
     if described.get("crc32") != crc:

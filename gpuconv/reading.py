@@ -21,7 +21,7 @@ def open_file(path: str | os.PathLike) -> io.BufferedReader:
             the caller for ever; or it cannot be read.
     """
     try:
-        _check_regular(path, os.stat(path).st_mode)  # opening a device may already do something
+        check_regular(path, os.stat(path).st_mode)  # opening a device may already do something
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
                              | getattr(os, "O_BINARY", 0))
     except OSError as error:
@@ -29,7 +29,7 @@ def open_file(path: str | os.PathLike) -> io.BufferedReader:
             raise
         raise type(error)(f"{os.fspath(path)}: {error.strerror.lower()}") from None
     try:
-        _check_regular(path, os.fstat(descriptor).st_mode)  # it may have been replaced meanwhile
+        check_regular(path, os.fstat(descriptor).st_mode)  # it may have been replaced meanwhile
         return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -65,7 +65,8 @@ def digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def _check_regular(path: str | os.PathLike, mode: int) -> None:
+def check_regular(path: str | os.PathLike, mode: int) -> None:
+    """Raise OSError where the mode of a file, of ``os.stat``, is not that of a regular one."""
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(f"{os.fspath(path)} is a folder, wanted a file")
     if not stat.S_ISREG(mode):

@@ -445,7 +445,7 @@ def test_filters_in_pytorchs_order():
 
 def test_models_given_images_in_pytorchs_order(rng):
     x = rng.integers(0, 256, (4, 3, 8, 8)).astype("float32")
-    hint = r"channels come last: x\.transpose\(0, 2, 3, 1\)"
+    hint = r"channels come last: (x|images)\.transpose\(0, 2, 3, 1\)"
     whitened = gpc.models.speedrun()
     for f in (lambda: net()(x), lambda: net().predict(x),
               lambda: gpc.train.evaluate(net(), (x, [0, 1, 0, 1])),
@@ -508,6 +508,53 @@ def test_short_texts():
     nested = checks.short({"a": [np.zeros(99)] * 99, "b": "x" * 999})
     assert "ndarray float64 (99,)" in nested and len(nested) < 300
     assert checks.listed([], 2) == "" and checks.listed("abc", 3) == "a, b, c"
+
+
+# -- what must go on working -----------------------------------------------------------------
+
+
+def test_arrays_of_one_number_are_numbers():
+    half = np.array(0.5)
+    assert checks.check_number("f", "x", half) == 0.5
+    model = gpc.nn.Linear(2, 2)
+    optimizer = gpc.optim.SGD(model.parameters(), lr=half)
+    gpc.optim.clip_grad_norm(optimizer, gpc.optim.clip_grad_norm(optimizer, float("inf")) + 1)
+    assert gpc.ops.dropout(np.ones((2, 2), "float32"), half).shape == (2, 2)
+    assert gpc.train.Settings(lr=half).lr == 0.5
+    for array in (np.ones(1), np.array("1"), np.array(True)):
+        with pytest.raises(TypeError, match="f: x is .*, wanted a number"):
+            checks.check_number("f", "x", array)
+
+
+def test_bools_and_integers_of_numpy_are_settings():
+    made = gpc.train.Settings(flip=np.bool_(True), master_weights=np.bool_(False), mean=[0.5],
+                              std=[0.2], epochs=np.int64(3))
+    assert made.flip and made.epochs == 3
+    assert gpc.data.Source("shapes", seed=np.int64(2), limit=np.uint8(4)).limit == 4
+    for value in ("no", None, 1, np.ones(2)):
+        with pytest.raises(TypeError, match="Settings: drop_last is .*, wanted True or False"):
+            gpc.train.Settings(drop_last=value)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: gpc.train.Settings().replace(epoch=3), "no setting epoch; did you mean epochs?"),
+    (lambda: gpc.train.Settings.of(None), "Settings.of: values is NoneType"),
+    (lambda: gpc.train.Settings().fit_arguments(None), "model is NoneType, wanted a Module"),
+    (lambda: gpc.train.weights([1]), "weights: state is list"),
+    (lambda: gpc.train.newest(None), "newest: folder is None"),
+    (lambda: gpc.train.checkpoints(0), "checkpoints: folder is 0"),
+])
+def test_other_refusals(call, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        call()
+
+
+def test_a_data_set_says_what_to_do():
+    images, labels = np.zeros((4, 8, 8, 3), "uint8"), np.zeros(4, "int32")
+    with pytest.raises(ValueError, match=r"channels come last: images.transpose\(0, 2, 3, 1\)"):
+        gpc.data.Dataset(images.transpose(0, 3, 1, 2), labels, ("a",), "x")
+    with pytest.raises(TypeError, match=r"int64, wanted int32: labels.astype\('int32'\)"):
+        gpc.data.Dataset(images, labels.astype("int64"), ("a",), "x")
 
 
 # -- data and files ------------------------------------------------------------------------

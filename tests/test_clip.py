@@ -201,6 +201,15 @@ def test_refuses_a_bad_norm(rng, max_norm):
         clip_grad_norm(sgd, max_norm)
 
 
+def test_a_norm_too_large_for_a_float_only_measures(rng):
+    ps = parameters(np, rng)
+    sgd = SGD(ps, 0.1)
+    give(ps, draw(rng))
+    before = joined([p.grad for p in ps])
+    assert clip_grad_norm(sgd, 10**400) == np.float32(np.linalg.norm(before.astype("float64")))
+    np.testing.assert_array_equal(joined([p.grad for p in ps]), before)
+
+
 def test_refuses_what_is_no_optimiser_or_spent(rng):
     ps = parameters(np, rng)
     with pytest.raises(TypeError, match="optimizer is list, wanted an Optimizer"):

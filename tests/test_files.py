@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -491,3 +492,44 @@ def test_what_is_not_there_or_no_file(tmp_path):
         files.load(tmp_path / "nothing")
     with pytest.raises(OSError, match=tmp_path.name):
         files.load(tmp_path)
+
+
+@pytest.mark.parametrize("shape", ["1," * 70 + "1", f"{2**62},0", f"{2**63 + 1},0"])
+def test_a_shape_that_numpy_cannot_have(tmp_path, shape):
+    size = 4 if "0" not in shape else 0
+    head = ('{"__metadata__":{"format":"gpuconv","version":"1","metadata":"{}","crc32":"0"},'
+            f'"w":{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,{size}]}}}}').encode()
+    (tmp_path / "f").write_bytes(len(head).to_bytes(8, "little") + head + bytes(size))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}/f: damaged"):
+        files.load(tmp_path / "f")
+
+
+def test_a_header_of_very_many_bytes_is_refused_unread(tmp_path):
+    with open(tmp_path / "f", "wb") as file:
+        file.write((64 << 20).to_bytes(8, "little"))
+        file.truncate(65 << 20)
+    with pytest.raises(ValueError, match="f: damaged, .* header has more than 33,554,432 bytes"):
+        files.load(tmp_path / "f")
+
+
+@pytest.mark.parametrize("kind", sorted(set(ODD) - {"folder", "link to nowhere"}))
+def test_what_is_no_file_is_not_replaced(tmp_path, kind):
+    make_odd(tmp_path / "odd", kind)
+    before = os.lstat(tmp_path / "odd")
+    with pytest.raises(OSError, match="wanted a file|symbolic links"):
+        files.save(tmp_path / "odd", {"w": np.zeros(2)})
+    assert os.lstat(tmp_path / "odd") == before
+
+
+def test_a_link_to_a_file_stays_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "f")
+    for value in (1.0, 2.0):  # the first time it leads nowhere
+        files.save(tmp_path / "link", {"w": np.full(2, value)})
+        assert (tmp_path / "link").is_symlink()
+        assert files.load(tmp_path / "real" / "f")[0]["w"].tolist() == [value, value]
+
+
+def test_arguments_the_other_way_round():
+    with pytest.raises(TypeError, match=r"save: path is a dict: .* save\(path, state\)"):
+        files.save({"w": np.zeros(2)}, "f.safetensors")

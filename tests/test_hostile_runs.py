@@ -316,7 +316,7 @@ def test_a_file_of_holes_is_compared_with_free_memory(run, tmp_path):
     ({"views": ["six"]}, "views "),
     ({"mean": ["a"], "std": [1]}, "mean is 'a', wanted a number"), ({"flip": []}, "flip "),
     ({"mean": [0.5], "std": [0]}, "std is 0, wanted more than 0"),
-    ({"drop_last": "no"}, "drop_last is str, wanted a bool"),
+    ({"drop_last": "no"}, "drop_last is 'no', wanted True or False"),
 ])
 def test_settings_that_no_run_can_have(copy, change, message):
     path = copy.path / "config.json"
@@ -442,3 +442,21 @@ def test_the_files_of_this_test_are_whole(run):
         assert read(run) is not None, name
     assert isinstance(run.manifest(), Manifest) and dataclasses.is_dataclass(run.viewed())
     assert set(os.listdir(run.path)) >= set(LOADERS)
+
+
+def test_a_history_without_tests(copy, capsys):
+    """Its checksum is right; the run had a test set."""
+    for path in copy.checkpoints_folder.iterdir():
+        state, metadata = gpc.load(path)
+        metadata["history"] = [row | {"test_count": None} for row in metadata["history"]]
+        gpc.save(path, state, metadata)
+    copy.tuned.unlink()
+    assert cli.main(["train", "--resume", str(copy.path), "--device", "cpu"]) == 1
+    assert "its history has epochs without a test" in capsys.readouterr().err
+
+
+def test_numbers_that_no_axis_can_show(copy, capsys):
+    rows = [json.loads(line) for line in (copy.path / "metrics.jsonl").read_text().splitlines()]
+    rows[0]["loss"], rows[1]["loss"] = 1e308, -1e308
+    (copy.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["report", str(copy.path)]) == 0, capsys.readouterr().err

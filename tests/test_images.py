@@ -404,3 +404,27 @@ except ImportError as error:
 """
     subprocess.run([sys.executable, "-c", code], check=True,
                    cwd=pathlib.Path(__file__).parents[1])
+
+
+def test_a_jpeg_of_very_many_scans_is_refused():
+    blob = io.BytesIO()
+    Image.new("L", (64, 64), 9).save(blob, "JPEG", progressive=True)
+    whole = blob.getvalue()
+    scan = whole[whole.rindex(b"\xff\xda"):-2]
+    assert read(whole).shape == (8, 8, 3)
+    assert read(whole[:-2] + 100 * scan + whole[-2:]).shape == (8, 8, 3)
+    with pytest.raises(ValueError, match="it has [0-9]+ scans, wanted at most 500"):
+        read(whole[:-2] + 600 * scan + whole[-2:])
+
+
+def test_each_tile_of_a_jpeg_2000_counts(monkeypatch):
+    """Its decoder takes memory for each tile, whatever its size."""
+    blob = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(blob, "JPEG2000", no_jp2=True)
+    stream = bytearray(blob.getvalue())
+    at = stream.index(b"\xff\x51")
+    struct.pack_into(">II", stream, at + 6, 255, 256)  # width and height
+    struct.pack_into(">II", stream, at + 22, 1, 1)     # of a tile
+    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 500 * 10**6)
+    with pytest.raises(MemoryError, match="image: 255x256 pixels, made 8x8, need 0.78 GB"):
+        read(bytes(stream))

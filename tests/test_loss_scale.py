@@ -260,6 +260,28 @@ def test_refuses_what_is_no_optimiser_or_spent_or_too_narrow():
         scaler.check()
 
 
+@pytest.mark.parametrize("y, got", [
+    (np.ma.ones(2), "MaskedArray"), (np.arange(3), "int64"), (np.ones(2, complex), "complex128"),
+    (nn.Linear(1, 1), "Linear"), (np, "module"), (1.0, "float"), ([1.0], "list"),
+    (np.dtype("float32"), "Float32DType"), (np.float32, "the class float32"),
+    (gpc.Tensor(np.arange(3)), "int64"), (np.array(["a"]), "<U1")],
+    ids=lambda value: repr(value)[:20])
+def test_multiply_refuses_what_is_no_loss(y, got):
+    scaler = LossScale(SGD([Parameter(np.zeros(1, "float32"))], 0.1), 4.0)
+    with pytest.raises(TypeError, match=f"LossScale.multiply wants a loss of float32 or float64, "
+                                        f"got {got}"):
+        scaler.multiply(y)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_multiply_keeps_the_dtype(dtype):
+    scaler = LossScale(SGD([Parameter(np.zeros(1, "float32"))], 0.1), 4.0)
+    for y in (np.ones(2, dtype), np.ones((), dtype), np.dtype(dtype).type(1)):
+        scaled = scaler.multiply(y)
+        assert scaled.dtype == dtype and (scaled == 4).all()
+    assert scaler.multiply(gpc.Tensor(np.ones(2, dtype))).data.tolist() == [4, 4]
+
+
 def test_devices_do_not_mix(cp):
     sgd = SGD([Parameter(np.zeros(2)), Parameter(cp.zeros(2))], 0.1)
     with pytest.raises(ValueError, match="SGD: parameters are on cpu and cuda:0, wanted one dev"):

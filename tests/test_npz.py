@@ -90,11 +90,11 @@ def test_identical_images_are_split_like_others(tmp_path):
 
 def test_the_split_of_older_runs(tmp_path):
     """By position: written down from version 0.1.0 before contents counted."""
-    images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
+    images = 20 * np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
     path = put(tmp_path / "x.npz", OURS, [images, np.arange(12) % 2])
     train, test = npz_by_position(path, None, 0.25, 3)
-    assert train.images.ravel().tolist() == [11, 10, 0, 4, 7, 3, 8, 9]
-    assert test.images.ravel().tolist() == [6, 2, 5, 1]
+    assert (train.images // 20).ravel().tolist() == [11, 10, 0, 4, 7, 3, 8, 9]
+    assert (test.images // 20).ravel().tolist() == [6, 2, 5, 1]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
@@ -391,4 +391,38 @@ IMAGES, LABELS = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1])
 def test_refusals(tmp_path, arrays, message):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ValueError, match=message):
+        npz(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("name, shape, descr", [
+    ("labels", (10**9,), "|S0"), ("labels", (2**62,), "<U0"), ("classes", (10**8,), "<U0")])
+def test_text_of_no_characters_is_refused(tmp_path, name, shape, descr):
+    """A thousand million of them would be in a file of a few hundred bytes."""
+    parts = {"images": header((10, 2, 2, 3)) + bytes(120),
+             "labels": header((10,)) + bytes(5) + b"\1" * 5, name: header(shape, descr)}
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for part, blob in parts.items():
+            archive.writestr(f"{part}.npy", blob)
+    with pytest.raises(ValueError, match=f"x.npz: {name} .*text of no characters"):
+        npz(tmp_path / "x.npz")
+
+
+def test_images_of_text(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.full((10, 8, 8), "a"), labels=[0, 1] * 5)
+    with pytest.raises(ValueError, match="x.npz: images are <U1, wanted uint8 of 0..255 or floats"):
+        npz(tmp_path / "x.npz")
+
+
+def test_many_members_make_a_short_message(tmp_path):
+    np.savez(tmp_path / "x.npz", **{f"a{i}": np.zeros(1) for i in range(500)})
+    with pytest.raises(ValueError, match="x.npz holds .* and 490 more: wanted images"):
+        npz(tmp_path / "x.npz")
+
+
+def test_images_that_are_almost_black_are_a_warning(tmp_path):
+    """As scikit-learn's digits are, 0..16, when they are made uint8."""
+    images = np.zeros((10, 8, 8), "uint8")
+    images[:, 2] = 16
+    np.savez(tmp_path / "x.npz", images=images, labels=[0, 1] * 5)
+    with pytest.warns(UserWarning, match="x.npz: the largest value of images is 16 of 255"):
         npz(tmp_path / "x.npz")

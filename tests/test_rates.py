@@ -80,7 +80,7 @@ def test_a_group_stops_as_if_somebody_had_frozen_it(xp, stop, end):
                 want[0].requires_grad_(False)
             optimizer.zero_grad()
             softmax_cross_entropy(want(x), labels).backward()
-            optimizer.factor = [1 - number / end if number < end else math.nan,  # asked by nobody
+            optimizer.factor = [1 - number / end if number < end else 0.0,  # asked by nobody
                                 1 - number / STEPS]
             optimizer.step()
             number += 1

@@ -51,7 +51,6 @@ def add_options(to: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """``gpuconv evaluate``."""
-    from gpuconv import train
     from gpuconv.cli.data import loading
     out = console()
     trained, where = load_run(args)
@@ -60,8 +59,7 @@ def run(args: argparse.Namespace) -> None:
     for text in said:
         warnings.warn(text, stacklevel=1)
     views = args.views or (trained.folder.config().settings.views if trained.folder else "none")
-    found = train.predictions(trained.model, data, mean=trained.mean, std=trained.std,
-                              batch_size=args.batch_size, views=views)
+    found = trained.predictions(data, batch_size=args.batch_size, views=views)
     images = len(found.labels)
     if args.json:
         write_json(out, {

@@ -6,7 +6,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from gpuconv.cli.options import add_device, load_run, number
-from gpuconv.cli.output import console, percent, sentence, table, write_json
+from gpuconv.cli.output import console, percent, say, sentence, table, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
             {"image": path, "classes": [{"class": name, "probability": p}
                                         for name, p in answers[path]]} for path in args.images])
     elif answers:
+        if args.run is None:
+            say(out, f"by {trained.path}, of the newest run")
         show_answers(out, answers)
     if failures:
         several = f"{len(failures)} images cannot be read: " if len(failures) > 1 else ""
@@ -107,7 +109,8 @@ def ask(trained: "Trained", images: "dict[str, np.ndarray]",
         top: int) -> dict[str, list[tuple[str, float]]]:
     """Return {path: [(class, probability), ...]}, the most likely first."""
     import numpy as np
-    probabilities = trained.probabilities(np.stack(list(images.values())))  # (N, K)
+    pixels = np.stack(list(images.values()))
+    probabilities = trained.probabilities(pixels, names=list(images))  # (N, K)
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
     return {path: [(trained.classes[k], float(p[k])) for k in best]
             for path, p, best in zip(images, probabilities, order.tolist(), strict=True)}

@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> None:
     if outcome.signal is not None:
         resume_hint(folder)
         sys.exit(128 + outcome.signal)
-    finish(console, folder, outcome.history)
+    finish(console, folder, outcome.history, sets[1])
     if (seen := outcome.viewed) is not None:
         say(console, f"{seen.accuracy:.2%} of {len(seen.labels):,} test images right with "
                      f"--views {config.settings.views}: {folder.views}")
@@ -204,7 +204,7 @@ def chosen(args: argparse.Namespace,
     if args.no_flip or args.no_augment:
         changes["flip"] = False
     if args.no_augment:
-        changes["crop"] = 0
+        changes.setdefault("crop", 0)
     # what is wrong is refused before minutes of reading
     with_changes(RECIPES[args.recipe or "folder"].settings, changes)
     wanted = models.describe(args.model or "cifar_convnet")
@@ -286,13 +286,15 @@ def resumed(args: argparse.Namespace, folder: "RunFolder") -> "tuple[Config, str
     return dataclasses.replace(config, device=where), says
 
 
-def finish(console: Any, folder: "RunFolder", history: "History") -> None:
-    """Print how it went, and what can be done next; there always is a test set here."""
+def finish(console: Any, folder: "RunFolder", history: "History", test: "Dataset") -> None:
+    """Print how a run went, tested on ``test``, and what can be done next."""
     from gpuconv import report
     from gpuconv.train.progress import overflow
     last, best = history.last, history.best
-    assert last.test is not None and best.test is not None
-    better = "" if best is last else f"; {best.test.accuracy:.2%} after epoch {best.epoch}"
+    if last.test is None or best.test is None:  # a checkpoint may come from anywhere
+        raise ValueError(f"{folder.path}: its history has epochs without a test, wanted one each")
+    better = "" if best is last else (
+        f"; {best.test.accuracy:.2%} after epoch {best.epoch}, which is kept as the best")
     say(console, f"{last.test.accuracy:.2%} of {last.test.count:,} test images right after "
                  f"{sum(row.seconds for row in history.rows):.1f} s{better}")
     if skipped := sum(row.skipped for row in history.rows):
@@ -301,6 +303,9 @@ def finish(console: Any, folder: "RunFolder", history: "History") -> None:
     say(console, f"curves    {curves}" if report.plot_curves(history, curves) else report.hint())
     for what in ("evaluate", "report"):
         say(console, f"{what:10}{program()} {what} {quoted(folder.path)}")
+    if test.names is not None and (where := folder.config().source.path):
+        image = pathlib.Path(where, test.names[0])
+        say(console, f"predict   {program()} predict {quoted(folder.path, image)}")
 
 
 def resume_hint(folder: "RunFolder") -> None:

@@ -54,10 +54,15 @@ class Dataset:
             if not is_array(array):
                 raise TypeError(f"Dataset: {field} is {no_array(array, field)}")
             if array.dtype != dtype:
-                raise TypeError(f"{me}: {field} are {array.dtype}, wanted {dtype}")
+                hint = f": {field}.astype({dtype!r})" * (rank == 1 and array.dtype.kind in "iu")
+                raise TypeError(f"{me}: {field} are {array.dtype}, wanted {dtype}{hint}")
             if array.ndim != rank:
                 wanted = "(N, H, W, C)" if rank == 4 else "(N,)"
                 raise ValueError(f"{me}: {field} have shape {array.shape}, wanted {wanted}")
+        N, H, W, C = self.images.shape
+        if H in (1, 3) and W == C > 4:
+            raise ValueError(f"{me}: images have shape {(N, H, W, C)}, wanted (N, H, W, C): "
+                             "channels come last: images.transpose(0, 2, 3, 1)")
         check_arrays("Dataset", images=self.images, labels=self.labels)
         if len(self.images) != len(self.labels):
             raise ValueError(f"{me}: {len(self.images)} images, {len(self.labels)} labels")

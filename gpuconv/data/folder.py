@@ -182,7 +182,7 @@ def _dataset(path: pathlib.Path, files: Sequence[File], classes: tuple[str, ...]
             for line in shown:
                 error.add_note(f"  {line}")
             raise error
-        warnings.warn(f"{count}, and are left out: {'; '.join(shown)}", stacklevel=4)
+        warnings.warn(f"{count}, left out: {'; '.join(shown)}", stacklevel=4)
         kept = [i for i in range(len(files)) if i not in broken]
         for to, i in enumerate(kept):  # in place: all images may fill half of the memory
             images[to] = images[i]

@@ -25,6 +25,7 @@ import numpy as np
 
 from gpuconv import reading, threads
 from gpuconv.checks import check_choice, check_count, check_path, check_shape
+from gpuconv.data.streams import scans, tiles
 from gpuconv.messages import install
 from gpuconv.system import check_free_memory
 
@@ -41,6 +42,8 @@ BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*
 PIXELS = 178_956_970  # of an image, at most
 BYTES = 24            # of memory for each pixel that is decoded; at most 23.4 were measured
 WORTH_ASKING = 1 << 26  # bytes of memory; for less, the system is not asked how much is free
+SCANS = 500         # of a JPEG, at most
+TILE = 12_000       # bytes that OpenJPEG takes for each tile, besides its pixels
 LARGEST = 2**16     # height or width of a result, pixels
 GAP = 2             # a JPEG is decoded at a size at least so many times the wanted one
 SWAP = range(5, 9)  # EXIF orientations that swap height and width
@@ -244,6 +247,11 @@ def _memory(image: Any, name: str, pixels: int, size: tuple[int, int]) -> int:
     need = BYTES * (image.size[0] * image.size[1] + size[0] * size[1])
     if image.format in ("JPEG", "MPO"):
         need += 8 * pixels  # coefficients of a progressive one
+        if (found := scans(image.fp)) > SCANS:  # each takes the time of decoding the whole image
+            raise RefusedError(f"{name}: refused, it may be a decompression bomb: it has {found:,} "
+                               f"scans, wanted at most {SCANS}")
+    elif image.format == "JPEG2000":
+        need += TILE * tiles(image.fp)
     elif image.format == "TIFF" and 322 in image.tag_v2:
         width, height = (int(image.tag_v2[tag]) for tag in (322, 323))  # of a tile
         if width * height > PIXELS:

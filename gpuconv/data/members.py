@@ -141,6 +141,8 @@ def _size(zipped: Any, info: Any, length: int, what: str) -> tuple[int, str]:
                            "numbers or strings")
     if dtype.kind not in KINDS:
         raise RefusedError(f"{what} is an array of {str(dtype):.100}, wanted numbers or strings")
+    if not dtype.itemsize:  # any number of them would fit into no bytes
+        raise ValueError(f"it is {dtype}, text of no characters")
     size = math.prod(map(int, shape)) * dtype.itemsize
     if min(shape, default=0) < 0 or head + size != info.file_size:
         raise ValueError(f"of shape {str(shape):.100} and {str(dtype):.100} it has {size:,} bytes, "

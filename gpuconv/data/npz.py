@@ -13,13 +13,14 @@ read, their sizes are compared with free memory (``members``), and so are those 
 
 import os
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gpuconv import threads
-from gpuconv.checks import check_count, check_path
+from gpuconv.checks import check_count, check_path, listed
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.images import height_and_width, resized
 from gpuconv.data.manifest import digests
@@ -122,7 +123,7 @@ def _read(path: pathlib.Path, any_size: bool) -> tuple[
         if names[0] in arrays and names[1] in arrays:
             break
     else:
-        raise ValueError(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}: wanted images "
+        raise ValueError(f"{path} holds {listed(sorted(arrays)) or 'nothing':.1000}: wanted images "
                          "and labels, or x_train and y_train")
     given = [name in arrays for name in names[2:]]
     if any(given) and not all(given):
@@ -171,8 +172,8 @@ def _classes(path: pathlib.Path, names: np.ndarray | None,
         found = order[place].astype(np.int32)
         strange = known[found] != of
         if strange.any():
-            raise ValueError(f"{path}: label {of[strange][0]} is of no class: there are "
-                             f"{', '.join(map(str, known[:10]))}{' ...' * (len(known) > 10)}")
+            raise ValueError(f"{path}: label {of[strange][0]!s:.80} is of no class: there are "
+                             f"{listed(known):.1000}")
         numbers.append(found)
     return tuple(str(name) for name in (known if names is None else names)), numbers
 
@@ -190,7 +191,14 @@ def _images(path: pathlib.Path, name: str, images: np.ndarray, count: int) -> np
     if len(images) != count:
         raise ValueError(f"{path}: {len(images)} {name}, {count} labels")
     if images.dtype == np.uint8:
+        if (most := images.max()) in range(1, 32):
+            warnings.warn(f"{path}: the largest value of {name} is {most} of 255: almost black; "
+                          f"if {most} is meant to be white, divide by it and save floats",
+                          stacklevel=4)
         return images
+    if images.dtype.kind in "SU":
+        raise ValueError(f"{path}: {name} are {images.dtype}, wanted uint8 of 0..255 or floats of "
+                         "0..1")
     low, high = images.min(), images.max()
     if images.dtype.kind != "f" or not 0 <= low <= high <= 1:  # NaN as well
         raise ValueError(f"{path}: {name} are {images.dtype} of {low}..{high}, wanted uint8 of "

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from gpuconv.data.cifar10 import cifar10, cifar10_path
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.folder import folder, folder_by_position, whole_folder
@@ -61,6 +63,9 @@ class Source:
             raise ValueError(f"data of kind {self.kind!r:.80}: wanted one of {', '.join(KINDS)}")
         if self.kind in MANIFEST_KINDS and not self.path:
             raise ValueError(f"data of kind {self.kind} needs a path")
+        for name in ("limit", "image_size", "seed"):
+            if isinstance(value := getattr(self, name), np.integer):
+                object.__setattr__(self, name, int(value))
         for name in ("limit", "image_size"):
             value = getattr(self, name)
             if value is not None and not is_count(value, 1):

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 UNPACKED = 1 << 29     # bytes
 LZMA_MEMORY = 1 << 28  # bytes; xz -9 asks for 65 MiB
+MEMBERS = 10_000        # of an archive, at most
 BLOCK = 512            # bytes: headers and contents begin at multiples of it
 PART = 1 << 16         # bytes that are unpacked at a time
 
@@ -112,7 +113,7 @@ def members(archive: Unpacked, wanted: Collection[str]) -> Iterator[tuple[Any, b
                                            tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
                                            tarfile.GNUTYPE_LONGLINK}  # without a content
     first = True
-    while True:
+    for _ in range(MEMBERS):
         block = archive.read(BLOCK)
         if not block.strip(b"\0") and (block or not first):
             return
@@ -127,3 +128,4 @@ def members(archive: Unpacked, wanted: Collection[str]) -> Iterator[tuple[Any, b
             yield info, info.type in plain
         if info.type not in bare:
             archive.skip(-(-info.size // BLOCK) * BLOCK - (before - archive.left))
+    raise ValueError(f"more than {MEMBERS:,} members")

@@ -143,7 +143,7 @@ class _Machine:
     def set(self, items: list[Any]) -> None:
         """Set the items of the dict at the top of the stack: keys and values in turn."""
         keys = items[::2]
-        if not all(isinstance(key, bytes | str | int) for key in keys):
+        if not all(isinstance(key, bytes | str) for key in keys):
             raise TypeError("a key that is no string")
         self.top(dict).update(zip(keys, items[1::2], strict=True))
 

@@ -25,7 +25,7 @@ from gpuconv.backend import (
     get_array_module,
     to_cpu,
 )
-from gpuconv.checks import check_choice, check_count, check_kind, check_number
+from gpuconv.checks import check_choice, check_count, check_kind, check_number, short
 from gpuconv.ops.checks import channels_last
 from gpuconv.ops.im2col import im2col
 
@@ -42,7 +42,8 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     ((36, 144), (2048, 10))
     """
     if len(shape) not in (2, 4) or 0 in shape:
-        raise ValueError(f"init: weight {shape}, wanted (K, R, S, C) or (K, C), nothing empty")
+        raise ValueError(f"init: weight {short(shape)}, wanted (K, R, S, C) or (K, C), "
+                         "nothing empty")
     pixels = math.prod(shape[1:-1])
     return pixels * shape[-1], pixels * shape[0]
 

@@ -74,6 +74,10 @@ class Adam(Optimizer):
                  weight_decay: float = 0.0, master: bool = False):
         super().__init__(params, dict(lr=lr, **self._pair(betas), eps=eps,
                                       weight_decay=weight_decay), master)
+
+    def _prepare(self, flats: list[list[Flat]]) -> None:
+        """Allocate the counts of steps; on a GPU also what a launch computes from them."""
+        super()._prepare(flats)
         self.new_counter("step")
         for flat in filter(lambda flat: is_gpu(flat.data), self.all_flats()):
             with array_device(flat.data):

@@ -55,7 +55,7 @@ def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Array:
     """
     hint = ": optimizer, not the parameters, which lie in its buffers"
     check_kind("clip_grad_norm", "optimizer", optimizer, Optimizer, hint)
-    check_number("clip_grad_norm", "max_norm", max_norm, least=0, infinite=True)
+    limit = check_number("clip_grad_norm", "max_norm", max_norm, least=0, infinite=True)
     optimizer.check_holds("clip_grad_norm")
     flats = optimizer.all_flats()
     places = sorted({device_name(flat.grad) for flat in flats})
@@ -67,7 +67,7 @@ def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Array:
     dtype = np.result_type(*(accumulator(flat.grad.dtype) for flat in flats))
     with array_device(flats[0].grad):
         clip = clip_gpu if is_gpu(flats[0].grad) else clip_cpu
-        return clip(parts, control, float(max_norm), dtype)
+        return clip(parts, control, limit, dtype)
 
 
 def clip_cpu(parts: list[np.ndarray], control: np.ndarray, max_norm: float,

@@ -1,10 +1,12 @@
 """The numbers of each group of an optimiser that change from step to step: see optimizer.py."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from gpuconv.backend import Array, array_device, asarray, device_name, get_array_module
+from gpuconv.checks import check_number, short
 from gpuconv.optim.flat import Flat
 
 
@@ -25,18 +27,21 @@ def new_tables(flats: Sequence[Sequence[Flat]]) -> dict[str, Array]:
     return tables
 
 
-def set_factors(tables: Mapping[str, Array], value: float | Iterable[float],
-                groups: int) -> tuple[float, ...]:
-    """Write a factor for all groups, or one for each; says which. Waits for no GPU.
+def set_factors(caller: str, tables: Mapping[str, Array],
+                value: float | Sequence[float] | np.ndarray, groups: int) -> tuple[float, ...]:
+    """Write a factor for all groups, or one for each, and return them. Waits for no GPU.
 
     Raises:
-        ValueError: not as many as there are groups.
+        TypeError: it is neither a number nor a list, tuple or array of them.
+        ValueError: one is negative or not finite, or there are not as many as groups.
     """
-    found = (tuple(map(float, value)) if isinstance(value, Iterable) else
-             (float(value),) * groups)
-    if len(found) != groups:
-        raise ValueError(f"factor is {list(found)}, wanted a number, or one for each of {groups} "
-                         "groups")
+    many = isinstance(value, (list, tuple)) or isinstance(value, np.ndarray) and value.ndim > 0
+    given: Any = value if many else (value,) * groups
+    if len(given) != groups:
+        raise ValueError(f"{caller}: factor is {short(value)}, wanted a number, or one for each of "
+                         f"{groups} groups")
+    found = tuple(check_number(caller, f"factor of group {number}" if many else "factor", one,
+                               least=0) for number, one in enumerate(given))
     for table in tables.values():
         with array_device(table):
             if len(set(found)) == 1:

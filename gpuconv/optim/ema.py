@@ -37,7 +37,7 @@ from gpuconv.backend import (
     get_array_module,
     is_gpu,
 )
-from gpuconv.checks import check_kind, check_number, type_name
+from gpuconv.checks import check_flag, check_kind, check_number, type_name
 from gpuconv.optim.flat import PIECE, Flat, behind, not_captured, pieces, zeros
 from gpuconv.optim.optimizer import SKIP, Optimizer
 from gpuconv.state import matching
@@ -87,7 +87,8 @@ class EMA:
         if isinstance(module, type) or not hasattr(module, "named_parameters"):
             raise TypeError(f"EMA: module is {type_name(module)}, wanted a Module")
         check_number("EMA", "decay", decay, least=0, below=1)
-        self.module, self.decay, self.warmup = module, decay, warmup
+        self.module, self.decay = module, decay
+        self.warmup = check_flag("EMA", "warmup", warmup)
         self.averages: dict[str, Array] = {}
         self._clocks: dict[str, tuple[Array, Array]] = {}  # device: t, weight; () each
         self._buffers: Any = weakref.WeakKeyDictionary()  # Flat: averages of its parameters

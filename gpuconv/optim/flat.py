@@ -11,15 +11,25 @@ Parameters of 16 bits may have a ``master``: wider copies that the updates act o
 its master, rounded; where that is no longer so, somebody has written the parameter, and it counts.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Parameter
-from gpuconv.backend import Array, accumulator, array_device, cupy, get_array_module, is_gpu
-from gpuconv.checks import type_name
+from gpuconv.backend import (
+    Array,
+    accumulator,
+    array_device,
+    cupy,
+    device_name,
+    get_array_module,
+    is_array,
+    is_gpu,
+)
+from gpuconv.checks import is_numeric, no_array, short, type_name
+from gpuconv.undo import uninterrupted
 
 ALIGN = 256      # bytes: what cudaMalloc aligns to, and any vector load may ask for
 BLOCKS = 1024    # GPU: of a reduction, enough to fill any device
@@ -28,6 +38,8 @@ PIECE = 1 << 19  # CPU: numbers; to hand less to another thread takes as long as
 
 class Flat:
     """Parameters of one group, dtype and device, and what an optimiser keeps for them.
+
+    A new one holds copies; ``take_over`` makes the parameters live in it.
 
     Args:
         members: (position, parameter): position counts over all groups of the optimiser.
@@ -56,17 +68,19 @@ class Flat:
             self.counters: dict[str, Array] = {}
             self.work: dict[str, Array] = {}
             self.cuts: set[int] = set()
-            self.grads: list[Array] = []  # of each parameter, its view
+            self.datas, self.grads = self.views(self.data), self.views(self.grad)
             self.taken: list[Parameter] = []  # those that another Flat has taken over since
-            for (_, p), data, grad in zip(members, self.views(self.data), self.views(self.grad),
-                                          strict=True):
+            for (_, p), data, grad in zip(members, self.datas, self.grads, strict=True):
                 data[...] = p.data
                 if p.grad is not None:
                     grad[...] = p.grad
-                if p.holder is not None:
-                    p.holder.taken.append(p)
-                p.rebind(data, grad, holder=self)
-                self.grads.append(grad)
+
+    def take_over(self) -> None:
+        """Make ``data`` and ``grad`` of each parameter its views here; tell who held it before."""
+        for (_, p), data, grad in zip(self.members, self.datas, self.grads, strict=True):
+            if p.holder is not None:
+                p.holder.taken.append(p)
+            p.rebind(data, grad, holder=self)
 
     def views(self, flat: Array) -> list[Array]:
         """Each parameter's part of a flat array, in the parameter's shape."""
@@ -126,20 +140,22 @@ class Flat:
                     p.rebind(p.data.copy(), None if p.grad is None else p.grad.copy())
 
 
-def pack(groups: Iterable[Iterable[Parameter]]) -> list[list[Flat]]:
-    """Move parameters and gradients into flat buffers.
+def pack(groups: Iterable[Iterable[Parameter]],
+         prepare: Callable[[list[list[Flat]]], None] | None = None) -> list[list[Flat]]:
+    """Move parameters and gradients into flat buffers; after an error none has moved.
 
     Args:
         groups: parameters, each in one group, once. Frozen ones too: ``Flat.active`` leaves them
             out of updates for as long as they are frozen. Those in the buffers of another optimiser
             are taken over.
+        prepare: called with the Flats, which hold copies, before any parameter moves.
 
     Returns:
         For each group its Flats, one per dtype and device.
 
     Raises:
-        TypeError: something is no Parameter. Nothing was packed.
-        ValueError: a parameter comes twice. Nothing was packed.
+        TypeError: something is no Parameter, or a gradient no array of real numbers.
+        ValueError: a parameter comes twice, or a gradient has another shape or device.
     """
     members: list[dict[Any, list[tuple[int, Parameter]]]] = []
     seen: dict[int, int] = {}  # identity: position
@@ -152,9 +168,31 @@ def pack(groups: Iterable[Iterable[Parameter]]) -> list[list[Flat]]:
             if id(p) in seen:
                 raise ValueError(f"parameter {position} {p.shape} is parameter {seen[id(p)]} again")
             seen[id(p)] = position
+            _check_grad(position, p)
             place = p.dtype, p.data.device.id if is_gpu(p.data) else None
             members[-1].setdefault(place, []).append((position, p))
-    return [[Flat(part) for part in group.values()] for group in members]
+    flats = [[Flat(part) for part in group.values()] for group in members]
+    if prepare is not None:
+        prepare(flats)
+    with uninterrupted():
+        for flat in (flat for its in flats for flat in its):
+            flat.take_over()
+    return flats
+
+
+def _check_grad(position: int, p: Parameter) -> None:
+    """Refuse a gradient that cannot be copied as it is."""
+    grad, name = p.grad, f"grad of parameter {position}"
+    if grad is None:
+        return
+    if not is_array(grad):
+        raise TypeError(f"{name} is {no_array(grad, 'grad')}")
+    if not is_numeric(grad.dtype) or grad.dtype.kind == "c":
+        raise TypeError(f"{name} is {short(grad)}, wanted real numbers")
+    if grad.shape != p.shape:
+        raise ValueError(f"{name} is {short(grad)}, wanted shape {p.shape}")
+    if device_name(grad) != device_name(p.data):
+        raise ValueError(f"{name} is on {device_name(grad)}, wanted {device_name(p.data)}")
 
 
 def pieces(n: int) -> list[slice]:

@@ -35,13 +35,16 @@ from typing import Any
 import numpy as np
 
 from gpuconv import kernels, memory, threads
+from gpuconv.autograd import Tensor
 from gpuconv.backend import (
+    FLOATS,
     Array,
     array_device,
     asarray,
     cupy,
     device_name,
     get_array_module,
+    is_array,
     is_gpu,
 )
 from gpuconv.checks import check_count, check_kind, check_number, short, type_name
@@ -104,13 +107,13 @@ class LossScale:
         """A loss, or the gradient of one: an array or a Tensor of any shape, times the scale.
 
         Raises:
-            TypeError: its dtype has 16 bits: the scale might not fit.
+            TypeError: it is neither, or of whole numbers, say; or its dtype has 16 bits: the scale
+                might not fit.
         """
-        if not hasattr(y, "dtype"):
-            raise TypeError(f"LossScale: multiply wants a loss, got {type_name(y)}")
-        if y.dtype.itemsize < 4:
-            raise TypeError(f"LossScale: multiply wants a loss of float32 or float64, got "
-                            f"{y.dtype}")
+        array = is_array(y) or isinstance(y, (Tensor, np.generic))
+        if not array or y.dtype.name not in FLOATS or y.dtype.itemsize < 4:
+            got = str(y.dtype)[:60] if array else type_name(y)
+            raise TypeError(f"LossScale.multiply wants a loss of float32 or float64, got {got}")
         with array_device(self.scale):
             return y * self.scale.astype(y.dtype)
 

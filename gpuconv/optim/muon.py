@@ -28,7 +28,7 @@ import numpy as np
 from gpuconv import kernels, memory
 from gpuconv.autograd import Parameter
 from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_gpu
-from gpuconv.checks import check_number, listed
+from gpuconv.checks import check_flag, check_number, listed
 from gpuconv.ops.gpu import choice
 from gpuconv.ops.gpu.problem import Problem
 from gpuconv.ops.linear import linear
@@ -58,7 +58,7 @@ class Muon(SGD):
 
     Raises:
         ValueError: as SGD; a parameter to make orthogonal that is no matrix, iterations < 1.
-        TypeError: something is no Parameter.
+        TypeError: something is no Parameter, or a flag no bool.
 
     >>> p = Parameter(np.eye(2))
     >>> muon = Muon([p], lr=0.5, momentum=0.9, iterations=5)
@@ -79,7 +79,8 @@ class Muon(SGD):
     def check(self, group: Mapping[str, Any]) -> None:
         """What SGD refuses; and what no matrix can be made of."""
         super().check(group)
-        if not group["orthogonal"]:
+        check_flag(self.name, "normalize", group["normalize"])
+        if not check_flag(self.name, "orthogonal", group["orthogonal"]):
             return
         iterations = check_number("Muon", "iterations", group["iterations"], least=1, most=LARGEST)
         if iterations != int(iterations):

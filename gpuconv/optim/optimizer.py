@@ -14,7 +14,7 @@ The settings of a group are constants of a captured step, and so is which parame
 ``constants()`` says them all, and where it has changed the step must be captured again.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +28,7 @@ from gpuconv.backend import (
     get_array_module,
     is_gpu,
 )
-from gpuconv.checks import check_number, listed, short, type_name
+from gpuconv.checks import check_flag, check_number, listed, short, type_name
 from gpuconv.optim.control import new_tables, set_factors
 from gpuconv.optim.flat import Flat, pack
 from gpuconv.optim.saved_state import load
@@ -75,14 +75,18 @@ class Optimizer:
         if not any(isinstance(group, Mapping) for group in given):
             given = [{"params": given}]
         self.groups = [self._group(number, group, settings) for number, group in enumerate(given)]
-        try:
-            self.flats = pack(group["params"] for group in self.groups)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{self.name}: {error}") from None
-        self.master, self._factors = bool(master), (1.0,) * len(self.groups)
-        self.tables = new_tables(self.flats)
+        self.master = check_flag(self.name, "master", master)
+        self._factors = (1.0,) * len(self.groups)
         self.undo: Undo | None = None
         self._counters: dict[str, dict[str, Array]] = {}  # {name: {device: array}}
+        try:
+            pack((group["params"] for group in self.groups), self._prepare)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self.name}: {error}") from None
+
+    def _prepare(self, flats: list[list[Flat]]) -> None:
+        """Allocate what lies beside the flat buffers; runs before any parameter moves there."""
+        self.flats, self.tables = flats, new_tables(flats)
 
     @property
     def name(self) -> str:
@@ -113,7 +117,7 @@ class Optimizer:
         if taken:
             raise RuntimeError(f"{caller}: an optimiser that was made later has taken over "
                                f"{len(taken)} of the parameters (one of shape {taken[0].shape}): "
-                               "use that one")
+                               "use the newest optimiser of them, or make a new one")
 
     # -- what changes from step to step ---------------------------------------------------
 
@@ -121,16 +125,14 @@ class Optimizer:
     def factor(self) -> float:
         """A schedule's: every group's lr is multiplied by it. Setting it waits for no GPU.
 
-        It may be set to a sequence, too, a number for each group; read it is the first group's.
+        It may be set to a list, tuple or array, too, a number for each group; read it is the first
+        group's. None is negative.
         """
         return self._factors[0]
 
     @factor.setter
-    def factor(self, value: float | Iterable[float]) -> None:
-        try:
-            self._factors = set_factors(self.tables, value, len(self._factors))
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from None
+    def factor(self, value: float | Sequence[float] | np.ndarray) -> None:
+        self._factors = set_factors(self.name, self.tables, value, len(self._factors))
 
     @property
     def factors(self) -> tuple[float, ...]:
@@ -194,7 +196,8 @@ class Optimizer:
                             f"like the others")
         unknown = set(group) - {"params", *settings}
         if unknown or "params" not in group:
-            raise ValueError(f"{self.name}: group {number} has {listed(list(group))}, wanted "
+            names = [short(name).strip("'") for name in group]
+            raise ValueError(f"{self.name}: group {number} has {listed(names)}, wanted "
                              f"'params' and any of {sorted(settings)}")
         params = group["params"]
         if isinstance(params, str) or not isinstance(params, (Parameter, Iterable)):

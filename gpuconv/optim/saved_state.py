@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gpuconv.backend import accumulator, adopt, array_device, asarray, device_name
-from gpuconv.checks import listed
+from gpuconv.checks import listed, short
 from gpuconv.optim.control import load_counter
 from gpuconv.state import LISTED, check_state
 
@@ -34,7 +36,8 @@ def load(optimizer: "Optimizer", state: Mapping[str, Any]) -> None:
 
     found = {name: adopt(caller, name, state[name]) for name in want if name in state}
     wrong = [f"missing {name}" for name in want if name not in state]
-    wrong += [f"unexpected {name}" for name in state if name not in want]
+    unexpected = [short(name).strip("'") for name in state if name not in want]
+    wrong += [f"unexpected {name}" for name in unexpected]
     wrong += [f"{name} is {a.dtype} {a.shape}, wanted {want[name][1] or 'a number'} "
               f"{want[name][0]}" for name, a in found.items() if a.shape != want[name][0]
               or want[name][1] not in (None, a.dtype)]
@@ -48,7 +51,9 @@ def load(optimizer: "Optimizer", state: Mapping[str, Any]) -> None:
     loaded = [dict(group) for group in optimizer.groups]
     for name in settings:
         _, number, setting = name.split(".")
-        loaded[int(number)][setting] = asarray(found[name], "cpu").item()
+        value = asarray(found[name], "cpu").item()
+        flag = isinstance(optimizer.groups[int(number)][setting], (bool, np.bool_))
+        loaded[int(number)][setting] = bool(value) if flag and value in (0, 1) else value
     for group in loaded:
         optimizer.check(group)
 

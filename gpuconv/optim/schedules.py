@@ -19,7 +19,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from gpuconv.checks import check_choice, check_count, check_number, short
+from gpuconv.checks import check_choice, check_count, check_number, listed, short
 
 
 @functools.lru_cache(256)
@@ -97,6 +97,10 @@ class StepDecay:
         for point in self.at:
             check_number("StepDecay", "a point of at", point, least=0, most=1)
         check_number("StepDecay", "gamma", self.gamma, least=0)
+
+    def __repr__(self) -> str:
+        points = listed(list(map(short, self.at))) + "," * (len(self.at) == 1)
+        return f"StepDecay(at=({points}), gamma={short(self.gamma)})"
 
     def __call__(self, step: int, total: int) -> float:
         """Factor of step 0, 1, ... of ``total``."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, is_gpu
-from gpuconv.checks import check_number
+from gpuconv.checks import check_flag, check_number
 from gpuconv.optim.flat import Flat, behind, pieces
 from gpuconv.optim.optimizer import Optimizer
 
@@ -43,7 +43,7 @@ class SGD(Optimizer):
     Raises:
         ValueError: lr, momentum or weight_decay is negative, nesterov without momentum, no
             parameters, or one twice.
-        TypeError: something is no Parameter.
+        TypeError: something is no Parameter, or nesterov or master no bool.
 
     >>> from gpuconv.autograd import Parameter
     >>> p = Parameter(np.array([1.0]))
@@ -64,7 +64,7 @@ class SGD(Optimizer):
         super().check(group)
         for name in ("lr", "momentum", "weight_decay"):
             check_number(self.name, name, group[name], least=0)
-        if group["nesterov"] and not group["momentum"]:
+        if check_flag(self.name, "nesterov", group["nesterov"]) and not group["momentum"]:
             raise ValueError(f"{self.name}: nesterov wants momentum, which is {group['momentum']}")
 
     def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from gpuconv import files
 from gpuconv.messages import install
 from gpuconv.train import History
 
+DRAWN = 1e30  # magnitude of a value in a picture, at most
 PRINTED = {"ink": "#22272d", "muted": "#69727d", "line": "#dfe3e8", "plain": "#8b95a1",
            "strong": "#0072b2"}
 # What stands for a colour until the page's style sheet gives it: stroke: var(--ink).
@@ -37,15 +38,19 @@ def hint() -> str:
 
 
 def curves(history: History, quantity: str) -> list[Curve]:
-    """The curves of "loss" or "accuracy" that were measured: training, test.
+    """Return the curves of "loss" or "accuracy" that were measured: training, test.
+
+    Values beyond ``DRAWN`` are left out: matplotlib cannot mark an axis that long.
 
     >>> curves(History(), "loss")
     []
     """
     named = [("training", [(row.epoch, row.train) for row in history.rows]),
              ("test", [(row.epoch, row.test) for row in history.rows if row.test])]
-    return [(name, [(epoch, getattr(metrics, quantity)) for epoch, metrics in points])
-            for name, points in named if points]
+    found = [(name, [(epoch, value) for epoch, metrics in points
+                     if abs(value := getattr(metrics, quantity)) <= DRAWN])
+             for name, points in named]
+    return [(name, points) for name, points in found if points]
 
 
 def says(history: History, quantity: str) -> str:

@@ -18,7 +18,7 @@ from gpuconv.data import Dataset
 from gpuconv.nn import Conv2d, Module
 from gpuconv.runs import RunFolder, Trained, Viewed, load
 from gpuconv.train import History
-from gpuconv.train.predictions import Predictions, predictions
+from gpuconv.train.predictions import Predictions
 
 CONFUSIONS = 10    # pairs of classes that are listed
 FILTERS = 256      # of the first layer, shown at most
@@ -94,7 +94,7 @@ def collect(folder: RunFolder, *, checkpoint: str | os.PathLike | None = None,
             if test.classes != trained.classes:
                 raise ValueError(f"{name} has the classes {', '.join(test.classes[:9])}, the model "
                                  f"knows {', '.join(trained.classes[:9])}")
-            found = predictions(trained.model, test, mean=trained.mean, std=trained.std)
+            found = trained.predictions(test)
             wrong = mistakes(found, test, count)
         except (OSError, ValueError, FloatingPointError) as error:
             notes.append(f"the model could not be measured on its data: {error}")

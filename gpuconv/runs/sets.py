@@ -41,8 +41,9 @@ class Sets:
         if self.unproven:
             which = ": the test images may be images that it was trained on" \
                 if "test" in self.unproven else "; its test images have not"
-            said.append(f"the images in {self.source.path} have changed since the run, which kept "
-                        f"no list of them{which}")
+            where = f" in {self.source.path}" if self.source.path else ""
+            said.append(f"the images{where} have changed since the run, which kept no list of "
+                        f"them{which}")
         return said
 
     def warn(self) -> None:

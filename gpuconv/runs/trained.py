@@ -5,7 +5,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from gpuconv.models.notation import Net
 from gpuconv.nn import Module
 from gpuconv.runs.folder import RunFolder
 from gpuconv.runs.model_file import model_file
-from gpuconv.train import predictions, weights
+from gpuconv.train import Predictions, predictions, weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -42,12 +42,14 @@ class Trained:
     def __repr__(self) -> str:
         return f"Trained({short(str(self.path))}, {len(self.classes)} classes)"
 
-    def probabilities(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    def probabilities(self, images: np.ndarray, batch_size: int = 256,
+                      names: Sequence[str] | None = None) -> np.ndarray:
         """Return the probability of each class for each image.
 
         Args:
             images: (N, H, W, C) uint8, of ``input_shape``, at least one.
             batch_size: of them at a time.
+            names: of the images, for messages.
 
         Returns:
             (N, classes) float32 on the CPU; each row sums to 1.
@@ -60,9 +62,25 @@ class Trained:
         if images.shape[1:] != self.input_shape:
             raise ValueError(f"images are {images.shape}, the model takes (N, "
                              f"{', '.join(map(str, self.input_shape))})")
-        unknown = Dataset(images, np.zeros(len(images), np.int32), self.classes, "images")
-        return predictions(self.model, unknown, mean=self.mean, std=self.std,
-                           batch_size=batch_size).probabilities
+        unknown = Dataset(images, np.zeros(len(images), np.int32), self.classes, "images",
+                          None if names is None else np.array(names, object))
+        return self.predictions(unknown, batch_size=batch_size).probabilities
+
+    def predictions(self, data: Dataset, **more: Any) -> Predictions:
+        """Return the model's answers on a data set.
+
+        Args:
+            data: of images of ``input_shape``.
+            more: batch_size, views: as of ``train.predictions``.
+
+        Raises:
+            TypeError, ValueError: as of ``train.predictions``.
+            FloatingPointError: an answer of the model is not finite; names its file.
+        """
+        try:
+            return predictions(self.model, data, mean=self.mean, std=self.std, **more)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{self.path}: {error}") from None
 
 
 def load(path: str | os.PathLike, device: str = "cpu") -> Trained:

@@ -28,6 +28,7 @@ from gpuconv import files
 from gpuconv.backend import Array, accumulator, to_cpu
 from gpuconv.checks import check_count, check_number, check_path
 from gpuconv.data import Dataset
+from gpuconv.state import check_state
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.feed import moments
 from gpuconv.train.history import flat
@@ -175,6 +176,7 @@ def _completed(was: Mapping[str, Any]) -> dict[str, Any]:
 
 def weights(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the model's arrays, as in use, of a checkpoint's."""
+    check_state("weights", state)
     return {name: array for name, array in state.items() if "/" not in name}
 
 
@@ -233,6 +235,7 @@ def checkpoints(folder: str | os.PathLike) -> list[pathlib.Path]:
     Raises:
         OSError: the folder is there, but cannot be read.
     """
+    folder = check_path("checkpoints", "folder", folder)
     return [path for path in candidates(folder) if path.name != BEST and os.path.isfile(path)]
 
 
@@ -263,6 +266,7 @@ def newest(folder: str | os.PathLike) -> pathlib.Path:
         ValueError: none of those that are there is whole.
         OSError: the folder cannot be read.
     """
+    folder = check_path("newest", "folder", folder)
     return _first_whole(folder, candidates(folder)[::-1])
 
 

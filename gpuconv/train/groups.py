@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpuconv.autograd import Parameter
-from gpuconv.checks import listed, short
+from gpuconv.checks import check_kind, listed, short
 from gpuconv.jsontext import is_count, is_number
 from gpuconv.nn import Module
 from gpuconv.optim import SGD, Adam, AdamW, Muon, Optimizer
@@ -93,6 +93,7 @@ def parameter_groups(model: Module, optimizer: str, groups: Sequence[Group],
     Raises:
         ValueError: a group matches no parameter.
     """
+    check_kind("parameter_groups", "model", model, Module)
     members: list[list[Parameter]] = [[] for _ in (*groups, general)]
     named = list(model.named_parameters())
     for name, p in named:
@@ -101,8 +102,8 @@ def parameter_groups(model: Module, optimizer: str, groups: Sequence[Group],
     for group, mine in zip(groups, members[:-1], strict=True):
         if not mine:
             there = listed([name for name, _ in named], 20)
-            raise ValueError(f"group {group.names!r} has no parameters of the model, or others "
-                             f"have taken them: there are {there}")
+            raise ValueError(f"group {short(group.names)} has no parameters of the model, or "
+                             f"others have taken them: there are {there}")
     found: list[dict[str, Any]] = []
     for group, mine in zip((*groups, general), members, strict=True):
         settings = _settings(optimizer, general.given() | group.given())

@@ -1,6 +1,7 @@
 """What a run measured: numbers per epoch, and how they are written in a table."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -143,14 +144,20 @@ class History:
 
     @property
     def best(self) -> Epoch:
-        """The epoch of the highest test accuracy (training accuracy without a test set), the first
-        of equals.
+        """The epoch of the highest test accuracy (training accuracy without a test set).
+
+        Of equals it is the one of the lowest loss, of these the first.
 
         Raises:
             ValueError: none has ended yet.
         """
         _ = self.last
-        return max(self.rows, key=lambda row: (row.test or row.train).accuracy)
+
+        def rank(row: Epoch) -> tuple[float, float]:
+            result = row.test or row.train
+            return result.accuracy, -result.loss if math.isfinite(result.loss) else -math.inf
+
+        return max(self.rows, key=rank)
 
     def __repr__(self) -> str:
         last = f", last {self.rows[-1]}" if self.rows else ""

@@ -2,11 +2,20 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gpuconv.checks import check_choice, check_count, check_kind, check_number, short
+from gpuconv.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_kind,
+    check_number,
+    listed,
+    short,
+)
 from gpuconv.data import Augment
+from gpuconv.messages import did_you_mean
 from gpuconv.nn import Module
 from gpuconv.optim import EMA, Constant, Cosine, Linear, OneCycle, Optimizer, StepDecay
 from gpuconv.train.groups import OPTIMIZERS, Group, check_group, defaults, parameter_groups
@@ -80,8 +89,8 @@ class Settings:
             raise ValueError(f"Settings: loss_scale is {short(scale)}, wanted 'dynamic' or a power "
                              "of two")
         for name in ("master_weights", "drop_last"):
-            check_kind("Settings", name, getattr(self, name), bool)
-        check_kind("Settings", "groups", self.groups, tuple)
+            check_flag("Settings", name, getattr(self, name))
+        check_kind("Settings", "groups", self.groups, Sequence)
         for group in self.groups:
             check_group(group, self.optimizer)
         if (self.mean is None) != (self.std is None):
@@ -90,12 +99,16 @@ class Settings:
         for name in ("mean", "std"):
             given = getattr(self, name)
             if given is not None:
-                check_kind("Settings", name, given, tuple)
+                check_kind("Settings", name, given, Sequence)
                 for number in given:
                     check_number("Settings", name, number, above=0 if name == "std" else None)
 
     def replace(self, **changes: Any) -> "Settings":
         """The same with other values."""
+        unknown = changes.keys() - {field.name for field in dataclasses.fields(self)}
+        if unknown:
+            raise TypeError(f"Settings.replace: there is no setting {min(unknown):.80}"
+                            f"{did_you_mean(min(unknown), vars(self))}")
         return dataclasses.replace(self, **changes)
 
     def with_optimizer(self, optimizer: str) -> "Settings":
@@ -109,6 +122,7 @@ class Settings:
         >>> Settings(lr=0.3).with_optimizer("adamw").lr
         0.001
         """
+        check_choice("with_optimizer", "optimizer", optimizer, OPTIMIZERS)
         if optimizer == self.optimizer:
             return self
         return self.replace(optimizer=optimizer, groups=(), reduction="mean", loss_scale=None,
@@ -121,9 +135,10 @@ class Settings:
         Raises:
             ValueError: unknown names, or values that make no sense.
         """
+        check_kind("Settings.of", "values", values, Mapping)
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise ValueError(f"unknown settings {', '.join(unknown)}")
+            raise ValueError(f"unknown settings {listed(unknown):.200}")
         before = {"loss_scale": 1.0, "master_weights": False}  # what there was before these were
         made = before | dict(values)
         for name, kind in (("groups", dict), ("mean", object), ("std", object)):
