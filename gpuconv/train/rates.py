@@ -71,7 +71,8 @@ class Rates:
         >>> Rates(SGD([Parameter(np.ones(1))], lr=0.1), Constant(), 8).factors(7)
         (1.0,)
         """
-        asked = {end: check_number("fit", f"schedule({step}, {end})", self.schedule(step, end), least=0)
+        asked = {end: check_number("fit", f"schedule({step}, {end})", self.schedule(step, end),
+                                   least=0)
                  for end in dict.fromkeys(self.ends) if step < end}
         return tuple(asked.get(end, 0.0) for end in self.ends)
 
