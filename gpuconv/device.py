@@ -8,7 +8,7 @@ from gpuconv.messages import install
 
 @dataclasses.dataclass(frozen=True)
 class DeviceInfo:
-    """What the machine offers to CuPy."""
+    """GPU of this machine as CuPy sees it, or the reason why there is none."""
 
     state: str  # "ready", "no cupy", "no driver", "no device" or "no libraries"
     message: str  # one sentence: what is there, or what is missing and what mends it

@@ -233,12 +233,15 @@ def test_windows_of_layers(size):
 
 
 def test_numpy_numbers_are_numbers():
-    gpc.nn.Conv2d(np.int64(3), np.int32(4), np.int8(3), stride=np.int64(1), groups=np.int64(1))
-    gpc.ops.conv2d(np.ones((1, 4, 4, 2)), np.ones((2, 3, 3, 1)), groups=np.int64(2))
+    layer = gpc.nn.Conv2d(np.int64(3), np.int32(4), np.int8(3), stride=np.int64(1),
+                          groups=np.int64(1))
+    assert layer.weight.shape == (4, 3, 3, 3)
+    y = gpc.ops.conv2d(np.ones((1, 4, 4, 2)), np.ones((2, 3, 3, 1)), groups=np.int64(2))
+    assert y.shape == (1, 2, 2, 2)
     p = gpc.Parameter(np.ones(2))
     gpc.optim.SGD([p], lr=np.float32(0.1), momentum=np.float64(0.5)).step()
-    gpc.train.EarlyStopping(np.int64(3), np.float32(0.1))
-    gpc.data.Augment(pad=np.int64(2))
+    assert gpc.train.EarlyStopping(np.int64(3), np.float32(0.1)).patience == 3
+    assert gpc.data.Augment(pad=np.int64(2)).pad == 2
     gpc.optim.OneCycle(peak_at=np.float32(0.25))
     gpc.seed(np.uint8(3))
 

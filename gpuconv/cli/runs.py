@@ -73,7 +73,7 @@ def about(folder: "RunFolder") -> dict[str, Any]:
         if rows:
             row["images_per_second"] = statistics.median(r.images_per_second for r in rows)
         row["status"] = folder.status()
-        if viewed := folder.viewed():  # last: without it the run is none the worse
+        if viewed := folder.viewed():  # last: the other values do not depend on this file
             row |= {"views": viewed.views, "views_accuracy": viewed.accuracy}
     except Exception as error:  # whatever is wrong with one run, the others are shown
         row["problem"] = sentence(error)

@@ -41,7 +41,7 @@ def unpacked(file: IO[bytes]) -> "Unpacked":
 
 
 class Unpacked:
-    """What an archive unpacks to, up to its limit."""
+    """Unpacked content of an archive, read forwards, up to a limit."""
 
     def __init__(self, file: Any):
         self.file, self.left = file, UNPACKED
