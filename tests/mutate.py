@@ -91,7 +91,7 @@ CASES = {
         "conv/conv_mma.cu T=__half ACTIVATION=1 WIDE=1",
                                                  "conv/conv_mma.cu T=float ACTIVATION=2",
                                                  "elementwise/activation.cu"]),
-    "optim/step_state.cu": ("step", ["", "A=double"]),
+    "optim/step_state.cu": ("step_state", [""]),
     "reduce/column_sums.cu": ("column_sums", ["T=float O=float V=4", "T=__half O=float V=8",
                                        "T=float O=float V=1"]),
     "conv/conv_mma_wgrad.cu": ("gpu_mma_wgrad", [

@@ -21,8 +21,8 @@ Both give the same bits: the same kernels, in the same order.
 
 A step counts as a whole or not at all (atomic_step.py); one that the loss scale leaves out puts
 buffers back. A loss that is not finite is seen before the update: by the host, or by a kernel,
-after which nothing is updated until the host has looked. A graph that was launched cannot be undone: the host's
-numbers then follow the clock.
+after which nothing is updated until the host has looked. A graph that was launched cannot be
+undone: the host's numbers then follow the step state.
 """
 
 import contextlib
