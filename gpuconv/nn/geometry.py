@@ -43,7 +43,7 @@ def field(op: Op, seen: list[Field], image: Pair) -> Field:
     before = Field(_larger([f.size for f in seen]), _larger([f.step for f in seen]))
     window = window_of(op)
     if window:
-        window = levelled(window, *op.x_shape[1:3], "met").window  # type: ignore[attr-defined]
+        window = levelled(window, *op.x_shape[1:3], "met")  # type: ignore[attr-defined]
         pairs = zip(before.size, window.extent, before.step, image, strict=True)
         return Field(_pair(min(size + (extent - 1) * step, whole) for size, extent, step, whole
                            in pairs),

@@ -7,15 +7,15 @@ the partial sums of weight gradients: their number is chosen for each size
 """
 
 import contextlib
-import threading
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuconv.backend import cupy
-from gpuconv.ops.conv import gpu_dispatch
-from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.conv import wgrad_observed, wgrad_workspace
+from gpuconv.ops.window import ConvShape
 
 
 def graph_pool() -> Any:
@@ -58,14 +58,14 @@ class Work(NamedTuple):
     """A weight gradient."""
 
     before: int      # bytes in use when it begins
-    chosen: Any      # the engine
-    problem: Problem
+    algorithm: Any   # of gpu_dispatch.py
+    shape: ConvShape
     dtype: np.dtype
 
     def workspace(self, factor: float) -> int:
-        """Bytes of its partial sums, with so many times the images."""
-        grown = self.problem._replace(N=max(1, round(self.problem.N * factor)))
-        return gpu_dispatch.workspace(self.chosen, grown, self.dtype)
+        """Return the bytes of its partial sums, with so many times the images."""
+        grown = dataclasses.replace(self.shape, N=max(1, round(self.shape.N * factor)))
+        return wgrad_workspace(self.algorithm, grown, self.dtype)
 
 
 class Meter:
@@ -90,23 +90,18 @@ class Meter:
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
-        """Inside, this thread's arrays come from the pool, and weight gradients are noted."""
-        compute, here = gpu_dispatch.compute, threading.get_ident()
-
-        def noting_compute(chosen: Any, direction: Any, p: Problem, a: Any, *rest: Any,
-                           **epilogue: Any) -> None:
-            if direction != "weight_gradient" or threading.get_ident() != here:
-                compute(chosen, direction, p, a, *rest, **epilogue)
-                return
-            self.works.append(Work(self.pool.used_bytes(), chosen, p, a.dtype))
-            peak = self.peak
-            compute(chosen, direction, p, a, *rest, **epilogue)
-            self.peak = peak
-
+        """Allocate this thread's arrays in the pool, and note weight gradients, in the block."""
         with cupy().cuda.using_allocator(self.malloc):
-            gpu_dispatch.compute = noting_compute
             try:
-                yield
+                with wgrad_observed(self.note):
+                    yield
             finally:
-                gpu_dispatch.compute = compute
                 self.pool.free_all_blocks()  # a pool that goes would take them along
+
+    @contextlib.contextmanager
+    def note(self, algorithm: Any, shape: ConvShape, dtype: np.dtype) -> Iterator[None]:
+        """Note a weight gradient; what it allocates in the block does not count in ``peak``."""
+        self.works.append(Work(self.pool.used_bytes(), algorithm, shape, dtype))
+        peak = self.peak
+        yield
+        self.peak = peak

@@ -69,6 +69,16 @@ def column_sums(rows: Array, out: Array) -> None:
     _launch(rows, out, how)
 
 
+def bias_gradient(gy: Array) -> Array:
+    """Return the sum of gy (..., K) over all axes but the last: (K,), dtype of gy."""
+    gb = cupy().empty(gy.shape[-1], gy.dtype)
+    if not gy.size:
+        gb.fill(0)
+    else:
+        column_sums(gy.reshape(-1, len(gb)), gb)
+    return gb
+
+
 def _launch(rows: Array, out: Array, how: Cut) -> None:
     blocks = math.ceil(how.line / how.V / how.lanes) * how.slices
     sums = kernels.kernel("reduce/column_sums.cu", "column_sums", T=rows.dtype, O=out.dtype,

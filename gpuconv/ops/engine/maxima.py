@@ -6,9 +6,8 @@ import numpy as np
 
 from gpuconv import threads
 from gpuconv.backend import accumulator
-from gpuconv.ops.engine.chunks import copy_pixels
+from gpuconv.ops.engine.chunks import POOL_WORKSPACE, copy_pixels
 from gpuconv.ops.engine.row_broadcast import RUN
-from gpuconv.ops.window import POOL_WORKSPACE
 
 LONG = 512  # elements: a tournament between shorter runs does not pay
 

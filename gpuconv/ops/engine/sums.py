@@ -18,7 +18,7 @@ import numpy as np
 
 from gpuconv import threads
 from gpuconv.backend import accumulator
-from gpuconv.ops.engine.chunks import Piece, cut
+from gpuconv.ops.engine.chunks import Chunk, image_chunks
 
 BLOCK = 64       # terms of one sum in the accumulator dtype
 SMALL = 1 << 16  # bytes that NumPy adds before BLAS is ready to
@@ -59,17 +59,17 @@ def sum_middle(x: np.ndarray) -> np.ndarray:
     """
     (A, B, C), dtype = x.shape, accumulator(x.dtype)
 
-    def work(piece: Piece) -> np.ndarray:
-        return block_sums(x[piece].astype(dtype, copy=False))
+    def work(chunk: Chunk) -> np.ndarray:
+        return block_sums(x[chunk].astype(dtype, copy=False))
 
     with np.errstate(all="ignore"):  # inf - inf
         small = threads.CACHE if A == 1 and x.dtype == dtype else SMALL
         if x.size * dtype.itemsize <= small:  # nothing to share
             return block_sums(x.astype(dtype, copy=False), _plain_sums)
         y = np.zeros((A, C))
-        pieces = cut(A, B, C * dtype.itemsize, threads.CACHE)
-        for piece, part in zip(pieces, threads.each(work, pieces), strict=True):
-            y[piece.images] += part
+        chunks = image_chunks(A, B, C * dtype.itemsize, threads.CACHE)
+        for chunk, part in zip(chunks, threads.each(work, chunks), strict=True):
+            y[chunk.images] += part
     return y
 
 

@@ -121,7 +121,7 @@ def normaliser(op: str, shape: tuple[int, ...], x: Array, gamma: Array | None, b
                          running_var=var, num_batches_tracked=batches)
     for name, a in (("gamma", gamma), ("beta", beta), ("running_mean", mean), ("running_var", var)):
         if a is not None and tuple(a.shape) != (C,):
-            hint = channels_last("x", x, a.size) if len(a.shape) == 1 else ""
+            hint = channels_last("x", x.shape, a.size) if len(a.shape) == 1 else ""
             raise ValueError(f"{op}: {name} has shape {a.shape}, wanted ({C},) for x {shape}{hint}")
     for name, a in (("running_mean", mean), ("running_var", var)):
         if a is not None and a.dtype != accumulator(x.dtype):

@@ -14,11 +14,13 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.checks import check_images
+from gpuconv.ops.engine.chunks import POOL_WORKSPACE
 from gpuconv.ops.engine.maxima import give_back, largest_middle
+from gpuconv.ops.engine.packs import packs
 from gpuconv.ops.engine.sums import sum_middle
 from gpuconv.ops.pool.avg_pool import AvgPool2d
 from gpuconv.ops.pool.max_pool import MaxPool2d
-from gpuconv.ops.window import POOL_WORKSPACE, Window, packs
+from gpuconv.ops.window import Window
 
 
 def global_avg_pool2d(x: Array) -> Array:
@@ -80,11 +82,12 @@ class GlobalAvgPool2d(AvgPool2d):
         gx, dtype = memory.empty(self.x_shape, gy.dtype), accumulator(gy.dtype)
         _, H, W, _ = self.x_shape
 
-        def piece_of(piece: slice) -> None:
-            share = gy[piece].astype(dtype, copy=False) / dtype.type(H * W)
-            gx[piece] = share.astype(gx.dtype, copy=False)[:, None, None]  # (n, 1, 1, C)
+        def work(chunk: slice) -> None:
+            scaled = gy[chunk].astype(dtype, copy=False) / dtype.type(H * W)
+            gx[chunk] = scaled.astype(gx.dtype, copy=False)[:, None, None]  # (n, 1, 1, C)
 
-        threads.each(piece_of, _pieces(gx.shape, dtype))
+        threads.each(work, threads.chunks(len(gx), H * W * gx.shape[3] * dtype.itemsize,
+                                          POOL_WORKSPACE))
         return (gx,)
 
     # -- GPU: kernels/pool/global_pool.cu -------------------------------------------------
@@ -134,11 +137,6 @@ class GlobalMaxPool2d(MaxPool2d):
         return (gx,)
 
 
-def _pieces(x_shape: tuple[int, ...], dtype: np.dtype) -> list[slice]:
-    N, H, W, C = x_shape
-    return threads.chunks(N, H * W * C * dtype.itemsize, POOL_WORKSPACE)
-
-
 def _launch(function: str, images: Array, *arrays: Any, mark: Any = np.uint8,
             save: bool = False) -> None:
     """Run a kernel of global_pool.cu; ``images`` is the (N, H, W, C) one among the arrays.
@@ -155,5 +153,5 @@ def _launch(function: str, images: Array, *arrays: Any, mark: Any = np.uint8,
 
 
 def _power(n: int) -> int:
-    """The largest power of two up to n; 1 for 0."""
+    """Return the largest power of two up to n; 1 for 0."""
     return 1 << max(0, n.bit_length() - 1)
