@@ -21,7 +21,7 @@ class Layer(NamedTuple):
     count: int = 1   # of such layers in the net
 
     def sizes(self, N: int) -> ConvShape:
-        """Return the sizes for N images, with padding that keeps the image; 2x2 filters have none."""
+        """Return the sizes for N images, padded to keep their size; not for 2x2 filters."""
         pad, size = (self.size - 1) // 2, self.size
         window = Window((size, size), (self.stride,) * 2, ((pad, pad), (pad, pad)))
         return ConvShape(N, self.side, self.side, self.C, self.K, window)

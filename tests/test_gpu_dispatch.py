@@ -68,7 +68,7 @@ def test_candidates_begin_with_the_default_and_are_different(direction):
         found = list(gpu_dispatch.candidates(*args))
         assert found[0] == gpu_dispatch.default_algorithm(*args) and len(set(found)) == len(found)
         assert {c.engine for c in found} == (
-            {"simt", "explicit"} if dtype == "float64" else {"tensor_cores", "simt", "explicit"})
+            {"simt"} if dtype == "float64" else {"tensor_cores", "simt"})
 
 
 @pytest.mark.parametrize("f", [
@@ -126,6 +126,9 @@ def entry(direction, *timed, p=CONV, dtype="float16", precision="ieee"):
     return (direction, p, dtype, precision), list(timed)
 
 
+OTHER = Algorithm("tensor_cores", gpu_mma.TILES[0])  # not the default of CONV
+
+
 def arrays(cp, rng):
     return [cp.asarray(rng.standard_normal(s).astype("float16"))
             for s in ((2, 8, 8, 16), (8, 3, 3, 16))]
@@ -133,33 +136,34 @@ def arrays(cp, rng):
 
 def test_a_table_decides_and_only_inside(cp, rng, computed):
     x, w = arrays(cp, rng)
-    with tuned(table(entry("forward", (Algorithm("simt"), 2.0), (Algorithm("explicit"), 1.0)))):
+    with tuned(table(entry("forward", (OTHER, 2.0), (Algorithm("simt"), 1.0)))):
         y = ops.conv2d(x, w, padding=1)
         ops.conv2d(x, w)  # another problem
-        ops.conv2d(x, w, padding=1, activation="relu")  # that explicit cannot do
+        ops.conv2d(x, w, padding=1, activation="relu")
     ops.conv2d(x, w, padding=1)
-    assert [c.engine for _, c in computed] == ["explicit", "tensor_cores", "simt", "tensor_cores"]
+    assert [c.engine for _, c in computed] == ["simt", "tensor_cores", "simt", "tensor_cores"]
     close(y, host(ops.conv2d(x.get(), w.get(), padding=1)), terms=144)
 
 
 def test_a_table_belongs_to_a_thread_and_nests(cp, rng, computed):
     x, w = arrays(cp, rng)
 
-    def engine():
+    def chosen():
         ops.conv2d(x, w, padding=1)
-        return computed[-1][1].engine
+        return computed[-1][1]
 
-    with tuned(table(entry("forward", (Algorithm("explicit"), 1.0)))):
+    usual = chosen()
+    with tuned(table(entry("forward", (OTHER, 1.0)))):
         with tuned(table(entry("forward", (Algorithm("simt"), 1.0)))):
-            assert engine() == "simt"
-        assert engine() == "explicit"
+            assert chosen() == Algorithm("simt")
+        assert chosen() == OTHER
         other = []
-        thread = threading.Thread(target=lambda: other.append(engine()))
+        thread = threading.Thread(target=lambda: other.append(chosen()))
         thread.start(), thread.join()
-        assert other == ["tensor_cores"] and engine() == "explicit"
+        assert other == [usual] != [OTHER] and chosen() == OTHER
         with pytest.raises(KeyError), tuned(table()):
             raise KeyError
-        assert engine() == "explicit"
+        assert chosen() == OTHER
 
 
 def test_a_table_is_a_file(cp, tmp_path):
@@ -175,6 +179,34 @@ def test_a_table_is_a_file(cp, tmp_path):
     assert after.hash == before.hash and len(after.hash) == 64
     assert table().hash != after.hash
     after.check()
+
+
+def test_a_table_of_an_older_version(tmp_path):
+    """Its names of directions and sizes, and candidates of an engine that is gone."""
+    sizes = dict(N=2, H=9, W=8, C=16, K=8, R=3, S=2, P=3, Q=7, stride=[2, 1], pad=[-1, 0],
+                 dilation=[1, 1], groups=1)
+    explicit, simt = (dict(engine=engine, tile=None, splits=None, milliseconds=ms)
+                      for engine, ms in (("explicit", 1.0), ("simt", 2.0)))
+    told = {"format": "gpuconv tuned", "version": 1, "device": "d", "architecture": 90,
+            "cupy": "14", "nvrtc": "13", "entries": [
+                {"direction": direction, "dtype": "float16", "precision": "ieee", "problem": sizes,
+                 "candidates": candidates} for direction, candidates in (
+                     ("forward", [simt]), ("input_gradient", [explicit, simt]),
+                     ("weight_gradient", [explicit]))]}
+    (tmp_path / "t.json").write_text(json.dumps(told))
+    found = load_table(tmp_path / "t.json")
+    assert [(direction, *more, found.find((direction, shape, *more)))
+            for direction, shape, *more in found.entries] == [
+        ("forward", "float16", "ieee", [Algorithm("simt")]),
+        ("dgrad", "float16", "ieee", [Algorithm("simt")]), ("wgrad", "float16", "ieee", [])]
+    shape, = {shape for _, shape, *_ in found.entries}
+    assert (shape.x_shape, shape.w_shape, shape.y_shape) == ((2, 9, 8, 16), (8, 3, 2, 16),
+                                                             (2, 3, 7, 8))
+    assert shape.window.pad == ((-1, -1), (0, 0)) and shape.window.stride == (2, 1)
+    found.save(tmp_path / "again.json")
+    again = json.loads((tmp_path / "again.json").read_text())
+    told["entries"][1]["candidates"], told["entries"][2]["candidates"] = [simt], []
+    assert again == told
 
 
 @pytest.mark.parametrize("change", [
@@ -256,16 +288,3 @@ def run(cp, captured, dtype, precision):
                                               ("float32", "tf32")])
 def test_a_captured_step_is_the_eager_one(cp, dtype, precision):
     same(run(cp, True, dtype, precision), run(cp, False, dtype, precision))
-
-
-@cp_only
-def test_a_capture_passes_explicit_over(cp, rng, computed):
-    x, w = arrays(cp, rng)
-    stream, pool = cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool()
-    cp.cuda.get_current_stream().synchronize()
-    with stream, cp.cuda.using_allocator(pool.malloc), tuned(
-            table(entry("forward", (Algorithm("explicit"), 1.0)))):
-        stream.begin_capture()
-        ops.conv2d(x, w, padding=1)
-        stream.end_capture()
-    assert [c.engine for _, c in computed] == ["tensor_cores"]

@@ -124,7 +124,8 @@ def test_sums_that_round_are_close_to_pytorch(cp, rng, name, T):
     tx, tw = (torch.tensor(a.astype("f8"), requires_grad=True) for a in (x, w))
     ty = torch.nn.functional.conv2d(
         tx.permute(0, 3, 1, 2), tw.permute(0, 3, 1, 2), stride=p.window.stride,
-        padding=[near for near, _ in p.window.pad], dilation=p.window.dilation, groups=p.groups).permute(0, 2, 3, 1)
+        padding=[near for near, _ in p.window.pad], dilation=p.window.dilation,
+        groups=p.groups).permute(0, 2, 3, 1)
     ty.backward(torch.tensor(gy.astype("f8")))
     for got, want in zip(results(cp, p, x, w, gy), (ty.detach(), tx.grad, tw.grad), strict=True):
         close(got, want.numpy().astype(T), terms=max(p.depth, p.pixels, p.R * p.S * p.K))

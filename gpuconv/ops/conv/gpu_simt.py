@@ -93,7 +93,7 @@ def forward(shape: ConvShape, x: Array, w: Array, y: Array,
 def dgrad(shape: ConvShape, gy: Array, w: Array, gx: Array) -> None:
     """Write the input gradient into gx (N, H, W, C), from gy (N, P, Q, K)."""
     if _is_depthwise(shape):
-        _depthwise(shape, "input_gradient", gx.size, gy, w, gx, gy, w, gx)
+        _depthwise(shape, "dgrad", gx.size, gy, w, gx, gy, w, gx)
     else:
         if shape.classes < math.prod(shape.window.stride):
             gx.fill(0)  # pixels that no tap meets
@@ -167,8 +167,8 @@ def _gather(shape: ConvShape, x: Array, w: Array, y: Array, epilogue: Epilogue,
 
 def _depthwise(shape: ConvShape, function: str, n: int, a: Array, b: Array, c: Array, *arrays: Any,
                activation: str | None = None) -> None:
-    """Launch conv_direct_<function> with n threads, a, b and c being its largest arrays."""
-    kernels.kernel("conv/conv_depthwise.cu", f"conv_direct_{function}", T=a.dtype,
+    """Launch conv_depthwise_<function> with n threads, a, b and c being its largest arrays."""
+    kernels.kernel("conv/conv_depthwise.cu", f"conv_depthwise_{function}", T=a.dtype,
                    I=kernels.index(a, b, c), ACTIVATION=ACTIVATIONS[activation],
                    BLOCK=kernels.BLOCK, **shape.window.macros())(
         n, *arrays, *shape.x_shape, shape.P, shape.Q, shape.K, shape.groups)
