@@ -155,13 +155,10 @@ def check_window(window: Window) -> Window:
         ValueError: a number is too small or too large.
     """
     sizes, pads = window.size + window.stride + window.dilation, window.pad[0] + window.pad[1]
-    if min(sizes) < 1 or min(pads) < 0:
+    if min(sizes) < 1 or min(pads) < 0 or max(sizes + pads) > LARGEST:
         raise ValueError(f"window {short(window.size)}, stride {short(window.stride)}, dilation "
                          f"{short(window.dilation)}: at least 1; padding {short(window.pad)}: at "
-                         "least 0")
-    if max(sizes + pads) > LARGEST:
-        raise ValueError(f"window {short(window.size)}, stride {short(window.stride)}, dilation "
-                         f"{short(window.dilation)}, padding {short(window.pad)}: at most 2**60")
+                         "least 0; all at most 2**60")
     return window
 
 

@@ -29,7 +29,7 @@ from gpuconv import kernels, memory
 from gpuconv.autograd import Parameter
 from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_gpu
 from gpuconv.checks import check_flag, check_number, listed
-from gpuconv.ops.conv import gpu_dispatch
+from gpuconv.ops.conv import conv_wgrad_gpu
 from gpuconv.ops.matmul.linear import linear
 from gpuconv.ops.window import ConvShape, Window
 from gpuconv.optim.flat import Flat, behind
@@ -154,7 +154,7 @@ def _iterated_gpu(x: Array) -> Array:
         mix.size, gram, mix, a, b, c, len(mix), mix.size)
     M, N = x.shape
     one = ConvShape(M, 1, 1, N, M, Window((1, 1)))
-    return gpu_dispatch.wgrad(one, x, mix).reshape(M, N)  # mix^T x
+    return conv_wgrad_gpu(one, x, mix).reshape(M, N)  # mix^T x
 
 
 def _blend_cpu(alpha: float, p: np.ndarray, beta: float, q: np.ndarray) -> np.ndarray:

@@ -85,10 +85,10 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
         (N, P, Q, K), dtype of x, P = (H + top + bottom - DH*(R-1) - 1) // SH + 1, Q likewise;
         rows and columns that a last step would leave half covered are cropped. Rows and columns of
         the filters that lie outside of x at every position are left out, even where they hold NaN:
-        they cost nothing, and their gradient is zero. On the CPU, layers
-        that take Winograd's algorithm (float32 arithmetic, 3x3, stride 1, 16 channels and filters
-        or more) round to within 1.5e-5 of the largest output, and a pixel that is not finite
-        spoils up to 8x8 outputs around it, not just 3x3.
+        they cost nothing, and their gradient is zero. On the CPU, layers computed with Winograd's
+        algorithm (float32 arithmetic, 3x3, stride 1, 16 channels and filters or more) round to
+        within 1.5e-5 of the largest output, and a pixel that is not finite spoils up to 8x8 outputs
+        around it, not just 3x3.
 
     Raises:
         ValueError: wrong rank or channel count, a filter larger than the padded input, a stride,
@@ -138,6 +138,8 @@ def conv_window(op: str, x: Array, w: Array, b: Array | None, stride: IntOrPair,
     check_images(op, x)
     check_arrays(op, ("b",), x=x, w=w, b=b)
     x_shape, w_shape = tuple(x.shape), tuple(w.shape)
+    if type(groups) is not int:
+        groups = check_count(op, "groups", groups)
     try:
         numbers = (pair(stride), padding if isinstance(padding, str) else sides(padding),
                    pair(dilation))
@@ -147,7 +149,7 @@ def conv_window(op: str, x: Array, w: Array, b: Array | None, stride: IntOrPair,
                            groups, x.dtype.itemsize, is_gpu(w.data if isinstance(w, Tensor) else w))
 
 
-@functools.lru_cache(4096, typed=True)  # True is no number of groups, though it equals 1
+@functools.lru_cache(4096)
 def _checked_window(op: str, x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None,
                     stride: Pair, padding: tuple[Pair, Pair] | str, dilation: Pair, groups: int,
                     itemsize: int, on_gpu: bool) -> Window:

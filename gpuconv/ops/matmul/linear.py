@@ -16,7 +16,7 @@ from typing import Any
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, cupy
 from gpuconv.ops.checks import check_arrays, check_precision
-from gpuconv.ops.conv import gpu_dispatch
+from gpuconv.ops.conv import conv_dgrad_gpu, conv_forward_gpu, conv_wgrad_gpu
 from gpuconv.ops.elementwise import ReLU, activated, check_activation, fused_relu
 from gpuconv.ops.engine.column_sums import bias_gradient
 from gpuconv.ops.engine.elements import sum_to, wide
@@ -102,8 +102,8 @@ class Linear(Op):
     def forward_gpu(self, x, w, b):
         rows = self.keep(x, w)
         y = cupy().empty((*x.shape[:-1], len(w)), x.dtype)
-        gpu_dispatch.forward(self.shape, rows, w, self.precision,
-                             Epilogue(b, activation=self.activation), out=y)
+        conv_forward_gpu(self.shape, rows, w, self.precision,
+                         Epilogue(b, activation=self.activation), out=y)
         self.relu = fused_relu(self.activation, y, self.needs)
         return y
 
@@ -112,9 +112,9 @@ class Linear(Op):
             gy, = self.relu.backward_gpu(gy)
         gx = gw = gb = None
         if self.needs[0]:
-            gx = gpu_dispatch.dgrad(self.shape, gy, self.w, self.precision).reshape(self.x_shape)
+            gx = conv_dgrad_gpu(self.shape, gy, self.w, self.precision).reshape(self.x_shape)
         if self.needs[1]:
-            gw = gpu_dispatch.wgrad(self.shape, self.rows, gy, self.precision)
+            gw = conv_wgrad_gpu(self.shape, self.rows, gy, self.precision)
             gw = gw.reshape(self.w_shape)
         if self.needs[2]:
             gb = bias_gradient(gy)

@@ -15,7 +15,7 @@ from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.checks import check_images
 from gpuconv.ops.engine.chunks import POOL_WORKSPACE
-from gpuconv.ops.engine.maxima import give_back, largest_middle
+from gpuconv.ops.engine.maxima import max_middle, scatter_middle
 from gpuconv.ops.engine.packs import packs
 from gpuconv.ops.engine.sums import sum_middle
 from gpuconv.ops.pool.avg_pool import AvgPool2d
@@ -113,13 +113,13 @@ class GlobalMaxPool2d(MaxPool2d):
         N, H, W, C = self.x_shape = x.shape
         y = np.empty((N, C), x.dtype)
         self.argmax = np.empty((N, C), self.mark_dtype) if self.saving else None
-        largest_middle(x.reshape(N, H * W, C), y, self.argmax)
+        max_middle(x.reshape(N, H * W, C), y, self.argmax)
         return y
 
     def backward_cpu(self, gy):
         N, H, W, C = self.x_shape
         gx = memory.empty(self.x_shape, gy.dtype)
-        give_back(gy, self.argmax, gx.reshape(N, H * W, C))
+        scatter_middle(gy, self.argmax, gx.reshape(N, H * W, C))
         return (gx,)
 
     # -- GPU: kernels/pool/global_pool.cu -------------------------------------------------
