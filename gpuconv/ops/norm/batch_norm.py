@@ -268,9 +268,9 @@ class BatchNorm(Op):
                 *few[1:])
             moments, slices, each = both, few.S, each * MERGED
         self.kernel("batch_norm_statistics", x, V)(
-            row_partition.Partition(slices, C, 1, slices, lanes).threads(1), *moments, mean, inv_std,
-            *self.running, self.batches, count, each, C, slices, lanes, self.momentum, self.eps,
-            LARGEST[mean.itemsize])
+            row_partition.Partition(slices, C, 1, slices, lanes).threads(1), *moments, mean,
+            inv_std, *self.running, self.batches, count, each, C, slices, lanes, self.momentum,
+            self.eps, LARGEST[mean.itemsize])
 
     def backward_gpu(self, gy: Any) -> tuple:
         cp, C = cupy(), gy.shape[-1]
@@ -309,8 +309,8 @@ class BatchNorm(Op):
             cut.threads(V), gy, self.x, self.gamma, self.beta, self.mean, self.inv_std,
             self.residual, gz, slices[0], slices[1], *cut)
         self.kernel("batch_norm_backward_totals", gy, V)(
-            row_partition.Partition(cut.S, cut.C, 1, cut.S, lanes).threads(1), *slices, self.inv_std,
-            totals[0], totals[1], ggamma, gbeta, cut.C, cut.S, lanes)
+            row_partition.Partition(cut.S, cut.C, 1, cut.S, lanes).threads(1), *slices,
+            self.inv_std, totals[0], totals[1], ggamma, gbeta, cut.C, cut.S, lanes)
 
     def kernel(self, function: str, x: Any, V: int, activation: str | None = "its own") -> Any:
         """The CUDA function, compiled for arrays like x."""
