@@ -151,6 +151,7 @@ class BatchNorm(Op):
     beta, x and the residual as well; with ReLU on the CPU one bit for each element of y.
     """
 
+    multiply_adds = 0
     x: Any
     gamma: Any
     mean: Any
@@ -162,6 +163,11 @@ class BatchNorm(Op):
         self.running, self.batches = (running_mean, running_var), batches
         self.training, self.activation = training, activation
         self.momentum, self.eps = momentum, eps
+
+    @property
+    def depends_on(self) -> str:
+        """Pixels of x: the same one in inference; in training all, through mean and variance."""
+        return "all" if self.training else "pixel"
 
     # -- CPU -------------------------------------------------------------------------
 
