@@ -15,6 +15,7 @@ Source: Araujo, Norris, Sim, "Computing receptive fields of convolutional neural
 2019.
 """
 
+import operator
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -38,8 +39,9 @@ def field(op: Op, seen: list[Field | None], image: Pair) -> Field | None:
         seen: the field of each input; None for an input that does not depend on the image.
         image: (height, width).
     """
+    words = _words(op, len(seen))[:len(seen)]  # the last inputs may be absent
     fields = [_through(op, word, before, image)
-              for word, before in zip(_words(op, len(seen)), seen, strict=False) if before]
+              for word, before in zip(words, seen, strict=True) if before]
     if not fields:
         return None
     sizes, steps = zip(*fields, strict=True)
@@ -47,13 +49,8 @@ def field(op: Op, seen: list[Field | None], image: Pair) -> Field | None:
 
 
 def windowed(op: Op) -> list[Any]:
-    """Return the ops with a window among the parts of a fused op; of another op, itself."""
-    return [part for part in parts(op) if _words(part)[0] == "window"]
-
-
-def parts(op: Op) -> tuple[Op, ...]:
-    """Return the ops that the first input of a fused op goes through, in order."""
-    return getattr(op, "parts", (op,))
+    """Return the ops with a window: ``op`` itself, or those that are fused in it."""
+    return [part for part in getattr(op, "fused_ops", (op,)) if "window" in _words(part)]
 
 
 def positions(op: Any) -> Pair:
@@ -90,24 +87,20 @@ def _words(op: Op, inputs: int = 1) -> tuple[str, ...]:
     return words
 
 
-def _through(op: Op, word: str, before: Field, image: Pair) -> Field:
+def _through(op: Any, word: str, before: Field, image: Pair) -> Field:
     """Return the field of the output through an input whose field is ``before``."""
     if word == "all":
         return Field(image, before.step)
-    if word == "window":
-        for part in parts(op):
-            first, = _words(part)[:1]
-            before = _slide(part, before, image) if first == "window" else _through(
-                part, first, before, image)
-    return before
-
-
-def _slide(op: Any, before: Field, image: Pair) -> Field:
+    if word == "pixel":
+        return before
+    if hasattr(op, "fused_ops"):  # the ops that the first input goes through, in order
+        for part in op.fused_ops:
+            before = _through(part, _words(part)[0], before, image)
+        return before
     window = levelled(op.window, *op.x_shape[1:3], "met").window
-    along = zip(*before, window.extent, window.stride, image, strict=True)
-    return Field(*map(_pair, zip(*(
-        (min(size + (extent - 1) * step, whole), step * stride)
-        for size, step, extent, stride, whole in along), strict=True)))
+    pairs = zip(before.size, window.extent, before.step, image, strict=True)
+    size = _pair(min(n + (extent - 1) * step, whole) for n, extent, step, whole in pairs)
+    return Field(size, _pair(map(operator.mul, before.step, window.stride)))
 
 
 def _larger(pairs: Iterable[Pair]) -> Pair:

@@ -91,7 +91,7 @@ class ConvBatchNorm(Op):
         self.pool = HalvingPool(HALVES) if pool else None
 
     @property
-    def parts(self) -> tuple[Op, ...]:
+    def fused_ops(self) -> tuple[Op, ...]:
         """The ops that x goes through."""
         return self.conv, *([self.pool] if self.pool else []), self.norm
 

@@ -77,7 +77,7 @@ class ConvMaxPool(Op):
         self.relu = ReLU() if activation == "relu" else None
 
     @property
-    def parts(self) -> tuple[Op, ...]:
+    def fused_ops(self) -> tuple[Op, ...]:
         """The ops that x goes through; the activation changes no shape."""
         return self.conv, self.pool
 
