@@ -314,8 +314,11 @@ FUSED = {  # name: function, ops on the GPU
     "conv, pool": (lambda m, x: ops.conv_max_pool(x, m.w, stride=(1, 2)), "ConvMaxPool"),
     "conv, bias, relu, pool": (lambda m, x: ops.conv_max_pool(x, m.w, m.b, activation="relu"),
                                "ConvMaxPool"),
+    "conv, bias, pool on tensor cores": (lambda m, x: ops.conv_max_pool(
+        x, m.w, m.b, precision="tf32"), "ConvMaxPool"),
     "conv, batch norm": (lambda m, x: m.normed(x, stride=2), "ConvBatchNorm"),
-    "conv, pool, batch norm": (lambda m, x: m.normed(x, pool=True, padding=1), "ConvBatchNorm"),
+    "conv, pool, batch norm": (lambda m, x: m.normed(x, pool=True, precision="tf32"),
+                               "ConvBatchNorm"),
     "conv, batch norm in training": (lambda m, x: m.normed(x, training=True), "ConvBatchNorm"),
     "conv, batch norm, residual": (lambda m, x: m.normed(
         x, padding=1, residual=ops.conv2d(x, m.large, padding=3), activation="relu"),

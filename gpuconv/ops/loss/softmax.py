@@ -7,8 +7,6 @@ The maximum is subtracted so that nothing overflows. The loss that takes logits,
 ``softmax_cross_entropy``, does both at once and is what training uses.
 """
 
-from typing import Any
-
 import numpy as np
 
 from gpuconv.autograd import Op
@@ -54,15 +52,14 @@ class Softmax(Op):
     """Saves: y, in the accumulator dtype."""
 
     multiply_adds = 0
-    y: Any
 
     def __init__(self, axis):
         self.axis = axis
 
     @property
     def depends_on(self) -> str:
-        """Pixels of x: the same one, where x is images and the axis is not one of pixels."""
-        return "all" if self.y.ndim != 4 or self.axis in (1, 2) else "pixel"
+        """Pixels of x: all of them along an axis of pixels, of tokens or of a flattened volume."""
+        return "all" if self.axis in (1, 2) else "pixel"
 
     def total(self, v):
         """Return the sums of v along the axis, which stays with size 1, in the dtype of v."""
