@@ -24,6 +24,7 @@ for.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -207,12 +208,24 @@ def _window(image: tuple[int, ...], size: tuple[int, ...], stride: Pair,
 class Conv2d(Op):
     """Saves: x if w needs a gradient, w if x does; with ReLU y, which the next op reads."""
 
+    depends_on = "window", "all", "all", "pixel"  # x, w, b, residual
     relu: ReLU | None = None
+    biased = False
 
     def __init__(self, window: Window, groups: int, precision: str = "ieee",
                  activation: str | None = None):
         self.window, self.groups = window, groups
         self.precision, self.activation = precision, activation
+
+    @property
+    def multiply_adds(self) -> int:
+        """Number of products: N P Q K R S C/groups, those with padding counted."""
+        return math.prod(self.shape.y_shape) * math.prod(self.w_shape[1:])
+
+    @property
+    def shared_parameters(self) -> int:
+        """Number of weights and biases, which all positions of the window share."""
+        return math.prod(self.w_shape) + self.biased * self.w_shape[0]
 
     def save(self, x: Array, w: Array) -> Array:
         """Keep the operands that the gradients need; return the taps to compute with.
@@ -240,7 +253,7 @@ class Conv2d(Op):
     # -- CPU: cpu_dispatch.py --------------------------------------------------------
 
     def forward_cpu(self, x, w, b=None):
-        taps = self.save(x, w)
+        taps, self.biased = self.save(x, w), b is not None
         y = memory.empty(self.shape.y_shape, x.dtype)
         cpu_dispatch.forward(self.shape, x, taps, b, y)
         return y
@@ -261,7 +274,7 @@ class Conv2d(Op):
     # -- GPU: gpu_dispatch.py ----------------------------------------------------------
 
     def forward_gpu(self, x, w, b=None, residual=None):
-        taps = self.save(x, w)
+        taps, self.biased = self.save(x, w), b is not None
         y = gpu_dispatch.forward(self.shape, x, taps, self.precision,
                                  Epilogue(b, residual, self.activation))
         if self.activation:
