@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def step(model: "Module", x: backend.Array) -> None:
-    """Forward and backward, as in training."""
+    """Run forward and backward as in training."""
     from gpuconv.autograd import Tensor
     y = model.train()(Tensor(x))
     if y.requires_grad:

@@ -19,10 +19,10 @@ from gpuconv.ops.window import ConvShape
 
 
 def graph_pool() -> Any:
-    """A memory pool for graphs, which hold addresses: it gives nothing back while it lives.
+    """Return a memory pool for graphs, which hold addresses: it never frees a block.
 
-    CuPy's own pools do, when memory runs out or their limit is reached: they free all blocks that
-    no array holds, and ask again. A graph captured before would go on writing there.
+    CuPy's own pools free all blocks that no array uses when memory runs out or their limit is
+    reached, and allocate again. A graph captured before would go on writing there.
     """
     pool = cupy().cuda.MemoryPool(Kept())
     pool.set_limit(size=0)  # of this device: none, Kept minds that of all other arrays
@@ -30,16 +30,16 @@ def graph_pool() -> Any:
 
 
 class Kept:
-    """An allocator for a pool: memory that is not there is an error that the pool cannot mend."""
+    """Allocator of a pool that cannot free blocks: without memory it raises MemoryError."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
     def __call__(self, size: int) -> Any:
-        """A block.
+        """Return a block of memory.
 
         Raises:
-            MemoryError: there is none, or the limit of CuPy's default pool is reached.
+            MemoryError: no memory is left, or the limit of CuPy's default pool is reached.
         """
         cp = cupy()
         others = cp.get_default_memory_pool()
@@ -55,7 +55,7 @@ class Kept:
 
 
 class Work(NamedTuple):
-    """A weight gradient."""
+    """Weight gradient of a step."""
 
     before: int      # bytes in use when it begins
     algorithm: Any   # of gpu_dispatch.py
@@ -69,7 +69,7 @@ class Work(NamedTuple):
 
 
 class Meter:
-    """Bytes in use, of what this thread allocates ``noting``."""
+    """Meter of the bytes that this thread allocates inside ``noting``."""
 
     def __init__(self) -> None:
         self.pool = cupy().cuda.MemoryPool()
@@ -77,13 +77,16 @@ class Meter:
         self.works: list[Work] = []
 
     def malloc(self, size: int) -> Any:
-        """An allocator of CuPy's kind."""
+        """Return a block of the pool, as CuPy's allocators do."""
         found = self.pool.malloc(size)
         self.peak = max(self.peak, self.pool.used_bytes())
         return found
 
     def take(self) -> tuple[int, list[Work]]:
-        """(most bytes in use since the last call, but for partial sums; the weight gradients)."""
+        """Return the most bytes in use since the last call, and the weight gradients since then.
+
+        Partial sums of weight gradients do not count.
+        """
         found = self.peak, self.works
         self.peak, self.works = self.pool.used_bytes(), []
         return found

@@ -28,7 +28,7 @@ from gpuconv.ops.window import IntOrPair, Padding, Window, kept_taps, levelled
 def avg_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None,
                padding: Padding = 0, ceil_mode: bool = False,
                count_include_pad: bool = True) -> Array:
-    """Mean of each window, per channel.
+    """Return the mean of each window, per channel.
 
     Args:
         x: Tensor or array (N, H, W, C), any float dtype.

@@ -24,7 +24,7 @@ from gpuconv.ops.window import Window
 
 
 def global_avg_pool2d(x: Array) -> Array:
-    """Mean over all pixels, per image and channel.
+    """Return the mean over all pixels, per image and channel.
 
     Args:
         x: Tensor or array (N, H, W, C), any float dtype.
@@ -46,7 +46,7 @@ def global_avg_pool2d(x: Array) -> Array:
 
 
 def global_max_pool2d(x: Array) -> Array:
-    """Largest value of all pixels, per image and channel.
+    """Return the largest value of all pixels, per image and channel.
 
     Args:
         x: Tensor or array (N, H, W, C), any float dtype.

@@ -27,7 +27,7 @@ from gpuconv.ops.window import IntOrPair, Padding, Window, levelled
 def max_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None,
                padding: Padding = 0, dilation: IntOrPair = 1, ceil_mode: bool = False,
                return_indices: bool = False) -> Any:
-    """Largest value of each window, per channel.
+    """Return the largest value of each window, per channel.
 
     Args:
         x: Tensor or array (N, H, W, C), any float dtype.
