@@ -21,9 +21,10 @@ from gpuconv import Parameter, Tensor, backend, nn, ops, optim, undo
 from gpuconv.accumulate import accumulate
 from gpuconv.data import Augment, augment, augment_batch
 from gpuconv.data.loader import order_of
-from gpuconv.ops.batch_norm import SLICES, BatchNorm
-from gpuconv.ops.softmax_cross_entropy import count_correct
-from gpuconv.train import clock as clocks
+from gpuconv.ops.loss import count_correct
+from gpuconv.ops.norm import BatchNorm
+from gpuconv.ops.norm.batch_norm import SLICES
+from gpuconv.train import step_state as clocks
 
 Arrays = list[Any]
 

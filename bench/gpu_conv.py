@@ -23,8 +23,8 @@ from gpu_packages import there
 from gpu_table import geometric
 
 from gpuconv import backend
-from gpuconv.ops.gpu import choice
-from gpuconv.ops.gpu.problem import Problem
+from gpuconv.ops.conv import gpu_dispatch
+from gpuconv.ops.conv.shape import Problem
 
 DIRECTIONS = ("forward", "input_gradient", "weight_gradient")
 WANTED = 0.6   # geometric mean of all ratios, at least
@@ -88,11 +88,11 @@ def compare(findings: Findings, layer: Layer, N: int, direction: str, ours: harn
     a, b, out = {"forward": (x, w, gy), "input_gradient": (gy, w, x),
                  "weight_gradient": (x, gy, w)}[direction]
     result = backend.cupy().empty(out.shape, out.dtype)
-    chosen = choice.choose(direction, p, x.dtype, "ieee")
+    chosen = gpu_dispatch.choose(direction, p, x.dtype, "ieee")
     work = f"{layer} {direction}, {N} images"
 
     def run() -> Any:
-        choice.compute(chosen, direction, p, a, b, result)
+        gpu_dispatch.compute(chosen, direction, p, a, b, result)
         return result
 
     keep(findings, work, ours, p, milliseconds(ours, run), x.nbytes + w.nbytes + gy.nbytes)

@@ -159,7 +159,7 @@ def now() -> str:
 def sources(part: Part) -> str:
     """A hash of all that the part's result depends on."""
     found = hashlib.sha256()
-    for path in sorted([*(ROOT / "gpuconv").rglob("*.py"), *(ROOT / "kernels").glob("*.cu*"),
+    for path in sorted([*(ROOT / "gpuconv").rglob("*.py"), *(ROOT / "kernels").rglob("*.cu*"),
                         *(ROOT / file for file in part.files)]):
         found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return found.hexdigest()[:12]

@@ -7,7 +7,7 @@ layers, as everybody trains it.
 
 from typing import NamedTuple
 
-from gpuconv.ops.gpu.problem import Problem, problem
+from gpuconv.ops.conv.shape import Problem, problem
 from gpuconv.ops.window import Window
 
 

@@ -14,8 +14,7 @@ from gpuconv import models, nn, ops, optim
 from gpuconv.autograd import Parameter, Tensor, no_grad
 from gpuconv.backend import asarray, device_info, get_array_module, to_cpu, to_gpu
 from gpuconv.files import load, save
-from gpuconv.functional import value_and_grad, vjp
-from gpuconv.gradcheck import gradcheck
+from gpuconv.gradients import gradcheck, value_and_grad, vjp
 from gpuconv.random import seed
 
 if TYPE_CHECKING:

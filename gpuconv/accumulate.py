@@ -1,7 +1,7 @@
 """Add arrays to others in place: gradients to those of the leaves.
 
 A network has dozens of small ones, and on a GPU a launch for each takes longer than the additions:
-kernels/accumulate.cu does eight in one.
+kernels/common/accumulate.cu does eight in one.
 """
 
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ def accumulate(pairs: Iterable[tuple[Array, Array]]) -> None:
         else:
             y += x
     for (_, dtype), those in alike.items():
-        add = kernels.kernel("accumulate.cu", "accumulate", T=dtype)
+        add = kernels.kernel("common/accumulate.cu", "accumulate", T=dtype)
         V = 16 // dtype.itemsize
         for some in (those[at:at + PAIRS] for at in range(0, len(those), PAIRS)):
             threads = sum(-(-y.size // V) for y, _ in some)

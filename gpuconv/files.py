@@ -20,8 +20,8 @@ import numpy as np
 from gpuconv import jsontext, reading
 from gpuconv.backend import Array, float_dtype, is_array, to_cpu
 from gpuconv.checks import check_path, is_numeric, no_array, short, type_name
+from gpuconv.free_memory import check_free_memory
 from gpuconv.state import check_state
-from gpuconv.system import check_free_memory
 
 FORMAT = "gpuconv"
 VERSION = 1

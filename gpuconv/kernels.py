@@ -45,15 +45,15 @@ def source(file: str | pathlib.Path) -> str:
     files an #include names: an edited header would otherwise run as the stale kernel.
 
     Args:
-        file: name of a file in kernels/; or the absolute path of one of your own, whose headers
-            are looked for beside it, then in kernels/. Read once per process.
+        file: path of a file in kernels/, "pool/max_pool.cu"; or the absolute path of one of your
+            own, whose headers are looked for beside it, then in kernels/. Read once per process.
 
     Raises:
         FileNotFoundError: no such file or header; says where it was looked for.
     """
-    ours = next((f for f in FOLDERS if (f / "common.cuh").is_file()), None)  # not any "kernels"
+    ours = next((f for f in FOLDERS if (f / "common/common.cuh").is_file()), None)
     if ours is None:
-        raise FileNotFoundError(f"no common.cuh in {' or '.join(map(str, FOLDERS))}")
+        raise FileNotFoundError(f"no common/common.cuh in {' or '.join(map(str, FOLDERS))}")
     pasted: set[pathlib.Path] = set()
 
     def text(what: str, *places: pathlib.Path) -> str:

@@ -4,8 +4,8 @@
 
 A number is a pure function of key = (seed, stream) and counter = (element, step): whoever knows
 them can draw it again, on either device, in any order. So dropout masks are drawn a second time in
-the backward pass instead of being stored, and a run resumes exactly. ``kernels/philox.cuh`` holds
-the same function for the GPU.
+the backward pass instead of being stored, and a run resumes exactly. The GPU's function is in
+``kernels/common/philox.cuh``.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """

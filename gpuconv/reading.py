@@ -7,7 +7,7 @@ import stat
 from typing import Any
 
 from gpuconv import jsontext
-from gpuconv.system import check_free_memory
+from gpuconv.free_memory import check_free_memory
 
 PARSED = 32  # bytes of memory that a byte of JSON can take as a value: "[],[],[],"
 

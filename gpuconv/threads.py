@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 CACHE = 1 << 20  # bytes that one chunk's workspace should fit in: a core's L2
 SHARES = 4       # chunks that little work is cut into, for threads to share
-LINE = 64        # bytes of a line of the cache, where scratch memory begins
+LINE = 64        # bytes of a line of the cache, where a workspace begins
 BUFFER = 512     # elements; NumPy copies operands through its buffer whose runs are half as long
 
 _inside = threading.local()  # .worker: this thread is one of the pool
@@ -228,13 +228,13 @@ def _wait(others: Sequence[Any], busy: set[int]) -> None:
         raise raised
 
 
-def scratch(name: str, shape: int | tuple[int, ...], dtype: Any) -> Any:
+def workspace(name: str, shape: int | tuple[int, ...], dtype: Any) -> Any:
     """Array of this shape, of this thread, whose memory the next call with that name gets, too.
 
     For temporaries inside f of ``each``: what it holds before is undefined, and it must not escape.
     """
     import numpy as np
-    held = _inside.__dict__.setdefault("scratch", {})
+    held = _inside.__dict__.setdefault("workspaces", {})
     need = (math.prod(shape) if isinstance(shape, tuple) else shape) * np.dtype(dtype).itemsize
     if name not in held or held[name].nbytes < need:
         block = np.empty(need + LINE, np.uint8)

@@ -62,7 +62,7 @@ def _copy(pairs: Iterable[tuple[Array, Array]], flag: Array | None = None) -> No
             with array_device(y):
                 y[...] = x
     for those in alike.values():
-        copy = kernels.kernel("copy.cu", "copy_arrays")
+        copy = kernels.kernel("common/copy.cu", "copy_arrays")
         for some in (those[at:at + PAIRS] for at in range(0, len(those), PAIRS)):
             threads = sum(-(-y.nbytes // 16) for y, _ in some)
             nothing = [None, None, 0] * (PAIRS - len(some))

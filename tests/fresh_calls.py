@@ -125,7 +125,7 @@ OPS = {  # name in gpuconv.ops: the function on arrays of a dtype
     "batch_norm": lambda T: gpc.ops.batch_norm(image(T), a(4, dtype=T), a(4, dtype=T), a(4), a(4),
                                                training=True),
     "bias_relu": lambda T: gradient(lambda x: gpc.ops.bias_relu(x, a(4, dtype=T)), image(T)),
-    "checkpoint": lambda T: gradient(lambda x: gpc.ops.checkpoint(gpc.ops.relu, x), image(T)),
+    "recompute": lambda T: gradient(lambda x: gpc.ops.recompute(gpc.ops.relu, x), image(T)),
     "col2im": lambda T: gpc.ops.col2im(gpc.ops.im2col(image(T), 3), (2, 8, 8, 4), 3),
     "conv2d": lambda T: gradient(gpc.ops.conv2d, image(T), a(6, 3, 3, 4, dtype=T)),
     "conv_batch_norm": lambda T: gpc.ops.conv_batch_norm(
@@ -183,7 +183,7 @@ CALLS = {
     "gpuconv.asarray": lambda: [gpc.asarray([1.0, 2.0]), gpc.asarray(gpc.Tensor(a(3)))],
     "gpuconv.device_info": lambda: gpc.device_info(),
     "gpuconv.get_array_module": lambda: gpc.get_array_module(a(2)).__name__,
-    "gpuconv.gradcheck": lambda: gpc.gradcheck(gpc.ops.tanh, a(3).astype("float64")),
+    "gpuconv.gradients": lambda: gpc.gradcheck(gpc.ops.tanh, a(3).astype("float64")),
     "gpuconv.load": lambda: gpc.load(PLACE / "array"),
     "gpuconv.no_grad": lambda: [gpc.no_grad().__enter__(), gpc.Parameter(a(2)) * 2],
     "gpuconv.save": lambda: [gpc.save(PLACE / "new", net().state_dict()),

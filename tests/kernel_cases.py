@@ -22,12 +22,12 @@ from gpuconv.data import Augment, augment_batch
 from gpuconv.data import augment as augment_module
 from gpuconv.data.loader import order_of
 from gpuconv.nn import Module
-from gpuconv.ops.batch_norm import SLICES, BatchNorm
-from gpuconv.ops.gpu import tensor_cores as engine
-from gpuconv.ops.gpu.problem import Problem
-from gpuconv.ops.gpu.tile import Tile
-from gpuconv.ops.im2col import im2col
-from gpuconv.ops.softmax_cross_entropy import count_correct as count_right
+from gpuconv.ops.conv import gpu_mma as engine
+from gpuconv.ops.conv.gpu_tile import Tile
+from gpuconv.ops.conv.im2col import im2col
+from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.loss.softmax_cross_entropy import count_correct as count_right
+from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
 from gpuconv.train import step
 
 IMAGES = 2, 9, 7, 5  # N, H, W, C
@@ -38,7 +38,7 @@ def files_of_kernels():
     """The test files of all kernels: of the same name, or that of the Python file beside them."""
     here = pathlib.Path(__file__).parent
     names = set()
-    for path in (here.parent / "kernels").glob("*.cu"):
+    for path in (here.parent / "kernels").rglob("*.cu"):
         python = re.search(r"(\w+)\.py$", path.read_text(encoding="utf-8").split("\n", 1)[0])
         names |= {path.stem, python[1]}
     return [file for file in (here / f"test_{name}.py" for name in sorted(names)) if file.is_file()]
@@ -299,7 +299,7 @@ CASES = {
     "augment": augment(), "augment reflect": augment(padding_mode="reflect"),
     "fetch": fetch,
     "shuffle": lambda xp, make: [order_of(xp.zeros(n), 2**32 - 1, 2**33 + 5) for n in (1, 777)],
-    "clock": clock(False), "clock of a scaled loss": clock(True),
+    "step_state": clock(False), "clock of a scaled loss": clock(True),
     "accumulate": accumulated, "copy": put_back,
     "sgd": training(lambda ps: optim.SGD(ps, 0.1, weight_decay=1e-3)),
     "sgd nesterov": training(lambda ps: optim.SGD(ps, 0.1, momentum=0.9, nesterov=True)),

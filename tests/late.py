@@ -1,6 +1,6 @@
 """A plugin of pytest: each test runs with everything on the GPU done as late as a GPU may.
 
-    python -m pytest -p late tests/test_conv.py -k host-cuda
+    python -m pytest -p late tests/test_conv2d.py -k host-cuda
 
 A test that passes without it and fails with it reads something before it has waited for it.
 """

@@ -25,11 +25,11 @@ from check import DTYPES
 from gpuconv import backend, kernels, models, nn, ops, optim
 from gpuconv.data import Augment, augment, augment_batch
 from gpuconv.data.loader import order_of
-from gpuconv.ops import pad
-from gpuconv.ops.batch_norm import SLICES, BatchNorm
-from gpuconv.ops.gpu import tensor_cores
-from gpuconv.ops.gpu.problem import problem
-from gpuconv.ops.softmax_cross_entropy import count_correct
+from gpuconv.ops.conv import gpu_mma
+from gpuconv.ops.conv.shape import problem
+from gpuconv.ops.loss.softmax_cross_entropy import count_correct
+from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
+from gpuconv.ops.shape.reshape import pad
 from gpuconv.ops.window import Window
 from gpuconv.train import step
 from hostcuda import parted
@@ -313,16 +313,16 @@ def drive_tensor_cores(cp, dtype):
     marks, part = cp.zeros(best.shape, np.uint8), cp.zeros((9, K), np.float32)
     p = problem(x.shape, w.shape, Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)))
     strided = problem(x.shape, w.shape, Window((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)))
-    tile = tensor_cores.tiles(dtype)[0]
-    tensor_cores.forward(p, x, w, y, tile=tile)
-    tensor_cores.input_gradient(p, y, w, x, tile=tile)
+    tile = gpu_mma.tiles(dtype)[0]
+    gpu_mma.forward(p, x, w, y, tile=tile)
+    gpu_mma.input_gradient(p, y, w, x, tile=tile)
     for how in (dict(activation="gelu"), dict(residual=y, activation="relu"),
                 dict(moments=(part, part))):
-        tensor_cores.forward(p, x, w, y, bias=row, **how)
-    tensor_cores.forward(p, x, w, best, bias=row, pool=marks, moments=(part, part))
+        gpu_mma.forward(p, x, w, y, bias=row, **how)
+    gpu_mma.forward(p, x, w, best, bias=row, pool=marks, moments=(part, part))
     gy = cp.zeros((N, strided.P, strided.Q, K), dtype)
-    tensor_cores.forward(strided, x, w, gy)
-    tensor_cores.input_gradient(strided, gy, w, x)
+    gpu_mma.forward(strided, x, w, gy)
+    gpu_mma.input_gradient(strided, gy, w, x)
 
 
 def drive_training(cp, dtype):

@@ -1,12 +1,12 @@
-// What the functions of kernels/mma.cuh do, laid bare for tests/test_mma.py.
+// What the functions of kernels/common/mma.cuh do, laid bare for tests/test_mma.py.
 //
 // Every lane picks its elements by the formulas of the PTX manual, one by one, and not as kernels
 // do; on the CPU and on a GPU alike.
 //
 // Launch   one block of one warp.
 
-#include "common.cuh"
-#include "mma.cuh"
+#include "common/common.cuh"
+#include "common/mma.cuh"
 
 using T = CFG_T;                                       // __half, __nv_bfloat16; float: tf32
 constexpr int X = CFG_X;                               // matrices of an ldmatrix

@@ -1,7 +1,7 @@
 """Do the tests see a fault in a kernel? Change the kernels a token at a time, and run their tests.
 
     python tests/mutate.py                     all kernels: half an hour on two cores
-    python tests/mutate.py max_pool.cu         some of them
+    python tests/mutate.py pool/max_pool.cu         some of them
     python tests/mutate.py --sample 50         no more than 50 mutants of each, drawn by --seed
     python tests/mutate.py --report FILE.md    run nothing, write what is known as a table
 
@@ -65,7 +65,7 @@ WAIT = 120.0    # seconds on the clock for a mutant, should it sleep for ever
 def simt(*named: str) -> list[str]:
     """Both kernels of each: what a test of all three directions asks for."""
     return [f"{file} {name} ACTIVATION=0" for name in named
-            for file in ("conv_simt.cu", "conv_simt_weight.cu")]
+            for file in ("conv/conv_simt.cu", "conv/conv_simt_wgrad.cu")]
 
 
 SIMT = simt("R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=1 LX=4 LY=4 BM=32", "R=2 SH=2 BM=64 BN=32",
@@ -74,76 +74,86 @@ SIMT = simt("R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=1 LX=4 LY=4 BM=32", "R=2 S
 # The test files of a source, and its CONFIGURATIONS: a test runs if it asks for no other.
 # They are named by some of their constants: T (float if not given) and I (int), and the window's.
 CASES = {
-    "accumulate.cu": ("accumulate", ["", "T=__half", "T=double"]),
-    "activation.cu": ("activation", ["", "T=__half", "I=long long"]),
-    "adam.cu": ("adam master control", ["", "T=__half MASTER=1", "I=long long"]),
-    "augment.cu": ("augment", ["C=3", "T=__half C=3", "I=long long C=3", "C=1", "T=__half C=1"]),
-    "avg_pool.cu": ("avg_pool", ["R=2 S=3 INCLUDE=1", "R=3 PT=0 PL=1", "T=__half R=2 INCLUDE=0"]),
-    "batch_norm.cu": ("batch_norm batch_norm_fused", [
+    "common/accumulate.cu": ("accumulate", ["", "T=__half", "T=double"]),
+    "elementwise/activation.cu": ("activation", ["", "T=__half", "I=long long"]),
+    "optim/adam.cu": ("adam master control", ["", "T=__half MASTER=1", "I=long long"]),
+    "data/augment.cu": ("augment", [
+        "C=3", "T=__half C=3", "I=long long C=3", "C=1", "T=__half C=1"]),
+    "pool/avg_pool.cu": ("avg_pool", [
+        "R=2 S=3 INCLUDE=1", "R=3 PT=0 PL=1", "T=__half R=2 INCLUDE=0"]),
+    "norm/batch_norm.cu": ("batch_norm batch_norm_fused", [
         "V=1 ACTIVATION=0", "V=4 ACTIVATION=1", "T=__half V=8"]),
-    "bias_relu.cu": ("bias_relu", ["V=1", "V=4", "T=__half V=8"]),
-    "clip.cu": ("clip", ["", "T=__half", "T=double"]),
-    "common.cuh": ("max_pool ema", ["max_pool.cu SAVE=1 R=2 S=3", "ema.cu",
-                                    "max_pool.cu SAVE=1 R=3 SH=2 PT=1 PL=1"]),
-    "activate.cuh": ("tensor_cores activation", ["conv_forward.cu T=__half ACTIVATION=1 WIDE=1",
-                                                 "conv_forward.cu T=float ACTIVATION=2",
-                                                 "activation.cu"]),
-    "clock.cu": ("step", ["", "A=double"]),
-    "column_sums.cu": ("column_sums", ["T=float O=float V=4", "T=__half O=float V=8",
+    "elementwise/bias_relu.cu": ("bias_relu", ["V=1", "V=4", "T=__half V=8"]),
+    "optim/clip.cu": ("clip", ["", "T=__half", "T=double"]),
+    "common/common.cuh": ("max_pool ema", ["pool/max_pool.cu SAVE=1 R=2 S=3", "optim/ema.cu",
+                                    "pool/max_pool.cu SAVE=1 R=3 SH=2 PT=1 PL=1"]),
+    "elementwise/activate.cuh": ("gpu_mma activation", [
+        "conv/conv_mma.cu T=__half ACTIVATION=1 WIDE=1",
+                                                 "conv/conv_mma.cu T=float ACTIVATION=2",
+                                                 "elementwise/activation.cu"]),
+    "optim/step_state.cu": ("step_state", [""]),
+    "reduce/column_sums.cu": ("column_sums", ["T=float O=float V=4", "T=__half O=float V=8",
                                        "T=float O=float V=1"]),
-    "conv_weight_gradient.cu": ("weight_gradient", [
+    "conv/conv_mma_wgrad.cu": ("gpu_mma_wgrad", [
         f"T={T} O=float BN=32 X_UNIT={x} GY_UNIT=16 PLAIN=0 BM=64 BK={k}"
         for T, x, k in (("__half", 16, 32), ("float", 16, 16), ("__half", 2, 32))]),
-    "conv_filters.cu": ("tensor_cores", ["T=__half SH=1 R=3 DH=1", "T=__half SH=3",
+    "conv/conv_rotate_filters.cu": ("gpu_mma", ["T=__half SH=1 R=3 DH=1", "T=__half SH=3",
                                          "T=__half SH=2 DW=3"]),
-    "conv_forward.cu": ("tensor_cores", [
+    "conv/conv_mma.cu": ("gpu_mma", [
         "T=__half C=16 GRADIENT=0 R=3", "T=__half C=3 GRADIENT=0", "T=__half GRADIENT=0 SH=2 DW=3",
-        "T=__half GRADIENT=1 SH=2 DW=3", "conv_filters.cu T=__half SH=2 DW=3",
-        "T=__half GRADIENT=1 SH=3", "conv_filters.cu T=__half SH=3",
-        "GRADIENT=1 R=3 SH=1", "conv_filters.cu SH=1 R=3",
+        "T=__half GRADIENT=1 SH=2 DW=3", "conv/conv_rotate_filters.cu T=__half SH=2 DW=3",
+        "T=__half GRADIENT=1 SH=3", "conv/conv_rotate_filters.cu T=__half SH=3",
+        "GRADIENT=1 R=3 SH=1", "conv/conv_rotate_filters.cu SH=1 R=3",
         "T=__half C=8 BIAS=0 ACTIVATION=1 WIDE=1", "T=__half RESIDUAL=1"]),
-    "gemm.cuh": ("tensor_cores weight_gradient", [
-        "conv_forward.cu T=__half C=16 GRADIENT=0 R=3 BIAS=0 UNIT=16",
-        "conv_forward.cu T=float C=32 GRADIENT=0", "conv_forward.cu T=__half C=3 GRADIENT=0",
-        "conv_forward.cu T=__half BK=64",
-        "conv_weight_gradient.cu T=__half O=float BN=32 X_UNIT=16 GY_UNIT=16 PLAIN=0 BM=64 BK=32",
-        "conv_weight_gradient.cu T=__half O=float BN=32 X_UNIT=2 GY_UNIT=16 PLAIN=0 BM=64 BK=32"]),
-    "conv_direct.cu": ("simt", ["R=3 ACTIVATION=0", "R=2 S=3", "T=__half ACTIVATION=0",
-                                "column_sums.cu"]),
-    "conv_simt.cu": ("simt", [*SIMT, *simt("R=3 S=3 SH=2 BM=64 BN=32")]),
-    "conv_simt_weight.cu": ("simt", [*SIMT, "column_sums.cu O=float"]),
-    "simt.cuh": ("simt", simt("R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=1 LX=4 LY=4 BM=128 BN=32",
+    "conv/gemm.cuh": ("gpu_mma gpu_mma_wgrad", [
+        "conv/conv_mma.cu T=__half C=16 GRADIENT=0 R=3 BIAS=0 UNIT=16",
+        "conv/conv_mma.cu T=float C=32 GRADIENT=0", "conv/conv_mma.cu T=__half C=3 GRADIENT=0",
+        "conv/conv_mma.cu T=__half BK=64",
+        "conv/conv_mma_wgrad.cu T=__half O=float BN=32 X_UNIT=16 GY_UNIT=16 PLAIN=0 BM=64 BK=32",
+        "conv/conv_mma_wgrad.cu T=__half O=float BN=32 X_UNIT=2 GY_UNIT=16 PLAIN=0 BM=64 BK=32"]),
+    "conv/conv_depthwise.cu": ("gpu_simt", ["R=3 ACTIVATION=0", "R=2 S=3", "T=__half ACTIVATION=0",
+                                "reduce/column_sums.cu"]),
+    "conv/conv_simt.cu": ("gpu_simt", [*SIMT, *simt("R=3 S=3 SH=2 BM=64 BN=32")]),
+    "conv/conv_simt_wgrad.cu": ("gpu_simt", [*SIMT, "reduce/column_sums.cu O=float"]),
+    "conv/simt.cuh": ("gpu_simt", simt(
+        "R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=1 LX=4 LY=4 BM=128 BN=32",
                               "T=double R=3 SH=2 BN=32", "R=2 SH=1 BN=32")),
-    "epilogue.cuh": ("tensor_cores", [
-        "conv_forward.cu T=__half MOMENTS=1", "conv_forward.cu T=__half C=8 BIAS=0 ACTIVATION=1",
-        "conv_forward.cu RESIDUAL=1", "conv_forward.cu T=__nv_bfloat16 C=8 ACTIVATION=2",
-        "conv_forward.cu C=32 MOMENTS=1"]),
-    "copy.cu": ("undo", [""]),
-    "dropout.cu": ("dropout", ["", "T=__half", "T=double"]),
-    "ema.cu": ("ema master", ["", "T=__half MASTER=1", "T=double"]),
-    "global_pool.cu": ("global_pool", ["SAVE=1", "T=__half SAVE=1", "T=double SAVE=1"]),
-    "im2col.cu": ("im2col conv", ["R=2 S=3 SH=3", "DH=2 SW=1", "R=3 S=2"]),
-    "loss_scale.cu": ("loss_scale", ["", "T=__half", "T=double"]),
-    "max_pool.cu": ("max_pool", ["SAVE=1 R=2 S=3", "T=__half SAVE=1 DH=2",
+    "conv/epilogue.cuh": ("gpu_mma", [
+        "conv/conv_mma.cu T=__half MOMENTS=1", "conv/conv_mma.cu T=__half C=8 BIAS=0 ACTIVATION=1",
+        "conv/conv_mma.cu RESIDUAL=1", "conv/conv_mma.cu T=__nv_bfloat16 C=8 ACTIVATION=2",
+        "conv/conv_mma.cu C=32 MOMENTS=1"]),
+    "common/copy.cu": ("undo", [""]),
+    "elementwise/dropout.cu": ("dropout", ["", "T=__half", "T=double"]),
+    "optim/ema.cu": ("ema master", ["", "T=__half MASTER=1", "T=double"]),
+    "pool/global_pool.cu": ("global_pool", ["SAVE=1", "T=__half SAVE=1", "T=double SAVE=1"]),
+    "conv/im2col.cu": ("im2col conv", ["R=2 S=3 SH=3", "DH=2 SW=1", "R=3 S=2"]),
+    "optim/loss_scale.cu": ("loss_scale", ["", "T=__half", "T=double"]),
+    "pool/max_pool.cu": ("max_pool", ["SAVE=1 R=2 S=3", "T=__half SAVE=1 DH=2",
                                  "SAVE=1 R=3 S=2 SH=1"]),
-    "muon.cu": ("muon", ["NESTEROV=1 MASTER=0", "T=__half NESTEROV=1 MASTER=1",
+    "optim/muon.cu": ("muon", ["NESTEROV=1 MASTER=0", "T=__half NESTEROV=1 MASTER=1",
                          "T=double NESTEROV=0 MASTER=0"]),
-    "newton_schulz.cu": ("muon", ["", "T=__half", "T=double"]),
-    "optim.cuh": ("master loss_scale sgd control", [
-        "sgd.cu MOMENTUM=0 MASTER=0", "sgd.cu T=__half MOMENTUM=0 MASTER=1", "loss_scale.cu"]),
-    "pad.cu": ("pad", ["MODE=0", "MODE=1", "MODE=2 T=__half", "MODE=3"]),
-    "window.cuh": ("max_pool avg_pool im2col", [
-        "max_pool.cu SAVE=1 R=2 S=3", "avg_pool.cu R=3 PT=0 PL=1", "im2col.cu R=3 S=2"]),
-    "pack.cuh": ("pack activation", ["pack.cuh", "activation.cu", "activation.cu T=__half"]),
-    "philox.cuh": ("random dropout augment", ["philox.cuh", "dropout.cu", "augment.cu"]),
-    "rows.cuh": ("batch_norm_fused batch_norm bias_relu", [
-        "batch_norm.cu V=1 ACTIVATION=0", "batch_norm.cu V=4 ACTIVATION=1", "bias_relu.cu V=4"]),
-    "reduce.cuh": ("clip softmax_cross_entropy", [
-        "clip.cu", "softmax_cross_entropy.cu WARPS=1", "softmax_cross_entropy.cu WARPS=8"]),
-    "shuffle.cu": ("loader", [""]),
-    "sgd.cu": ("sgd master control", ["MOMENTUM=0 MASTER=0", "T=__half NESTEROV=1 MASTER=0",
+    "optim/newton_schulz.cu": ("muon", ["", "T=__half", "T=double"]),
+    "optim/optim.cuh": ("master loss_scale sgd control", [
+        "optim/sgd.cu MOMENTUM=0 MASTER=0", "optim/sgd.cu T=__half MOMENTUM=0 MASTER=1",
+        "optim/loss_scale.cu"]),
+    "shape/pad.cu": ("pad", ["MODE=0", "MODE=1", "MODE=2 T=__half", "MODE=3"]),
+    "common/window.cuh": ("max_pool avg_pool im2col", [
+        "pool/max_pool.cu SAVE=1 R=2 S=3", "pool/avg_pool.cu R=3 PT=0 PL=1",
+        "conv/im2col.cu R=3 S=2"]),
+    "common/pack.cuh": ("pack activation", [
+        "common/pack.cuh", "elementwise/activation.cu", "elementwise/activation.cu T=__half"]),
+    "common/philox.cuh": ("random dropout augment", [
+        "common/philox.cuh", "elementwise/dropout.cu", "data/augment.cu"]),
+    "common/rows.cuh": ("batch_norm_fused batch_norm bias_relu", [
+        "norm/batch_norm.cu V=1 ACTIVATION=0", "norm/batch_norm.cu V=4 ACTIVATION=1",
+        "elementwise/bias_relu.cu V=4"]),
+    "common/reduce.cuh": ("clip softmax_cross_entropy", [
+        "optim/clip.cu", "loss/softmax_cross_entropy.cu WARPS=1",
+        "loss/softmax_cross_entropy.cu WARPS=8"]),
+    "data/shuffle.cu": ("loader", [""]),
+    "optim/sgd.cu": ("sgd master control", ["MOMENTUM=0 MASTER=0", "T=__half NESTEROV=1 MASTER=0",
                                       "T=__half MOMENTUM=1 NESTEROV=0 MASTER=1"]),
-    "softmax_cross_entropy.cu": ("softmax_cross_entropy", ["WARPS=1", "WARPS=8",
+    "loss/softmax_cross_entropy.cu": ("softmax_cross_entropy", ["WARPS=1", "WARPS=8",
                                                            "T=__half WARPS=1"]),
 }
 
@@ -274,7 +284,7 @@ def chosen(source: str, tests: list[Test]) -> list[Test]:
     known = {c for t in tests for c in t.needs}
     ours = set()
     for named in CASES[source][1]:
-        file = re.match(r"(\w+\.cuh?)?", named)[0] or source
+        file = re.match(r"(\w+/\w+\.cuh?)?", named)[0] or source
         wanted = {"T": "float", "I": "int"} | dict(re.findall(r"(\w+)=(long long|\S+)", named))
         match = []
         for kernel, words in known:

@@ -206,8 +206,8 @@ def main(kind, count):
     """Try them with little memory."""
     import resource
 
-    import gpuconv.system
-    gpuconv.system.free_memory = lambda: FREE
+    import gpuconv.free_memory
+    gpuconv.free_memory.free_memory = lambda: FREE
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         try_all(kind, 2, pathlib.Path(folder))

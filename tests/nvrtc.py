@@ -32,7 +32,7 @@ CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / "
 OPTIONS = (*kernels.OPTIONS, "-ftz=true",  # the last two are CuPy's own, see its compiler.py
            "--device-as-default-execution-space")
 FOLDER = pathlib.Path(__file__).parents[1] / "kernels"
-FILES = sorted(path.name for path in FOLDER.glob("*.cu"))
+FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.cu"))
 FEW = 8                               # compilations that are not worth starting processes
 
 

@@ -1,6 +1,6 @@
 """What a kernel's main loop is made of: the instructions that NVRTC chose. No GPU needed.
 
-    loop = sass.main_loop(nvrtc.build(job)[0], "conv_forward")
+    loop = sass.main_loop(nvrtc.build(job)[0], "conv_mma")
     sass.count(loop, "HMMA")            products on tensor cores
     sass.count(loop, "LDGSTS", ".128")  copies to shared memory, 16 bytes each
     sass.main_loop(nvrtc.build(job)[0], "conv_simt", "FFMA")    products on ordinary cores

@@ -1,4 +1,4 @@
-"""The convolutions of ops/gpu/simt.py, as the tables of kernels know them."""
+"""The convolutions of ops/conv/gpu_simt.py, as the tables of kernels know them."""
 
 from unittest import mock
 
@@ -6,8 +6,8 @@ import numpy as np
 
 import gpuconv as gpc
 from gpuconv import backend, ops
-from gpuconv.ops.gpu import simt
-from gpuconv.ops.gpu.problem import problem
+from gpuconv.ops.conv import gpu_simt
+from gpuconv.ops.conv.shape import problem
 from gpuconv.ops.window import Window, sides
 
 KINDS = {  # how many channels, filters and groups
@@ -29,10 +29,10 @@ def kernel_case(kind, stride=1):
             return [ops.relu(ops.conv2d(x, w, b, **how) + residual), gx, gw]
         y, gx, gw = xp.empty_like(gy), xp.empty_like(x), xp.empty_like(w)
         p = problem(shape, w.shape, window(3, stride, 1), groups)
-        simt.forward(p, x, w, y, bias=b, residual=residual, activation="relu")
-        simt.input_gradient(p, gy, w, gx)
-        with mock.patch.object(simt, "SLICE", 16):
-            simt.weight_gradient(p, x, gy, gw)
+        gpu_simt.forward(p, x, w, y, bias=b, residual=residual, activation="relu")
+        gpu_simt.input_gradient(p, gy, w, gx)
+        with mock.patch.object(gpu_simt, "SLICE", 16):
+            gpu_simt.weight_gradient(p, x, gy, gw)
         return [y, gx, gw]
 
     return run
@@ -52,9 +52,9 @@ def drive(cp, dtype, geometries=None):
         x, w = cp.empty((1, pixels, pixels, C), dtype), cp.empty((K, 3, 3, C // groups), dtype)
         p = problem(x.shape, w.shape, window(3, stride, 1), groups)
         y, row = cp.empty((1, p.P, p.Q, K), dtype), cp.empty(K, dtype)
-        simt.forward(p, x, w, y, bias=row, residual=y, activation=activation)
-        simt.input_gradient(p, y, w, x)
-        simt.weight_gradient(p, x, y, w)
+        gpu_simt.forward(p, x, w, y, bias=row, residual=y, activation=activation)
+        gpu_simt.input_gradient(p, y, w, x)
+        gpu_simt.weight_gradient(p, x, y, w)
 
 
 def traffic(*directions, groups=None):
@@ -67,11 +67,11 @@ def traffic(*directions, groups=None):
         p = problem(x.shape, w.shape, win, each)
         y = make(p.N, p.P, p.Q, p.K)
         if "forward" in directions:
-            simt.forward(p, x, w, y, bias=make(K), residual=make(*y.shape))
+            gpu_simt.forward(p, x, w, y, bias=make(K), residual=make(*y.shape))
         if "input_gradient" in directions:
-            simt.input_gradient(p, y, w, x)
+            gpu_simt.input_gradient(p, y, w, x)
         if "weight_gradient" in directions:
             wide = backend.accumulator(o.dtype)
-            simt.weight_gradient(p, x, y, make(*w.shape).astype(wide))
+            gpu_simt.weight_gradient(p, x, y, make(*w.shape).astype(wide))
 
     return run

@@ -9,9 +9,8 @@ import pytest
 from check import DTYPES, close, host, make
 from gpuconv import kernels, threads
 from gpuconv.autograd import Tensor, no_grad
-from gpuconv.functional import vjp
-from gpuconv.gradcheck import gradcheck
-from gpuconv.ops.activation import gelu, inside, relu, sigmoid, tanh
+from gpuconv.gradients import gradcheck, vjp
+from gpuconv.ops.elementwise.activation import gelu, inside, relu, sigmoid, tanh
 
 FUNCTIONS = {"relu": relu, "gelu": gelu, "sigmoid": sigmoid, "tanh": tanh}
 SHAPES = [
@@ -172,7 +171,7 @@ def test_what_is_saved_on_the_gpu(cp):
 
 
 def test_importing_loads_no_scipy():
-    code = "import sys, gpuconv.ops.activation; assert 'scipy' not in sys.modules"
+    code = "import sys, gpuconv.ops.elementwise.activation; assert 'scipy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=kernels.HERE.parent)
 
 

@@ -13,8 +13,7 @@ from gpuconv import ops as arithmetic
 from gpuconv import threads
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backend import accumulator
-from gpuconv.functional import vjp
-from gpuconv.gradcheck import gradcheck
+from gpuconv.gradients import gradcheck, vjp
 
 OPERATORS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul,
              "div": operator.truediv}

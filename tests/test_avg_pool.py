@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from check import DTYPES, close, grad_check, host, make, nchw, nhwc, shifted
 from gpuconv import kernels
 from gpuconv.autograd import Tensor
-from gpuconv.ops.avg_pool import avg_pool2d
+from gpuconv.ops.pool.avg_pool import avg_pool2d
 from gpuconv.ops.window import sides
 
 GEOMETRIES = [  # (H, W), (size, stride, padding, ceil_mode, count_include_pad)

@@ -7,8 +7,8 @@ from check import DTYPES, close, grad_check, host, make, nchw, nhwc
 from gpuconv import kernels, threads
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backend import accumulator
-from gpuconv.functional import vjp
-from gpuconv.ops.batch_norm import batch_norm
+from gpuconv.gradients import vjp
+from gpuconv.ops.norm.batch_norm import batch_norm
 
 SHAPES = [
     pytest.param((6, 3), id="features"),

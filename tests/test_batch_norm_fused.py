@@ -11,10 +11,10 @@ from check import DTYPES, close, grad_check, host, make, nchw, nhwc
 from gpuconv import backend, kernels
 from gpuconv.autograd import Tensor
 from gpuconv.backend import accumulator
-from gpuconv.ops.activation import activated, relu
-from gpuconv.ops.arithmetic import add
-from gpuconv.ops.batch_norm import BatchNorm, batch_norm
-from gpuconv.ops.gpu import rows
+from gpuconv.ops.elementwise.activation import activated, relu
+from gpuconv.ops.elementwise.arithmetic import add
+from gpuconv.ops.engine import row_partition
+from gpuconv.ops.norm.batch_norm import BatchNorm, batch_norm
 from hostcuda import fake_cupy
 
 module = sys.modules[batch_norm.__module__]  # the name in gpuconv.ops is the function
@@ -293,15 +293,15 @@ def test_arrays_that_begin_anywhere(cp, rng, which):
 def test_every_row_and_channel_is_in_one_part(itemsize, V):
     for n in (1, 7, 255, 256, 4097, 10**6, 10**9):
         for columns in (1, 2, 3, 8, 13, 32, 33, 40, 65, 256):
-            cut = rows.cut((n, columns * V), V, itemsize)
+            cut = row_partition.cut((n, columns * V), V, itemsize)
             assert (cut.S - 1) * cut.per < n <= cut.S * cut.per
             assert 1 <= cut.lanes <= min(32, columns)
             tiles = -(-columns // cut.lanes)
-            assert tiles * cut.S <= max(*rows.PARTS, tiles)
+            assert tiles * cut.S <= max(*row_partition.PARTS, tiles)
             assert cut.threads(V) == tiles * cut.S * kernels.BLOCK
-            assert tiles == 1 or cut.lanes * V * itemsize % rows.SECTOR == 0
+            assert tiles == 1 or cut.lanes * V * itemsize % row_partition.SECTOR == 0
             assert columns > (tiles - 1) * cut.lanes
-    assert rows.cut((0, 8), V, itemsize).threads(V) == 0
+    assert row_partition.cut((0, 8), V, itemsize).threads(V) == 0
 
 
 def test_on_the_gpu_an_activation_costs_no_memory(cp, rng):

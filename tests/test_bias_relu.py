@@ -6,9 +6,8 @@ import pytest
 from check import DTYPES, close, host, make
 from gpuconv import kernels, threads
 from gpuconv.autograd import Tensor, no_grad
-from gpuconv.functional import vjp
-from gpuconv.gradcheck import gradcheck
-from gpuconv.ops.bias_relu import bias_relu
+from gpuconv.gradients import gradcheck, vjp
+from gpuconv.ops.elementwise.bias_relu import bias_relu
 
 SHAPES = [
     pytest.param((2, 5, 3, 32), id="one-tile"),

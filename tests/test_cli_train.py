@@ -12,7 +12,7 @@ from PIL import Image
 
 import gpuconv as gpc
 from gpuconv import runs
-from gpuconv.ops.gpu.table import Table, here
+from gpuconv.ops.conv.tuning_table import Table, here
 
 ROW = re.compile(r"^ +\d+( +[\d.,]+%?){7}$", re.M)
 

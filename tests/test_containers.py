@@ -11,8 +11,8 @@ from check import close, grad_check, host
 from gpuconv import nn
 from gpuconv.autograd import Op, Parameter, Tensor, no_grad
 from gpuconv.backend import get_array_module
-from gpuconv.nn.observe import observed
-from gpuconv.ops.reduction import sum_
+from gpuconv.nn.observed import observed
+from gpuconv.ops.reduce.reduction import sum_
 
 
 class Scale(nn.Module):

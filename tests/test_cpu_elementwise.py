@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 
 from check import DTYPES, close, make
 from gpuconv import random
-from gpuconv.ops.cpu import normal, normalise, rows
-from gpuconv.ops.cpu.largest import give_back, largest_middle
-from gpuconv.ops.cpu.philox import words_at_least
-from gpuconv.ops.cpu.rectify import masked, nonzero, rectify
-from gpuconv.ops.cpu.sums import sum_axes, sum_middle
-from gpuconv.ops.cpu.zeros import zeros
+from gpuconv.ops.elementwise import cpu_gelu
+from gpuconv.ops.elementwise.cpu_philox import words_at_least
+from gpuconv.ops.elementwise.cpu_relu import masked, nonzero, rectify
+from gpuconv.ops.engine import row_broadcast
+from gpuconv.ops.engine.maxima import give_back, largest_middle
+from gpuconv.ops.engine.sums import sum_axes, sum_middle
+from gpuconv.ops.engine.zeros import zeros
+from gpuconv.ops.norm import cpu_batch
 
 few = hypothesis.settings(max_examples=60, derandomize=True, deadline=None, database=None)
 SPECIAL = [0.0, -0.0, 1.0, -1.0, np.nan, -np.nan, np.inf, -np.inf, 6e-8, -6e-8]
@@ -24,7 +26,7 @@ def test_with_row(M, C):
     rng = np.random.default_rng(M * C)
     x, row = rng.integers(-9, 9, (M, C)).astype("float32"), rng.integers(-9, 9, C).astype("float32")
     out = np.full((M, C), np.nan, "float32")
-    rows.with_row(np.subtract, x, row, out)
+    row_broadcast.with_row(np.subtract, x, row, out)
     np.testing.assert_array_equal(out, x - row)
 
 
@@ -107,7 +109,7 @@ def test_gelu_is_as_exact_as_it_says():
     t = np.concatenate([bits.view("float32"), np.linspace(0, 9, 100_000, dtype="float32")])
     x = np.concatenate([t, -t])
     y, slope = np.empty((2, x.size), "float32")
-    normal.gelu(x, y, slope)
+    cpu_gelu.gelu(x, y, slope)
     v = x.astype(float)
     want = v * np.exp(log_ndtr(v))
     off = np.abs(y - want) / np.where(v, np.abs(want), 1)
@@ -119,12 +121,12 @@ def test_gelu_is_as_exact_as_it_says():
 def test_gelu_of_what_is_not_finite():
     x = np.array([np.inf, 1, -np.inf, np.nan, 0, -0.0, 3e38, -3e38, 1e-40, -1e-40], "float32")
     y, slope = np.empty((2, x.size), "float32")
-    normal.gelu(x, y, slope)
+    cpu_gelu.gelu(x, y, slope)
     np.testing.assert_array_equal(y[[0, 2, 3, 4, 5, 6, 7]], [np.inf, np.nan, np.nan, 0, 0, x[6], 0])
     np.testing.assert_allclose(y[8:], x[8:] / 2)
     np.testing.assert_array_equal(slope[[0, 2, 3, 6, 7]], [np.nan, np.nan, np.nan, 1, 0])
     np.testing.assert_allclose(slope[[4, 5, 8, 9]], 0.5, rtol=1e-6)
-    normal.gelu(x, x, None)
+    cpu_gelu.gelu(x, x, None)
     np.testing.assert_array_equal(x, y)
 
 
@@ -146,13 +148,13 @@ def test_what_overflows_in_a_norm_shows_and_gives_no_warning(rng, monkeypatch, s
     x = rng.standard_normal((64, 8, 8, 3)).astype("float32")
     x[0, 0, 0, 1] = scale
     zero, one = np.zeros(3, "float32"), np.ones(3, "float32")
-    mean, m2 = normalise.moments(x)
+    mean, m2 = cpu_batch.moments(x)
     assert not np.isfinite(m2[1]) and np.isfinite(m2[[0, 2]]).all() and np.isfinite(mean[0])
-    y, positive = normalise.normalise(x, zero, np.float32([1, 1e20, 1]), zero, True, True)
+    y, positive = cpu_batch.normalise(x, zero, np.float32([1, 1e20, 1]), zero, True, True)
     assert y[0, 0, 0, 1] == np.inf and np.isfinite(y[..., [0, 2]]).all()
-    total, along = normalise.sums(x, x, zero, positive, np.empty_like(x))
+    total, along = cpu_batch.sums(x, x, zero, positive, np.empty_like(x))
     assert along[1] == np.inf and np.isfinite(along[[0, 2]]).all() and np.isfinite(total[0])
     gx = np.empty_like(x)
-    normalise.pull(x, x, zero, np.float32([1, 1e20, 1]), -one, zero, None, gx)
+    cpu_batch.pull(x, x, zero, np.float32([1, 1e20, 1]), -one, zero, None, gx)
     assert np.isnan(gx[0, 0, 0, 1]) or scale < np.inf
     assert np.isfinite(gx[..., [0, 2]]).all()

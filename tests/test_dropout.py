@@ -7,7 +7,7 @@ from check import DTYPES, close, grad_check, host, make
 from gpuconv import kernels, nn, random
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backend import accumulator
-from gpuconv.ops.dropout import dropout
+from gpuconv.ops.elementwise.dropout import dropout
 
 KEY, STEP = (7, 0xFFFFFFFF), 2**32 + 5  # every word of the counter and of the key counts
 SIZES = [pytest.param(s, id=str(s)) for s in ((), (1,), (3,), (4,), (8, 3, 5), (1023,))]

@@ -569,7 +569,7 @@ def test_no_folder(tmp_path):
 
 def test_more_than_fits(tmp_path, monkeypatch):
     pets(tmp_path)
-    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 5000)
+    monkeypatch.setattr("gpuconv.free_memory.free_memory", lambda: 5000)
     with pytest.raises(MemoryError, match="30 images of 8x8x3 need .* memory, 0.00 GB are free"):
         folder(tmp_path, 8)
     assert len(folder(tmp_path, 7)[0]) == 24

@@ -7,7 +7,7 @@ from check import DTYPES, close, grad_check, host, make, nchw, nhwc, shifted
 from gpuconv import kernels
 from gpuconv.autograd import Tensor
 from gpuconv.backend import accumulator
-from gpuconv.ops.global_pool import global_avg_pool2d, global_max_pool2d
+from gpuconv.ops.pool.global_pool import global_avg_pool2d, global_max_pool2d
 
 BOTH = pytest.mark.parametrize("pool", [global_avg_pool2d, global_max_pool2d])
 IMAGES = [pytest.param((4, 4), id="square"), pytest.param((3, 7), id="oblong"),

@@ -307,7 +307,7 @@ def test_every_op_is_tested_and_timed():
         if path.stem == "bench_import":
             continue  # no GPU has a part in it
         assert f"bench/{path.name}" in named
-    for path in (ROOT / "kernels").glob("*.cu"):
+    for path in (ROOT / "kernels").rglob("*.cu"):
         python = re.search(r"gpuconv/(?:\w+/)*(\w+)\.py", path.read_text())[1]  # in its header
         tests = {f"tests/test_{name}.py" for name in (path.stem, python)}
         assert tests & named or all(  # what cannot run there is run by the training
@@ -326,7 +326,7 @@ def test_the_cases_launch_every_kernel(cp, monkeypatch):
     for dtype in ("float32", "float16"):
         for case in gpu_cases.cases(gpu_cases.TINY, dtype):
             assert case.run()
-    assert launched == {name for path in (ROOT / "kernels").glob("*.cu")
+    assert launched == {name for path in (ROOT / "kernels").rglob("*.cu")
                         for name in kernels.signatures(kernels.source(path.name))}
 
 

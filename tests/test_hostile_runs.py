@@ -19,8 +19,8 @@ import gpuconv as gpc
 from gpuconv import cli, files, models, nn, ops, runs, train
 from gpuconv.data import Dataset, Source
 from gpuconv.data.manifest import Manifest
-from gpuconv.ops.gpu.problem import Problem
-from gpuconv.ops.gpu.table import Choice, Table, Tile
+from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.conv.tuning_table import Choice, Table, Tile
 from gpuconv.runs import Config, RunFolder
 from gpuconv.train import Settings
 
@@ -273,7 +273,7 @@ def test_a_plan_has_the_sizes_of_the_model(name, sizes):
 
 
 def test_a_model_that_does_not_fit_is_not_built(monkeypatch):
-    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 10**6)
+    monkeypatch.setattr("gpuconv.free_memory.free_memory", lambda: 10**6)
     with pytest.raises(MemoryError, match="the model's weights need 0.00 GB"):
         models.build({"notation": "INPUT 32x32x3 FC 50"})
     assert isinstance(models.build({"notation": "INPUT 32x32x3 FC 20"}), nn.Sequential)

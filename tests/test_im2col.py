@@ -7,7 +7,7 @@ from check import DTYPES, close, grad_check, host, make, shifted
 from gpuconv import kernels
 from gpuconv.autograd import Tensor
 from gpuconv.backend import float_dtype
-from gpuconv.ops.im2col import col2im, im2col, images_of_gpu, rows_of_gpu
+from gpuconv.ops.conv.im2col import col2im, im2col, images_of_gpu, rows_of_gpu
 from gpuconv.ops.window import Window
 
 GEOMETRIES = [  # (H, W), size, stride, padding, dilation

@@ -320,12 +320,12 @@ def test_a_decompression_bomb_is_refused(width, height):
 
 
 def test_pixels_that_do_not_fit_into_free_memory_are_refused_before_decoding(monkeypatch):
-    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 2 * 10**9)
+    monkeypatch.setattr("gpuconv.free_memory.free_memory", lambda: 2 * 10**9)
     with pytest.raises(MemoryError, match=r"^image: 9000x10000 pixels, made 8x8, need 2\.16 GB"):
         read(png(9_000, 10_000))
     with pytest.raises(MemoryError, match="image: 8x8 pixels, made 60000x60000, need 86"):
         read(blob(halves()), 60_000)
-    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 3 * 10**9)
+    monkeypatch.setattr("gpuconv.free_memory.free_memory", lambda: 3 * 10**9)
     with pytest.raises(ValueError, match="image: damaged"):  # no warning of Pillow's comes before
         read(png(9_000, 10_000))
 
@@ -363,7 +363,7 @@ def test_a_file_is_not_read_into_memory_that_is_not_there(tmp_path, monkeypatch)
     with open(tmp_path / "x.webp", "wb") as file:
         file.write(blob(halves(), "WEBP"))
         file.truncate(10**9)
-    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 10**9)
+    monkeypatch.setattr("gpuconv.free_memory.free_memory", lambda: 10**9)
     with pytest.raises(MemoryError, match=r"x\.webp: 1,000,000,000 bytes need 2\.00 GB"):
         read_image(tmp_path / "x.webp", 8)
 
@@ -425,6 +425,6 @@ def test_each_tile_of_a_jpeg_2000_counts(monkeypatch):
     at = stream.index(b"\xff\x51")
     struct.pack_into(">II", stream, at + 6, 255, 256)  # width and height
     struct.pack_into(">II", stream, at + 22, 1, 1)     # of a tile
-    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 500 * 10**6)
+    monkeypatch.setattr("gpuconv.free_memory.free_memory", lambda: 500 * 10**6)
     with pytest.raises(MemoryError, match="image: 255x256 pixels, made 8x8, need 0.78 GB"):
         read(bytes(stream))

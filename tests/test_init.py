@@ -93,7 +93,7 @@ def test_torch_default_gives_the_bias_the_bound_of_the_weight():
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_a_dirac_convolution_is_the_identity(rng, groups):
-    from gpuconv.ops.conv import conv2d
+    from gpuconv.ops.conv.conv2d import conv2d
     x = rng.standard_normal((2, 5, 4, 8))
     p = Parameter(np.full((8, 3, 3, 8 // groups), np.nan))
     init.dirac_(p, groups)

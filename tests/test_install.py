@@ -65,7 +65,8 @@ def python(installed):
 def test_the_wheel_holds_the_package_the_kernels_and_the_mark_of_types(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     ours = {p.relative_to(HOUSE).as_posix() for p in (HOUSE / "gpuconv").rglob("*.py")}
-    cuda = {f"gpuconv/cuda/{p.name}" for p in (HOUSE / "kernels").glob("*.cu*")}
+    cuda = {f"gpuconv/cuda/{p.relative_to(HOUSE / 'kernels').as_posix()}"
+            for p in (HOUSE / "kernels").rglob("*.cu*")}
     assert ours | cuda | {"gpuconv/py.typed"} <= names
     foreign = {n for n in names if not n.startswith("gpuconv")}
     assert not foreign  # no tests, no top-level "kernels"
@@ -99,13 +100,13 @@ def test_the_installed_package_finds_its_own_kernels(python):
 import pathlib
 from gpuconv import kernels
 print(kernels.FOLDERS[0] == pathlib.Path(kernels.__file__).parent / "cuda")
-print(sorted(p.name for p in kernels.FOLDERS[0].glob("*.cu")))
-print(kernels.source("max_pool.cu"), end="")
+print(sorted(p.name for p in kernels.FOLDERS[0].rglob("*.cu")))
+print(kernels.source("pool/max_pool.cu"), end="")
 """)
     own, files, text = told.split("\n", 2)
     assert own == "True"
-    assert files == str(sorted(p.name for p in (HOUSE / "kernels").glob("*.cu")))
-    assert text == kernels.source("max_pool.cu")  # the same, headers pasted in
+    assert files == str(sorted(p.name for p in (HOUSE / "kernels").rglob("*.cu")))
+    assert text == kernels.source("pool/max_pool.cu")  # the same, headers pasted in
 
 
 def test_the_command_is_there(installed):
@@ -113,6 +114,6 @@ def test_the_command_is_there(installed):
 
 
 def test_nvrtc_compiles_what_was_installed(python, nvrtc):
-    text = python("from gpuconv import kernels; print(kernels.source('max_pool.cu'))")
-    nvrtc(text, kernels.defines(**CASES["max_pool.cu"][0], T=np.dtype("float32"),
+    text = python("from gpuconv import kernels; print(kernels.source('pool/max_pool.cu'))")
+    nvrtc(text, kernels.defines(**CASES["pool/max_pool.cu"][0], T=np.dtype("float32"),
                                 A=np.dtype("float32"), I=np.dtype("int32")))

@@ -8,12 +8,12 @@ import pytest
 from check import DTYPES, close, host
 from gpuconv import nn, random
 from gpuconv.autograd import Tensor
-from gpuconv.ops.activation import gelu, relu, sigmoid, tanh
-from gpuconv.ops.avg_pool import avg_pool2d
-from gpuconv.ops.conv import conv2d
-from gpuconv.ops.global_pool import global_avg_pool2d, global_max_pool2d
-from gpuconv.ops.linear import linear
-from gpuconv.ops.max_pool import max_pool2d
+from gpuconv.ops.conv.conv2d import conv2d
+from gpuconv.ops.elementwise.activation import gelu, relu, sigmoid, tanh
+from gpuconv.ops.matmul.linear import linear
+from gpuconv.ops.pool.avg_pool import avg_pool2d
+from gpuconv.ops.pool.global_pool import global_avg_pool2d, global_max_pool2d
+from gpuconv.ops.pool.max_pool import max_pool2d
 
 CONVS = [  # arguments of Conv2d(4, 6, ...), repr
     pytest.param(dict(kernel_size=3), "4, 6, (3, 3)", id="plain"),

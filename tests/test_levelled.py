@@ -382,7 +382,7 @@ LARGE = {  # what is asked for, of images (1, 8, 8, 16)
 @pytest.mark.parametrize("name", LARGE)
 def test_memory_does_not_grow_with_the_numbers(name, monkeypatch):
     x, w = leaf(np, np.ones((1, 8, 8, 16), "float32")), leaf(np, np.ones((8, 3, 3, 16), "float32"))
-    monkeypatch.setattr(threads._inside, "scratch", {}, raising=False)  # its memory counts, too
+    monkeypatch.setattr(threads._inside, "workspaces", {}, raising=False)  # its memory counts, too
     with memory.fresh():
         tracemalloc.start()
         try:
@@ -410,7 +410,7 @@ def launched(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype, kernel", [
-    ("float32", "conv_simt"), pytest.param("float16", "conv_forward", marks=pytest.mark.slow)])
+    ("float32", "conv_simt"), pytest.param("float16", "conv_mma", marks=pytest.mark.slow)])
 def test_an_input_gradient_launches_blocks_for_classes_with_taps(cp, launched, dtype, kernel):
     x, w = np.ones((1, 32, 32, 16), dtype), np.ones((8, 3, 3, 16), dtype)
     for options in (dict(stride=16), dict(stride=16, padding=16, dilation=2)):

@@ -5,10 +5,9 @@ import pytest
 
 from check import DTYPES, close, host, make
 from gpuconv.autograd import Tensor, no_grad
-from gpuconv.functional import vjp
-from gpuconv.gradcheck import gradcheck
-from gpuconv.ops.activation import gelu, relu
-from gpuconv.ops.linear import linear
+from gpuconv.gradients import gradcheck, vjp
+from gpuconv.ops.elementwise.activation import gelu, relu
+from gpuconv.ops.matmul.linear import linear
 
 SHAPES = [  # x, K
     pytest.param((5, 7), 3, id="batch"),

@@ -158,7 +158,7 @@ def test_keys_of_an_order_are_64_bits(cp):
     """The lower half, too, which decides where the upper ones are equal."""
     n, key, step = 1001, (2**32 - 1, 5), 2**33 + 5
     keys = cp.empty(n, "uint64")
-    kernels.kernel("shuffle.cu", "shuffle_keys")(n, keys, *key, step, n)
+    kernels.kernel("data/shuffle.cu", "shuffle_keys")(n, keys, *key, step, n)
     words = random.words(2 * n, key, step).astype("uint64").reshape(n, 2)
     np.testing.assert_array_equal(host(keys), words[:, 0] << np.uint64(32) | words[:, 1])
 

@@ -13,11 +13,11 @@ import pytest
 import scipy.special  # noqa: F401  (GELU imports it: 8 MB of code that is no array)
 
 import gpuconv as gpc
-from gpuconv import backend, models, nn, optim, random, system, threads, train
+from gpuconv import backend, free_memory, models, nn, optim, random, threads, train
 from gpuconv.autograd import Op
 from gpuconv.memory import free_all_blocks, fresh
 from gpuconv.ops import softmax_cross_entropy
-from gpuconv.ops.cpu import zeros
+from gpuconv.ops.engine import zeros
 from gpuconv.train import memory
 from gpuconv.train.gpu_memory import Meter
 from gpuconv.train.memory import explain, largest_batch, predict
@@ -88,7 +88,7 @@ def dealt(request, monkeypatch):
 def measured(make, n, dtype="float32", optimizer=sgd, enough=0):
     """Bytes that training steps of n images have at most, all that they hold included.
 
-    Nothing is left of earlier steps: no scratch memory, no blocks that wait to be lent. Six steps,
+    Nothing is left of earlier steps: no workspaces, no blocks that wait to be lent. Six steps,
     or more until they had ``enough``: two threads may miss the moment when both need the most.
     """
     found = []
@@ -115,7 +115,7 @@ def measured(make, n, dtype="float32", optimizer=sgd, enough=0):
         finally:
             tracemalloc.stop()
 
-    thread = threading.Thread(target=steps)  # the caller's scratch memory is old
+    thread = threading.Thread(target=steps)  # the caller's workspaces is old
     thread.start()
     thread.join()
     return found[0]
@@ -189,7 +189,7 @@ def test_one_value_per_channel_is_no_obstacle():
 
 
 def noted():
-    return threads.chunks, threads.each, threads.scratch, zeros.held, Op.__call__
+    return threads.chunks, threads.each, threads.workspace, zeros.held, Op.__call__
 
 
 def test_everything_is_as_before():
@@ -362,7 +362,7 @@ def test_free_memory_is_the_least_of_what_system_and_groups_leave(monkeypatch, f
             raise FileNotFoundError(path)
         return files[path]
 
-    monkeypatch.setattr(system, "_read", read)
+    monkeypatch.setattr(free_memory, "_read", read)
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda what: (resource.RLIM_INFINITY,) * 2)
     assert backend.free_memory() == want

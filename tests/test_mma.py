@@ -1,4 +1,4 @@
-"""kernels/mma.cuh: each function against its definition in loops, and its misuse on the CPU."""
+"""common/mma.cuh: each function against its definition in loops, and its misuse on the CPU."""
 
 import pathlib
 
@@ -184,7 +184,7 @@ extern "C" __global__ void f(int which, float* in, float* out) {{
 {cases}    if (which < 0) out[0] = d[0] + a[0] + b[0];
 }}
 """
-    text = kernels.INCLUDE.sub("", "#include <cuda_fp16.h>\n") + kernels.source("mma.cuh") + text
+    text = f'#include <cuda_fp16.h>\n{kernels.source("common/mma.cuh")}{text}'
     kernel = {}
 
     def run(statements, mode="checked"):

@@ -9,7 +9,7 @@ import pytest
 from check import close, host
 from gpuconv import models, nn, random
 from gpuconv.autograd import no_grad
-from gpuconv.ops.softmax_cross_entropy import softmax_cross_entropy
+from gpuconv.ops.loss.softmax_cross_entropy import softmax_cross_entropy
 
 NORMS = 2 * 64 + 4 * 256  # of speedrun: scales, which are fixed, and biases
 FILTERS = 24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256  # of speedrun, 3x3 each

@@ -69,7 +69,7 @@ def test_16_bits_need_not_hold_the_gradient(xp, rng, size):
 def test_what_stands_between_the_products_is_numpy(cp, rng, dtype):
     p, q = rng.standard_normal((2, 43, 43)).astype(dtype)
     mix, (wide, other) = cp.asarray(q), (a.astype("float64") for a in (p, q))
-    kernels.kernel("newton_schulz.cu", "newton_schulz_mix", T=p.dtype)(
+    kernels.kernel("optim/newton_schulz.cu", "newton_schulz_mix", T=p.dtype)(
         p.size, cp.asarray(p), mix, 1.5, 2.5, -3.0, 43, p.size)
     close(mix, (1.5 * np.eye(43) + 2.5 * wide - 3.0 * other).astype(dtype), terms=2)
     for size in (1.0, 3e-8, 0.0):  # TINY counts in the second

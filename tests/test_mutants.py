@@ -60,7 +60,7 @@ def test_comments_do_not_count():
 
 
 def test_the_seed_decides():
-    text = (KERNELS / "im2col.cu").read_text()
+    text = (KERNELS / "conv/im2col.cu").read_text()
     assert mutants(text, 0) == mutants(text, 0) != mutants(text, 1)
     places = [{(m.start, m.old) for m in mutants(text, seed)} for seed in (0, 1)]
     assert places[0] == places[1]  # which change, not where
@@ -74,9 +74,10 @@ def test_a_sample_is_drawn_by_its_seed():
     assert sample("x.cu", found, None, 0) == sample("x.cu", found, 999, 0) == found
 
 
-@pytest.mark.parametrize("source", sorted(f.name for f in KERNELS.glob("*.cu*")))
+@pytest.mark.parametrize("source", sorted(
+    f.relative_to(KERNELS).as_posix() for f in KERNELS.rglob("*.cu*")))
 def test_every_source_that_a_kernel_uses_is_mutated(source):
-    used = {m for f in KERNELS.glob("*.cu") for m in re.findall('include "(.+?)"', f.read_text())}
+    used = {m for f in KERNELS.rglob("*.cu") for m in re.findall('include "(.+?)"', f.read_text())}
     if source.endswith(".cu") or source in used:
         tests, configurations = CASES[source]
         assert all((KERNELS.parent / "tests" / f"test_{t}.py").exists() for t in tests.split())

@@ -20,7 +20,7 @@ def check_supported(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_gives_a_sentence(tmp_path, kind, monkeypatch):
     check_supported(kind)
-    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 1 << 28)
+    monkeypatch.setattr("gpuconv.free_memory.free_memory", lambda: 1 << 28)
     assert try_all(kind, 24, tmp_path) < 22  # some of the damage does something
 
 

@@ -269,18 +269,18 @@ def test_arrays_that_do_not_fit_are_not_read(tmp_path, made, monkeypatch):
     np.savez_compressed(path, **dict(zip(OURS, made, strict=True)))
     need = made[0].nbytes + made[2].nbytes + 8 * (made[1].nbytes + made[3].nbytes)
     for free, fits in ((need - 1, False), (need, True)):
-        monkeypatch.setattr("gpuconv.system.free_memory", lambda free=free: free)
+        monkeypatch.setattr("gpuconv.free_memory.free_memory", lambda free=free: free)
         with contextlib.nullcontext() if fits else pytest.raises(
                 MemoryError, match=r"x\.npz: its arrays need"):
             npz(path)
-    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 10**6)
+    monkeypatch.setattr("gpuconv.free_memory.free_memory", lambda: 10**6)
     with pytest.raises(MemoryError, match="30 images of 400x400x3 need"):
         npz(path, 400)
 
 
 def test_a_bomb_of_zeros_is_refused_by_its_size(tmp_path, monkeypatch):
     path = zipped(tmp_path / "x.npz", header((4, 1 << 11, 1 << 11)) + bytes(1 << 24))
-    monkeypatch.setattr("gpuconv.system.free_memory", lambda: 1 << 24)
+    monkeypatch.setattr("gpuconv.free_memory.free_memory", lambda: 1 << 24)
     tracemalloc.start()
     try:
         with pytest.raises(MemoryError, match=r"x\.npz: its arrays need 0\.02 GB of memory"):

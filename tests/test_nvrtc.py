@@ -85,7 +85,7 @@ def test_a_header_excuses_kernels_that_exist(file):
 
 
 def test_the_table_has_a_row_for_each_kernel():
-    several = [job("ema.cu", arch) for arch in (75, 90)] + [job("dropout.cu", 90)]
+    several = [job("optim/ema.cu", arch) for arch in (75, 90)] + [job("elementwise/dropout.cu", 90)]
     lines = list(nvrtc.table(nvrtc.needs_of(several)))
     assert [line.split()[0] for line in lines[2:]] == ["dropout", "ema_copy", "ema_prepare",
                                                         "ema_update"]
@@ -115,21 +115,21 @@ def contracted(text, options):
     """
     head, words = OPAQUE, (*LIBRARY, "fma")
     head += "".join(f"#define {name}(...) opaque(__VA_ARGS__)\n" for name in words)
-    code = nvrtc.ptx(kernels.source("common.cuh") + head + text, options)
+    code = nvrtc.ptx(kernels.source("common/common.cuh") + head + text, options)
     return re.findall(r"^\s*(?:@\S+\s+)?(fma\.\S+|(?:mul|add|sub)\.(?:ftz\.)?f\d\d\b)", code, re.M)
 
 
 def everywhere(files):
     """Yield the file, the dtype, and what is contracted, for each dtype and each of CASES."""
     for file in files:
-        text = kernels.source(file).replace(kernels.source("common.cuh"), "")
+        text = kernels.source(file).replace(kernels.source("common/common.cuh"), "")
         for i, T in enumerate(nvrtc.dtypes(file)):
             for case in CASES[file]:
                 more = options(file, case, T, ("int32", "int64")[i % 2])
                 yield file, T, contracted(text, (*nvrtc.OPTIONS, *more))
 
 
-@pytest.mark.parametrize("file", ["adam.cu", "sgd.cu"])
+@pytest.mark.parametrize("file", ["optim/adam.cu", "optim/sgd.cu"])
 def test_the_compiler_fuses_nothing_in_an_optimiser(file):
     """So that float32 weights and the masters of 16-bit ones get the same bits."""
     assert [(T, found) for _, T, found in everywhere([file]) if found] == []
@@ -166,7 +166,7 @@ def test_reads_what_is_known(cold, arch):
 @pytest.mark.parametrize("arch", nvrtc.ARCHS)
 def test_the_log_of_ptxas_says_the_same(arch):
     """The cubin is read by us, the log is written by NVIDIA."""
-    cubin, log = nvrtc.build(job("softmax_cross_entropy.cu", arch))
+    cubin, log = nvrtc.build(job("loss/softmax_cross_entropy.cu", arch))
     said = {name: tuple(map(int, (stack, registers, shared or 0)))
             for name, stack, registers, shared in re.findall(
                 r"Function properties for (\w+)\s[^\n]*?(\d+) bytes stack frame[^\n]*\n"
@@ -195,7 +195,7 @@ def test_a_stack_or_a_spill_fails_unless_the_header_says_why(cold):
     assert re.search(r": spilling has \d+ bytes of stack, [1-9]\d* of them spilled, and the "
                      "header has no line '// Stack    spilling: why'$", spilling)
     why = "// Stack    indexed: an array, indexed at run time"
-    assert said(f'// Title\n{why}\n#include "common.cuh"\n{KNOWN}') == [spilling]
+    assert said(f'// Title\n{why}\n#include "common/common.cuh"\n{KNOWN}') == [spilling]
 
 
 def test_a_warning_is_seen(cold):
@@ -238,7 +238,7 @@ def test_many_are_compiled_in_processes(cold, monkeypatch):
     monkeypatch.setattr(nvrtc, "FEW", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(nvrtc.CACHE.parent))  # for the processes
     monkeypatch.setattr(nvrtc, "CACHE", nvrtc.CACHE.parent / "gpuconv-nvrtc")
-    several = [job("ema.cu", arch) for arch in (75, 90)]
+    several = [job("optim/ema.cu", arch) for arch in (75, 90)]
     monkeypatch.setattr(nvrtc, "build", None)  # here; not in another process
     assert [set(found) for found in nvrtc.needs_of(several).values()] == [
         {"ema_update", "ema_prepare", "ema_copy", ""}] * 2
@@ -254,7 +254,7 @@ def test_many_are_compiled_in_processes(cold, monkeypatch):
 ])
 def test_a_header_says_which_architectures(tmp_path, line, want):
     file = tmp_path / "op.cu"
-    file.write_text(f'// Title\n{line}\n\n#include "common.cuh"\n// Archs sm_75\n')
+    file.write_text(f'// Title\n{line}\n\n#include "common/common.cuh"\n// Archs sm_75\n')
     assert nvrtc.archs(file) == want
 
 
@@ -274,7 +274,7 @@ def test_a_header_excuses_a_stack_with_a_reason(tmp_path):
 
 def test_the_command_prints_a_table():
     root = str(kernels.HERE.parent)
-    done = subprocess.run([sys.executable, nvrtc.__file__, "--each", "ema.cu"], text=True,
+    done = subprocess.run([sys.executable, nvrtc.__file__, "--each", "optim/ema.cu"], text=True,
                           capture_output=True, env=os.environ | {"PYTHONPATH": root}, check=True)
     rows = done.stdout.splitlines()[2:]
     found = [row.split()[0] for row in rows]

@@ -7,7 +7,7 @@ import numpy as np
 
 from check import host
 from gpuconv import nn, random
-from gpuconv.ops.softmax_cross_entropy import softmax_cross_entropy
+from gpuconv.ops.loss.softmax_cross_entropy import softmax_cross_entropy
 from gpuconv.optim import SGD, OneCycle
 
 STEPS, CLASSES = 40, 4

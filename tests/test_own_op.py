@@ -99,14 +99,16 @@ def test_nvrtc_takes_the_source(nvrtc, tmp_path):
 
 def test_headers_are_looked_for_beside_the_file_then_among_ours(tmp_path):
     (tmp_path / "deep").mkdir()
-    (tmp_path / "op.cu").write_text('#include "deep/mine.cuh"\n  # include "common.cuh"  //\nop')
+    (tmp_path / "op.cu").write_text(
+        '#include "deep/mine.cuh"\n  # include "common/common.cuh"  //\nop')
     (tmp_path / "deep" / "mine.cuh").write_text('#include "more.cuh"\nmine\n')
-    (tmp_path / "deep" / "more.cuh").write_text('#include "common.cuh"\nmore\n')
+    (tmp_path / "deep" / "more.cuh").write_text('#include "common/common.cuh"\nmore\n')
     text = kernels.source(tmp_path / "op.cu")
-    common = kernels.source("common.cuh")
+    common = kernels.source("common/common.cuh")
     assert text == f"{common}\nmore\n\nmine\n\n\nop"  # the second common.cuh is not pasted again
-    (tmp_path / "common.cuh").write_text("my own\n")
-    (tmp_path / "other.cu").write_text('#include "common.cuh"\n')
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common/common.cuh").write_text("my own\n")
+    (tmp_path / "other.cu").write_text('#include "common/common.cuh"\n')
     assert kernels.source(str(tmp_path / "other.cu")) == "my own\n\n"  # beside it comes first
 
 
@@ -117,7 +119,7 @@ def test_headers_that_include_each_other_end(tmp_path):
 
 
 SCALE = """
-#include "common.cuh"
+#include "common/common.cuh"
 using T = CFG_T;
 extern "C" __global__ void scale(T* x, float by, int n)
 {

@@ -1,4 +1,4 @@
-"""kernels/pack.cuh: how many elements make 16 bytes, and where they may be read at once."""
+"""kernels/common/pack.cuh: how many elements make 16 bytes, and where they may be read at once."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ extern "C" __global__ void probe(const float* x, int* aligned, int* sizes)
 
 
 def test_packs_are_16_bytes_at_multiples_of_16(cp):
-    code = kernels.source("pack.cuh") + CUDA
+    code = kernels.source("common/pack.cuh") + CUDA
     x, aligned, sizes = cp.zeros(12, "float32"), cp.zeros(12, "int32"), cp.zeros(5, "int32")
     cp.RawModule(code=code).get_function("probe")((1,), (1,), (x, aligned, sizes))
     assert sizes.get().tolist() == [2, 4, 8, 16, 16]

@@ -7,7 +7,7 @@ from check import DTYPES, close, grad_check, host, make, shifted
 from gpuconv import kernels, vjp
 from gpuconv.autograd import Tensor
 from gpuconv.backend import float_dtype
-from gpuconv.ops.pad import MODES, pad2d
+from gpuconv.ops.shape.pad import MODES, pad2d
 
 NUMPY = dict(zeros="constant", reflect="reflect", replicate="edge", circular="wrap")
 TORCH = dict(zeros="constant", reflect="reflect", replicate="replicate", circular="circular")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from check import DTYPES, close, eps, host, make
 from gpuconv import ops
 from gpuconv.backend import accumulator, get_array_module
-from gpuconv.functional import vjp
+from gpuconv.gradients import vjp
 from gpuconv.ops.window import sides
 
 WINDOWS = [  # size, stride, padding, dilation: of conv2d, im2col and col2im

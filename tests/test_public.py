@@ -96,7 +96,7 @@ SIGNATURES = {
                            "precision='ieee'",
     "ops.conv_max_pool": "x, w, b=None, *, stride=1, padding=0, dilation=1, precision='ieee', "
                          "activation=None",
-    "ops.checkpoint": "f, *inputs", "ops.tuned": "table",
+    "ops.recompute": "f, *inputs", "ops.tuned": "table",
 }
 
 

@@ -16,7 +16,7 @@ from hostcuda.hostcuda import HostKernel
 
 pytestmark = [pytest.mark.skipif(not compiler(), reason="no g++"),
               pytest.mark.skipif(backend._cupy is not fake_cupy, reason="checks of the stand-in")]
-FILES = sorted((kernels.HERE.parent / "kernels").glob("*.cu"))
+FILES = sorted((kernels.HERE.parent / "kernels").rglob("*.cu"))
 TERMS = 1500  # at most, of any sum in the cases
 
 
@@ -86,7 +86,7 @@ def test_the_cases_launch_every_kernel(monkeypatch):
                         lambda self, *a, **k: launched.add(self.name) or call(self, *a, **k))
     for case in CASES:
         run(case, fake_cupy)
-    assert launched == {name for f in FILES for name in kernels.signatures(kernels.source(f.name))}
+    assert launched == {name for f in FILES for name in kernels.signatures(kernels.source(f))}
 
 
 # -- faults in real kernels ---------------------------------------------------------------
@@ -160,6 +160,6 @@ FAULTS = {  # what is wrong: a case, the text, what it becomes, the report (None
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_a_kernel_is_seen(changed, fault):
     case, old, new, report = FAULTS[fault]
-    assert any(old in kernels.source(f.name) for f in FILES), "the kernel reads differently now"
+    assert any(old in kernels.source(f) for f in FILES), "the kernel reads differently now"
     with pytest.raises(RuntimeError if report else AssertionError, match=report):
         check_orders(case, changed, edits=[(old, new)])

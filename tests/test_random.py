@@ -29,7 +29,7 @@ extern "C" __global__ void words(
 
 @pytest.fixture
 def cuda(cp):
-    return cp.RawModule(code=kernels.source("philox.cuh") + CUDA)
+    return cp.RawModule(code=kernels.source("common/philox.cuh") + CUDA)
 
 
 def word(element, key, step):

@@ -11,7 +11,7 @@ from gpuconv import models, nn, optim
 from gpuconv.data import Augment, Dataset
 from gpuconv.recipes import RECIPES, USUAL, usual
 from gpuconv.train import Group, Settings, fit
-from gpuconv.train.groups import OPTIMIZERS
+from gpuconv.train.param_groups import OPTIMIZERS
 from gpuconv.train.settings import RATES
 
 

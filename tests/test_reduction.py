@@ -5,9 +5,8 @@ import pytest
 
 from check import DTYPES, close, host, make
 from gpuconv.autograd import Tensor, no_grad
-from gpuconv.functional import vjp
-from gpuconv.gradcheck import gradcheck
-from gpuconv.ops.reduction import max_, mean, sum_
+from gpuconv.gradients import gradcheck, vjp
+from gpuconv.ops.reduce.reduction import max_, mean, sum_
 
 FUNCTIONS = {"sum": sum_, "mean": mean, "max": max_}
 AXES = [

@@ -14,7 +14,7 @@ import pytest
 from check import close, host
 from gpuconv import ops, random, reference
 
-NO_OPS = {"checkpoint", "load_table", "tuned"}  # what gpuconv.ops exports besides ops
+NO_OPS = {"load_table", "recompute", "tuned"}  # what gpuconv.ops exports besides ops
 CONVOLUTIONS = {  # id: x, w, options
     "same": ((2, 6, 6, 3), (4, 3, 3, 3), dict(padding=1)),
     "every axis different": ((2, 7, 9, 2), (3, 2, 3, 2),

@@ -5,9 +5,8 @@ import pytest
 
 from check import DTYPES, close, host, make
 from gpuconv.autograd import Tensor, no_grad
-from gpuconv.functional import vjp
-from gpuconv.gradcheck import gradcheck
-from gpuconv.ops.softmax import log_softmax, softmax
+from gpuconv.gradients import gradcheck, vjp
+from gpuconv.ops.loss.softmax import log_softmax, softmax
 
 FUNCTIONS = {"softmax": softmax, "log_softmax": log_softmax}
 

@@ -7,7 +7,7 @@ from check import DTYPES, close, grad_check, host, make
 from gpuconv import backend, kernels
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backend import accumulator
-from gpuconv.ops.softmax_cross_entropy import FEW, count_correct, softmax_cross_entropy
+from gpuconv.ops.loss.softmax_cross_entropy import FEW, count_correct, softmax_cross_entropy
 
 SIZES = [
     pytest.param((7, 10), id="ten-classes"),

@@ -10,8 +10,8 @@ from test_train import same, tiny, weights
 
 from gpuconv import backend, models, nn, ops, optim, random, train
 from gpuconv.data import Augment, Dataset
-from gpuconv.ops.gpu import measure
-from gpuconv.ops.gpu.table import Choice, Table, here
+from gpuconv.ops.conv import autotune
+from gpuconv.ops.conv.tuning_table import Choice, Table, here
 from gpuconv.recipes import RECIPES
 from gpuconv.train import Callback, Checkpoint, fit
 from gpuconv.train import step as steps
@@ -300,7 +300,7 @@ def test_losses_are_read_now_and_then(cp, monkeypatch):
 def table(cp):
     """For each convolution of a step cuBLAS as the fastest, which cannot be captured; then SIMT."""
     model = network("float16")
-    keys = measure.asked(lambda: fit(model, tiny(12), epochs=1, batch_size=8, eager=True,
+    keys = autotune.asked(lambda: fit(model, tiny(12), epochs=1, batch_size=8, eager=True,
                                      optimizer=optim.SGD(model.parameters(), 0.1)))
     return Table(here(), {key: [(Choice("explicit"), 1.0), (Choice("simt"), 2.0)] for key in keys})
 

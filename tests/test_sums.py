@@ -10,11 +10,11 @@ import pytest
 from check import host
 from gpuconv import ops, threads
 from gpuconv.autograd import Tensor
-from gpuconv.ops.arithmetic import total
-from gpuconv.ops.cpu.sums import block_sums, multiply
-from gpuconv.ops.gpu import simt, weight_gradient
-from gpuconv.ops.gpu.column_sums import column_sums
-from gpuconv.ops.gpu.problem import problem
+from gpuconv.ops.conv import gpu_mma_wgrad, gpu_simt
+from gpuconv.ops.conv.shape import problem
+from gpuconv.ops.engine.column_sums import column_sums
+from gpuconv.ops.engine.elements import total
+from gpuconv.ops.engine.sums import block_sums, multiply
 from gpuconv.ops.window import Window
 
 MOST = 1e-6
@@ -188,11 +188,11 @@ def test_bits_do_not_depend_on_the_number_of_threads(rng):
 def test_no_run_of_pixels_is_long_on_a_gpu():
     """Partial sums of a weight gradient may take 64 MiB, which bounds their number."""
     p = problem((10**4, 100, 100, 3), (64, 3, 3, 3), Window((3, 3), (1, 1), ((1, 1), (1, 1))))
-    *_, run, runs = simt._plan(p, np.dtype("float32"))
+    *_, run, runs = gpu_simt._plan(p, np.dtype("float32"))
     assert run < 11_000 and 4 * runs * 64 * 27 <= 64 << 20
     for dtype in "float16", "float32":
-        tile = weight_gradient.default_tile(p, np.dtype(dtype), 90)
-        runs = weight_gradient.default_splits(p, np.dtype(dtype), tile, 90)
+        tile = gpu_mma_wgrad.default_tile(p, np.dtype(dtype), 90)
+        runs = gpu_mma_wgrad.default_splits(p, np.dtype(dtype), tile, 90)
         assert p.pixels / runs < 2**16 and 4 * runs * 64 * 27 <= 64 << 20
 
 

@@ -266,17 +266,17 @@ other.join()
 """)
 
 
-# -- scratch -----------------------------------------------------------------------------
+# -- workspaces --------------------------------------------------------------------------
 
 
-def test_scratch_is_reused_and_grows():
-    a = threads.scratch("test", 10, "float32")
+def test_a_workspace_is_reused_and_grows():
+    a = threads.workspace("test", 10, "float32")
     assert a.shape == (10,) and a.dtype == np.float32
     address = a.ctypes.data
-    assert threads.scratch("test", 5, "float64").ctypes.data == address  # 40 bytes again
-    assert threads.scratch("other", 10, "float32").ctypes.data != address
-    assert threads.scratch("test", 100, "float64").shape == (100,)
-    assert threads.scratch("test", 0, "float64").shape == (0,)
+    assert threads.workspace("test", 5, "float64").ctypes.data == address  # 40 bytes again
+    assert threads.workspace("other", 10, "float32").ctypes.data != address
+    assert threads.workspace("test", 100, "float64").shape == (100,)
+    assert threads.workspace("test", 0, "float64").shape == (0,)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -284,7 +284,7 @@ def test_a_result_in_a_workspace_is_destroyed(count):
     """The check that all tests run with (workspaces.py): after a chunk of work, and after an op."""
     class Leaking(Op):
         def forward_cpu(self, x):
-            y = threads.scratch("test", x.shape, x.dtype)
+            y = threads.workspace("test", x.shape, x.dtype)
             y[...] = x
             return y
 
@@ -301,12 +301,12 @@ def test_a_result_in_a_workspace_is_destroyed(count):
     assert np.isnan(y).all() and np.isnan(pull(np.ones(9))[0]).all()
 
 
-def test_scratch_belongs_to_a_thread(monkeypatch):
+def test_a_workspace_belongs_to_a_thread(monkeypatch):
     monkeypatch.setattr(threads, "count", lambda: 3)
     together = threading.Barrier(3, timeout=10)
 
     def f(piece):
-        mine = threads.scratch("test", 1000, "int64")
+        mine = threads.workspace("test", 1000, "int64")
         mine[:] = piece.start
         together.wait()  # all three have written
         return mine.ctypes.data, bool((mine == piece.start).all())

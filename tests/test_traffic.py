@@ -252,7 +252,7 @@ def test_dynamic_shared_memory_is_seen():
 
 # -- tensor cores --------------------------------------------------------------------------
 
-MMA = kernels.source("mma.cuh") + """
+MMA = kernels.source("common/mma.cuh") + """
 extern "C" __global__ void f(const float* x, float* y) {
     alignas(16) __shared__ float tile[1024];
     const int lane = threadIdx.x;
@@ -296,25 +296,26 @@ SHAPES = {  # op: shapes and options that its header must hold for
     "batch_norm": [("4x16x16x64", {}), ("2x9x9x10", {}), ("4x8x8x48", HALF)],
     "bias_relu": [("4x8x8x64", {}), ("2x5x5x10", {}), ("4x8x8x48", HALF)],
     "clip": [("64x64", {}), ("64x64", HALF)],
-    "clock": [("9", {}), ("9", dict(dtype="float64"))],
-    "conv_filters": [("1x6x6x64", dict(kernel_size=3)), ("1x6x6x40", dict(filters=24, stride=2)),
+    "step_state": [("9", {}), ("9", dict(dtype="float64"))],
+    "conv_rotate_filters": [("1x6x6x64", dict(kernel_size=3)),
+                            ("1x6x6x40", dict(filters=24, stride=2)),
                      ("1x6x6x48", dict(kernel_size=3, **HALF))],
-    "conv_forward": [("2x8x8x16", dict(kernel_size=3, padding=1, **HALF)),
+    "conv_mma": [("2x8x8x16", dict(kernel_size=3, padding=1, **HALF)),
                      ("2x9x8x16", dict(kernel_size=3, padding=1, pool=True, **HALF)),
                      ("2x9x8x24", dict(kernel_size=3, stride=2, filters=40)),
                      ("2x8x8x3", dict(kernel_size=3, padding=1, filters=10, **HALF)),
                      ("2x8x8x32", dict(kernel_size=1, **HALF))],
-    "conv_direct": [("1x8x8x32", dict(kernel_size=3, padding=1)),
+    "conv_depthwise": [("1x8x8x32", dict(kernel_size=3, padding=1)),
                     ("1x9x8x5", dict(kernel_size=3, stride=2)), ("1x6x6x64", HALF)],
     "conv_simt": [("1x8x8x16", dict(kernel_size=3, padding=1, filters=32)),
                   ("1x9x8x8", dict(kernel_size=3, stride=2, padding=1, filters=8)),
                   ("1x9x8x3", dict(kernel_size=3, padding=1, filters=5)),
                   ("1x8x8x16", dict(kernel_size=1, filters=16, **HALF))],
-    "conv_simt_weight": [("1x8x8x16", dict(kernel_size=3, padding=1, filters=32)),
+    "conv_simt_wgrad": [("1x8x8x16", dict(kernel_size=3, padding=1, filters=32)),
                          ("1x9x8x3", dict(kernel_size=3, padding=1, filters=5)),
                          ("1x8x8x16", dict(kernel_size=2, stride=2, filters=16, **HALF))],
     "column_sums": [("70x64", {}), ("1100x64", HALF), ("70x10", {}), ("900x10", HALF)],
-    "conv_weight_gradient": [("2x8x8x16", dict(kernel_size=3, padding=1, filters=72, **HALF)),
+    "conv_mma_wgrad": [("2x8x8x16", dict(kernel_size=3, padding=1, filters=72, **HALF)),
                              ("2x9x8x24", dict(kernel_size=3, stride=2, filters=40)),
                              ("2x8x8x3", dict(kernel_size=3, padding=1, filters=10, **HALF)),
                              ("2x8x8x32", dict(kernel_size=1, **HALF))],
@@ -337,14 +338,16 @@ SHAPES = {  # op: shapes and options that its header must hold for
 }
 
 
+FILES = {path.stem: path for path in (kernels.HERE.parent / "kernels").rglob("*.cu")}
+
+
 def test_every_kernel_has_its_shapes():
-    files = {path.stem for path in (kernels.HERE.parent / "kernels").glob("*.cu")}
-    assert files == set(SHAPES) == set(traffic.CASES)
+    assert set(FILES) == set(SHAPES) == set(traffic.CASES)
 
 
 @pytest.mark.parametrize("op", SHAPES)
 def test_a_header_says_what_is_counted(op):
-    lines, reached, seen, wrong = traffic_lines.read(f"{op}.cu"), {}, set(), []
+    lines, reached, seen, wrong = traffic_lines.read(FILES[op]), {}, set(), []
     for shape, options in SHAPES[op]:
         for launch in traffic.record(op, tuple(map(int, shape.split("x"))), **options):
             seen.add(launch.kernel)
@@ -435,7 +438,7 @@ def test_the_command_refuses(capsys, arguments, message):
 def test_the_command_prints_every_kernel(capsys):
     traffic.main([])
     out = capsys.readouterr().out
-    files = (kernels.HERE.parent / "kernels").glob("*.cu")
-    names = {name for path in files for name in kernels.signatures(kernels.source(path.name))}
+    files = (kernels.HERE.parent / "kernels").rglob("*.cu")
+    names = {name for path in files for name in kernels.signatures(kernels.source(path))}
     assert names == {line.split()[0] for line in out.splitlines() if "   grid " in line}
     assert max(map(len, out.splitlines())) <= 100

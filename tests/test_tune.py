@@ -10,9 +10,9 @@ from conftest import HAS_GPU
 
 import gpuconv as gpc
 from gpuconv import cli, ops
-from gpuconv.ops.gpu import choice, measure
-from gpuconv.ops.gpu.problem import Problem
-from gpuconv.ops.gpu.table import Choice, load_table
+from gpuconv.ops.conv import autotune, gpu_dispatch
+from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.conv.tuning_table import Choice, load_table
 
 NET = "INPUT 4x4x8 | CONV3-8 RELU | FC 5"
 SMALL = ["tune", "--model", NET, "--batch-size", "2", "--device", "cuda"]
@@ -21,17 +21,17 @@ SMALL = ["tune", "--model", NET, "--batch-size", "2", "--device", "cuda"]
 @pytest.fixture
 def quick(monkeypatch, cp):
     """Few candidates, measured once."""
-    monkeypatch.setattr(measure, "FLUSH", 1 << 10)
-    monkeypatch.setattr(measure, "ROUNDS", 2)
-    monkeypatch.setattr(measure, "WARMUP", 1)
-    every = choice.candidates
+    monkeypatch.setattr(autotune, "FLUSH", 1 << 10)
+    monkeypatch.setattr(autotune, "ROUNDS", 2)
+    monkeypatch.setattr(autotune, "WARMUP", 1)
+    every = gpu_dispatch.candidates
 
     def few(*key):
         first, *others = every(*key)
         yield first
         yield from (c for c in others if c.engine == "explicit")
 
-    monkeypatch.setattr(choice, "candidates", few)
+    monkeypatch.setattr(gpu_dispatch, "candidates", few)
 
 
 def tune(*arguments, capsys):
@@ -53,7 +53,7 @@ def test_measures_what_a_training_step_asks_for(quick, tmp_path, capsys):
     assert told["format"] == "gpuconv tuned" and len(told["entries"]) == 5
     first = told["entries"][0]
     assert first["problem"]["N"] == 2 and first["dtype"] == "float16"
-    default = "tensor_cores" if choice.architecture() >= 80 else "simt"
+    default = "tensor_cores" if gpu_dispatch.architecture() >= 80 else "simt"
     assert {c["engine"] for c in first["candidates"]} == {default, "explicit"}
     assert all(c["milliseconds"] >= 0 for c in first["candidates"])
 
@@ -61,8 +61,9 @@ def test_measures_what_a_training_step_asks_for(quick, tmp_path, capsys):
 def test_the_table_is_used_and_gives_the_same_step(quick, tmp_path, capsys, monkeypatch):
     tune("--dtype", "float32", "--output", tmp_path / "t.json", capsys=capsys)
     table = load_table(tmp_path / "t.json")
-    cp, seen, compute = gpc.backend.cupy(), [], choice.compute
-    monkeypatch.setattr(choice, "compute", lambda chosen, *a, **k: seen.append(chosen) or compute(
+    cp, seen, compute = gpc.backend.cupy(), [], gpu_dispatch.compute
+    monkeypatch.setattr(
+        gpu_dispatch, "compute", lambda chosen, *a, **k: seen.append(chosen) or compute(
         chosen, *a, **k))
     x, w = cp.ones((2, 4, 4, 8), "float32"), cp.ones((8, 3, 3, 8), "float32")
     with ops.tuned(table):
@@ -79,15 +80,15 @@ def test_tf32(quick, tmp_path, capsys):
 def test_what_fails_or_errs_is_left_out(quick, monkeypatch):
     p = Problem(1, 4, 4, 8, 8, 1, 1, 4, 4, (1, 1), (0, 0), (1, 1), 1)
     key = "forward", p, "float32", "ieee"
-    real, failed = choice.compute, []
+    real, failed = gpu_dispatch.compute, []
 
     def compute(chosen, direction, p, a, b, out, **more):
         real(chosen, direction, p, a, b, out, **more)
         if chosen.engine == "explicit":
             out *= 1.01
 
-    monkeypatch.setattr(choice, "compute", compute)
-    found = measure.measured([key], lambda *failure: failed.append(failure))
+    monkeypatch.setattr(gpu_dispatch, "compute", compute)
+    found = autotune.measured([key], lambda *failure: failed.append(failure))
     assert found.find(key) == [Choice("simt")]
     (_, chosen, why), = failed
     assert chosen == Choice("explicit") and why == "its result is 1.0e-02 off"
@@ -95,8 +96,8 @@ def test_what_fails_or_errs_is_left_out(quick, monkeypatch):
     def broken(*arguments, **more):
         raise MemoryError("of the device")
 
-    monkeypatch.setattr(choice, "compute", broken)
-    assert measure.measured([key]).find(key) == []
+    monkeypatch.setattr(gpu_dispatch, "compute", broken)
+    assert autotune.measured([key]).find(key) == []
 
 
 def test_operands_have_the_shapes(cp):
@@ -104,7 +105,7 @@ def test_operands_have_the_shapes(cp):
     for direction, want in (("forward", "xwy"), ("input_gradient", "ywx"),
                             ("weight_gradient", "xyw")):
         shapes = dict(x=(2, 5, 4, 6), w=(9, 2, 3, 2), y=(2, 4, 2, 9))
-        got = measure.operands((direction, p, "bfloat16", "ieee"))
+        got = autotune.operands((direction, p, "bfloat16", "ieee"))
         assert [a.shape for a in got] == [shapes[name] for name in want]
         assert np.isfinite(got[0].get().astype(float)).all()
 

@@ -116,7 +116,8 @@ def test_moving():
 
 def test_a_launch_goes_to_the_arrays_device_and_refuses_two():
     x, y = (asarray(np.ones(4, "float32"), device) for device in (FIRST, SECOND))
-    relu = kernels.kernel("activation.cu", "relu_forward", T=x.dtype, I=kernels.index(x))
+    relu = kernels.kernel("elementwise/activation.cu", "relu_forward", T=x.dtype,
+                          I=kernels.index(x))
     with y.device:
         z = fake_cupy.empty_like(y)
     relu(1, y, z, 4)

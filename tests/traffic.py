@@ -22,12 +22,12 @@ import gpuconv as gpc
 from gpuconv import accumulate as accumulate_module
 from gpuconv import backend, ops, optim, train, undo
 from gpuconv.data.loader import order_of
-from gpuconv.ops.batch_norm import SLICES, BatchNorm
-from gpuconv.ops.gpu import tensor_cores as engine
-from gpuconv.ops.gpu.problem import problem
-from gpuconv.ops.gpu.tile import Tile
-from gpuconv.ops.pad import MODES
-from gpuconv.ops.softmax_cross_entropy import count_correct
+from gpuconv.ops.conv import gpu_mma as engine
+from gpuconv.ops.conv.gpu_tile import Tile
+from gpuconv.ops.conv.shape import problem
+from gpuconv.ops.loss.softmax_cross_entropy import count_correct
+from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
+from gpuconv.ops.shape.pad import MODES
 from gpuconv.ops.window import Window, sides
 from gpuconv.optim.muon import orthogonalized
 from hostcuda import fake_cupy
@@ -107,7 +107,7 @@ def tensor_cores(make: Callable, o: Any) -> None:
                              **how)
 
 
-def conv_filters(make: Callable, o: Any) -> None:
+def conv_rotate_filters(make: Callable, o: Any) -> None:
     K, C, size = o.filters, o.shape[-1], o.kernel_size
     window = Window((size, size), (o.stride or 1,) * 2, sides(o.padding), (1, 1))
     engine.turn(problem(o.shape, (K, size, size, C), window), make(K, size, size, C))
@@ -204,19 +204,20 @@ CASES = {
     "bias_relu": Case("8x32x32x64", bias_relu),
     "clip": Case("64x1024", optimiser(
         functools.partial(optim.SGD, lr=0.1), step=lambda its: optim.clip_grad_norm(its, 1.0))),
-    "clock": Case("100", clock),
+    "step_state": Case("100", clock),
     "copy": Case("48x1024", copy),
-    "conv_filters": Case("2x32x32x64", conv_filters, "kernel_size stride padding filters"),
-    "conv_forward": Case("2x32x32x64", tensor_cores, "kernel_size stride padding filters pool"),
-    "conv_direct": Case("2x32x32x64", simt_cases.traffic(
+    "conv_rotate_filters": Case("2x32x32x64", conv_rotate_filters,
+                                "kernel_size stride padding filters"),
+    "conv_mma": Case("2x32x32x64", tensor_cores, "kernel_size stride padding filters pool"),
+    "conv_depthwise": Case("2x32x32x64", simt_cases.traffic(
         "forward", "input_gradient", "weight_gradient", groups=True),
         "kernel_size stride padding dilation"),
     "conv_simt": Case("2x32x32x64", simt_cases.traffic("forward", "input_gradient"),
                       "kernel_size stride padding dilation filters"),
-    "conv_simt_weight": Case("1x16x16x64", simt_cases.traffic("weight_gradient"),
+    "conv_simt_wgrad": Case("1x16x16x64", simt_cases.traffic("weight_gradient"),
                              "kernel_size stride padding dilation filters"),
     "column_sums": Case("4096x256", weight_cases.column_traffic),
-    "conv_weight_gradient": Case("2x32x32x64", weight_cases.traffic,
+    "conv_mma_wgrad": Case("2x32x32x64", weight_cases.traffic,
                                  "kernel_size stride padding filters"),
     "dropout": Case("8x32x32x64", lambda make, o: both_ways(
         lambda x: ops.dropout(x, key=(1, 2), step=0, counter=fake_cupy.ones(1, np.int64)),

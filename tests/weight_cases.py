@@ -4,10 +4,10 @@ import numpy as np
 
 import gpuconv as gpc
 from gpuconv import backend, kernels, ops
-from gpuconv.ops.gpu import weight_gradient as engine
-from gpuconv.ops.gpu.column_sums import column_sums
-from gpuconv.ops.gpu.problem import problem
-from gpuconv.ops.gpu.tile import Tile
+from gpuconv.ops.conv import gpu_mma_wgrad as engine
+from gpuconv.ops.conv.gpu_tile import Tile
+from gpuconv.ops.conv.shape import problem
+from gpuconv.ops.engine.column_sums import column_sums
 from gpuconv.ops.window import Window, sides
 
 SMALL = Tile(64, 32, 32, 32, 16, 3)  # for 16-bit floats; float32 has half of its depth

@@ -1,6 +1,6 @@
 """Workspaces whose contents are destroyed as soon as nobody may use them.
 
-``threads.scratch`` gives temporary memory that the next call reuses, so a result must never be a
+``threads.workspace`` gives temporary memory that the next call reuses, so a result must never be a
 view of it. With ``install()`` all tests run on workspaces that are filled with NaN after each chunk
 of work and after each op. A result that shares memory with a workspace then becomes NaN whatever
 the timing, and so does a result that depends on what a workspace held before.
@@ -33,10 +33,10 @@ def destroying(f):
 
 def install():
     """Destroy workspaces after each chunk of ``threads.each`` and after each op."""
-    scratch, each = threads.scratch, threads.each
+    workspace, each = threads.workspace, threads.each
 
     def noted(name, shape, dtype):
-        array, taken = scratch(name, shape, dtype), getattr(_thread, "taken", None)
+        array, taken = workspace(name, shape, dtype), getattr(_thread, "taken", None)
         if taken is not None and (name not in taken or taken[name].nbytes < array.nbytes):
             taken[name] = array
         return array
@@ -45,6 +45,6 @@ def install():
         inside = getattr(threads._inside, "worker", False)  # the outer chunk may still use its own
         return each(f if inside else destroying(f), pieces)
 
-    threads.scratch, threads.each = noted, destroying_each
+    threads.workspace, threads.each = noted, destroying_each
     for name in ("__call__", "backward"):
         setattr(Op, name, destroying(getattr(Op, name)))

@@ -162,7 +162,7 @@ class Bench:
     def layers(self) -> list[Layer]:
         """The forward pass layer by layer, in their order."""
         from gpuconv.autograd import no_grad
-        from gpuconv.nn.observe import observed
+        from gpuconv.nn.observed import observed
         from gpuconv.nn.summary import summary
         spans: dict[str, list[tuple[Any, Any]]] = {
             path: [] for path, module in self.model.named_modules()

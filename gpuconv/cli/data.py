@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> None:
 def write_picture(dataset: Any, path: pathlib.Path) -> None:
     """Its contact sheet, as a PNG file."""
     from gpuconv import files
+    from gpuconv.data.contact_sheet import contact_sheet
     from gpuconv.data.images import pillow
-    from gpuconv.data.sheet import contact_sheet
     picture = pillow().fromarray(contact_sheet(dataset))
     with files.atomic_write(path) as file:
         picture.save(file, "PNG")

@@ -16,7 +16,7 @@ from gpuconv.messages import program, quoted, wanted_one_of
 
 if TYPE_CHECKING:
     from gpuconv.data import Dataset, Source
-    from gpuconv.ops.gpu.table import Table
+    from gpuconv.ops.conv import Table
     from gpuconv.runs import Config, RunFolder, Timing
     from gpuconv.train import History, Settings
 

@@ -11,7 +11,8 @@ from gpuconv.messages import program, quoted
 
 if TYPE_CHECKING:
     from gpuconv.nn import Module
-    from gpuconv.ops.gpu.table import Choice, Key, Table
+    from gpuconv.ops.conv import Table
+    from gpuconv.ops.conv.tuning_table import Choice, Key
 
 SAYS = "Measure what computes a model's convolutions fastest on this GPU."
 EXAMPLES = ("gpuconv tune --dtype float16",
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from gpuconv import files, models
-    from gpuconv.ops.gpu import measure
+    from gpuconv.ops.conv import autotune
     if args.device == "cpu":
         raise ValueError("--device cpu: there is nothing to choose on the CPU")
     where, why_there = choose_device("cuda" if args.device == "auto" else args.device)
@@ -62,10 +63,10 @@ def run(args: argparse.Namespace) -> None:
     shape = args.batch_size, *models.input_shape(description)
     x = backend.asarray(np.zeros(shape, backend.float_dtype(args.dtype)), where)
     with backend.array_device(x):
-        keys = measure.asked(lambda: step(model, x))
+        keys = autotune.asked(lambda: step(model, x))
         if not keys:
             raise ValueError("this model has neither convolutions nor Linear layers")
-        found = measure.measured(keys, lambda *failure: failures.append(failure))
+        found = autotune.measured(keys, lambda *failure: failures.append(failure))
     found.save(args.output)
     show(out, {"device": why_there, "model": f"{description.get('name') or args.model}, "
                f"{args.dtype}, {args.precision}, batches of {args.batch_size}"})
@@ -87,11 +88,11 @@ def step(model: "Module", x: backend.Array) -> None:
 
 def show_table(out: Any, found: "Table") -> None:
     """A row per convolution: the default's time, the fastest, and how it is computed."""
-    from gpuconv.ops.gpu import choice
+    from gpuconv.ops.conv import gpu_dispatch
     rows = []
     for key, timed in found.entries.items():
         direction, p, dtype, precision = key
-        usual = choice.default(direction, p, backend.float_dtype(dtype), precision,
+        usual = gpu_dispatch.default(direction, p, backend.float_dtype(dtype), precision,
                                found.where["architecture"])
         before = dict(timed).get(usual)
         for best, least in timed[:1]:

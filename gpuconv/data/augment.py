@@ -134,7 +134,8 @@ def gather_batch(images: Array, labels: Array, order: Array, clock: Array, x: Ar
                         f"{order.dtype}, wanted one float dtype, and int32")
     if is_gpu(images):
         parts = _parts(x[0].size if len(x) else 1, x.dtype)
-        kernels.kernel("augment.cu", "augment_gather", T=x.dtype, I=kernels.index(images, x), C=1)(
+        kernels.kernel("data/augment.cu", "augment_gather", T=x.dtype,
+                       I=kernels.index(images, x), C=1)(
             len(x) * parts * BLOCK, images, labels, order, clock, x, out_labels, len(x),
             len(images), x.size // max(1, len(x)), batch_size, len(order), parts, block=BLOCK)
         return
@@ -260,7 +261,7 @@ def _take(pixels: np.ndarray, index: np.ndarray, size: tuple[int, int], key: tup
     return taken.reshape(len(index), H * W)
 
 
-# -- GPU: kernels/augment.cu -----------------------------------------------------------------
+# -- GPU: kernels/data/augment.cu -----------------------------------------------------------------
 
 
 def _gpu(images: Array, index: Array, middle: np.ndarray, spread: np.ndarray, dtype: np.dtype,
@@ -280,7 +281,8 @@ def _launch(images: Array, labels: Array | None, order: Array, clock: Array | No
     if clock is not None:
         _in_graphs[table.data.ptr] = table
     parts = _parts(H * W * C, y.dtype)
-    kernels.kernel("augment.cu", "augment_forward", T=y.dtype, I=kernels.index(images, y), C=C)(
+    kernels.kernel("data/augment.cu", "augment_forward", T=y.dtype, I=kernels.index(images, y),
+                   C=C)(
         B * parts * BLOCK, images, labels, order, clock, table, y, chosen, B, len(images), H, W,
         batch_size, len(order), parts, *numbers(augment), augment.padding_mode == "reflect", *key,
         epoch, block=BLOCK)

@@ -29,8 +29,8 @@ from gpuconv.data.download import download as fetch
 from gpuconv.data.images import RefusedError
 from gpuconv.data.tar import damages, members, unpacked
 from gpuconv.data.unpickle import unpickle
+from gpuconv.free_memory import check_free_memory
 from gpuconv.messages import program
-from gpuconv.system import check_free_memory
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIZE = 32                       # pixels, height and width

@@ -24,7 +24,7 @@ from gpuconv.data.images import height_and_width, pillow, read_within
 from gpuconv.data.legacy import list_by_position
 from gpuconv.data.listing import File, Listing, few, list_folder, normal
 from gpuconv.data.split import mixed_up, split, split_by_position
-from gpuconv.system import check_free_memory, free_memory
+from gpuconv.free_memory import check_free_memory, free_memory
 
 ROUND = 32       # images for each processor between two calls of progress
 SHARE = 1 << 29  # bytes of memory in which a thread decodes an image; larger ones are decoded alone

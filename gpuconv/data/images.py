@@ -26,8 +26,8 @@ import numpy as np
 from gpuconv import reading, threads
 from gpuconv.checks import check_choice, check_count, check_path, check_shape
 from gpuconv.data.streams import scans, tiles
+from gpuconv.free_memory import check_free_memory
 from gpuconv.messages import install
-from gpuconv.system import check_free_memory
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",

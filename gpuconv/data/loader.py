@@ -38,7 +38,7 @@ def order_of(labels: Array, seed: int | None, epoch: int, out: Array | None = No
 def _permutation_gpu(n: int, key: tuple[int, int], step: int) -> Array:
     """``random.permutation`` in one launch and a sort."""
     keys = cupy().empty(n, np.uint64)
-    kernels.kernel("shuffle.cu", "shuffle_keys")(n, keys, *key, step, n)
+    kernels.kernel("data/shuffle.cu", "shuffle_keys")(n, keys, *key, step, n)
     return cupy().argsort(keys, kind="stable").astype(np.int32)
 
 

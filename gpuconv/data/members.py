@@ -18,7 +18,7 @@ import numpy as np
 
 from gpuconv import reading
 from gpuconv.data.images import RefusedError
-from gpuconv.system import check_free_memory
+from gpuconv.free_memory import check_free_memory
 
 HEADER = 10_000      # bytes of an array's header: dtype and shape; NumPy's own limit
 DIRECTORY = 1 << 22  # bytes of the list of members: some 50,000

@@ -1,7 +1,7 @@
 """How images are moved: mirrored and shifted, at random to train with, or all alike.
 
 Random ones are functions of (key, image, epoch), words of Philox at (image, 0, epoch): the same in
-whichever batch an image comes, and on either device (see kernels/augment.cu).
+whichever batch an image comes, and on either device (see kernels/data/augment.cu).
 """
 
 import dataclasses

@@ -26,7 +26,7 @@ from gpuconv.data.images import height_and_width, resized
 from gpuconv.data.manifest import digests
 from gpuconv.data.members import read_members
 from gpuconv.data.split import split, split_by_position
-from gpuconv.system import check_free_memory
+from gpuconv.free_memory import check_free_memory
 
 NAMES = (("images", "labels", "test_images", "test_labels"),
          ("x_train", "y_train", "x_test", "y_test"),

@@ -22,7 +22,7 @@ import numpy as np
 from gpuconv import random, threads
 from gpuconv.checks import check_count
 from gpuconv.data.dataset import Dataset
-from gpuconv.system import check_free_memory
+from gpuconv.free_memory import check_free_memory
 
 SIZE = 32  # pixels, height and width
 STREAM = random.stream("shapes")

@@ -17,7 +17,7 @@ HERE = pathlib.Path(__file__).parent
 def modules() -> list[str]:
     """Names of all modules of gpuconv, but those that run something when they are imported.
 
-    >>> "gpuconv.ops.conv" in modules(), "gpuconv.__main__" in modules()
+    >>> "gpuconv.ops.conv.conv2d" in modules(), "gpuconv.__main__" in modules()
     (True, False)
     """
     found = pkgutil.walk_packages([str(HERE.parent)], "gpuconv.")

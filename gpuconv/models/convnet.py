@@ -32,7 +32,7 @@ from gpuconv.nn import (
     ReLU,
     Sequential,
 )
-from gpuconv.nn.layers import positive
+from gpuconv.nn.sizes import positive
 
 BLOCKS = 32, 64, 128     # filters of both convolutions of a block
 # The layers in the notation, to know sizes before anything is built; biases apart.

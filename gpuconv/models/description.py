@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpuconv.checks import check_count, check_kind, short
+from gpuconv.free_memory import check_free_memory
 from gpuconv.messages import did_you_mean
 from gpuconv.models import notation
 from gpuconv.models.convnet import (
@@ -24,8 +25,7 @@ from gpuconv.models.speedrun import LAYERS as SPEEDRUN_LAYERS
 from gpuconv.models.speedrun import SMALLEST as SPEEDRUN_SMALLEST
 from gpuconv.models.speedrun import speedrun
 from gpuconv.nn import Module
-from gpuconv.nn.layers import positive
-from gpuconv.system import check_free_memory
+from gpuconv.nn.sizes import positive
 
 MODELS: dict[str, Callable[..., Module]] = {
     "cifar_convnet": cifar_convnet,

@@ -35,7 +35,7 @@ from gpuconv.nn import (
     Sequential,
     init,
 )
-from gpuconv.nn.layers import positive
+from gpuconv.nn.sizes import positive
 
 GROUPS = 64, 256, 256       # filters of both convolutions of a group
 SMALLEST = 25               # pixels: 24 patches in a row, halved three times, are 3

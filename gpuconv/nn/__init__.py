@@ -3,21 +3,24 @@
 from gpuconv.nn import init
 from gpuconv.nn.buffers import SavedBuffers
 from gpuconv.nn.containers import ModuleList, Residual, Sequential
-from gpuconv.nn.convolution import Conv2d
 from gpuconv.nn.layers import (
     GELU,
+    AvgPool2d,
     BatchNorm2d,
+    Conv2d,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
+    GlobalMaxPool2d,
     Identity,
     Linear,
+    MaxPool2d,
     ReLU,
     Scale,
     Sigmoid,
     Tanh,
 )
 from gpuconv.nn.module import Module
-from gpuconv.nn.pooling import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
 from gpuconv.nn.ranges import nvtx_ranges
 from gpuconv.nn.summary import Summary, summary
 

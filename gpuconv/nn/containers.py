@@ -8,12 +8,10 @@ from typing import Any, TypeGuard, TypeVar
 from gpuconv.autograd import Tensor
 from gpuconv.backend import is_gpu
 from gpuconv.checks import check_kind, type_name
-from gpuconv.nn.convolution import Conv2d
-from gpuconv.nn.layers import GELU, BatchNorm2d, Linear, ReLU
+from gpuconv.nn.layers import GELU, BatchNorm2d, Conv2d, Linear, MaxPool2d, ReLU
 from gpuconv.nn.module import Module
-from gpuconv.nn.pooling import MaxPool2d
-from gpuconv.ops.arithmetic import add
-from gpuconv.ops.conv_max_pool import HALVES
+from gpuconv.ops.conv import HALVES
+from gpuconv.ops.elementwise import add
 
 Kind = TypeVar("Kind", bound=Module)
 Chain = collections.deque[Any]  # modules, and a _Sum at the end of a residual branch
@@ -72,7 +70,7 @@ class Sequential(ModuleList):
 
         Neighbours run as one op where that is faster: a BatchNorm2d and the ReLU behind it; a ReLU
         and the MaxPool2d behind it in the other order, which gives the same bits; and on a GPU what
-        follows a convolution or a Linear layer. Not where somebody looks on (see observe.py), nor
+        follows a convolution or a Linear layer. Not where somebody looks on (see observed.py), nor
         where one of them is a class of its own.
         """
         return _run(collections.deque(self), x)

@@ -19,11 +19,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from gpuconv.autograd import Op
-from gpuconv.ops.conv import Conv2d
-from gpuconv.ops.im2col import Col2im
-from gpuconv.ops.linear import Linear
-from gpuconv.ops.matmul import MatMul
-from gpuconv.ops.reduction import Reduction
+from gpuconv.ops.conv import Col2im, Conv2d
+from gpuconv.ops.matmul import Linear, MatMul
+from gpuconv.ops.reduce import Reduction
 from gpuconv.ops.window import Pair, Window, levelled
 
 

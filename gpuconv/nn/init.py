@@ -27,7 +27,7 @@ from gpuconv.backend import (
 )
 from gpuconv.checks import check_choice, check_count, check_kind, check_number, short
 from gpuconv.ops.checks import channels_last
-from gpuconv.ops.im2col import im2col
+from gpuconv.ops.conv.im2col import im2col
 
 PATCHES = 16 << 20  # bytes of patches at a time, to take second moments of
 

@@ -7,7 +7,7 @@ from typing import Any
 from gpuconv.backend import cupy
 from gpuconv.checks import check_kind
 from gpuconv.nn.module import Module
-from gpuconv.nn.observe import observed
+from gpuconv.nn.observed import observed
 
 
 @contextlib.contextmanager

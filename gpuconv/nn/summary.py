@@ -28,10 +28,9 @@ from gpuconv.checks import check_count, check_kind
 from gpuconv.checks import short as short_repr
 from gpuconv.nn.geometry import Field, cropped, field, multiply_adds, positions, window_of
 from gpuconv.nn.module import Module
-from gpuconv.nn.observe import observed, untouched
+from gpuconv.nn.observed import observed, untouched
 from gpuconv.ops.conv import Conv2d
-from gpuconv.ops.pad import Pad2d
-from gpuconv.ops.shape import Reshape
+from gpuconv.ops.shape import Pad2d, Reshape
 from gpuconv.ops.window import Pair
 
 WIDE = 112  # columns of a terminal that show every column

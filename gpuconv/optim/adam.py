@@ -111,7 +111,7 @@ class Adam(Optimizer):
 
         On a GPU each of them is a launch.
         """
-        m, v = map(flat.kept, self.saved)
+        m, v = map(flat.get_or_create_state, self.saved)
         master = self.master_of(flat)
         prepare, step = (prepare_gpu, step_gpu) if is_gpu(flat.data) else (prepare_cpu, step_cpu)
         inside = slice(*(bisect.bisect_left(flat.starts, i) for i in (part.start, part.stop)))
@@ -204,7 +204,7 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray,
 
 
 def prepare_gpu(flat: Flat, inside: slice, group: Mapping[str, Any], decoupled: bool) -> Array:
-    """The same (members, 4), in kernels/adam.cu."""
+    """The same (members, 4), in kernels/optim/adam.cu."""
     positions, numbers = flat.work["positions"][inside], flat.work["numbers"][inside]
     _kernel("adam_prepare", flat.data, flat.state.get("master"))(
         len(positions), positions, flat.counters["step"], flat.control, numbers, group["lr"],
@@ -215,12 +215,12 @@ def prepare_gpu(flat: Flat, inside: slice, group: Mapping[str, Any], decoupled: 
 
 def step_gpu(p: Array, g: Array, m: Array, v: Array, master: Array | None, numbers: Array,
              control: Array, beta1: float, beta2: float, decay: float) -> None:
-    """The same, in kernels/adam.cu."""
+    """The same, in kernels/optim/adam.cu."""
     items = 16 // p.dtype.itemsize  # that a thread updates at a time
     _kernel("adam_step", p, master)(-(-p.size // items), p, g, m, v, master, numbers, control,
                                     beta1, 1 - beta1, beta2, 1 - beta2, decay, p.size)
 
 
 def _kernel(function: str, p: Array, master: Array | None) -> Callable[..., None]:
-    return kernels.kernel("adam.cu", function, T=p.dtype, I=kernels.index(p),
+    return kernels.kernel("optim/adam.cu", function, T=p.dtype, I=kernels.index(p),
                           MASTER=master is not None)

@@ -112,7 +112,7 @@ def _scale(g: np.ndarray, factor: float) -> None:
 
 
 def clip_gpu(parts: list[Array], control: Array, max_norm: float, dtype: np.dtype) -> Array:
-    """The same, in kernels/clip.cu: two launches for each part, and one."""
+    """The same, in kernels/optim/clip.cu: two launches for each part, and one."""
     cp = cupy()
     packs = [g.size * g.dtype.itemsize // 16 for g in parts]  # of 16 bytes
     slices = list(map(slices_of, parts))
@@ -120,7 +120,7 @@ def clip_gpu(parts: list[Array], control: Array, max_norm: float, dtype: np.dtyp
     norm = cp.empty((), dtype)
 
     def kernel(function: str, T: np.dtype) -> Callable[..., None]:
-        return kernels.kernel("clip.cu", function, T=T, BLOCK=kernels.BLOCK)
+        return kernels.kernel("optim/clip.cu", function, T=T, BLOCK=kernels.BLOCK)
 
     start = 0
     for g, S in zip(parts, slices, strict=True):

@@ -280,9 +280,9 @@ def update_cpu(floats: list[Work], others: list[tuple[np.ndarray, np.ndarray]],
 
 def update_gpu(floats: list[Work], others: list[tuple[Array, Array]], updates: Array,
                weight: Array, control: Array | None, decay: float, warmup: bool) -> None:
-    """The same, in kernels/ema.cu: a launch to count, and one for each pair."""
+    """The same, in kernels/optim/ema.cu: a launch to count, and one for each pair."""
     def kernel(name: str, T: Any = np.float32, W: Any = updates.dtype, master: Any = None) -> Any:
-        return kernels.kernel("ema.cu", name, T=T, W=W, MASTER=master is not None)
+        return kernels.kernel("optim/ema.cu", name, T=T, W=W, MASTER=master is not None)
 
     kernel("ema_prepare", floats[0][1].dtype if floats else np.float32)(
         1, updates, weight, control, decay, warmup, block=32)

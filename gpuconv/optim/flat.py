@@ -98,7 +98,7 @@ class Flat:
             self.state[name] = zeros(self.data.size, dtype, self.data)
         return self.state[name]
 
-    def kept(self, name: str) -> Array:
+    def get_or_create_state(self, name: str) -> Array:
         """``state[name]``, in the accumulator dtype; new where there is none."""
         found = self.state.get(name)
         return self.new_state(name, accumulator(self.data.dtype)) if found is None else found

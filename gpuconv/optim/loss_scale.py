@@ -144,16 +144,17 @@ class LossScale:
         self.counter[...] = 0 if grow else clean
 
     def _check_gpu(self, parts: list[Array]) -> None:
-        """The same, in kernels/loss_scale.cu: a launch for each part, and one."""
+        """The same, in kernels/optim/loss_scale.cu: a launch for each part, and one."""
         slices = list(map(slices_of, parts))
         flags = cupy().empty(sum(slices), np.int32)
         start = 0
         for g, S in zip(parts, slices, strict=True):
-            kernels.kernel("loss_scale.cu", "loss_scale_find", T=g.dtype, BLOCK=kernels.BLOCK)(
+            kernels.kernel("optim/loss_scale.cu", "loss_scale_find", T=g.dtype,
+                           BLOCK=kernels.BLOCK)(
                 S * kernels.BLOCK, g, flags[start : start + S], g.size, S)
             start += S
         T, table = self.optimizer.all_flats()[0].data.dtype, self.optimizer.table
-        kernels.kernel("loss_scale.cu", "loss_scale_update", T=T, BLOCK=kernels.BLOCK)(
+        kernels.kernel("optim/loss_scale.cu", "loss_scale_update", T=T, BLOCK=kernels.BLOCK)(
             kernels.BLOCK, flags, self.scale, self.counter, table, self.growth, self.backoff,
             self.interval, start, len(table))
 

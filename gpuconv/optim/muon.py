@@ -29,9 +29,9 @@ from gpuconv import kernels, memory
 from gpuconv.autograd import Parameter
 from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_gpu
 from gpuconv.checks import check_flag, check_number, listed
-from gpuconv.ops.gpu import choice
-from gpuconv.ops.gpu.problem import Problem
-from gpuconv.ops.linear import linear
+from gpuconv.ops.conv import gpu_dispatch
+from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.matmul.linear import linear
 from gpuconv.optim.flat import Flat, behind
 from gpuconv.optim.sgd import SGD
 
@@ -95,7 +95,7 @@ class Muon(SGD):
         if not group["orthogonal"]:
             super().update(flat, part, group)
             return
-        m, master = flat.kept("momentum"), self.master_of(flat)
+        m, master = flat.get_or_create_state("momentum"), self.master_of(flat)
         step = step_gpu if is_gpu(flat.data) else step_cpu
         for start, (_, p) in zip(flat.starts, flat.members, strict=True):
             if part.start <= start < part.stop:
@@ -130,9 +130,9 @@ def _unit_cpu(d: np.ndarray, T: np.dtype) -> np.ndarray:
 
 
 def _unit_gpu(d: Array, T: np.dtype) -> Array:
-    """The same, in kernels/newton_schulz.cu."""
+    """The same, in kernels/optim/newton_schulz.cu."""
     x = cupy().empty(d.shape, T)
-    kernels.kernel("newton_schulz.cu", "newton_schulz_unit", T=T)(
+    kernels.kernel("optim/newton_schulz.cu", "newton_schulz_unit", T=T)(
         d.size, d, _squares(d), x, TINY, d.size)
     return x
 
@@ -150,11 +150,11 @@ def _iterated_gpu(x: Array) -> Array:
     a, b, c = QUINTIC
     gram = linear(x, x)
     mix = linear(gram, gram)
-    kernels.kernel("newton_schulz.cu", "newton_schulz_mix", T=x.dtype)(
+    kernels.kernel("optim/newton_schulz.cu", "newton_schulz_mix", T=x.dtype)(
         mix.size, gram, mix, a, b, c, len(mix), mix.size)
     M, N = x.shape
     one = Problem(M, 1, 1, N, M, 1, 1, 1, 1, (1, 1), (0, 0), (1, 1), 1)
-    y: Any = choice.gradients(one, mix, x, None, (False, True), "ieee")[1]  # mix^T x
+    y: Any = gpu_dispatch.gradients(one, mix, x, None, (False, True), "ieee")[1]  # mix^T x
     return y.reshape(M, N)
 
 
@@ -192,14 +192,14 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, master: np.ndarray | N
 
 def step_gpu(p: Array, g: Array, m: Array, master: Array | None, control: Array,
              shape: tuple[int, ...], group: Mapping[str, Any]) -> None:
-    """The same; what is no product of matrices is in kernels/muon.cu and newton_schulz.cu."""
+    """The same; what is no product of matrices is in kernels/optim/muon.cu and newton_schulz.cu."""
     settings = dict(T=p.dtype, NESTEROV=bool(group["nesterov"]), MASTER=master is not None)
     d = cupy().empty(p.size, accumulator(p.dtype))
-    kernels.kernel("muon.cu", "muon_direction", **settings)(
+    kernels.kernel("optim/muon.cu", "muon_direction", **settings)(
         p.size, g, m, d, control, float(group["momentum"]), p.size)
     u = orthogonalized(d.reshape(shape[0], -1), int(group["iterations"]), p.dtype).reshape(-1)
     squares = _squares(p) if group["normalize"] else None
-    kernels.kernel("muon.cu", "muon_update", **settings)(
+    kernels.kernel("optim/muon.cu", "muon_update", **settings)(
         p.size, p, u, master, squares, control, float(group["lr"]),
         float(group["weight_decay"]), math.sqrt(shape[0]), TINY, p.size)
 

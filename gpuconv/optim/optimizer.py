@@ -34,7 +34,7 @@ from gpuconv.optim.flat import Flat, pack
 from gpuconv.optim.saved_state import load
 from gpuconv.undo import Undo
 
-MULTIPLIER, SKIP = 1, 2  # of control, as in kernels/optim.cuh; factor is the first
+MULTIPLIER, SKIP = 1, 2  # of control, as in kernels/optim/optim.cuh; factor is the first
 HALT = 2                 # value of skip: leave out this step and all later ones
 
 
@@ -220,7 +220,7 @@ class Optimizer:
 
     def master_of(self, flat: Flat) -> Array | None:
         """The wide copies (n,) of its parameters, if it has any."""
-        return flat.kept("master") if self.master and flat.narrow else None
+        return flat.get_or_create_state("master") if self.master and flat.narrow else None
 
     def step(self) -> None:
         """Update all parameters that are not frozen, from their gradients.

@@ -66,7 +66,7 @@ def load(optimizer: "Optimizer", state: Mapping[str, Any]) -> None:
             if saved_as in flat.state:
                 flat.state[saved_as].fill(0)
             elif its:
-                flat.kept(saved_as)
+                flat.get_or_create_state(saved_as)
             for name, view in zip(its, flat.views(flat.state[saved_as]) if its else (),
                                   strict=True):
                 view[...] = asarray(found[name], device_name(view))

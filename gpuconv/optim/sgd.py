@@ -69,7 +69,7 @@ class SGD(Optimizer):
 
     def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
         """One launch; on the CPU one pass."""
-        m = flat.kept("momentum")[part] if group["momentum"] else None
+        m = flat.get_or_create_state("momentum")[part] if group["momentum"] else None
         master = self.master_of(flat)
         step = step_gpu if is_gpu(flat.data) else step_cpu
         step(flat.data[part], flat.grad[part], m, None if master is None else master[part],
@@ -117,8 +117,8 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray | None, master: np.ndar
 
 def step_gpu(p: Array, g: Array, m: Array | None, master: Array | None, control: Array, lr: float,
              momentum: float, weight_decay: float, nesterov: bool) -> None:
-    """The same, in kernels/sgd.cu."""
+    """The same, in kernels/optim/sgd.cu."""
     items = 16 // p.dtype.itemsize  # that a thread updates at a time
-    kernels.kernel("sgd.cu", "sgd_step", T=p.dtype, I=kernels.index(p), MOMENTUM=m is not None,
-                   NESTEROV=nesterov, MASTER=master is not None)(
+    kernels.kernel("optim/sgd.cu", "sgd_step", T=p.dtype, I=kernels.index(p),
+                   MOMENTUM=m is not None, NESTEROV=nesterov, MASTER=master is not None)(
         -(-p.size // items), p, g, m, master, control, lr, momentum, weight_decay, p.size)

@@ -46,7 +46,7 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
     >>> mean, var
     (array([0.2, 2. ]), array([ 1.1, 20.9]))
     """
-    mean, var, n = moments(x) if training else (running_mean, running_var, 0)
+    mean, var, n = moments(x) if training else (running_mean, running_var, None)
     if training and running_mean is not None and running_var is not None:
         running_mean[...] = (1 - momentum) * running_mean + momentum * mean
         running_var[...] = (1 - momentum) * running_var + momentum * var * (n / (n - 1))
@@ -66,7 +66,7 @@ def batch_norm_backward(gy: Array, x: Array, gamma: Array | None, beta: Array | 
     >>> gx.ravel(), ggamma, gbeta
     (array([0., 0.]), array([0.]), array([2.]))
     """
-    mean, var, n = moments(x) if training else (running_mean, running_var, 0)
+    mean, var, n = moments(x) if training else (running_mean, running_var, None)
     axes = tuple(range(x.ndim - 1))
     std = get_array_module(x).sqrt(var + eps)
     xhat = (x - mean) / std

@@ -27,7 +27,7 @@ from gpuconv.checks import check_path
 from gpuconv.data import Dataset
 from gpuconv.data.manifest import Manifest
 from gpuconv.messages import program
-from gpuconv.ops.gpu.table import Table
+from gpuconv.ops.conv import Table
 from gpuconv.runs.checks import check_free
 from gpuconv.runs.config import Config
 from gpuconv.runs.environment import environment

@@ -21,7 +21,7 @@ from typing import Any
 import gpuconv.train as training
 from gpuconv import backend, files, models, ops, random
 from gpuconv.data import Dataset
-from gpuconv.ops.gpu.table import Table
+from gpuconv.ops.conv import Table
 from gpuconv.runs.config import Config
 from gpuconv.runs.environment import environment
 from gpuconv.runs.job import seen_in_views

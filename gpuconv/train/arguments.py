@@ -10,8 +10,8 @@ from gpuconv.checks import check_choice, check_count, check_kind, check_number, 
 from gpuconv.data import Augment, Dataset
 from gpuconv.nn import Module
 from gpuconv.optim import EMA, Optimizer
+from gpuconv.train.batches import Floats
 from gpuconv.train.callback import Callback
-from gpuconv.train.feed import Floats
 
 LARGEST = 2**31 - 1  # of epochs and batch_size
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from gpuconv.data import Dataset
 from gpuconv.nn import Module
 from gpuconv.optim import EMA, LossScale, Optimizer
-from gpuconv.train.feed import Floats
+from gpuconv.train.batches import Floats
 from gpuconv.train.history import History
 from gpuconv.train.measure import Seen, Tally
 from gpuconv.undo import Undo
@@ -115,7 +115,7 @@ class Run:
         return f"the loss is {seen.loss}" if self._halts(seen) else None
 
     def _halts(self, seen: Seen) -> bool:
-        """Is this the step from which on nothing is updated? The condition of clock.cu."""
+        """Is this the step from which on nothing is updated? The condition of step_state.cu."""
         return not math.isfinite(seen.loss) and not (seen.skipped and self.dynamic)
 
     @property

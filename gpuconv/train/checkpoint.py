@@ -29,8 +29,8 @@ from gpuconv.backend import Array, accumulator, to_cpu
 from gpuconv.checks import check_count, check_number, check_path
 from gpuconv.data import Dataset
 from gpuconv.state import check_state
+from gpuconv.train.batches import moments
 from gpuconv.train.callback import Callback, Run
-from gpuconv.train.feed import moments
 from gpuconv.train.history import flat
 from gpuconv.train.measure import Tally
 from gpuconv.train.position import check_position

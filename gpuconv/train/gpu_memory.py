@@ -2,8 +2,8 @@
 
 All arrays of a step come from CuPy's allocator, which knows at any time how many bytes are in use;
 their most between two ops is what an op needs. It grows with the batch in a straight line, but for
-the partial sums of weight gradients: their number is chosen for each size (ops/gpu/choice.py), so
-they are noted apart, and asked for again at the size in question.
+the partial sums of weight gradients: their number is chosen for each size
+(ops/conv/gpu_dispatch.py), so they are noted apart, and asked for again at the size in question.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv.backend import cupy
-from gpuconv.ops.gpu import choice
-from gpuconv.ops.gpu.problem import Problem
+from gpuconv.ops.conv import gpu_dispatch
+from gpuconv.ops.conv.shape import Problem
 
 
 def graph_pool() -> Any:
@@ -65,7 +65,7 @@ class Work(NamedTuple):
     def workspace(self, factor: float) -> int:
         """Bytes of its partial sums, with so many times the images."""
         grown = self.problem._replace(N=max(1, round(self.problem.N * factor)))
-        return choice.workspace(self.chosen, grown, self.dtype)
+        return gpu_dispatch.workspace(self.chosen, grown, self.dtype)
 
 
 class Meter:
@@ -91,7 +91,7 @@ class Meter:
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
         """Inside, this thread's arrays come from the pool, and weight gradients are noted."""
-        compute, here = choice.compute, threading.get_ident()
+        compute, here = gpu_dispatch.compute, threading.get_ident()
 
         def noting_compute(chosen: Any, direction: Any, p: Problem, a: Any, *rest: Any,
                            **epilogue: Any) -> None:
@@ -104,9 +104,9 @@ class Meter:
             self.peak = peak
 
         with cupy().cuda.using_allocator(self.malloc):
-            choice.compute = noting_compute
+            gpu_dispatch.compute = noting_compute
             try:
                 yield
             finally:
-                choice.compute = compute
+                gpu_dispatch.compute = compute
                 self.pool.free_all_blocks()  # a pool that goes would take them along

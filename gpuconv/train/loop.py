@@ -23,18 +23,18 @@ from gpuconv.backend import array_device
 from gpuconv.checks import check_choice, check_function, check_path
 from gpuconv.data import Augment
 from gpuconv.nn import Module, SavedBuffers
-from gpuconv.ops.gpu import table
+from gpuconv.ops.conv import tuning_table
 from gpuconv.optim import EMA, Constant, LossScale, Optimizer
 from gpuconv.train.arguments import check_alike, check_callbacks, check_fit, scaling
+from gpuconv.train.atomic_step import whole_start
+from gpuconv.train.batches import Data, batches, dataset, first_images, moments, numbers
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.checkpoint import resume_from
-from gpuconv.train.feed import Data, batches, dataset, first_images, moments, numbers
 from gpuconv.train.history import Epoch, History, Metrics
+from gpuconv.train.lr_plan import Schedule
 from gpuconv.train.measure import measure, mode
 from gpuconv.train.memory import explain
-from gpuconv.train.rates import Schedule
 from gpuconv.train.step import EagerStep, Plan, training_step
-from gpuconv.train.whole import whole_start
 
 PREPARED = 5000  # images that a model may look at before its first step
 
@@ -134,7 +134,6 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         during.enter_context(threads.single_threaded_blas())  # once, not in each op
         during.enter_context(_memory(run, batch_size))
         during.enter_context(_scaled(run))
-        during.enter_context(_capturable())
         if resume is not None:
             with whole_start(run):
                 resume_from(resume, run)
@@ -221,23 +220,9 @@ def _watched(run: Run, callbacks: Sequence[Callback]) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _capturable() -> Iterator[None]:
-    """With what a stream can capture of the table of measured algorithms: all steps alike."""
-    here = table.current()
-    if here is None or all(choice.engine != "explicit" for timed in here.entries.values()
-                           for choice, _ in timed):
-        yield
-        return
-    kept = {key: [(choice, ms) for choice, ms in timed if choice.engine != "explicit"]
-            for key, timed in here.entries.items()}
-    with table.used(table.Table(here.where, kept)):
-        yield
-
-
 def _tuned(model: Module) -> str | None:
     """Which table of measured algorithms is in use."""
-    here = table.current()
+    here = tuning_table.current()
     return None if here is None or model.device == "cpu" else here.hash
 
 

@@ -13,8 +13,8 @@ from gpuconv.checks import check_count, check_kind
 from gpuconv.data import Dataset
 from gpuconv.nn import Module
 from gpuconv.ops import softmax_cross_entropy
-from gpuconv.ops.softmax_cross_entropy import count_correct
-from gpuconv.train.feed import Data, Floats, Numbers, batches, dataset, given_moments
+from gpuconv.ops.loss import count_correct
+from gpuconv.train.batches import Data, Floats, Numbers, batches, dataset, given_moments
 from gpuconv.train.history import Metrics
 
 

@@ -22,7 +22,7 @@ from gpuconv.backend import accumulator, cupy, free_memory
 from gpuconv.memory import free_all_blocks
 from gpuconv.nn import Module
 from gpuconv.nn.summary import human
-from gpuconv.ops.cpu.convolve import most_sums
+from gpuconv.ops.conv.cpu_dispatch import most_sums
 from gpuconv.optim import Optimizer
 from gpuconv.optim.flat import ALIGN, PIECE
 from gpuconv.train.tape_memory import SHARED, Moment, Span, trace
@@ -160,7 +160,7 @@ class _Forecast:
 
     def at(self, n: int) -> Memory:
         """The prediction for a batch of n."""
-        fixed = 0 if self.gpu else self.scratch(n)
+        fixed = 0 if self.gpu else self.workspaces(n)
         lines = [(self.line(n, few.activations, more.activations),
                   self.line(n, few.gradients, more.gradients),
                   self.on_gpu(n, few, more) if self.gpu else
@@ -194,12 +194,12 @@ class _Forecast:
         a, b = self.images
         return round(few + (more - few) * (n - a) / (b - a))
 
-    def scratch(self, n: int) -> int:
+    def workspaces(self, n: int) -> int:
         """What all threads keep under all names: the first takes part in everything."""
         most: dict[tuple[str, int], int] = {}  # name, thread: bytes
         for few, more in (both for moments in self.moments for both in _pairs(*moments)):
-            for name, size in more.scratch.items():
-                size = self.piece(n, few, more, few.scratch.get(name, size), size)
+            for name, size in more.workspaces.items():
+                size = self.piece(n, few, more, few.workspaces.get(name, size), size)
                 workers = min(threads.count(), self.pieces(n, few, more))
                 for thread in range(1 if name.startswith(SHARED) else workers):
                     most[name, thread] = max(size, most.get((name, thread), 0))

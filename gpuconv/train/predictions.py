@@ -22,8 +22,8 @@ from gpuconv.checks import check_choice, check_count, check_kind, check_plain, l
 from gpuconv.data import Dataset
 from gpuconv.data.dataset import DATASET
 from gpuconv.nn import Module
-from gpuconv.train.feed import Numbers, dataset, given_moments
-from gpuconv.train.views import VIEWS, averaged_logits
+from gpuconv.train.batches import Numbers, dataset, given_moments
+from gpuconv.train.tta import VIEWS, averaged_logits
 
 SHOWN = 5  # images named in a message
 

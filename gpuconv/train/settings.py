@@ -18,8 +18,8 @@ from gpuconv.data import Augment
 from gpuconv.messages import did_you_mean
 from gpuconv.nn import Module
 from gpuconv.optim import EMA, Constant, Cosine, Linear, OneCycle, Optimizer, StepDecay
-from gpuconv.train.groups import OPTIMIZERS, Group, check_group, defaults, parameter_groups
-from gpuconv.train.views import VIEWS
+from gpuconv.train.param_groups import OPTIMIZERS, Group, check_group, defaults, parameter_groups
+from gpuconv.train.tta import VIEWS
 
 SCHEDULES: dict[str, Callable[[], Callable[[int, int], float]]] = {
     "constant": Constant, "step": StepDecay, "linear": Linear, "cosine": Cosine,

@@ -4,7 +4,7 @@
 
 A small network is launch-bound: Python takes longer to ask for a kernel than the GPU to run it. A
 graph is asked for once. It repeats the launches of its capture with the same addresses and numbers,
-so whatever changes from step to step lies in device memory, and a kernel (clock.cu) moves it on:
+so whatever changes from step to step lies in device memory, and a kernel (step_state.cu) moves it:
 
     clock      epoch, batch, step      which images, which dropout masks, which factor
     order      (N,)                    images of the epoch, filled once per epoch
@@ -14,15 +14,15 @@ so whatever changes from step to step lies in device memory, and a kernel (clock
 There is a graph per batch size. The first step of each is run without one: it compiles kernels and
 allocates what stays. The second is captured. What a graph has baked in (addresses, settings,
 what is frozen, modes) is compared where a callback could have changed it: then it begins anew, as
-it does where a group of the optimiser comes to its end (rates.py).
+it does where a group of the optimiser comes to its end (lr_plan.py).
 Memory of the graphs comes from a pool of their own, which nobody else may use.
 
 Both give the same bits: the same kernels, in the same order.
 
-A step counts as a whole or not at all (whole.py); one that the loss scale leaves out puts buffers
-back. A loss that is not finite is seen before the update: by the host, or by a kernel, after which
-nothing is updated until the host has looked. A graph that was launched cannot be undone: the host's
-numbers then follow the clock.
+A step counts as a whole or not at all (atomic_step.py); one that the loss scale leaves out puts
+buffers back. A loss that is not finite is seen before the update: by the host, or by a kernel,
+after which nothing is updated until the host has looked. A graph that was launched cannot be
+undone: the host's numbers then follow the step state.
 """
 
 import contextlib
@@ -36,16 +36,16 @@ from gpuconv.backend import Array, accumulator, array_device, cupy, device_name
 from gpuconv.data import Loader
 from gpuconv.nn import SavedBuffers
 from gpuconv.ops import softmax_cross_entropy
-from gpuconv.ops.softmax_cross_entropy import count_correct
+from gpuconv.ops.loss import count_correct
 from gpuconv.optim import clip_grad_norm
 from gpuconv.optim.optimizer import SKIP
-from gpuconv.train.baked import baked, culprit
+from gpuconv.train.atomic_step import keep_step, whole_steps
+from gpuconv.train.batches import FloatBatches
 from gpuconv.train.callback import Callback, Run
-from gpuconv.train.clock import Records, Sums, halt, tick
-from gpuconv.train.feed import FloatBatches
 from gpuconv.train.gpu_memory import graph_pool
-from gpuconv.train.rates import Plan, Rates
-from gpuconv.train.whole import keep_step, whole_steps
+from gpuconv.train.graph_key import baked, culprit
+from gpuconv.train.lr_plan import Plan, Rates
+from gpuconv.train.step_state import Records, Sums, halt, tick
 from gpuconv.undo import Undo
 
 READ = 20  # steps between two looks at the loss on a GPU; else each is looked at

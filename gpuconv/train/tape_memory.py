@@ -8,8 +8,8 @@ more. Arrays that share memory count once.
 Two runs with different numbers of images give a straight line for each op, and the lines give any
 batch size. Workspaces are no straight lines: what an op needs for a piece of the batch stops
 growing where ``threads.chunks`` begins to cut. So that is noted, too: into which pieces each op
-cuts the batch, what it asks ``threads.scratch`` for, and by ``tracemalloc`` what else it allocates,
-for itself and for each piece. On a GPU it is the allocator that tells, see gpu_memory.py.
+cuts the batch, what it asks ``threads.workspace`` for, and by ``tracemalloc`` what else it
+allocates, for itself and for each piece. On a GPU the allocator tells, see gpu_memory.py.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import Array, array_device, asarray, get_array_module, is_gpu
 from gpuconv.memory import fresh
 from gpuconv.nn import Module
-from gpuconv.nn.observe import untouched
+from gpuconv.nn.observed import untouched
 from gpuconv.ops import softmax_cross_entropy
-from gpuconv.ops.cpu import zeros
+from gpuconv.ops.engine import zeros
 from gpuconv.train.gpu_memory import Meter, Work
 
 SHARED = "zeros "  # begins the name of memory that all threads read
@@ -77,7 +77,7 @@ class Span:
     pieces: int = 0
     passing: int = 0  # what the work on a piece allocates and frees again
     left: int = 0     # what it gives: a sum of its own, say
-    scratch: dict[str, int] = dataclasses.field(default_factory=dict)  # what it asks for, by name
+    workspaces: dict[str, int] = dataclasses.field(default_factory=dict)  # bytes, by name
 
 
 @dataclasses.dataclass
@@ -172,14 +172,14 @@ class _Step:
 
     def asked(self, name: str, array: np.ndarray) -> np.ndarray:
         """Memory that stays, under that name."""
-        self.here.scratch[name] = max(array.nbytes, self.here.scratch.get(name, 0))
+        self.here.workspaces[name] = max(array.nbytes, self.here.workspaces.get(name, 0))
         return array
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
         """Note what ops give, and what they ask of ``threads``; it is answered by one thread."""
         call, chunks, each = Op.__call__, threads.chunks, threads.each
-        scratch, held = threads.scratch, zeros.held
+        workspaces, held = threads.workspace, zeros.held
         here = threading.get_ident()
 
         def only_here(noting: Any, real: Any) -> Any:
@@ -204,8 +204,8 @@ class _Step:
             self.last = cut = Cut(items, item_bytes, budget, worth)
             return [slice(i, min(i + cut.fit, items)) for i in range(0, items, cut.fit)]
 
-        def noting_scratch(name: str, shape: Any, dtype: Any) -> Any:
-            return self.asked(name, scratch(name, shape, dtype))
+        def noting_workspace(name: str, shape: Any, dtype: Any) -> Any:
+            return self.asked(name, workspaces(name, shape, dtype))
 
         def noting_held(size: int, dtype: np.dtype) -> np.ndarray:
             array = held(size, dtype)
@@ -240,14 +240,14 @@ class _Step:
                 Op.__call__ = only_here(noting_call, call)  # type: ignore[method-assign]
                 threads.chunks = only_here(noting_chunks, chunks)
                 threads.each = only_here(noting_each, each)
-                threads.scratch = only_here(noting_scratch, scratch)
+                threads.workspace = only_here(noting_workspace, workspaces)
                 zeros.held = only_here(noting_held, held)
                 with self.meter.noting() if self.meter else contextlib.nullcontext():
                     yield
             finally:
                 Op.__call__ = call  # type: ignore[method-assign]
                 threads.chunks, threads.each = chunks, each
-                threads.scratch, zeros.held = scratch, held
+                threads.workspace, zeros.held = workspaces, held
 
 
 _one_at_a_time = threading.Lock()

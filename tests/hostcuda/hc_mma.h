@@ -1,4 +1,4 @@
-// hc_mma.h - the functions of kernels/mma.cuh on the CPU; their contracts are written there.
+// hc_mma.h - the functions of kernels/common/mma.cuh on the CPU; their contracts are written there.
 // hc_mma.cpp does the work, compiled once.
 #pragma once
 

@@ -1,0 +1,115 @@
+"""Convolution, perhaps a 2x2 max pool, batch normalisation and what follows it, as one op.
+
+    z = conv(x, w)                            or the largest of each 2x2 pixels of it
+    y = activation(gamma (z - mean) / sqrt(var + eps) + beta + residual)
+
+The GPU takes mean and variance of z, in pieces, while z is in registers, so that normalising reads
+z once instead of twice; and with the pool only a quarter of the convolution's result ever reaches
+memory, with one byte that says where each maximum sat. Then the sums of the pieces merge, and one
+pass over z gives y. Backward is that of the three ops, one after the other: see conv2d.py,
+max_pool.py, batch_norm.py. Engines that have no such epilogue run the ops one after the other in
+forward, too.
+
+On the CPU it is the ops, one after the other, with their own bits.
+"""
+
+from typing import Any
+
+from gpuconv.autograd import Op
+from gpuconv.backend import Array
+from gpuconv.ops.conv import gpu_dispatch
+from gpuconv.ops.conv.conv2d import Conv2d, conv2d, conv_window
+from gpuconv.ops.conv.conv_max_pool import HALVES, HalvingPool
+from gpuconv.ops.engine.epilogue import fits_epilogue
+from gpuconv.ops.norm import BatchNorm, batch_norm, normaliser
+from gpuconv.ops.pool import max_pool2d
+from gpuconv.ops.window import IntOrPair, Padding
+
+
+def conv_batch_norm(x: Array, w: Array, gamma: Array | None, beta: Array | None,
+                    running_mean: Array | None, running_var: Array | None, *,
+                    stride: IntOrPair = 1, padding: Padding | str = 0, dilation: IntOrPair = 1,
+                    pool: bool = False, training: bool, momentum: float = 0.1, eps: float = 1e-5,
+                    activation: str | None = None, residual: Array | None = None,
+                    num_batches_tracked: Array | None = None, precision: str = "ieee") -> Array:
+    """``conv2d`` without bias, ``max_pool2d(., 2)`` if wanted, then ``batch_norm``.
+
+    Args:
+        x: Tensor or array (N, H, W, C), any float dtype.
+        w: filters (K, R, S, C), dtype of x.
+        gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked: as in
+            ``batch_norm``.
+        stride, padding, dilation, precision: as in ``conv2d``.
+        pool: keep the largest of each 2x2 pixels; what is left over at an odd edge goes.
+        activation: "relu" or "gelu", of the result; or None.
+        residual: shape of the result, dtype of x, added before the activation; or None.
+
+    Returns:
+        (N, P, Q, K), or (N, P // 2, Q // 2, K) with ``pool``; dtype of x.
+
+    Raises:
+        ValueError, TypeError: where one of the three ops does.
+
+    >>> import numpy as np
+    >>> x = np.array([1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 8.0]).reshape(2, 2, 2, 1)
+    >>> conv_batch_norm(x, np.ones((1, 1, 1, 1)), None, None, None, None, pool=True,
+    ...                 training=True).ravel().round(3)
+    array([-1.,  1.])
+
+    Source: see ``batch_norm``; Chan, Golub, LeVeque 1979 for the merging of sums.
+    """
+    window = conv_window("conv_batch_norm", x, w, None, stride, padding, dilation)
+    gpu_dispatch.check_precision("conv_batch_norm", precision)
+    P, Q = window.out_shape(*x.shape[1:3])
+    if pool:
+        try:
+            P, Q = HALVES.out_shape(P, Q)
+        except ValueError as error:
+            raise ValueError(f"conv_batch_norm: pool: {error}") from None
+    norm = normaliser("conv_batch_norm", (x.shape[0], P, Q, w.shape[0]), x, gamma, beta,
+                      running_mean, running_var, num_batches_tracked, training, momentum, eps,
+                      activation, residual)
+    if not fits_epilogue(None, x):
+        y = conv2d(x, w, stride=stride, padding=padding, dilation=dilation, precision=precision)
+        return batch_norm(max_pool2d(y, 2) if pool else y, gamma, beta, running_mean, running_var,
+                          training=training, momentum=momentum, eps=eps, activation=activation,
+                          residual=residual, num_batches_tracked=num_batches_tracked)
+    return ConvBatchNorm(Conv2d(window, 1, precision), pool, norm)(
+        x, w, gamma, beta, *([] if residual is None else [residual]))
+
+
+class ConvBatchNorm(Op):
+    """Saves: what ``Conv2d``, ``MaxPool2d`` and ``BatchNorm`` save, which are ops of its own.
+
+    That is x, w, the marks of the pool, and z, from which BatchNorm computes xhat again.
+    """
+
+    def __init__(self, conv: Conv2d, pool: bool, norm: BatchNorm):
+        self.conv, self.norm = conv, norm
+        self.pool = HalvingPool(HALVES) if pool else None
+
+    def forward_gpu(self, x: Any, w: Any, gamma: Any, beta: Any, residual: Any = None) -> Any:
+        conv, pool, norm = self.conv, self.pool, self.norm
+        conv.needs = self.needs[:2]
+        norm.needs = any(conv.needs), *self.needs[2:]
+        taps = conv.save(x, w)
+        fused = gpu_dispatch.forward_fused(conv.problem, x, taps, conv.precision,
+                                           pool=pool is not None, moments=norm.training)
+        z = fused.y if fused else conv.forward_gpu(x, w)
+        if pool:
+            pool.needs = norm.needs[:1]
+            z = pool.pooled(conv.y_shape, *fused[:2]) if fused else pool.forward_gpu(z)
+        if not (fused and fused.moments):
+            return norm.forward_gpu(z, gamma, beta, residual)
+        return norm.forward_gpu(z, gamma, beta, residual, fused.moments, fused.rows)
+
+    def backward_gpu(self, gy: Any) -> tuple:
+        g, *others = self.norm.backward_gpu(gy)
+        self.norm.free()  # z is not needed any more
+        gx = gw = None
+        if g is not None:
+            if self.pool:
+                g, = self.pool.backward_gpu(g)
+                self.pool.free()
+            gx, gw = self.conv.backward_gpu(g)
+        return gx, gw, *others

@@ -1,0 +1,104 @@
+"""Convolution, an activation and a 2x2 max pool, as one op.
+
+    y[n,p,q,k] = max over r,s < 2 of  activation(conv(x, w) + b)[n, 2p+r, 2q+s, k]
+
+On the GPU only a quarter of the convolution's result ever reaches memory, with one byte that says
+where each maximum sat. ReLU's gradient is read from y; the pool's sends what is left to the marks:
+see conv2d.py, max_pool.py. Engines that have no such epilogue run the ops one after the other. So
+does the CPU.
+"""
+
+from typing import Any
+
+from gpuconv.autograd import Op
+from gpuconv.backend import Array
+from gpuconv.ops.conv import gpu_dispatch
+from gpuconv.ops.conv.conv2d import Conv2d, conv2d, conv_window
+from gpuconv.ops.elementwise import GELU, ReLU, activated, check_activation
+from gpuconv.ops.engine.epilogue import fits_epilogue
+from gpuconv.ops.pool import MaxPool2d, max_pool2d
+from gpuconv.ops.window import IntOrPair, Padding, Window
+
+HALVES = Window((2, 2), (2, 2))
+
+
+def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
+                  padding: Padding | str = 0, dilation: IntOrPair = 1, precision: str = "ieee",
+                  activation: str | None = None) -> Array:
+    """``conv2d``, the activation, then ``max_pool2d(., 2)``.
+
+    Args:
+        x: Tensor or array (N, H, W, C), any float dtype.
+        w: filters (K, R, S, C), dtype of x.
+        b: bias (K,), or None.
+        stride, padding, dilation, precision, activation: as in ``conv2d``.
+
+    Returns:
+        (N, P // 2, Q // 2, K), dtype of x; what is left over at an odd edge goes.
+
+    Raises:
+        ValueError, TypeError: where ``conv2d`` or ``max_pool2d`` does.
+
+    >>> import numpy as np
+    >>> conv_max_pool(np.arange(4.0).reshape(1, 2, 2, 1), np.ones((1, 1, 1, 1))).item()
+    3.0
+    """
+    window = conv_window("conv_max_pool", x, w, b, stride, padding, dilation)
+    gpu_dispatch.check_precision("conv_max_pool", precision)
+    check_activation("conv_max_pool", activation)
+    try:
+        HALVES.out_shape(*window.out_shape(*x.shape[1:3]))
+    except ValueError as error:
+        raise ValueError(f"conv_max_pool: {error}") from None
+    if not fits_epilogue(activation, x, w, b):
+        y = conv2d(x, w, b, stride=stride, padding=padding, dilation=dilation, precision=precision)
+        if activation == "relu":  # of fewer pixels, with the same bits
+            return activated(max_pool2d(y, 2), activation)
+        return max_pool2d(activated(y, activation), 2)
+    return ConvMaxPool(Conv2d(window, 1, precision), activation)(x, w, b)
+
+
+class HalvingPool(MaxPool2d):
+    """The pool of a convolution's epilogue."""
+
+    def pooled(self, x_shape: tuple[int, ...], y: Any, marks: Any) -> Any:
+        """As if ``forward_gpu`` had given y of an x of this shape."""
+        self.x_shape, self.argmax = x_shape, marks if self.saving else None
+        return y
+
+
+class ConvMaxPool(Op):
+    """Saves: what ``Conv2d`` and ``MaxPool2d`` save, and with ReLU y, which the next op reads."""
+
+    def __init__(self, conv: Conv2d, activation: str | None):
+        self.conv, self.activation, self.pool = conv, activation, HalvingPool(HALVES)
+        self.relu = ReLU() if activation == "relu" else None
+
+    def forward_gpu(self, x: Any, w: Any, b: Any) -> Any:
+        conv, pool, relu = self.conv, self.pool, self.relu
+        conv.needs, pool.needs = self.needs, (any(self.needs),)
+        taps = conv.save(x, w)
+        fused = gpu_dispatch.forward_fused(conv.problem, x, taps, conv.precision, bias=b,
+                                     activation=self.activation, pool=True)
+        if fused:
+            y = pool.pooled(conv.y_shape, fused.y, fused.marks)
+            if relu:
+                relu.saved = y if any(self.needs) else None
+            return y
+        y = conv.forward_gpu(x, w, b)
+        if self.activation == "gelu":
+            gelu = GELU()
+            gelu.needs = (False,)
+            y = gelu.forward_gpu(y)
+        y = pool.forward_gpu(y)
+        if relu:  # of fewer pixels, with the same bits
+            relu.needs = pool.needs
+            y = relu.forward_gpu(y)
+        return y
+
+    def backward_gpu(self, gy: Any) -> tuple:
+        if self.relu:
+            gy, = self.relu.backward_gpu(gy)
+        gy, = self.pool.backward_gpu(gy)
+        self.pool.free()
+        return self.conv.backward_gpu(gy)

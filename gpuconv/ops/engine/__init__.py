@@ -1,0 +1,1 @@
+"""What families of ops share: chunks of work for CPU threads, sums, maxima, and GPU partitions."""
