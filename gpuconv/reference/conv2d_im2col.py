@@ -6,8 +6,8 @@
 
 A row of col(x) holds what a filter sees at one position, so that its product with a filter is one
 output. The matrix repeats each pixel up to R*S times: simple and fast, at the price of memory.
-``gpuconv.ops.im2col`` and ``col2im`` make the rows, on a GPU by one CUDA kernel each
-(kernels/conv/im2col.cu). ``conv2d`` beside this file is the definition that this algorithm computes.
+``gpuconv.ops.im2col`` and ``col2im`` make the rows, on a GPU by one CUDA kernel each, in
+kernels/conv/im2col.cu. ``reference.conv2d`` is the definition that this algorithm computes.
 
 Source: CS231n, Convolutional Networks, "Implementation as Matrix Multiplication".
 """

@@ -46,7 +46,7 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
     >>> mean, var
     (array([0.2, 2. ]), array([ 1.1, 20.9]))
     """
-    mean, var, n = moments(x) if training else (running_mean, running_var, None)
+    n, (mean, var) = x[..., 0].size, moments(x) if training else (running_mean, running_var)
     if training and running_mean is not None and running_var is not None:
         running_mean[...] = (1 - momentum) * running_mean + momentum * mean
         running_var[...] = (1 - momentum) * running_var + momentum * var * (n / (n - 1))
@@ -66,7 +66,7 @@ def batch_norm_backward(gy: Array, x: Array, gamma: Array | None, beta: Array | 
     >>> gx.ravel(), ggamma, gbeta
     (array([0., 0.]), array([0.]), array([2.]))
     """
-    mean, var, n = moments(x) if training else (running_mean, running_var, None)
+    n, (mean, var) = x[..., 0].size, moments(x) if training else (running_mean, running_var)
     axes = tuple(range(x.ndim - 1))
     std = get_array_module(x).sqrt(var + eps)
     xhat = (x - mean) / std
@@ -76,13 +76,13 @@ def batch_norm_backward(gy: Array, x: Array, gamma: Array | None, beta: Array | 
     return gx, None if gamma is None else ggamma, None if beta is None else gbeta
 
 
-def moments(x: Array) -> tuple[Any, Any, int]:
-    """Return mean (C,) and variance (C,) of x (..., C) over all axes but the last, and n.
+def moments(x: Array) -> tuple[Array, Array]:
+    """Return mean (C,) and variance (C,) of x (..., C) over all axes but the last.
 
     >>> import numpy as np
     >>> moments(np.array([[1.0], [3.0]]))
-    (array([2.]), array([1.]), 2)
+    (array([2.]), array([1.]))
     """
     axes, n = tuple(range(x.ndim - 1)), x[..., 0].size
     mean = x.sum(axis=axes) / n
-    return mean, ((x - mean) * (x - mean)).sum(axis=axes) / n, n
+    return mean, ((x - mean) * (x - mean)).sum(axis=axes) / n
