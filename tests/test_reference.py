@@ -479,8 +479,10 @@ def test_a_class_of_no_weight_adds_nothing(xp):
     assert call(xp, "softmax_cross_entropy", (z, np.array([0])), {}) == 0
 
 
-def test_dropout_of_everything_is_zero(xp):
-    close(call(xp, "dropout", (np.full(5, np.inf), 1.0), dict(key=(1, 2), step=3)), np.zeros(5))
+def test_dropout_leaves_zeros(xp):
+    close(call(xp, "dropout", (np.ones(5), 1.0), dict(key=(1, 2), step=3)), np.zeros(5))
+    y = call(xp, "dropout", (np.full(9, np.inf), 0.5), dict(key=(1, 2), step=3))
+    assert set(y) == {0, np.inf}
 
 
 def test_relu_passes_the_gradient_of_nan(xp):

@@ -1,8 +1,8 @@
 """Dropout: each element is zeroed with probability p, the others grow by 1/(1-p).
 
     keep[i] = words(key, step)[i] >= p * 2**32        a random word of 32 bits for each element
-    y[i]    = x[i] / (1-p)  where keep[i], else 0
-    gx[i]   = gy[i] / (1-p) where keep[i], else 0
+    y[i]    = x[i] * 1/(1-p)  where keep[i], else 0
+    gx[i]   = gy[i] * 1/(1-p) where keep[i], else 0
 
 The mask is a function of (key, step, element), see ``gpuconv.random``: backward draws it again.
 
@@ -30,7 +30,7 @@ def dropout(x: Array, p: float = 0.5, *, key: tuple[int, int], step: int) -> Arr
     """
     xp = get_array_module(x)
     keep = random.words(x.size, key, step, xp).reshape(x.shape) >= p * 2**32
-    return xp.where(keep, x / (1 - p) if p < 1 else 0, xp.zeros_like(x))
+    return xp.where(keep, x * (1 / (1 - p) if p < 1 else 0.0), 0)
 
 
 def dropout_backward(gy: Array, x: Array, p: float = 0.5, *, key: tuple[int, int],
