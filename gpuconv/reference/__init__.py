@@ -39,7 +39,12 @@ from gpuconv.reference.arithmetic import (
     sub_backward,
 )
 from gpuconv.reference.conv2d import conv2d, conv2d_backward
-from gpuconv.reference.conv2d_im2col import conv2d_im2col, conv2d_im2col_backward
+from gpuconv.reference.conv2d_im2col import (
+    conv2d_im2col,
+    conv2d_im2col_backward,
+    conv2d_im2col_dgrad,
+    conv2d_im2col_wgrad,
+)
 from gpuconv.reference.dropout import dropout, dropout_backward
 from gpuconv.reference.fused import (
     bias_relu,
@@ -88,8 +93,9 @@ from gpuconv.reference.softmax import (
 __all__ = [
     "add", "add_backward", "avg_pool2d", "avg_pool2d_backward", "batch_norm",
     "batch_norm_backward", "bias_relu", "bias_relu_backward", "col2im", "col2im_backward",
-    "conv2d", "conv2d_backward", "conv2d_im2col", "conv2d_im2col_backward", "conv_batch_norm",
-    "conv_batch_norm_backward", "conv_max_pool", "conv_max_pool_backward", "div", "div_backward",
+    "conv2d", "conv2d_backward", "conv2d_im2col", "conv2d_im2col_backward", "conv2d_im2col_dgrad",
+    "conv2d_im2col_wgrad", "conv_batch_norm", "conv_batch_norm_backward", "conv_max_pool",
+    "conv_max_pool_backward", "div", "div_backward",
     "dropout", "dropout_backward", "exp", "exp_backward", "flatten", "flatten_backward", "gelu",
     "gelu_backward", "getitem", "getitem_backward", "global_avg_pool2d",
     "global_avg_pool2d_backward", "global_max_pool2d", "global_max_pool2d_backward", "im2col",

@@ -60,14 +60,47 @@ def conv2d_im2col_backward(gy: Array, x: Array, w: Array, b: Array | None = None
     array([[ 8., 12.],
            [20., 24.]])
     """
-    (_, R, S, C), win = w.shape, window(x.shape[1:3], w.shape[1:3], stride, padding, dilation)
-    xp = get_array_module(x)
-    gx, gw = xp.empty(x.shape, x.dtype), xp.empty(w.shape, w.dtype)
-    for c, k in parts(x.shape[3], len(w), groups):
-        col = im2col(x[..., c], (R, S), win.stride, win.pad, win.dilation)   # (N, P, Q, R*S*C)
+    gx = conv2d_im2col_dgrad(gy, x, w, stride, padding, dilation, groups)
+    gw = conv2d_im2col_wgrad(gy, x, w, stride, padding, dilation, groups)
+    return gx, gw, None if b is None else gy.sum(axis=(0, 1, 2))
+
+
+def conv2d_im2col_dgrad(gy: Array, x: Array, w: Array, stride: Any = 1, padding: Any = 0,
+                        dilation: Any = 1, groups: int = 1) -> Array:
+    """Return the input gradient gx (N, H, W, C); of x only the shape is read.
+
+    >>> import numpy as np
+    >>> x, w = np.arange(9.0).reshape(1, 3, 3, 1), np.ones((1, 2, 2, 1))
+    >>> conv2d_im2col_dgrad(np.ones((1, 2, 2, 1)), x, w)[0, :, :, 0]
+    array([[1., 2., 1.],
+           [2., 4., 2.],
+           [1., 2., 1.]])
+    """
+    (K, R, S, C), win = w.shape, window(x.shape[1:3], w.shape[1:3], stride, padding, dilation)
+    gx = get_array_module(x).empty(x.shape, x.dtype)
+    for c, k in parts(x.shape[3], K, groups):
         filters = w[k].reshape(-1, R * S * C)                                # (K/G, R*S*C)
         g = gy[..., k].reshape(-1, len(filters))                             # (N*P*Q, K/G)
-        gw[k] = (g.T @ col.reshape(len(g), -1)).reshape(len(filters), R, S, C)
-        gcol = (g @ filters).reshape(col.shape)                              # (N, P, Q, R*S*C)
+        gcol = (g @ filters).reshape(*gy.shape[:3], R * S * C)               # (N, P, Q, R*S*C)
         gx[..., c] = col2im(gcol, (*x.shape[:3], C), (R, S), win.stride, win.pad, win.dilation)
-    return gx, gw, None if b is None else gy.sum(axis=(0, 1, 2))
+    return gx
+
+
+def conv2d_im2col_wgrad(gy: Array, x: Array, w: Array, stride: Any = 1, padding: Any = 0,
+                        dilation: Any = 1, groups: int = 1) -> Array:
+    """Return the weight gradient gw (K, R, S, C/groups); of w only the shape is read.
+
+    >>> import numpy as np
+    >>> x, w = np.arange(9.0).reshape(1, 3, 3, 1), np.ones((1, 2, 2, 1))
+    >>> conv2d_im2col_wgrad(np.ones((1, 2, 2, 1)), x, w)[0, :, :, 0]
+    array([[ 8., 12.],
+           [20., 24.]])
+    """
+    (K, R, S, C), win = w.shape, window(x.shape[1:3], w.shape[1:3], stride, padding, dilation)
+    gw = get_array_module(w).empty(w.shape, w.dtype)
+    for c, k in parts(x.shape[3], K, groups):
+        col = im2col(x[..., c], (R, S), win.stride, win.pad, win.dilation)   # (N, P, Q, R*S*C)
+        col = col.reshape(-1, R * S * C)                                     # (N*P*Q, R*S*C)
+        g = gy[..., k].reshape(len(col), -1)                                 # (N*P*Q, K/G)
+        gw[k] = (g.T @ col).reshape(-1, R, S, C)                             # (K/G, R, S, C)
+    return gw
