@@ -497,9 +497,8 @@ OPS = sorted(set(ops.__all__) - NO_OPS)
 
 
 def parameters(f):
-    """{name: default} of the parameters, in order, keyword arguments that pass through left out."""
-    return {p.name: p.default for p in inspect.signature(f).parameters.values()
-            if p.kind is not p.VAR_KEYWORD}
+    """{name: default} of the parameters, in order."""
+    return {p.name: p.default for p in inspect.signature(f).parameters.values()}
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -5,7 +5,8 @@
     conv_batch_norm  y = activation(batch_norm(z) + residual)    z = conv2d(x, w), or of it
                                                                      max_pool2d(., 2) with ``pool``
 
-Backward applies the gradients of the parts in reverse order.
+The arguments ``activation`` and ``residual`` of conv2d, linear and batch_norm mean the same:
+activation(op(x) + residual). Backward applies the gradients of the parts in reverse order.
 """
 
 from typing import Any
@@ -60,20 +61,21 @@ def bias_relu_backward(gy: Array, x: Array, b: Array) -> tuple[Array, Array]:
     return add_backward(relu_backward(gy, x + b), x, b)
 
 
-def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, activation: str | None = None,
-                  **geometry: Any) -> Array:
-    """Return max_pool2d(activation(conv2d(x, w, b)), 2); ``geometry`` as of ``conv2d``.
+def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, stride: Any = 1, padding: Any = 0,
+                  dilation: Any = 1, activation: str | None = None) -> Array:
+    """Return max_pool2d(activation(conv2d(x, w, b)), 2).
 
     >>> import numpy as np
     >>> conv_max_pool(np.arange(4.0).reshape(1, 2, 2, 1), np.ones((1, 1, 1, 1))).item()
     3.0
     """
-    return max_pool2d(activate(conv2d(x, w, b, **geometry), activation), 2)
+    z = conv2d(x, w, b, stride=stride, padding=padding, dilation=dilation)
+    return max_pool2d(activate(z, activation), 2)
 
 
 def conv_max_pool_backward(gy: Array, x: Array, w: Array, b: Array | None = None, *,
-                           activation: str | None = None,
-                           **geometry: Any) -> tuple[Array, Array, Array | None]:
+                           stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+                           activation: str | None = None) -> tuple[Array, Array, Array | None]:
     """Return the gradients (gx, gw, gb) of ``conv_max_pool``.
 
     >>> import numpy as np
@@ -81,16 +83,17 @@ def conv_max_pool_backward(gy: Array, x: Array, w: Array, b: Array | None = None
     >>> conv_max_pool_backward(np.ones((1, 1, 1, 1)), x, np.ones((1, 1, 1, 1)))[0].ravel()
     array([0., 0., 0., 1.])
     """
+    geometry = dict(stride=stride, padding=padding, dilation=dilation)
     z = conv2d(x, w, b, **geometry)
     g = max_pool2d_backward(gy, activate(z, activation), 2)
     return conv2d_backward(activate_backward(g, z, activation), x, w, b, **geometry)
 
 
 def conv_batch_norm(x: Array, w: Array, gamma: Array | None, beta: Array | None,
-                    running_mean: Any, running_var: Any, *, pool: bool = False, training: bool,
-                    momentum: float = 0.1, eps: float = 1e-5,
-                    activation: str | None = None, residual: Array | None = None,
-                    **geometry: Any) -> Array:
+                    running_mean: Any, running_var: Any, *, stride: Any = 1, padding: Any = 0,
+                    dilation: Any = 1, pool: bool = False, training: bool, momentum: float = 0.1,
+                    eps: float = 1e-5, activation: str | None = None,
+                    residual: Array | None = None) -> Array:
     """Return activation(batch_norm(z) + residual), z being conv2d(x, w), pooled with ``pool``.
 
     >>> import numpy as np
@@ -99,7 +102,7 @@ def conv_batch_norm(x: Array, w: Array, gamma: Array | None, beta: Array | None,
     ...                 training=True).ravel().round(3)
     array([-1.,  1.])
     """
-    z = conv2d(x, w, **geometry)
+    z = conv2d(x, w, stride=stride, padding=padding, dilation=dilation)
     z = max_pool2d(z, 2) if pool else z
     y = batch_norm(z, gamma, beta, running_mean, running_var, training=training,
                    momentum=momentum, eps=eps)
@@ -108,9 +111,10 @@ def conv_batch_norm(x: Array, w: Array, gamma: Array | None, beta: Array | None,
 
 def conv_batch_norm_backward(gy: Array, x: Array, w: Array, gamma: Array | None,
                              beta: Array | None, running_mean: Any, running_var: Any, *,
-                             pool: bool = False, training: bool,
-                             eps: float = 1e-5, activation: str | None = None,
-                             residual: Array | None = None, **geometry: Any) -> tuple:
+                             stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+                             pool: bool = False, training: bool, eps: float = 1e-5,
+                             activation: str | None = None,
+                             residual: Array | None = None) -> tuple:
     """Return the gradients (gx, gw, ggamma, gbeta, gresidual) of ``conv_batch_norm``.
 
     >>> import numpy as np
@@ -120,6 +124,7 @@ def conv_batch_norm_backward(gy: Array, x: Array, w: Array, gamma: Array | None,
     >>> gx.ravel()
     array([0., 0.])
     """
+    geometry = dict(stride=stride, padding=padding, dilation=dilation)
     conv = conv2d(x, w, **geometry)
     z = max_pool2d(conv, 2) if pool else conv
     running = (None, None) if training else (running_mean, running_var)

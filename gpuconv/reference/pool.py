@@ -42,8 +42,7 @@ def max_pool2d(x: Array, kernel_size: Any, stride: Any = None, padding: Any = 0,
            [13., 15.]])
     """
     xp, (N, H, W, C) = get_array_module(x), x.shape
-    win = window((H, W), kernel_size, kernel_size if stride is None else stride, padding, dilation,
-                 ceil_mode)
+    win = pool_window(x, kernel_size, stride, padding, dilation, ceil_mode)
     y = xp.full((N, *win.out, C), -math.inf, x.dtype)
     indices = xp.full(y.shape, -1, "int64")
     place = xp.arange(H * W).reshape(1, H, W, 1)
@@ -65,8 +64,7 @@ def max_pool2d_backward(gy: Array, x: Array, kernel_size: Any, stride: Any = Non
     array([0., 2., 1., 0.])
     """
     xp, (_, H, W, _) = get_array_module(x), x.shape
-    win = window((H, W), kernel_size, kernel_size if stride is None else stride, padding, dilation,
-                 ceil_mode)
+    win = pool_window(x, kernel_size, stride, padding, dilation, ceil_mode)
     _, indices = max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode, True)
     place = xp.arange(H * W).reshape(1, H, W, 1)
     gx = xp.zeros_like(x)
@@ -89,8 +87,7 @@ def avg_pool2d(x: Array, kernel_size: Any, stride: Any = None, padding: Any = 0,
     array([[ 2.5,  4.5],
            [10.5, 12.5]])
     """
-    win = window(x.shape[1:3], kernel_size, kernel_size if stride is None else stride, padding,
-                 ceil_mode=ceil_mode)
+    win = pool_window(x, kernel_size, stride, padding, 1, ceil_mode)
     y = get_array_module(x).zeros((len(x), *win.out, x.shape[3]), x.dtype)
     for _, _, at, met in win.taps():
         y[at] += x[met]
@@ -105,13 +102,24 @@ def avg_pool2d_backward(gy: Array, x: Array, kernel_size: Any, stride: Any = Non
     >>> avg_pool2d_backward(np.ones((1, 1, 2, 1)), np.zeros((1, 1, 3, 1)), (1, 2), 1).ravel()
     array([0.5, 1. , 0.5])
     """
-    win = window(x.shape[1:3], kernel_size, kernel_size if stride is None else stride, padding,
-                 ceil_mode=ceil_mode)
+    win = pool_window(x, kernel_size, stride, padding, 1, ceil_mode)
     share = gy / divisor(x, win, count_include_pad)
     gx = get_array_module(x).zeros_like(x)
     for _, _, at, met in win.taps():
         gx[met] += share[at]
     return gx
+
+
+def pool_window(x: Array, kernel_size: Any, stride: Any, padding: Any, dilation: Any,
+                ceil_mode: bool) -> Window:
+    """Return the window over images x; without a stride its positions lie side by side.
+
+    >>> import numpy as np
+    >>> pool_window(np.zeros((1, 4, 4, 1)), 2, None, 0, 1, False).stride
+    (2, 2)
+    """
+    stride = kernel_size if stride is None else stride
+    return window(x.shape[1:3], kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def divisor(x: Array, win: Window, count_include_pad: bool) -> Array:

@@ -13,6 +13,7 @@
              zeros      none outside of the image: y is 0 there
 """
 
+import math
 from typing import Any
 
 from gpuconv.backend import Array, get_array_module
@@ -47,10 +48,7 @@ def flatten(x: Array, start_axis: int = 1) -> Array:
     >>> flatten(np.ones((5, 4, 4, 3))).shape
     (5, 48)
     """
-    size = 1
-    for n in x.shape[start_axis:]:
-        size *= n
-    return x.reshape(*x.shape[:start_axis], size)
+    return x.reshape(*x.shape[:start_axis], math.prod(x.shape[start_axis:]))
 
 
 def flatten_backward(gy: Array, x: Array, start_axis: int = 1) -> Array:
