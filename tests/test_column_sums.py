@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_tensor_cores import on_the_cpu
+from test_gpu_mma import on_the_cpu
 
 from check import DTYPES, close, make
 from gpuconv.backend import accumulator

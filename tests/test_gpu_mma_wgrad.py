@@ -7,7 +7,7 @@ import nvrtc
 import pytest
 import sass
 from conftest import ampere
-from test_tensor_cores import DTYPES, GEOMETRIES, NONE, Geometry, numbers, on_the_cpu
+from test_gpu_mma import DTYPES, GEOMETRIES, NONE, Geometry, numbers, on_the_cpu
 from weight_cases import SMALL, of
 
 from check import around, close
