@@ -92,7 +92,7 @@ def test_each_run_has_its_own_sums(cp, rng, monkeypatch):
     """Whole tiles, several of them; the last run is shorter, one more has no pixels."""
     p, partial = Geometry((3, 6, 5, 8), (128, 2, 2), (1, 0, 0, 1)).problem, []
     x, gy = data(rng, p, "float16")
-    monkeypatch.setattr(engine.column_sums, "column_sums", lambda rows, out: partial.append(rows))
+    monkeypatch.setattr(engine, "column_sums", lambda rows, out: partial.append(rows))
     gradient(cp, p, x, gy, splits=4)
     run, number = 32, np.arange(p.pixels).reshape(p.N, p.P, p.Q, 1)
     for i, got in enumerate(partial[0].get().reshape(4, p.K, p.R, p.S, p.C)):
