@@ -43,7 +43,7 @@ def run(tmp_path_factory):
     rng = np.random.default_rng(0)
     np.savez(place / "set.npz", images=rng.integers(0, 256, (24, 8, 8, 3), np.uint8),
              labels=np.arange(24) % 3)
-    source = Source.of(place / "set.npz")
+    source = Source.from_options(place / "set.npz")
     settings = Settings(epochs=2, batch_size=8, flip=False, crop=0, views="mirror", ema=0.5)
     config = Config({"notation": NET}, source, settings, recipe="test")
     folder = RunFolder.create(config, place / "run", tuned=table())

@@ -194,7 +194,7 @@ def test_a_grey_set_of_another_size(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "digits.npz", images=rng.integers(0, 256, (40, 12, 12), np.uint8),
              labels=np.arange(40) % 4)
-    source = Source.of(tmp_path / "digits.npz")
+    source = Source.from_options(tmp_path / "digits.npz")
     made = config(source=source, model=models.describe("simple_convnet", in_channels=1, classes=4,
                                                        image=12))
     folder = RunFolder.create(made, tmp_path / "run")
@@ -360,7 +360,7 @@ def test_early_stopping_is_an_end(done, tmp_path):
     early = config(settings=Settings(epochs=9, batch_size=10, patience=1))
     new = RunFolder.create(early, tmp_path / "run")
     rows = folder.history().rows
-    train.Records(new.path).write(
+    train.MetricsFiles(new.path).write(
         train.History([rows[0], dataclasses.replace(rows[0], epoch=2)]))
     assert new.status() == "finished"
 

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     from gpuconv import files
     from gpuconv.cli.output import console, say, show, table
     from gpuconv.data import Source
-    source = Source.of(args.data, data_dir=args.data_dir, image_size=args.image_size,
+    source = Source.from_options(args.data, data_dir=args.data_dir, image_size=args.image_size,
                        test_share=args.test_share, seed=args.seed,
                        skip_broken=args.skip_broken)
     if args.download and source.kind not in ("auto", "cifar10"):

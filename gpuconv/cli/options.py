@@ -116,7 +116,7 @@ def source(args: argparse.Namespace, image_size: int | None = None, seed: int = 
         seed: of the split.
     """
     from gpuconv.data import Source
-    return Source.of(args.data, data_dir=args.data_dir, limit=args.limit, seed=seed,
+    return Source.from_options(args.data, data_dir=args.data_dir, limit=args.limit, seed=seed,
                      image_size=args.image_size or image_size, test_share=args.test_share,
                      skip_broken=args.skip_broken)
 

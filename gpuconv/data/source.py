@@ -82,7 +82,8 @@ class Source:
             raise ValueError(f"data: split {self.split!r:.80}, wanted {BY_POSITION} or {BY_ITEM}")
 
     @staticmethod
-    def of(text: str | os.PathLike | None = None, *, data_dir: str | os.PathLike | None = None,
+    def from_options(text: str | os.PathLike | None = None, *,
+                     data_dir: str | os.PathLike | None = None,
            **more: Any) -> "Source":
         """What a person means by ``--data TEXT --data-dir DIR``.
 

@@ -13,7 +13,7 @@ from gpuconv.messages import printable
 from gpuconv.report import figures
 from gpuconv.report.findings import Confusion, Mistake, png
 from gpuconv.train import History
-from gpuconv.train.history import HEADINGS, cells
+from gpuconv.train.history import HEADINGS, row_cells
 from gpuconv.train.predictions import Predictions
 
 CLASSES = 120  # with more, a confusion matrix is a wall: the worst pairs are listed instead
@@ -99,7 +99,7 @@ def curves(history: History) -> str:
 
 def epochs(history: History) -> str:
     """The table of all epochs, the best one marked."""
-    rows = [[text(cell) for cell in cells(row)] for row in history.rows]
+    rows = [[text(cell) for cell in row_cells(row)] for row in history.rows]
     accuracies = [row.test.accuracy for row in history.rows if row.test]
     best = next((i for i, row in enumerate(history.rows)
                  if row.test and row.test.accuracy == max(accuracies)), None)

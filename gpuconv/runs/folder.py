@@ -35,7 +35,7 @@ from gpuconv.runs.lock import in_use, locked
 from gpuconv.runs.model_file import model_file
 from gpuconv.runs.sets import Sets, run_sets
 from gpuconv.runs.viewed import Viewed
-from gpuconv.train import EarlyStopping, History, checkpoints, read_records
+from gpuconv.train import EarlyStopping, History, checkpoints, read_metrics
 from gpuconv.train.checkpoint import BEST, candidates
 
 PARENT = "runs"  # of all runs, in the folder where one works
@@ -140,7 +140,7 @@ class RunFolder:
             OSError: metrics.jsonl cannot be read, or is no file.
             ValueError: metrics.jsonl is damaged.
         """
-        return read_records(self.path)
+        return read_metrics(self.path)
 
     def viewed(self) -> Viewed | None:
         """Return the test in several views; None: there was none, or not yet.

@@ -25,8 +25,8 @@ from gpuconv.train import (
     EarlyStopping,
     History,
     Interrupt,
+    MetricsFiles,
     Predictions,
-    Records,
     TensorBoard,
     newest,
     predictions,
@@ -103,7 +103,7 @@ def _train(config: Config, folder: RunFolder, checkpoint: pathlib.Path | None,
     watching: list[Callback] = [interrupt]
     watching += [EarlyStopping(settings.patience)] if settings.patience else []
     watching += [Checkpoint(folder.checkpoints_folder, keep=keep, minutes=minutes,
-                            model=config.model), Records(folder.path)]
+                            model=config.model), MetricsFiles(folder.path)]
     watching += [TensorBoard(folder.path / "tensorboard")] if tensorboard else []
     with contextlib.ExitStack() as during:
         if os.path.lexists(folder.tuned):

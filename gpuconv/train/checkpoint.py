@@ -28,10 +28,10 @@ from gpuconv import files
 from gpuconv.backend import Array, accumulator, to_cpu
 from gpuconv.checks import check_count, check_number, check_path
 from gpuconv.data import Dataset
+from gpuconv.data.batches import normalization
 from gpuconv.state import check_state
-from gpuconv.train.batches import moments
 from gpuconv.train.callback import Callback, Run
-from gpuconv.train.history import flat
+from gpuconv.train.history import row_to_dict
 from gpuconv.train.measure import Tally
 from gpuconv.train.position import check_position
 from gpuconv.undo import uninterrupted
@@ -146,14 +146,14 @@ def capture(run: Run) -> tuple[dict[str, Array], dict[str, Any]]:
         state |= {f"scale/{name}": a for name, a in run.scale.state_dict().items()}
     rows = run.history.rows
     metadata: dict[str, Any] = {
-        "epoch": run.epoch, "step": run.step, "steps": run.steps, "tally": run.tally.numbers(),
-        "seconds": time.perf_counter() - run.began, "lr": run.lr,
-        "history": [flat(row) for row in rows], "identity": identity(run),
+        "epoch": run.epoch, "step": run.step, "steps": run.steps, "tally": run.tally.as_dict(),
+        "seconds": time.perf_counter() - run.epoch_start, "lr": run.lr,
+        "history": [row_to_dict(row) for row in rows], "identity": identity(run),
         "input_shape": list(run.data.images.shape[1:])}
     if rows and rows[-1].test:
         metadata["test_accuracy"] = rows[-1].test.accuracy
     if isinstance(run.data, Dataset):
-        used = moments(run.data, run.arguments.get("normalize"))
+        used = normalization(run.data, run.arguments.get("normalize"))
         metadata |= {"classes": list(run.data.classes), "mean": used["mean"].tolist(),
                      "std": used["std"].tolist(), "data": run.data.name}
     return state, metadata
@@ -222,7 +222,7 @@ def resume_from(place: str | os.PathLike, run: Run) -> None:
         run.history.rows[:] = rows
         run.epoch, run.step, run.lr = metadata["epoch"], metadata["step"], metadata["lr"]
         run.tally = Tally(**metadata["tally"])
-        run.began = time.perf_counter() - metadata["seconds"]
+        run.epoch_start = time.perf_counter() - metadata["seconds"]
         run.read()  # loss and speed so far: there may be no step left in this epoch
     except (ValueError, FloatingPointError) as error:
         raise type(error)(f"{path}: {error}") from None

@@ -30,7 +30,7 @@ class Epoch:
     skipped: int = 0  # updates that did not happen: in float16 a gradient was not finite
 
 
-def flat(row: Epoch) -> dict[str, float | int | None]:
+def row_to_dict(row: Epoch) -> dict[str, float | int | None]:
     """A row as plain numbers by name, as JSON and CSV want them; None for what was not measured.
 
     >>> row = Epoch(1, Metrics(1.5, 0.25, 100), None, 2048.0, 3.21, 0.05)
@@ -45,7 +45,7 @@ def flat(row: Epoch) -> dict[str, float | int | None]:
             "skipped": row.skipped}
 
 
-def unflat(numbers: Any, epoch: int | None = None) -> Epoch:
+def row_from_dict(numbers: Any, epoch: int | None = None) -> Epoch:
     """Return the row that ``flat`` was given.
 
     Args:
@@ -109,7 +109,7 @@ COLUMNS: list[tuple[str, Callable[[Epoch], Any], str]] = [
 HEADINGS = [heading for heading, _, _ in COLUMNS]
 
 
-def cells(row: Epoch) -> list[str]:
+def row_cells(row: Epoch) -> list[str]:
     """A row in words, one per column; "-" for what was not measured.
 
     >>> cells(Epoch(1, Metrics(1.5, 0.25, 100), None, 2048.0, 3.21, 0.05))
@@ -164,4 +164,4 @@ class History:
         return f"History({len(self.rows)} epochs{last})"
 
     def __str__(self) -> str:
-        return "\n".join(line(words) for words in [HEADINGS, *map(cells, self.rows)])
+        return "\n".join(line(words) for words in [HEADINGS, *map(row_cells, self.rows)])

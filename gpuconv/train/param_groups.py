@@ -107,10 +107,10 @@ def parameter_groups(model: Module, optimizer: str, groups: Sequence[Group],
     found: list[dict[str, Any]] = []
     for group, mine in zip((*groups, general), members, strict=True):
         settings = _settings(optimizer, general.given() | group.given())
-        flat = [p for p in mine if settings.get("orthogonal") and p.ndim < 2]
-        rest = [p for p in mine if p not in flat] if flat else mine
+        vectors = [p for p in mine if settings.get("orthogonal") and p.ndim < 2]
+        rest = [p for p in mine if p not in vectors] if vectors else mine
         found += [{"params": rest, **settings}] * bool(rest)
-        found += [{"params": flat, **settings, "orthogonal": False}] * bool(flat)
+        found += [{"params": vectors, **settings, "orthogonal": False}] * bool(vectors)
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpuconv.jsontext import is_count
-from gpuconv.train.history import COUNT, FIELDS, FLOAT, Epoch, unflat
+from gpuconv.train.history import COUNT, FIELDS, FLOAT, Epoch, row_from_dict
 
 TALLY = {"loss": FLOAT, "correct": COUNT, "count": COUNT, "skipped": COUNT}
 
@@ -37,7 +37,7 @@ def check_position(told: Mapping[str, Any], epochs: int, steps: int) -> list[Epo
     rows = []
     for number, numbers in enumerate(told["history"], 1):
         try:
-            rows.append(unflat(numbers, number))
+            rows.append(row_from_dict(numbers, number))
         except ValueError as error:
             raise ValueError(f"epoch {number} of the history: {error}") from None
     if not told["epoch"] - 1 <= len(rows) <= told["epoch"]:

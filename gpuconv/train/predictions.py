@@ -20,9 +20,9 @@ import numpy as np
 from gpuconv.backend import accumulator, is_array, to_cpu
 from gpuconv.checks import check_choice, check_count, check_kind, check_plain, listed, no_array
 from gpuconv.data import Dataset
+from gpuconv.data.batches import PerChannel, as_dataset, check_mean_std
 from gpuconv.data.dataset import DATASET
 from gpuconv.nn import Module
-from gpuconv.train.batches import Numbers, dataset, given_moments
 from gpuconv.train.tta import VIEWS, averaged_logits
 
 SHOWN = 5  # images named in a message
@@ -142,8 +142,8 @@ class Predictions:
         return wrong[order][:count]
 
 
-def predictions(model: Module, data: Dataset, *, mean: Numbers | None = None,
-                std: Numbers | None = None, batch_size: int = 256,
+def predictions(model: Module, data: Dataset, *, mean: PerChannel | None = None,
+                std: PerChannel | None = None, batch_size: int = 256,
                 views: str = "none") -> Predictions:
     """Return what a model, as it is in use (``eval``), answers on a data set.
 
@@ -173,8 +173,8 @@ def predictions(model: Module, data: Dataset, *, mean: Numbers | None = None,
     check_kind("predictions", "data", data, Dataset, DATASET)
     check_count("predictions", "batch_size", batch_size)
     check_choice("predictions", "views", views, VIEWS)
-    there = dataset("predictions", data, model)
-    mean, std = given_moments("predictions", there, mean, std)
+    there = as_dataset("predictions", data, model)
+    mean, std = check_mean_std("predictions", there, mean, std)
     assert isinstance(there, Dataset)
     logits = averaged_logits(model, there, views, batch_size=batch_size, mean=mean, std=std)
     found = Predictions(logits, to_cpu(data.labels), data.classes)

@@ -4,7 +4,7 @@ from typing import Any
 
 from gpuconv.checks import check_kind
 from gpuconv.train.callback import Callback, Run
-from gpuconv.train.history import HEADINGS, History, cells, line
+from gpuconv.train.history import HEADINGS, History, line, row_cells
 
 SHOWN = 12  # newest epochs that the live table shows; the final one has all
 
@@ -56,7 +56,7 @@ class Progress(Callback):
         if self.live:
             self.view.update(self._frame(run))
         else:
-            self._plain(line(cells(run.history.last)))
+            self._plain(line(row_cells(run.history.last)))
         if skipped := run.history.last.skipped:
             says = f"epoch {run.epoch}: {overflow(skipped)}"
             self.view.console.print(says) if self.live else self._plain(says)
@@ -105,7 +105,7 @@ def table(history: History) -> Any:
     best = max((row.test.accuracy for row in history.rows if row.test), default=None)
     for row in history.rows:
         style = "green" if row.test and row.test.accuracy == best else None
-        made.add_row(*cells(row), style=style)
+        made.add_row(*row_cells(row), style=style)
     return made
 
 

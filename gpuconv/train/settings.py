@@ -129,13 +129,13 @@ class Settings:
                             **RATES.get(optimizer, {}))
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Settings":
+    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
         """From what ``dataclasses.asdict`` gave, of this version or an older one.
 
         Raises:
             ValueError: unknown names, or values that make no sense.
         """
-        check_kind("Settings.of", "values", values, Mapping)
+        check_kind("Settings.from_dict", "values", values, Mapping)
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown settings {listed(unknown):.200}")

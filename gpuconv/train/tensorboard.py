@@ -7,7 +7,7 @@ from typing import Any
 from gpuconv.checks import check_count, check_path
 from gpuconv.messages import install
 from gpuconv.train.callback import Callback, Run
-from gpuconv.train.history import flat
+from gpuconv.train.history import row_to_dict
 
 
 class TensorBoard(Callback):
@@ -47,7 +47,7 @@ class TensorBoard(Callback):
 
     def on_epoch_end(self, run: Run) -> None:
         """Every number of the row."""
-        numbers = flat(run.history.last)
+        numbers = row_to_dict(run.history.last)
         self._add(run, {f"epoch/{name}": value for name, value in numbers.items()
                         if name != "epoch" and value is not None})
 

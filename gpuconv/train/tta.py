@@ -19,10 +19,10 @@ import numpy as np
 from gpuconv.autograd import no_grad
 from gpuconv.backend import Array, accumulator, array_device, get_array_module, to_cpu
 from gpuconv.data import Dataset, augment_batch
-from gpuconv.data.moves import Move
+from gpuconv.data.augment import Move
+from gpuconv.data.batches import PerChannel
 from gpuconv.nn import Module
-from gpuconv.train.batches import Numbers
-from gpuconv.train.measure import mode
+from gpuconv.train.measure import training_mode
 
 
 class View(NamedTuple):
@@ -41,7 +41,7 @@ VIEWS: dict[str, tuple[View, ...]] = {
 
 
 def averaged_logits(model: Module, data: Dataset, views: str, *, batch_size: int,
-                    mean: Numbers | None = None, std: Numbers | None = None) -> np.ndarray:
+                    mean: PerChannel | None = None, std: PerChannel | None = None) -> np.ndarray:
     """What the model, in use, makes of a set: logits (N, K), in the dtype that sums are taken in.
 
     Args:
@@ -53,7 +53,7 @@ def averaged_logits(model: Module, data: Dataset, views: str, *, batch_size: int
     """
     mean, std = data.mean if mean is None else mean, data.std if std is None else std
     xp, found = get_array_module(data.images), []
-    with mode(model, False), no_grad(), array_device(data.images):
+    with training_mode(model, False), no_grad(), array_device(data.images):
         for start in range(0, len(data), batch_size):
             index = xp.arange(start, min(start + batch_size, len(data)), dtype="int32")
             logits: Array | None = None
