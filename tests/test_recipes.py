@@ -12,7 +12,7 @@ from gpuconv.data import Augment, Dataset
 from gpuconv.recipes import RECIPES, USUAL, usual
 from gpuconv.train import Group, Settings, fit
 from gpuconv.train.param_groups import OPTIMIZERS
-from gpuconv.train.settings import RATES
+from gpuconv.train.settings import OPTIMIZER_SETTINGS
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -232,8 +232,8 @@ def test_another_optimiser_comes_at_its_usual_rates(name):
 
 
 def test_usual_rates_are_there_for_each_optimiser():
-    assert RATES.keys() == OPTIMIZERS.keys()
-    assert all(getattr(Settings(), key) == value for key, value in RATES["sgd"].items())
+    assert OPTIMIZER_SETTINGS.keys() == OPTIMIZERS.keys()
+    assert all(getattr(Settings(), key) == value for key, value in OPTIMIZER_SETTINGS["sgd"].items())
     with pytest.raises(ValueError, match="optimizer is 'lion', wanted 'sgd'"):
         Settings().with_optimizer("lion")
 

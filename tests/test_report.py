@@ -241,7 +241,7 @@ def test_per_class_and_pairs():
     assert both.tables["wide"][0] == ["truth", "taken for", "images", "of class"]
     alone = Page(sections.classes(found.predictions, []))
     for row, want in zip(alone.tables["wide"][1:], found.predictions.per_class(), strict=True):
-        assert row == [want.name, str(want.images), str(want.right), f"{want.recall:.1%}",
+        assert row == [want.name, str(want.images), str(want.correct), f"{want.recall:.1%}",
                        f"{want.precision:.1%}"]
 
 

@@ -207,11 +207,11 @@ def show_classes(out: Any, found: "Predictions") -> None:
     rows = found.per_class()
     if len(rows) > MOST:
         rows = sorted((row for row in rows if row.images),
-                      key=lambda row: row.right / row.images)[:MOST]
+                      key=lambda row: row.correct / row.images)[:MOST]
         say(out, f"the {len(rows)} of {len(found.classes)} classes with the lowest recall; --json "
                  "has all")
     table(out, ["class", "images", "right", "recall", "precision"],
-          [(row.name, f"{row.images:,}", f"{row.right:,}", percent(row.recall),
+          [(row.name, f"{row.images:,}", f"{row.correct:,}", percent(row.recall),
             percent(row.precision)) for row in rows], right=range(1, 5))
 
 

@@ -139,7 +139,7 @@ def confusion(found: Predictions) -> str:
 
 def classes(found: Predictions, pairs: Sequence[Confusion]) -> str:
     """Recall and precision of each class; beside them, the pairs that are mixed up most often."""
-    rows = [[text(row.name), f"{row.images:,}", f"{row.right:,}", bar(row.recall),
+    rows = [[text(row.name), f"{row.images:,}", f"{row.correct:,}", bar(row.recall),
              bar(row.precision)] for row in found.per_class()]
     per_class = scroll("Classes", table(
         "wide", ["class", "images", "right", "recall", "precision"], rows))

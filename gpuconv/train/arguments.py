@@ -15,7 +15,7 @@ from gpuconv.nn import Module
 from gpuconv.optim import EMA, Optimizer
 from gpuconv.train.callback import Callback
 
-LARGEST = 2**31 - 1  # of epochs and batch_size
+LARGEST = 2**31 - 1  # epochs, batch_size
 
 
 def check_fit(model: Any, optimizer: Any, augment: Any, ema: Any, **numbers: Any) -> None:
@@ -47,7 +47,7 @@ def check_alike(train: Dataset | FloatDataset, test: Dataset | FloatDataset | No
     """Check that the images of the test set have the type and shape of the training set's.
 
     Raises:
-        TypeError, ValueError: one holds floats and the other bytes, or images of another shape.
+        TypeError, ValueError: one set holds floats and the other bytes, or the shapes differ.
     """
     if augment is not None and isinstance(train, FloatDataset):
         raise ValueError(f"fit: augment wants uint8 images, train is {train.images.dtype}")
@@ -62,10 +62,10 @@ def check_alike(train: Dataset | FloatDataset, test: Dataset | FloatDataset | No
 
 
 def check_loss_scale(loss_scale: str | float | None, dtype: np.dtype) -> str | float | None:
-    """Return "dynamic", a number, or None for no loss scale.
+    """Check ``loss_scale`` and return "dynamic", a number, or None for no loss scale.
 
     Raises:
-        TypeError, ValueError: it is none of these.
+        TypeError, ValueError: it is neither "dynamic" nor a power of two.
     """
     if loss_scale is None:
         return "dynamic" if dtype.name == "float16" else None
@@ -80,10 +80,10 @@ def check_loss_scale(loss_scale: str | float | None, dtype: np.dtype) -> str | f
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    """Return the callbacks as a tuple.
+    """Check the callbacks and return them as a tuple.
 
     Raises:
-        TypeError: they are no sequence of callbacks.
+        TypeError: not a sequence of callbacks.
     """
     if isinstance(callbacks, (Callback, str)) or not isinstance(callbacks, Iterable):
         raise TypeError(f"fit: callbacks is {type_name(callbacks)}, wanted a list of Callbacks")
