@@ -233,7 +233,8 @@ def test_another_optimiser_comes_at_its_usual_rates(name):
 
 def test_usual_rates_are_there_for_each_optimiser():
     assert OPTIMIZER_SETTINGS.keys() == OPTIMIZERS.keys()
-    assert all(getattr(Settings(), key) == value for key, value in OPTIMIZER_SETTINGS["sgd"].items())
+    assert all(getattr(Settings(), key) == value
+               for key, value in OPTIMIZER_SETTINGS["sgd"].items())
     with pytest.raises(ValueError, match="optimizer is 'lion', wanted 'sgd'"):
         Settings().with_optimizer("lion")
 

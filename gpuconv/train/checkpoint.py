@@ -71,7 +71,7 @@ class Checkpoint(Callback):
         """Start the timer; refuse to start a new run in the folder of another."""
         if not run.epoch and (there := candidates(self.folder)):
             raise ValueError(f"Checkpoint: {self.folder} holds those of another run "
-                             f"({there[-1].name}): continue it with resume, or choose another folder")
+                             f"({there[-1].name}): go on with resume, or choose another folder")
         files.remove_leftovers(self.folder)
         self.saved_at, self.saved = time.monotonic(), (-1, -1)
 

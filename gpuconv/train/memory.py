@@ -77,7 +77,7 @@ def predict(model: Module, input_shape: Shape, batch_size: int,
 
 
 def largest_batch(model: Module, input_shape: Shape, free: int, optimizer_slots: int = 1) -> int:
-    """Return the largest batch whose step, model included, fits in ROOM of ``free`` bytes; or 0."""
+    """Return the largest batch whose step, with model, fits in ROOM of ``free`` bytes; or 0."""
     return _Forecast(model, input_shape, optimizer_slots).largest(int(ROOM * free))
 
 
@@ -145,9 +145,9 @@ class _Forecast:
         self.buffers = sum(b.nbytes for b in model.buffers())
         self.update = self.weights + self.state  # copies; on the CPU a thread has temporaries, too
         if not self.gpu:
-            chunk_bytes = max((min(CHUNK, p.size) * accumulator(p.dtype).itemsize
-                               * (3 if p.dtype.itemsize == 2 else 1) for p in parameters), default=0)
-            self.update += threads.count() * chunk_bytes
+            self.update += threads.count() * max(
+                (min(CHUNK, p.size) * accumulator(p.dtype).itemsize
+                 * (3 if p.dtype.itemsize == 2 else 1) for p in parameters), default=0)
         height, width, channels = input_shape
         self.image = height * width * channels * model.dtype.itemsize + 4  # and its label
 

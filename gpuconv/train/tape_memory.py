@@ -133,7 +133,7 @@ class _Step:
             self.run_backward(y.creator, gy)
 
     def run_backward(self, last: Op, gy: Array) -> None:
-        """Run backward in the order of Tensor.backward, but keep the gradients of leaves pending."""
+        """Run backward in the order of Tensor.backward; keep the gradients of leaves pending."""
         pending: dict[Any, Array] = {last: gy}
         queue = [(-last.serial, last)]
         while queue:
