@@ -29,7 +29,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``data`` and ``train``, imported on first use: half of the time that all of it takes."""
+    """Import ``data`` and ``train`` on first use: they take half of the import time."""
     if name in ("data", "train"):
         return importlib.import_module(f"gpuconv.{name}")
     raise AttributeError(f"module 'gpuconv' has no attribute {name!r}")

@@ -249,7 +249,7 @@ CALLS = {
     "gpuconv.runs.Config": lambda: [config().check(), runs().Config.read(
         RUN / "config.json")],
     "gpuconv.runs.RunFolder": lambda: [(folder := runs().RunFolder(RUN)).status(),
-                                       folder.history().rows, folder.viewed()],
+                                       folder.history().rows, folder.tta_result()],
     "gpuconv.runs.check_data": lambda: runs().check_data(config(), *config().source.load()),
     "gpuconv.runs.check_place": lambda: runs().check_place(PLACE, config().source),
     "gpuconv.runs.environment": lambda: runs().environment(),
@@ -298,7 +298,7 @@ EXEMPT = {  # by reason
         "gpuconv.train.History", "gpuconv.train.Metrics", "gpuconv.train.Predictions",
         "gpuconv.train.Run", "gpuconv.models.MODELS", "gpuconv.models.Speedrun",
         "gpuconv.runs.Outcome", "gpuconv.runs.Timing", "gpuconv.runs.Trained",
-        "gpuconv.runs.Sets", "gpuconv.runs.Viewed"],
+        "gpuconv.runs.Sets", "gpuconv.runs.TtaResult"],
 }
 
 

@@ -68,7 +68,7 @@ def copy(run, tmp_path):
 LOADERS = {  # file: (what reads it out of a folder, the exceptions that it documents)
     "config.json": (RunFolder.config, (OSError, ValueError, MemoryError)),
     "environment.json": (RunFolder.environment, (OSError, ValueError, MemoryError)),
-    "views.json": (RunFolder.viewed, (OSError, ValueError, MemoryError)),
+    "views.json": (RunFolder.tta_result, (OSError, ValueError, MemoryError)),
     "metrics.jsonl": (RunFolder.history, (OSError, ValueError, MemoryError)),
     "manifest.json": (RunFolder.manifest, (OSError, ValueError, MemoryError)),
     "tuned.json": (lambda folder: ops.load_table(folder.tuned), (OSError, ValueError, MemoryError)),
@@ -440,7 +440,7 @@ def test_the_files_of_this_test_are_whole(run):
     """Else every mutation would be refused for that."""
     for name, (read, _) in LOADERS.items():
         assert read(run) is not None, name
-    assert isinstance(run.manifest(), Manifest) and dataclasses.is_dataclass(run.viewed())
+    assert isinstance(run.manifest(), Manifest) and dataclasses.is_dataclass(run.tta_result())
     assert set(os.listdir(run.path)) >= set(LOADERS)
 
 

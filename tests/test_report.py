@@ -79,7 +79,7 @@ def made_up(classes, name="made-up", **more):
                          Settings(epochs=3), command="gpuconv train --data <here>")
     values = dict(name=name, status="finished", config=dataclasses.asdict(config),
                   environment={"GPU": "none & nowhere"}, history=history(), trained=None,
-                  viewed=None, predictions=found, mistakes=findings.mistakes(found, data, 5),
+                  tta_result=None, predictions=found, mistakes=findings.mistakes(found, data, 5),
                   data=data.name, notes=[])
     return findings.Findings(**values | more)
 
@@ -121,7 +121,7 @@ def test_a_report_of_a_run(folder):
 
 
 def test_views_are_told():
-    seen = "".join(Page(page.render(made_up(["cat", "dog"], viewed=runs.Viewed(
+    seen = "".join(Page(page.render(made_up(["cat", "dog"], tta_result=runs.TtaResult(
         "six", 8, 10_000, 0.9391, 0.25)))).texts)
     assert "%; 93.9% in six views" in seen
     assert " in six views" not in "".join(Page(page.render(made_up(["cat", "dog"]))).texts)

@@ -1,4 +1,4 @@
-"""``gpuconv evaluate``: how well a trained model does, class by class."""
+"""``gpuconv evaluate``: accuracy of a trained model, class by class."""
 
 import argparse
 import contextlib
@@ -50,7 +50,7 @@ def add_options(to: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """``gpuconv evaluate``."""
+    """Run ``gpuconv evaluate``."""
     from gpuconv.cli.data import loading
     out = console()
     trained, where = load_run(args)
@@ -173,7 +173,7 @@ def joined(train: "Dataset", test: "Dataset") -> "Dataset":
 
 
 def as_trained(data: "Dataset", classes: tuple[str, ...]) -> "Dataset":
-    """The data with the model's classes and their numbers: another folder may lack some.
+    """Return the data with the model's classes and label numbers: a folder may lack some classes.
 
     Raises:
         ValueError: there are images of a class that the model does not know.
@@ -193,7 +193,7 @@ def as_trained(data: "Dataset", classes: tuple[str, ...]) -> "Dataset":
 
 
 def some(names: Any) -> str:
-    """A few names.
+    """Return a few names as text.
 
     >>> some("abcdefg")
     'a, b, c, d, e and 2 more'
@@ -203,7 +203,7 @@ def some(names: Any) -> str:
 
 
 def show_classes(out: Any, found: "Predictions") -> None:
-    """A row per class."""
+    """Print a row per class."""
     rows = found.per_class()
     if len(rows) > MOST:
         rows = sorted((row for row in rows if row.images),
@@ -219,7 +219,7 @@ def show_classes(out: Any, found: "Predictions") -> None:
 
 
 def names(classes: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """(of rows, of columns): classes, and their first letters; numbers, where these do not differ.
+    """Return the headings of rows and columns: classes and their first letters, or numbers.
 
     >>> names(("automobile", "bird")), names(("red bus", "red car"))
     ((['automobile', 'bird'], ['auto', 'bird']), (['1 red bus', '2 red car'], ['1', '2']))
@@ -233,20 +233,20 @@ def names(classes: tuple[str, ...]) -> tuple[list[str], list[str]]:
 
 
 def cell_width(found: "Predictions") -> int:
-    """Columns of the terminal that a cell of the matrix takes."""
+    """Return the width of a cell of the matrix, characters."""
     from rich.cells import cell_len
     return 2 + max(map(cell_len, [str(found.confusion.max()), *names(found.classes)[1]]))
 
 
 def fits(found: "Predictions", columns: int) -> bool:
-    """Does the matrix fit a terminal of so many columns?"""
+    """Return whether the matrix fits a terminal of ``columns`` characters."""
     from rich.cells import cell_len
     rows, K = names(found.classes)[0], len(found.classes)
     return K <= MOST and max(map(cell_len, rows)) + 1 + cell_width(found) * K <= columns
 
 
 def show_matrix(out: Any, found: "Predictions") -> None:
-    """Counts, a row per class; in a terminal the more often, the brighter."""
+    """Print the confusion matrix; in a terminal larger counts are brighter."""
     rows, columns = names(found.classes)
     counts = found.confusion.tolist()
     say(out, "images of a class (row), by answer (column)")
@@ -267,7 +267,7 @@ def show_matrix(out: Any, found: "Predictions") -> None:
 
 
 def shade(share: float, right: bool) -> str:
-    """Style of a cell that holds this share of its row.
+    """Return the style of a cell that holds this share of its row.
 
     >>> shade(0.9, right=True), shade(0.05, right=False), shade(0.01, right=False)
     ('white on color(34)', 'white on color(52)', 'dim')
@@ -278,7 +278,7 @@ def shade(share: float, right: bool) -> str:
 
 
 def show_pairs(out: Any, found: "Predictions") -> None:
-    """The mistakes that are made most often."""
+    """Print the most frequent mistakes."""
     import numpy as np
     wrong = found.confusion * (1 - np.eye(len(found.classes), dtype=int))
     images = found.confusion.sum(axis=1)

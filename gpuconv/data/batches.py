@@ -153,7 +153,7 @@ def make_loader(data: Dataset | FloatDataset, batch_size: int, *, dtype: np.dtyp
                   drop_last=drop_last, mean=mean, std=std)
 
 
-def normalization(data: Dataset | FloatDataset, normalize: Any) -> dict[str, np.ndarray]:
+def normalization(data: Dataset | FloatDataset, normalize: Any) -> dict[str, Any]:
     """Return {"mean": (C,), "std": (C,)} to normalise the images of a run by; {} for floats.
 
     Args:

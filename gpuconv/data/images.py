@@ -121,7 +121,7 @@ def height_and_width(caller: str, name: str, size: Any) -> tuple[int, int]:
 
 
 def resized(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Images of another size: their middle part, cut and resized as by ``read_image``.
+    """Return images of another size: their middle part, cropped and resized as by ``read_image``.
 
     Args:
         images: (N, H, W, C) uint8.
@@ -157,7 +157,7 @@ def resized(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 
 @functools.cache
 def pillow() -> Any:
-    """Pillow's Image module, with the formats that this installation has."""
+    """Import and return Pillow's Image module, with the formats of this installation."""
     try:
         from PIL import Image
     except ImportError:
@@ -278,7 +278,7 @@ def _decode(image: Any, drafted: tuple[float, float] | None, size: tuple[int, in
 
 
 def _eight_bits(image: Any) -> Any:
-    """Grey of 16 or 32 bits, or of floats, as grey of 8 bits; others as they are."""
+    """Return 16-bit, 32-bit and float grey images with 8 bits; others unchanged."""
     if not image.mode.startswith(("I", "F")):
         return image
     a, most = np.asarray(image), 1 if image.mode == "F" else 65535
@@ -299,7 +299,7 @@ def _on_white(image: Any) -> Any:
 
 
 def _fit(image: Any, extent: tuple[float, float], size: tuple[int, int]) -> Any:
-    """The largest middle part of this shape, of an image this wide and high, resized."""
+    """Return the largest middle part with this shape, resized to this width and height."""
     (height, width), (W, H) = size, extent
     scale = min(W / width, H / height)
     left, top = max(0, W - scale * width) / 2, max(0, H - scale * height) / 2

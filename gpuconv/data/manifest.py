@@ -73,7 +73,7 @@ class Listed:
 
 @dataclasses.dataclass(frozen=True)
 class Differences:
-    """How the images that are there differ from a manifest, as names of images."""
+    """Differences between a manifest and the images found, as names of images."""
 
     missing: tuple[str, ...] = ()           # test images that are not there
     changed: tuple[str, ...] = ()           # test images with other pixels, or of another class

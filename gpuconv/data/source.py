@@ -28,7 +28,7 @@ ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where images come from; ``dataclasses.asdict`` makes JSON of it.
+    """Source of images; ``dataclasses.asdict`` makes JSON of it.
 
     Args:
         kind: one of KINDS; auto is cifar10 where it is found, else shapes.
@@ -58,7 +58,7 @@ class Source:
     skip_broken: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what is no source."""
+        """Check the fields."""
         if self.kind not in KINDS:
             raise ValueError(f"data of kind {self.kind!r:.80}: wanted one of {', '.join(KINDS)}")
         if self.kind in MANIFEST_KINDS and not self.path:
@@ -85,7 +85,7 @@ class Source:
     def from_options(text: str | os.PathLike | None = None, *,
                      data_dir: str | os.PathLike | None = None,
            **more: Any) -> "Source":
-        """What a person means by ``--data TEXT --data-dir DIR``.
+        """Return the source that ``--data TEXT --data-dir DIR`` names.
 
         Args:
             text: cifar10, shapes, the path of a folder or an .npz file; None: whatever there is.
@@ -119,7 +119,7 @@ class Source:
         raise ValueError(f"data {text}: {WANTED}")
 
     def settled(self, download: bool = False) -> "Source":
-        """The same without "auto", and with the place where cifar10 is found."""
+        """Return the source with "auto" resolved and with the path of CIFAR-10."""
         if self.kind not in ("auto", "cifar10") or self.path:
             return self
         found = cifar10_path()
@@ -130,7 +130,7 @@ class Source:
 
     def load(self, download: bool = False,
              progress: Callable[[int, int, str], object] | None = None) -> tuple[Dataset, Dataset]:
-        """Read it.
+        """Load the training and the test set.
 
         Args:
             download: fetch CIFAR-10 if it is not there; never anything else.

@@ -60,11 +60,11 @@ class Module:
         super().__setattr__(name, value)
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """Forward; plain arrays among the inputs become Tensors, the result always is one."""
+        """Run forward; plain arrays among the inputs become Tensors, and the result is a Tensor."""
         return self.forward(*(Tensor(x) if _is_array(x) else x for x in inputs))
 
     def forward(self, *inputs: Any) -> Any:
-        """What the module computes."""
+        """Compute the output of the module."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
     def register_buffer(self, name: str, array: Array) -> None:
@@ -83,11 +83,11 @@ class Module:
     # -- the tree -------------------------------------------------------------------------
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
-        """(name, module) of each attribute that is one, in order of assignment."""
+        """Return (name, module) of each child, in order of assignment."""
         return ((name, m) for name, m in vars(self).items() if isinstance(m, Module))
 
     def named_modules(self) -> Iterator[tuple[str, "Module"]]:
-        """(path, module) of this module (its path is "") and all below it, parents first."""
+        """Yield (path, module) of this module (its path is "") and all below it, parents first."""
         seen: set[int] = set()
 
         def below(path: str, module: Module) -> Iterator[tuple[str, Module]]:
@@ -100,7 +100,7 @@ class Module:
         return below("", self)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """(path, parameter); a tied parameter once, under its first name."""
+        """Yield (path, parameter); a tied parameter once, under its first name."""
         seen: set[int] = set()
         for path, module in self.named_modules():
             for name, p in vars(module).items():
@@ -109,27 +109,27 @@ class Module:
                     yield _join(path, name), p
 
     def named_buffers(self) -> Iterator[tuple[str, Array]]:
-        """(path, array)."""
+        """Yield (path, array) of all buffers."""
         for path, module in self.named_modules():
             for name in module._buffer_names:
                 yield _join(path, name), getattr(module, name)
 
     def modules(self) -> Iterator["Module"]:
-        """This module and all below it."""
+        """Yield this module and all below it."""
         return (module for _, module in self.named_modules())
 
     def parameters(self) -> Iterator[Parameter]:
-        """What an optimiser updates."""
+        """Yield all parameters, which an optimiser updates."""
         return (p for _, p in self.named_parameters())
 
     def buffers(self) -> Iterator[Array]:
-        """What is state, but not updated by an optimiser."""
+        """Yield all buffers: state that an optimiser does not update."""
         return (array for _, array in self.named_buffers())
 
     # -- state ----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Array]:
-        """{path: array} of all parameters and buffers: the live arrays, not copies."""
+        """Return {path: array} of all parameters and buffers: the live arrays, not copies."""
         return {path: p.data for path, p in self.named_parameters()} | dict(self.named_buffers())
 
     def load_state_dict(self, state: Mapping[str, Any],
@@ -177,7 +177,7 @@ class Module:
             p.zero_grad()
 
     def reseed(self, seed: int | None, step: int = 0, counter: Array | None = None) -> None:
-        """Key what is random here (dropout) to a run's seed, the layer's path, and the step.
+        """Set the random keys of all layers (dropout) from seed, the layer's path, and step.
 
         Args:
             seed: 0 .. 2**32 - 1. None: new numbers at each call, as before the first ``reseed``.
@@ -193,7 +193,7 @@ class Module:
 
     def reseed_layer(self, key: tuple[int, int] | None, step: int,
                      counter: Array | None = None) -> None:
-        """For layers that draw: with this key and step from now on; a counter if there is one."""
+        """Set the key and step, or a counter of steps, of a layer that draws random numbers."""
 
     # -- where and in what dtype ----------------------------------------------------------
 
@@ -250,7 +250,7 @@ class Module:
         return self
 
     def predict(self, array: Array, batch_size: int = 256) -> Array:
-        """The value for an array, in batches, without gradients, as in use (``eval``).
+        """Return the output for an array, in batches, in eval mode, without gradients.
 
         Args:
             array: (N, ...), on the module's device and in its dtype.
@@ -284,14 +284,14 @@ class Module:
     # -- copies and text ------------------------------------------------------------------
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy with arrays of its own, which no optimiser holds."""
+        """Return a copy with arrays of its own, which no optimiser holds."""
         twin = memo[id(self)] = type(self).__new__(type(self))
         for name, value in vars(self).items():
             vars(twin)[name] = copy.deepcopy(value, memo)
         return twin
 
     def arguments(self) -> str:
-        """What stands between the parentheses of a layer's repr."""
+        """Return the text between the parentheses of a layer's repr."""
         return ""
 
     def __repr__(self) -> str:
@@ -307,12 +307,12 @@ def _join(path: str, name: str) -> str:
 
 
 def _is_array(x: Any) -> bool:
-    """True for any array, also for one that Tensor refuses."""
+    """Return whether this is an array, also one that Tensor refuses."""
     return isinstance(x, np.ndarray) or is_gpu(x)
 
 
 def _dense_as(array: Array, dtype: np.dtype) -> Array:
-    """The array itself, if it is C-contiguous and of that dtype."""
+    """Return the array itself if it is C-contiguous and of that dtype, else a copy."""
     if array.dtype == dtype and array.flags.c_contiguous:
         return array
     with array_device(array):

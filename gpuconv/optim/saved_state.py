@@ -25,10 +25,10 @@ def load(optimizer: "Optimizer", state: Mapping[str, Any]) -> None:
     arrays = []  # (flat buffer, name in its state, names in the state_dict or none)
     for flat in optimizer.all_flats():
         for saved in optimizer.saved, ("master",) * (optimizer.master and flat.narrow):
-            names = {name: [f"{name}.{position}" for position, _ in flat.members]
-                     for name in saved}
-            needed = any(one in state for group in names.values() for one in group)
-            arrays += [(flat, name, group if needed else []) for name, group in names.items()]
+            stored = {name: [f"{name}.{position}" for position, _ in flat.members]
+                      for name in saved}
+            needed = any(name in state for names in stored.values() for name in names)
+            arrays += [(flat, name, names if needed else []) for name, names in stored.items()]
     want: dict[str, Any] = {name: ((), None) for name in settings}
     want |= {name: (a.shape, a.dtype) for name, a in optimizer.counters.items()}
     want |= {name: (p.shape, accumulator(p.dtype)) for flat, _, names in arrays

@@ -1,4 +1,4 @@
-"""What a run was told: everything that it takes to do it again."""
+"""Configuration of a run: everything needed to repeat it."""
 
 import dataclasses
 import json

@@ -24,14 +24,14 @@ from gpuconv.data import Dataset
 from gpuconv.ops.conv import Table
 from gpuconv.runs.config import Config
 from gpuconv.runs.environment import environment
-from gpuconv.runs.job import seen_in_views
+from gpuconv.runs.job import predict_test_set
 
 WARM = 3  # steps before the first run: launched one by one, captured, replayed
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """One run."""
+    """Time and accuracy of one run."""
 
     seed: int
     seconds: float
@@ -41,7 +41,7 @@ class Timing:
 def timed(config: Config, data: tuple[Dataset, Dataset], count: int, *, eager: bool = False,
           tuned: Table | None = None,
           told: Callable[[Timing], None] = lambda timing: None) -> list[Timing]:
-    """Train as the config says, so many times, with seeds from the config's own on.
+    """Train ``count`` times, with seeds from the config's own on, and return the timings.
 
     Args:
         config: of the runs; of its settings only ``patience`` means nothing.
@@ -85,7 +85,7 @@ def _run(config: Config, seed: int, train_set: Dataset, test_set: Dataset,
         _wait(train_set)
         began = time.perf_counter()
         training.fit(model, train_set, seed=seed, eager=True if eager else None, **arguments)
-        seen = seen_in_views(model, config, train_set, test_set)
+        seen = predict_test_set(model, config, train_set, test_set)
         _wait(train_set)
         seconds = time.perf_counter() - began
         if not math.isfinite(seen.loss):
@@ -98,14 +98,14 @@ def _run(config: Config, seed: int, train_set: Dataset, test_set: Dataset,
 
 
 def _wait(data: Dataset) -> None:
-    """Until the device has done all that it was asked for."""
+    """Wait until the device has finished all work."""
     if backend.is_gpu(data.images):
         with data.images.device:
             backend.cupy().cuda.get_current_stream().synchronize()
 
 
 def summary(timings: Sequence[Timing]) -> dict[str, float | None]:
-    """Mean and standard deviation (of a sample; None for one run) of seconds and accuracy.
+    """Return mean and standard deviation (None for one run) of seconds and accuracy.
 
     >>> summary([Timing(0, 1.0, 0.5), Timing(1, 3.0, 0.5)])["seconds"]
     2.0
@@ -119,7 +119,7 @@ def summary(timings: Sequence[Timing]) -> dict[str, float | None]:
 
 
 def write_timings(path: str | os.PathLike, config: Config, timings: Sequence[Timing]) -> None:
-    """Everything as JSON: what was run, on what, and what it gave."""
+    """Write config, environment and timings as JSON."""
     told: dict[str, Any] = {
         **summary(timings), "runs": [dataclasses.asdict(timing) for timing in timings],
         "config": dataclasses.asdict(config), "environment": environment()}

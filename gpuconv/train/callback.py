@@ -148,19 +148,19 @@ class Callback:
     passive: ClassVar[bool] = False  # whether on_step leaves model and optimiser unchanged
 
     def on_fit_start(self, run: Run) -> None:
-        """Called before the first step, also of a resumed run."""
+        """Run before the first step, also of a resumed run."""
 
     def on_step(self, run: Run) -> None:
-        """Called after each step."""
+        """Run after each step."""
 
     def on_test_start(self, run: Run) -> None:
-        """Called after the last step of an epoch, before the test; not without a test set."""
+        """Run after the last step of an epoch, before the test; not without a test set."""
 
     def on_epoch_end(self, run: Run) -> None:
-        """Called after the epoch; ``run.history.last`` holds its metrics."""
+        """Run after the epoch; ``run.history.last`` holds its metrics."""
 
     def on_fit_end(self, run: Run) -> None:
-        """Called after the last epoch, and also when an exception ends the run.
+        """Run after the last epoch, and also when an exception ends the run.
 
         Model, optimiser, averages and ``run.step`` are then those after the last complete step.
         """
