@@ -84,7 +84,7 @@ def test_the_line_about_a_folder_says_which_set_is_not_used(tmp_path):
     for name in ("train", "test", "Val"):
         pets(tmp_path / name, 2)
     source = Source.from_options(tmp_path, image_size=8)
-    assert source.says(*source.load()).endswith(f", from {tmp_path}; Val/ is not used")
+    assert source.describe(*source.load()).endswith(f", from {tmp_path}; Val/ is not used")
 
 
 @pytest.mark.parametrize("names, message", [

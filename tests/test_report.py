@@ -401,9 +401,9 @@ def test_plot_curves(tmp_path, epochs, test):
 
 
 def test_curves_in_words():
-    assert figures.says(history(), "loss") == (
+    assert figures.describe(history(), "loss") == (
         "Loss over 3 epochs: training from 2.000 to 0.667, test from 2.500 to 0.833.")
-    assert figures.says(history(1, False), "accuracy") == (
+    assert figures.describe(history(1, False), "accuracy") == (
         "Accuracy over 1 epochs: training from 20.0% to 20.0%.")
 
 

@@ -133,7 +133,7 @@ def test_timed_runs_are_runs(request, tmp_path, device):
     made = config(device=device, settings=Settings(epochs=1, batch_size=10, views="mirror"),
                   source=Source("shapes", limit=25))
     seen = []
-    found = runs.timed(made, made.source.load(), 2, told=seen.append)
+    found = runs.timed(made, made.source.load(), 2, on_run=seen.append)
     assert found == seen and [one.seed for one in found] == [2, 3]
     assert all(one.seconds > 0 for one in found)
     for one in found:

@@ -257,7 +257,8 @@ def test_a_limit_leaves_images_out_that_are_not_new(tmp_path):
     told = config(tmp_path / "set", limit=5)
     runs.train(told, RunFolder.create(told, tmp_path / "run"))
     test, different = measured(tmp_path)
-    assert len(test) == 5 and not any(different.told()[kind]["count"] for kind in different.told())
+    counts = different.as_dict()
+    assert len(test) == 5 and not any(counts[kind]["count"] for kind in counts)
     (tmp_path / "set" / names(tmp_path, "test")[0]).unlink()
     test, different = measured(tmp_path)
     assert len(test) == 4 and len(different.missing) == 1
@@ -403,7 +404,7 @@ def test_an_npz_file(tmp_path):
     found = folder.sets()
     assert pixels(found.test) == test - {images[gone].tobytes()}
     assert pixels(found.train) == learnt and len(found.train) == 32
-    assert found.differences.told() | {"trained": 0} == {
+    assert found.differences.as_dict() | {"trained": 0} == {
         "missing": {"count": 1, "names": [f"an image of {labels[gone]}"]},
         "changed": {"count": 0, "names": []}, "missing_training": {"count": 0, "names": []},
         "changed_training": {"count": 0, "names": []}, "trained": 0,

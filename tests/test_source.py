@@ -138,20 +138,20 @@ def test_loads_what_the_functions_load(pets, places):
 def test_auto_is_cifar10_where_it_is_found(found, places):
     train, test = Source().load()
     assert (train.name, len(train), len(test)) == ("CIFAR-10 train", 15, 3)
-    assert Source().says(train, test) == (
+    assert Source().describe(train, test) == (
         f"CIFAR-10, 15 + 3 images, from {pathlib.Path('data', FOLDER)}")
-    settled = Source().settled()
-    assert settled == Source("cifar10", str(found))
-    assert settled.says(train, test) == f"CIFAR-10, 15 + 3 images, from {found}"
-    same(settled.load(), (train, test))
+    resolved = Source().resolved()
+    assert resolved == Source("cifar10", str(found))
+    assert resolved.describe(train, test) == f"CIFAR-10, 15 + 3 images, from {found}"
+    same(resolved.load(), (train, test))
 
 
 def test_auto_is_shapes_elsewhere(places):
     train, test = Source(limit=20).load()
-    assert train.name == "shapes train" and Source().settled() == Source("shapes")
-    assert Source().says(train, test) == ("shapes, 20 + 20 images, drawn; found no CIFAR-10 "
-                                          "(--download fetches it)")
-    assert Source("shapes").says(train, test) == "shapes, 20 + 20 images, drawn"
+    assert train.name == "shapes train" and Source().resolved() == Source("shapes")
+    assert Source().describe(train, test) == ("shapes, 20 + 20 images, drawn; found no CIFAR-10 "
+                                              "(--download fetches it)")
+    assert Source("shapes").describe(train, test) == "shapes, 20 + 20 images, drawn"
 
 
 @pytest.mark.parametrize("kind", ["auto", "cifar10"])
@@ -189,11 +189,11 @@ def test_image_size_and_limit_hold_for_all(found):
 
 def test_says(pets, places):
     source = Source.from_options(pets, image_size=12)
-    assert source.says(*source.load()) == (
+    assert source.describe(*source.load()) == (
         f"pets, 2 classes, 16 + 4 images of 12x12, from {pets}")
     path = digits(places)
     source = Source.from_options(path)
-    assert source.says(*source.load()) == (
+    assert source.describe(*source.load()) == (
         f"digits, 2 classes, 16 + 4 images of 8x8, from {path}")
 
 

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     with loading(out) as progress:
         train, test = source.load(args.download, progress)
     N, H, W, C = train.images.shape
-    show(out, {"data": source.says(train, test),
+    show(out, {"data": source.describe(train, test),
                "images": f"{H}x{W} pixels, {C} channel{'s' if C > 1 else ''}, uint8",
                "mean": " ".join(f"{x:.4f}" for x in train.mean),
                "std": " ".join(f"{x:.4f}" for x in train.std)})

@@ -53,7 +53,7 @@ def add_device(to: argparse._ActionsContainer) -> None:
                          "the process may run on)")
 
 
-def choose_device(asked: str) -> tuple[str, str]:
+def choose_device(choice: str) -> tuple[str, str]:
     """Return (device, a line about it) for the value of ``--device``.
 
     Raises:
@@ -63,13 +63,13 @@ def choose_device(asked: str) -> tuple[str, str]:
 
     from gpuconv import threads
     processors = f"cpu, {threads.count()} threads"
-    if asked == "cpu":
-        return asked, processors
+    if choice == "cpu":
+        return choice, processors
     info = backend.device_info()
-    if asked == "auto" and not info.ready:
+    if choice == "auto" and not info.ready:
         return "cpu", f"{processors} (no GPU; {program()} info says why)"
-    backend.to_gpu(np.zeros(0), backend.gpu_number(asked))  # raises what is missing
-    where = "cuda" if asked == "auto" else asked
+    backend.to_gpu(np.zeros(0), backend.gpu_number(choice))  # raises what is missing
+    where = "cuda" if choice == "auto" else choice
     return where, f"{where}, {info.message}"
 
 

@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
             own = folder.sets(args.data, progress=told, skip_broken=args.skip_broken)
         own.warn()
         folder.resume_with(own)
-        sets, says = (own.train, own.test), own.source.says(own.train, own.test)
+        sets, says = (own.train, own.test), own.source.describe(own.train, own.test)
     else:
         config, sets, says, device = chosen(args, console)
         if args.runs:
@@ -180,7 +180,7 @@ def against_the_clock(args: argparse.Namespace, console: Any, config: "Config",
             runs.write_timings(args.run, config, done)
 
     found = runs.timed(config, sets, args.runs, eager=args.eager,
-                       tuned=tuned(args, more["device"]), told=keep)
+                       tuned=tuned(args, more["device"]), on_run=keep)
     told = runs.summary(found)
     spread = ["" if of is None else f" +- {of:{form}}" for of, form in (
         (told["seconds_deviation"], ".3f"), (told["accuracy_deviation"], ".2%"))]
@@ -217,7 +217,7 @@ def chosen(args: argparse.Namespace,
     check_run(args, asked)
     with loading(console) as progress:
         sets = asked.load(args.download, progress)
-    source = asked.settled(args.download)
+    source = asked.resolved(args.download)
     name = args.recipe or usual(source.kind, args.model)
     recipe = RECIPES[name]
     N, H, W, C = sets[0].images.shape
@@ -229,7 +229,7 @@ def chosen(args: argparse.Namespace,
         dtype=args.dtype or "float32", seed=seed, device=where,
         command=quoted("gpuconv", *sys.argv[1:]))
     check_data(config, *sets)
-    return config, sets, asked.says(*sets), device
+    return config, sets, asked.describe(*sets), device
 
 
 def check_run(args: argparse.Namespace, source: "Source") -> None:

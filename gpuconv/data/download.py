@@ -66,9 +66,9 @@ def download(url: str, path: str | os.PathLike, *, sha256: str, size: int,
         if isinstance(error, OSError):
             kept = (f"; {have:,} of {size:,} bytes wait in {part}, try again to go on" if have
                     else "")
-            said = OSError(f"download: {url}: {error.strerror or error}{kept}; {by_hand}")
-            said.errno = error.errno
-            raise said from error
+            failure = OSError(f"download: {url}: {error.strerror or error}{kept}; {by_hand}")
+            failure.errno = error.errno
+            raise failure from error
         raise
     files.sync_folder(path.parent)
 

@@ -205,9 +205,9 @@ def _read(file: IO[bytes], name: str, length: int, size: tuple[int, int], channe
                 return None
             return _decode(image, drafted and drafted[1][2:], size, channels)
     except MemoryError as error:
-        said = str(error)
-        raise MemoryError(said if said.startswith(name) else
-                          f"{name}: more memory than is free: {said}".removesuffix(": ")) from None
+        text = str(error)
+        raise MemoryError(text if text.startswith(name) else
+                          f"{name}: more memory than is free: {text}".removesuffix(": ")) from None
     except pillow().DecompressionBombError as error:
         raise RefusedError(f"{name}: refused, it may be a decompression bomb: {error}") from None
     except Exception as error:  # what a damaged image raises is anybody's guess

@@ -157,16 +157,17 @@ def pack(groups: Iterable[Iterable[Parameter]],
         ValueError: a parameter comes twice, or a gradient has another shape or device.
     """
     members: list[dict[Any, list[tuple[int, Parameter]]]] = []
-    seen: dict[int, int] = {}  # identity: position
+    positions: dict[int, int] = {}  # identity: position
     for group in groups:
         members.append({})
         for p in group:
-            position = len(seen)
+            position = len(positions)
             if not isinstance(p, Parameter):
                 raise TypeError(f"parameter {position} is {type_name(p)}, wanted a Parameter")
-            if id(p) in seen:
-                raise ValueError(f"parameter {position} {p.shape} is parameter {seen[id(p)]} again")
-            seen[id(p)] = position
+            if id(p) in positions:
+                raise ValueError(f"parameter {position} {p.shape} is parameter "
+                                 f"{positions[id(p)]} again")
+            positions[id(p)] = position
             _check_grad(position, p)
             place = p.dtype, p.data.device.id if is_gpu(p.data) else None
             members[-1].setdefault(place, []).append((position, p))

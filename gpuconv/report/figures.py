@@ -53,7 +53,7 @@ def curves(history: History, quantity: str) -> list[Curve]:
     return [(name, points) for name, points in found if points]
 
 
-def says(history: History, quantity: str) -> str:
+def describe(history: History, quantity: str) -> str:
     """Return a curve in words, for screen readers."""
     form = ".1%" if quantity == "accuracy" else ".3f"
     parts = [f"{name} from {points[0][1]:{form}} to {points[-1][1]:{form}}"

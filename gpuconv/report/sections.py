@@ -37,11 +37,11 @@ def percent(share: float) -> str:
     return f"{share:.1%}"
 
 
-def section(name: str, heading: str, says: str, inside: str) -> str:
+def section(name: str, heading: str, says: str, content: str) -> str:
     """Return a card with a heading and a sentence; ``says`` and ``content`` are HTML."""
     says = f'<p class="says">{says}</p>' if says else ""
     return (f'<section id="{name}" aria-labelledby="{name}-heading">'
-            f'<h2 id="{name}-heading">{text(heading)}</h2>{says}\n{inside}\n</section>')
+            f'<h2 id="{name}-heading">{text(heading)}</h2>{says}\n{content}\n</section>')
 
 
 def scroll(label: str, inside: str) -> str:
@@ -92,7 +92,7 @@ def curves(history: History) -> str:
         return f"<p>{text(how[0].upper() + how[1:])}</p>"
     drawn = "\n".join(
         f'<figure><figcaption>{quantity.capitalize()}</figcaption>'
-        f'<div role="img" aria-label="{text(figures.says(history, quantity))}">'
+        f'<div role="img" aria-label="{text(figures.describe(history, quantity))}">'
         f"{figures.svg(history, quantity)}</div></figure>" for quantity in ("loss", "accuracy"))
     return f'<div class="columns">{drawn}</div>'
 
@@ -142,7 +142,7 @@ def classes(found: Predictions, pairs: Sequence[Confusion]) -> str:
     rows = [[text(row.name), f"{row.images:,}", f"{row.correct:,}", bar(row.recall),
              bar(row.precision)] for row in found.per_class()]
     per_class = scroll("Classes", table(
-        "wide", ["class", "images", "right", "recall", "precision"], rows))
+        "wide", ["class", "images", "correct", "recall", "precision"], rows))
     if not pairs:
         return per_class
     rows = [[text(pair.truth), text(pair.answer), f"{pair.images:,}", bar(pair.share, "wrong")]

@@ -93,7 +93,7 @@ def explain(error: MemoryError, model: Module, input_shape: Shape, batch_size: i
     """
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = error.__context__ = error.__cause__ = None
-    asked = f"a training step with batches of {batch_size} does not fit into memory"
+    problem = f"a training step with batches of {batch_size} does not fit into memory"
     try:
         free_all_blocks()
         if model.device != "cpu":
@@ -101,20 +101,20 @@ def explain(error: MemoryError, model: Module, input_shape: Shape, batch_size: i
         forecast = _Forecast(model, input_shape, slots_of(optimizer))
         need, free = forecast.at(batch_size), free_memory(model.device)
         if free is None:
-            return MemoryError(f"{asked}: it needs {human(need.peak)}")
+            return MemoryError(f"{problem}: it needs {human(need.peak)}")
         room = free + forecast.held(optimizer)
         most = forecast.largest(int(ROOM * room))
     except MemoryError:
-        return MemoryError(f"{asked}, nor does one with batches of 2")
+        return MemoryError(f"{problem}, nor does one with batches of 2")
     except Exception:  # never hide the original error
-        return MemoryError(f"{asked}: {error}")
+        return MemoryError(f"{problem}: {error}")
     if need.peak <= ROOM * room:
         return MemoryError(f"out of memory ({error}), although a training step with batches of "
                            f"{batch_size} needs {human(need.peak)} and {human(room)} are free: "
                            "something else takes memory meanwhile")
     fits = (f"the largest batch that would fit is {most}" if most else
             "not even a batch of 1 would fit")
-    return MemoryError(f"{asked}: it needs {human(need.peak)}, {human(room)} are free: {fits}")
+    return MemoryError(f"{problem}: it needs {human(need.peak)}, {human(room)} are free: {fits}")
 
 
 def slots_of(optimizer: Optimizer | None) -> int:
