@@ -242,7 +242,7 @@ def _pair(entries: Sequence[Row], images: Sequence[Row], cut: int, trained: Abst
     taken: set[int] = set()
 
     def match(of_entries: Iterable[Any], of_images: Iterable[Any]) -> None:
-        """Pair entries and images that have equal keys and no partner; None is no key."""
+        """Pair entries and images with equal keys that have no partner yet; None is no key."""
         waiting: dict[Any, collections.deque[int]] = collections.defaultdict(collections.deque)
         for entry, key in enumerate(of_entries):
             if entry not in place:

@@ -32,9 +32,10 @@ from gpuconv.state import matching
 
 
 class Module:
-    """A layer, or a network of them: subclasses set attributes and define ``forward``.
+    """Base class of layers and networks; subclasses set attributes and define ``forward``.
 
-    ``training`` says how to compute; ``train`` and ``eval`` switch it for the whole tree.
+    ``training`` selects the training or the eval mode; ``train`` and ``eval`` set it for all
+    submodules.
 
     >>> class Scale(Module):
     ...     def __init__(self):
@@ -68,7 +69,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
     def register_buffer(self, name: str, array: Array) -> None:
-        """Keep an array that is state but no parameter: saved, loaded and moved with the module."""
+        """Register an array that is state, no parameter; it is saved and moved with the module."""
         if not isinstance(name, str):
             raise TypeError(f"register_buffer: name is {type_name(name)}, wanted a str")
         check_arrays("register_buffer", **{name: array})
@@ -83,7 +84,7 @@ class Module:
     # -- the tree -------------------------------------------------------------------------
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
-        """Return (name, module) of each child, in order of assignment."""
+        """Yield (name, module) of each child, in order of assignment."""
         return ((name, m) for name, m in vars(self).items() if isinstance(m, Module))
 
     def named_modules(self) -> Iterator[tuple[str, "Module"]]:
@@ -134,18 +135,18 @@ class Module:
 
     def load_state_dict(self, state: Mapping[str, Any],
                         strict: bool = True) -> tuple[list[str], list[str]]:
-        """Copy arrays in, by name; each to where its parameter or buffer lives.
+        """Copy arrays into the parameters and buffers of the same names.
 
         Args:
-            state: {path: array}, as ``state_dict`` gives; values of other libraries will do.
-            strict: must the names be exactly this module's?
+            state: {path: array}, as of ``state_dict``; also arrays of other libraries.
+            strict: whether the names must be exactly this module's.
 
         Returns:
             (missing, unexpected) names, both empty when strict.
 
         Raises:
             TypeError: state is no dict of arrays.
-            ValueError: a name, shape or dtype does not fit; lists them, and has changed nothing.
+            ValueError: names, shapes or dtypes do not fit; lists them, and changes nothing.
         """
         mine = self.state_dict()
         found, missing, unexpected = matching(f"load_state_dict: {type(self).__name__}", mine,
@@ -156,17 +157,17 @@ class Module:
         return missing, unexpected
 
     def train(self, mode: bool = True) -> Self:
-        """Compute as in training (batch statistics, dropout) from now on."""
+        """Set training mode (batch statistics, dropout), or eval mode if ``mode`` is False."""
         for module in self.modules():
             module.training = bool(mode)
         return self
 
     def eval(self) -> Self:
-        """Compute as in use from now on."""
+        """Set eval mode (running statistics, no dropout)."""
         return self.train(False)
 
     def requires_grad_(self, flag: bool = True) -> Self:
-        """Let all parameters have gradients, or freeze them: an optimiser skips frozen ones."""
+        """Enable gradients of all parameters, or freeze them: an optimiser skips frozen ones."""
         for p in self.parameters():
             p.requires_grad = bool(flag)
         return self
@@ -181,9 +182,9 @@ class Module:
 
         Args:
             seed: 0 .. 2**32 - 1. None: new numbers at each call, as before the first ``reseed``.
-            step: number of the training step: another step, other numbers.
+            step: number of the training step; each step draws different numbers.
             counter: (1,) int64 on the GPU that kernels add to ``step``: a captured step draws the
-                numbers of step + counter[0] at each replay. It stays until backward is through.
+                numbers of step + counter[0] at each launch. Keep it until backward has ended.
         """
         more = () if counter is None else (counter,)
         for path, module in self.named_modules():
@@ -195,16 +196,16 @@ class Module:
                      counter: Array | None = None) -> None:
         """Set the key and step, or a counter of steps, of a layer that draws random numbers."""
 
-    # -- where and in what dtype ----------------------------------------------------------
+    # -- device and dtype -----------------------------------------------------------------
 
     @property
     def device(self) -> str:
-        """Where the first parameter (or buffer) lives: "cpu" or "cuda:0"; without any, "cpu"."""
+        """Device of the first parameter (or buffer), "cpu" or "cuda:0"; without any, "cpu"."""
         return next((device_name(a) for a in self.state_dict().values()), "cpu")
 
     @property
     def dtype(self) -> np.dtype:
-        """dtype of the first parameter; float32 without any."""
+        """Dtype of the first parameter; float32 without any."""
         return next((p.dtype for p in self.parameters()), np.dtype("float32"))
 
     def to(self, *targets: Any) -> Self:
@@ -212,12 +213,12 @@ class Module:
 
         Args:
             targets: a device ("cpu", "cuda", "cuda:1"), a float dtype or its name, or both.
-                Float buffers are statistics: they take the dtype that sums are taken in, float32
-                for the 16-bit floats. Integer buffers keep theirs.
+                Float buffers are statistics: they get accumulator(dtype), float32 for 16-bit
+                floats. Integer buffers keep their dtype.
 
         Raises:
-            RuntimeError: an optimiser has packed a parameter that would change. Move first.
-            ValueError, TypeError: no such device, or dtype.
+            RuntimeError: an optimiser has packed a parameter that would change; move before that.
+            ValueError, TypeError: unknown device or dtype.
 
         >>> Module().to("cpu", "float16").device
         'cpu'
@@ -254,10 +255,10 @@ class Module:
 
         Args:
             array: (N, ...), on the module's device and in its dtype.
-            batch_size: of it at a time.
+            batch_size: rows of a batch.
 
         Returns:
-            (N, ...), an array. ``training`` is what it was before.
+            (N, ...), an array. Each module is in its former mode afterwards.
 
         >>> from gpuconv.nn import Identity
         >>> Identity().predict(np.ones(3), batch_size=2)
