@@ -55,7 +55,7 @@ def recompute(f: Callable[..., Any], *inputs: Any) -> Tensor:
 
 @contextlib.contextmanager
 def disabled() -> Iterator[None]:
-    """Keep activations: inside, ``recompute(f, *inputs)`` is f(*inputs), in this thread."""
+    """Save activations in the block: ``recompute(f, *inputs)`` is then f(*inputs), per thread."""
     before, _local.disabled = _local.disabled, True
     try:
         yield
@@ -81,7 +81,7 @@ class Recompute(Op):
         check_arrays("recompute", **{f"input {i}": a for i, a in enumerate(self.arrays)})
         self.drawn: list[Any] = []
         if _local.disabled:
-            frame = _Frame(self.drawn, again=False)
+            frame = _Frame(self.drawn, second=False)
             return self.run(frame, [x if isinstance(x, Tensor) else Tensor(x) for x in inputs])
         with autograd.no_grad():
             y = self.run(_Frame(self.drawn, second=False), [Tensor(a) for a in self.arrays])
