@@ -403,7 +403,7 @@ def test_nothing_there(tmp_path):
 
 def test_weights_alone_are_no_run(tmp_path):
     gpc.save(tmp_path / "w.safetensors", network(dropout=True).state_dict())
-    with pytest.raises(ValueError, match="holds weights, but no run to go on with"):
+    with pytest.raises(ValueError, match="holds weights, but no run to resume"):
         resume(tmp_path / "w.safetensors")
 
 
