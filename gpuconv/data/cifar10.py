@@ -268,9 +268,9 @@ def _dataset(parts: list[tuple[np.ndarray, np.ndarray]], name: str) -> Dataset:
     for _, planes in parts:
         out = images[first : first + len(planes)]
 
-        def interleave(piece: slice, planes: np.ndarray = planes, out: np.ndarray = out) -> None:
+        def interleave(chunk: slice, planes: np.ndarray = planes, out: np.ndarray = out) -> None:
             for c in range(3):
-                out[piece, :, :, c] = planes[piece, c]
+                out[chunk, :, :, c] = planes[chunk, c]
 
         threads.each(interleave, threads.chunks(len(planes), 2 * RECORD))
         first += len(planes)

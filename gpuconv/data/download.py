@@ -1,4 +1,4 @@
-"""Verified downloads that go on where they broke off.
+"""Verified downloads that resume where they broke off.
 
 What arrives is kept beside the target as ``<name>.part``. A later try asks the server for the rest
 only (HTTP Range); a server that cannot do that sends the whole again. The size and the SHA-256 are

@@ -221,8 +221,8 @@ def _read(path: pathlib.Path, files: Sequence[File], size: int | tuple[int, int]
         except (ValueError, OSError, MemoryError) as error:
             broken[i] = _problem(files[i].path, error)
 
-    def work(piece: slice) -> None:
-        for i in range(piece.start, piece.stop):
+    def work(chunk: slice) -> None:
+        for i in range(chunk.start, chunk.stop):
             read(i, share)
 
     step = ROUND * threads.count()  # not all at once: for progress, and for Ctrl-C

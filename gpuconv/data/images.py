@@ -145,8 +145,8 @@ def resized(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     check_free_memory(N * height * width * C, f"resized: {N:,} images of {height}x{width}x{C}")
     out = np.empty((N, height, width, C), np.uint8)
 
-    def work(piece: slice) -> None:
-        for n in range(piece.start, piece.stop):
+    def work(chunk: slice) -> None:
+        for n in range(chunk.start, chunk.stop):
             for c in range(C):
                 plane = Image.fromarray(np.ascontiguousarray(images[n, :, :, c]))
                 out[n, :, :, c] = np.asarray(_fit(plane, plane.size, (height, width)))

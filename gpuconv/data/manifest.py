@@ -41,16 +41,16 @@ def digests(images: Any) -> list[bytes]:
     """Return a hash of the pixels of each image (N, H, W, C)."""
     start = hashlib.blake2b(repr(tuple(images.shape[1:])).encode(), digest_size=BYTES)
 
-    def work(piece: slice) -> list[bytes]:
+    def work(chunk: slice) -> list[bytes]:
         found = []
-        for image in np.ascontiguousarray(to_cpu(images[piece])):
+        for image in np.ascontiguousarray(to_cpu(images[chunk])):
             one = start.copy()
             one.update(image)
             found.append(one.digest())
         return found
 
-    pieces = threads.chunks(len(images), int(np.prod(images.shape[1:])))
-    return [digest for piece in threads.each(work, pieces) for digest in piece]
+    chunks = threads.chunks(len(images), int(np.prod(images.shape[1:])))
+    return [digest for chunk in threads.each(work, chunks) for digest in chunk]
 
 
 def _few(names: Sequence[str]) -> str:

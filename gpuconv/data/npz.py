@@ -206,8 +206,8 @@ def _images(path: pathlib.Path, name: str, images: np.ndarray, count: int) -> np
     check_free_memory(images.size, f"{path}: {name} as uint8")
     out = np.empty(images.shape, np.uint8)
 
-    def work(piece: slice) -> None:
-        out[piece] = images[piece] * 255 + 0.5
+    def work(chunk: slice) -> None:
+        out[chunk] = images[chunk] * 255 + 0.5
 
     threads.each(work, threads.chunks(count, images[0].nbytes))
     return out

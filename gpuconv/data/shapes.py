@@ -138,9 +138,9 @@ def _set(count: int, key: tuple[int, int], split: int, name: str) -> Dataset:
     for label, shape in enumerate(SHAPES):
         mine, out = indices[label :: len(SHAPES)], images[label :: len(SHAPES)]
 
-        def draw(piece: slice, shape: Shape = shape, mine: np.ndarray = mine,
+        def draw(chunk: slice, shape: Shape = shape, mine: np.ndarray = mine,
                  out: np.ndarray = out) -> None:
-            out[piece] = _draw(shape, mine[piece], key, split)
+            out[chunk] = _draw(shape, mine[chunk], key, split)
 
         threads.each(draw, threads.chunks(len(mine), 16 * SIZE * SIZE * 4))
     return Dataset(images, (indices % len(SHAPES)).astype(np.int32), CLASSES, name)

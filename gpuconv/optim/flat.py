@@ -198,7 +198,7 @@ def _check_grad(position: int, p: Parameter) -> None:
 def cpu_chunks(n: int) -> list[slice]:
     """Return slices of 0..n for the CPU's threads; a function of n alone.
 
-    >>> pieces(500_000), len(pieces(5_000_000))
+    >>> cpu_chunks(500_000), len(cpu_chunks(5_000_000))
     ([slice(0, 500000, None)], 10)
     """
     return threads.chunks(n, 1, CHUNK)

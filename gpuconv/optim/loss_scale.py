@@ -22,7 +22,7 @@ infinities. ``nn.SavedBuffers`` puts them back, as ``fit`` does; a loop of one's
     saved = nn.SavedBuffers(model)                before the forward pass
     loss = ...; loss.backward(scaler.scale)
     scaler.check()
-    saved.put_back(optimizer.control[2])          where the step is left out
+    saved.put_back(optimizer.control[2])          if the step is skipped
     optimizer.step(); ema.update(optimizer)
 
 Source: Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2.
