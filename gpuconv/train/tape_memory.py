@@ -283,11 +283,11 @@ class _Alive:
 
 
 def _saved(op: Op) -> list[Array]:
-    """The arrays that an op keeps; the ops that it is made of keep theirs."""
+    """Return the arrays that an op and the ops that it is made of keep."""
     values: list[Any] = []
     for value in vars(op).values():
-        values += value if isinstance(value, (list, tuple)) else [value]
-        values += _saved(value) if isinstance(value, Op) else []
+        for inside in value if isinstance(value, (list, tuple)) else [value]:
+            values += _saved(inside) if isinstance(inside, Op) else [inside]
     return [v for v in values if isinstance(v, np.ndarray) or is_gpu(v)]
 
 

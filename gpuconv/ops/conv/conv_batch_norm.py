@@ -15,14 +15,14 @@ On the CPU it is the ops, one after the other, with their own bits.
 
 from typing import Any
 
-from gpuconv.autograd import Op
 from gpuconv.backend import Array
 from gpuconv.ops.conv import gpu_dispatch
 from gpuconv.ops.conv.conv2d import Conv2d, conv2d, conv_window
-from gpuconv.ops.conv.conv_max_pool import HALVES, HalvingPool
+from gpuconv.ops.conv.conv_max_pool import HALVES
+from gpuconv.ops.engine.composite import Composite
 from gpuconv.ops.engine.epilogue import fits_epilogue
 from gpuconv.ops.norm import BatchNorm, batch_norm, normaliser
-from gpuconv.ops.pool import max_pool2d
+from gpuconv.ops.pool import MaxPool2d, max_pool2d
 from gpuconv.ops.window import IntOrPair, Padding
 
 
@@ -74,42 +74,28 @@ def conv_batch_norm(x: Array, w: Array, gamma: Array | None, beta: Array | None,
         return batch_norm(max_pool2d(y, 2) if pool else y, gamma, beta, running_mean, running_var,
                           training=training, momentum=momentum, eps=eps, activation=activation,
                           residual=residual, num_batches_tracked=num_batches_tracked)
-    return ConvBatchNorm(Conv2d(window, 1, precision), pool, norm)(
-        x, w, gamma, beta, *([] if residual is None else [residual]))
+    operands = [gamma, beta] if residual is None else [gamma, beta, residual]
+    return ConvBatchNorm(Conv2d(window, 1, precision), MaxPool2d(HALVES) if pool else None, norm,
+                         len(operands))(x, w, *operands)
 
 
-class ConvBatchNorm(Op):
-    """Saves: what ``Conv2d``, ``MaxPool2d`` and ``BatchNorm`` save, which are ops of its own.
+class ConvBatchNorm(Composite):
+    """Saves: what ``Conv2d``, ``MaxPool2d`` and ``BatchNorm`` save.
 
     That is x, w, the marks of the pool, and z, from which BatchNorm computes xhat again.
     """
 
-    def __init__(self, conv: Conv2d, pool: bool, norm: BatchNorm):
-        self.conv, self.norm = conv, norm
-        self.pool = HalvingPool(HALVES) if pool else None
+    def __init__(self, conv: Conv2d, pool: MaxPool2d | None, norm: BatchNorm, inputs: int):
+        self.conv, self.pool, self.norm = conv, pool, norm
+        super().__init__((conv, 2), *[(pool, 0)] * bool(pool), (norm, inputs))
 
-    def forward_gpu(self, x: Any, w: Any, gamma: Any, beta: Any, residual: Any = None) -> Any:
+    def fused_gpu(self, x: Any, w: Any, gamma: Any, beta: Any, residual: Any = None) -> Any:
         conv, pool, norm = self.conv, self.pool, self.norm
-        conv.needs = self.needs[:2]
-        norm.needs = any(conv.needs), *self.needs[2:]
         taps = conv.save(x, w)
         fused = gpu_dispatch.forward_fused(conv.problem, x, taps, conv.precision,
                                            pool=pool is not None, moments=norm.training)
-        z = fused.y if fused else conv.forward_gpu(x, w)
+        if not fused:
+            return None
         if pool:
-            pool.needs = norm.needs[:1]
-            z = pool.pooled(conv.y_shape, *fused[:2]) if fused else pool.forward_gpu(z)
-        if not (fused and fused.moments):
-            return norm.forward_gpu(z, gamma, beta, residual)
-        return norm.forward_gpu(z, gamma, beta, residual, fused.moments, fused.rows)
-
-    def backward_gpu(self, gy: Any) -> tuple:
-        g, *others = self.norm.backward_gpu(gy)
-        self.norm.free()  # z is not needed any more
-        gx = gw = None
-        if g is not None:
-            if self.pool:
-                g, = self.pool.backward_gpu(g)
-                self.pool.free()
-            gx, gw = self.conv.backward_gpu(g)
-        return gx, gw, *others
+            pool.save(conv.y_shape, fused.marks)
+        return norm.forward_gpu(fused.y, gamma, beta, residual, fused.moments, fused.rows)

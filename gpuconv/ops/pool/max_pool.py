@@ -87,6 +87,10 @@ class MaxPool2d(Op):
         """Will somebody ask where the maxima sat?"""
         return self.needs[0] or self.mark
 
+    def save(self, x_shape: tuple[int, ...], argmax: Array | None) -> None:
+        """Keep what backward reads, where another kernel has computed y from an x of this shape."""
+        self.x_shape, self.argmax = x_shape, argmax if self.saving else None
+
     def indices(self) -> Array:
         """(N, P, Q, C) int64: h*W + w of each maximum, -1 for a window without a pixel of x."""
         xp: Any = get_array_module(self.argmax)
