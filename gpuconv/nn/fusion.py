@@ -39,7 +39,8 @@ class Sum:
     """
 
     def __init__(self, residual: Any):
-        self.residual, self.value = residual, None
+        self.residual = residual
+        self.value: Any = None  # of the shortcut
 
     def begin(self, x: Tensor) -> Tensor:
         """Compute the shortcut, where the branch begins; return x."""
@@ -72,8 +73,7 @@ class Slot:
 
     def fits(self, layer: Any) -> bool:
         """Does this layer fit here?"""
-        return any(plain(layer, kind) for kind in self.kinds) and (
-            self.allows is None or self.allows(layer))
+        return plain(layer, *self.kinds) and (self.allows is None or self.allows(layer))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +108,9 @@ class Pattern:
         return found if len(found) - found.count(None) > 1 else None
 
 
-def plain(layer: Any, kind: type) -> bool:
-    """Is the layer exactly of this class, with the ``forward`` of the class?"""
-    return type(layer) is kind and (kind is Sum or not hand_set(layer))
+def plain(layer: Any, *kinds: type) -> bool:
+    """Is the layer exactly of one of these classes, with the ``forward`` of its class?"""
+    return type(layer) in kinds and (type(layer) is Sum or not hand_set(layer))
 
 
 def activation_name(layer: Module | None) -> str | None:

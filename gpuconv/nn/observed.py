@@ -82,6 +82,19 @@ def observed(model: Module, around: Around) -> Iterator[None]:
                 vars(module)["forward"] = own
 
 
+def calls(model: Module, x: Any) -> list[str]:
+    """Return the paths that an observer of ``model(x)`` sees, in the order of the calls."""
+    paths: list[str] = []
+
+    def around(path: str, module: Module, forward: Any, *inputs: Any) -> Any:
+        paths.append(path)
+        return forward(*inputs)
+
+    with observed(model, around):
+        model(x)
+    return paths
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Observer:
     """The ``forward`` of an observed module."""

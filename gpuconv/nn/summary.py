@@ -1,7 +1,7 @@
 """A model, layer by layer: volumes, windows, parameters, arithmetic, memory, receptive fields.
 
-One black image runs through the model in eval mode, and the tape that it leaves is read: so what
-counts is what is computed, also in modules that users write.
+One black image runs through the model in eval mode, layer by layer, and the tape that it leaves is
+read: modules that users write count as well. A second run tells which layers run as one op.
 
     parameters      of a convolution K (R S C/groups + bias): shared by all positions of the filter
     unshared        what a locally connected layer would have, P Q K (R S C/groups + bias)
@@ -12,7 +12,6 @@ counts is what is computed, also in modules that users write.
 Source: CS231n notes, "Convolutional networks", on parameter sharing.
 """
 
-import contextlib
 import dataclasses
 import math
 import shutil
@@ -24,16 +23,17 @@ import numpy as np
 from gpuconv import autograd
 from gpuconv.autograd import Op, Parameter, Tensor
 from gpuconv.backend import asarray
-from gpuconv.checks import check_count, check_kind
+from gpuconv.checks import check_choice, check_count, check_kind
 from gpuconv.checks import short as short_repr
+from gpuconv.nn import fusion
 from gpuconv.nn.geometry import Field, cropped, field, multiply_adds, positions, window_of
 from gpuconv.nn.module import Module
-from gpuconv.nn.observed import observed, untouched
+from gpuconv.nn.observed import calls, observed, untouched
 from gpuconv.ops.conv import Conv2d
 from gpuconv.ops.shape import Pad2d, Reshape
 from gpuconv.ops.window import Pair
 
-WIDE = 112  # columns of a terminal that show every column
+WIDE = 114  # columns of a terminal that show every column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,12 @@ class Row:
     multiply_adds: int
     activation_bytes: int
     receptive_field: Pair      # (height, width), pixels of the image; (0, 0) if it sees none
+    op: str = ""               # "0+1+2": paths of all layers that run as one op with this one
+
+    @property
+    def joined(self) -> bool:
+        """Does the layer run as one op with the layer above it?"""
+        return self.path != self.op.split("+")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Summary:
     model: str                 # its class
     input: tuple[int, ...]
     dtype: str
+    device: str                # "cpu" or "cuda": where layers run together as rows say
     rows: tuple[Row, ...]      # in the order of the calls
     parameters: int            # of the model: tied ones once
     trainable: int             # those that are not frozen
@@ -78,12 +85,17 @@ class Summary:
                 + f"; {short(self.multiply_adds)} multiply-adds and {human(self.activation_bytes)} "
                 f"of activations ({self.dtype}) per image of {_x(self.input)}")
 
+    @property
+    def _legend(self) -> str:
+        line = f"+ runs together with the layer above it ({self.device})"
+        return line if any(row.joined for row in self.rows) else ""
+
     def __str__(self) -> str:
         cells = [list(_HEADINGS), *([*_cells(row), row.cropped] for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(c.rjust(w) if i in _RIGHT else c.ljust(w) for i, (c, w) in
                            enumerate(zip(row, widths, strict=True))).rstrip() for row in cells]
-        return "\n".join([*lines, self.totals])
+        return "\n".join(filter(None, [*lines, self._legend, self.totals]))
 
     def table(self, width: int | None = None) -> Any:
         """A rich Table for a terminal of so many columns. Default: this one.
@@ -96,8 +108,8 @@ class Summary:
         from rich.text import Text
         wide = (width or shutil.get_terminal_size().columns) >= WIDE
         made = Table(box=SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False,
-                     collapse_padding=True, caption=Text(self.totals), caption_justify="left",
-                     caption_style="none")
+                     collapse_padding=True, caption_justify="left", caption_style="none",
+                     caption=Text("\n".join(filter(None, [self._legend, self.totals]))))
         for heading, right in _WIDE if wide else _NARROW:
             made.add_column(Text(heading), justify="right" if right else "left",
                             vertical="top", overflow="fold", no_wrap=right)
@@ -112,15 +124,18 @@ class Summary:
         return made
 
 
-def summary(model: Module, input_shape: tuple[int, ...] = (32, 32, 3)) -> Summary:
-    """Describe a model layer by layer.
+def summary(model: Module, input_shape: tuple[int, ...] = (32, 32, 3),
+            device: str | None = None) -> Summary:
+    """Describe a model layer by layer, and say which layers run as one op.
 
     A row is a layer without submodules, at one of its calls; or a module that computes with
-    parameters, or windows, of its own.
+    parameters, or windows, of its own. Layers that run as one op stand together.
 
     Args:
         model: it is left as it was: mode, weights, statistics, random numbers.
         input_shape: (H, W, C) of an image.
+        device: "cpu" or "cuda": show which layers run as one op there; no GPU is needed. Default:
+            where the model is.
 
     Raises:
         ValueError, TypeError: the model does not take such images; names the layer.
@@ -134,18 +149,34 @@ def summary(model: Module, input_shape: tuple[int, ...] = (32, 32, 3)) -> Summar
     if not isinstance(input_shape, (tuple, list)) or not input_shape:
         raise TypeError(f"summary: input_shape is {short_repr(input_shape)}, wanted (H, W, C)")
     shape = tuple(check_count("summary", "a size of input_shape", n) for n in input_shape)
+    where = model.device.split(":")[0] if device is None else device
+    check_choice("summary", "device", where, ("cpu", "cuda"))
     x = Tensor(asarray(np.zeros((1, *shape), model.dtype), model.device), requires_grad=True)
     reader = _Reader(x)
-    with untouched(model), _recording(), np.errstate(all="ignore"):
+    with untouched(model), autograd.grad(), np.errstate(all="ignore"):
         model.eval()
-        with observed(model, reader.around):
+        with fusion.disabled(), observed(model, reader.around):
             model(x)
+        with fusion.planned_for(where), autograd.no_grad():
+            ops = calls(model, x)
     parameters = list(model.parameters())
-    return Summary(type(model).__name__, shape, model.dtype.name, tuple(reader.rows),
+    return Summary(type(model).__name__, shape, model.dtype.name, where,
+                   tuple(_by_op(reader.rows, ops)),
                    sum(p.size for p in parameters),
                    sum(p.size for p in parameters if p.requires_grad),
                    sum(row.multiply_adds for row in reader.rows),
                    sum(row.activation_bytes for row in reader.rows))
+
+
+def _by_op(rows: list[Row], ops: list[str]) -> Iterator[Row]:
+    """Yield the rows with the op that each runs in, in the order of the ops."""
+    waiting = list(rows)
+    for op in ops:
+        for path in op.split("+"):
+            for index, row in enumerate(waiting):
+                if row.path == path:
+                    yield dataclasses.replace(waiting.pop(index), op=op)
+                    break
 
 
 class _Reader:
@@ -218,17 +249,6 @@ class _Reader:
             receptive_field=self.fields.get(y.creator or y, Field((0, 0))).size)
 
 
-@contextlib.contextmanager
-def _recording() -> Iterator[None]:
-    """The tape is written, even inside ``no_grad``."""
-    mode = autograd._mode
-    before, mode.recording = mode.recording, True
-    try:
-        yield
-    finally:
-        mode.recording = before
-
-
 # -- text --------------------------------------------------------------------------------
 
 _HEADINGS = ("layer", "kind", "output", "filter", "stride", "padding", "parameters", "unshared",
@@ -267,9 +287,9 @@ def human(size: float) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    return [row.path, row.kind, _x(row.output), *_window(row), f"{row.parameters:,}",
-            f"{row.unshared:,}", f"{row.multiply_adds:,}", human(row.activation_bytes),
-            _x(row.receptive_field)]
+    return [row.path, "+ " * row.joined + row.kind, _x(row.output), *_window(row),
+            f"{row.parameters:,}", f"{row.unshared:,}", f"{row.multiply_adds:,}",
+            human(row.activation_bytes), _x(row.receptive_field)]
 
 
 def _narrow(row: Row) -> list[str]:
@@ -277,7 +297,7 @@ def _narrow(row: Row) -> list[str]:
     size, stride, padding = _window(row)
     window = (size + (f"/{stride}" if stride not in ("", "1") else "")
               + (f"p{padding}" if padding not in ("", "0") else ""))
-    return [row.path, row.kind, _x(row.output), window, short(row.parameters),
+    return [row.path, "+ " * row.joined + row.kind, _x(row.output), window, short(row.parameters),
             short(row.unshared), short(row.multiply_adds), human(row.activation_bytes),
             _x(row.receptive_field)]
 

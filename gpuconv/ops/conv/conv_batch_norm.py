@@ -87,7 +87,7 @@ class ConvBatchNorm(Composite):
 
     def __init__(self, conv: Conv2d, pool: MaxPool2d | None, norm: BatchNorm, inputs: int):
         self.conv, self.pool, self.norm = conv, pool, norm
-        super().__init__((conv, 2), *[(pool, 0)] * bool(pool), (norm, inputs))
+        super().__init__((conv, 2), *([(pool, 0)] if pool else []), (norm, inputs))
 
     def fused_gpu(self, x: Any, w: Any, gamma: Any, beta: Any, residual: Any = None) -> Any:
         conv, pool, norm = self.conv, self.pool, self.norm

@@ -63,8 +63,9 @@ class ConvMaxPool(Composite):
 
     def __init__(self, conv: Conv2d, activation: str | None):
         self.conv, self.pool, self.activation = conv, MaxPool2d(HALVES), activation
-        relu, gelu = ([(ReLU(), 0)] * (activation == "relu"), [(GELU(), 0)] * (activation == "gelu"))
-        super().__init__((conv, 3), *gelu, (self.pool, 0), *relu)  # ReLU of fewer pixels
+        before = [(GELU(), 0)] if activation == "gelu" else []
+        after = [(ReLU(), 0)] if activation == "relu" else []  # of fewer pixels, with the same bits
+        super().__init__((conv, 3), *before, (self.pool, 0), *after)
 
     def fused_gpu(self, x: Any, w: Any, b: Any) -> Any:
         conv = self.conv
