@@ -163,9 +163,10 @@ class Bench:
     def layers(self) -> list[Layer]:
         """Time the forward pass layer by layer; layers that run as one op are timed as one."""
         from gpuconv.autograd import no_grad
-        from gpuconv.nn.observed import observed
+        from gpuconv.nn.observed import kind, observed
         from gpuconv.nn.summary import summary
         spans: dict[str, list[tuple[Any, Any]]] = {}
+        kinds: dict[str, str] = {}
 
         def around(path: str, module: "Module", forward: Callable[..., Any], *inputs: Any) -> Any:
             if any(module.named_children()):
@@ -173,6 +174,7 @@ class Bench:
             began = self.mark()
             y = forward(*inputs)
             spans.setdefault(path, []).append((began, self.mark()))
+            kinds[path] = kind(module)
             return y
 
         def forward() -> None:
@@ -192,10 +194,10 @@ class Bench:
             taken = [self.between(*span) for span in spans[op]]
             each = len(taken) // runs  # calls in a pass, of which the first is left out
             seconds = [sum(taken[i:i + each]) for i in range(each, len(taken), each)]
-            found.append(self.layer(calls[op], statistics.median(seconds)))
+            found.append(self.layer(kinds[op], calls[op], statistics.median(seconds)))
         return found
 
-    def layer(self, calls: "list[list[Row]]", seconds: float) -> Layer:
+    def layer(self, kind: str, calls: "list[list[Row]]", seconds: float) -> Layer:
         """Return what an op does in its calls, and the seconds that they take together."""
         N, size, last = self.shape[0], self.model.dtype.itemsize, calls[-1][-1]
         flops = sum(2 * N * row.multiply_adds for rows in calls for row in rows)
@@ -203,8 +205,7 @@ class Bench:
         moved = sum(size * (N * (math.prod(rows[0].input) + (1 + sums) * math.prod(rows[-1].output))
                             + sum(row.parameters for row in rows))
                     for rows in calls if rows[-1].activation_bytes)  # none: it hands on its input
-        return Layer(last.op, "+".join(row.kind for row in calls[-1]), (N, *last.output), seconds,
-                     flops, moved)
+        return Layer(last.op, kind, (N, *last.output), seconds, flops, moved)
 
     def mark(self) -> Any:
         """A moment: of the clock, or in the GPU's queue."""
