@@ -8,6 +8,7 @@ from gpuconv.autograd import Tensor
 from gpuconv.checks import check_kind, type_name
 from gpuconv.nn import fusion
 from gpuconv.nn.module import Module
+from gpuconv.nn.observed import hand_set
 
 
 class ModuleList(Module):
@@ -92,7 +93,7 @@ class Residual(Module):
 
     def unfolds(self, x: Any) -> bool:
         """Are the body and the sum planned as parts of one chain?"""
-        return fusion.spans_sums(x) and fusion.plain(self.body, Sequential)
+        return fusion.spans_sums(x) and type(self.body) is Sequential and not hand_set(self.body)
 
     def branch(self, x: Any) -> Iterator[Any]:
         """Yield the steps of that chain: the shortcut, the body's modules, the sum."""
@@ -105,7 +106,7 @@ class Residual(Module):
 def _unfolded(modules: Iterable[Module], x: Any) -> Iterator[Any]:
     """Yield the modules of a chain; of a Residual, those of its body, where fusion wants them."""
     for module in modules:
-        if isinstance(module, Residual) and fusion.plain(module, Residual) and module.unfolds(x):
+        if type(module) is Residual and not hand_set(module) and module.unfolds(x):
             yield from module.branch(x)
         else:
             yield module

@@ -73,7 +73,8 @@ class Slot:
 
     def fits(self, layer: Any) -> bool:
         """Does this layer fit here?"""
-        return plain(layer, *self.kinds) and (self.allows is None or self.allows(layer))
+        return (type(layer) in self.kinds and not hand_set(layer)
+                and (self.allows is None or self.allows(layer)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,20 +98,16 @@ class Pattern:
         An optional slot that nothing fits holds None.
         """
         found: list[Any] = []
+        at = start
         for slot in self.slots:
-            if start < len(chain) and slot.fits(chain[start]):
-                found.append(chain[start])
-                start += 1
+            if at < len(chain) and slot.fits(chain[at]):
+                found.append(chain[at])
+                at += 1
             elif slot.optional:
                 found.append(None)
             else:
                 return None
-        return found if len(found) - found.count(None) > 1 else None
-
-
-def plain(layer: Any, *kinds: type) -> bool:
-    """Is the layer exactly of one of these classes, with the ``forward`` of its class?"""
-    return type(layer) in kinds and (type(layer) is Sum or not hand_set(layer))
+        return found if at > start + 1 else None
 
 
 def activation_name(layer: Module | None) -> str | None:
@@ -195,9 +192,9 @@ PATTERNS = (  # the first that fits is taken
     Pattern(("cpu",), (_NORM, _RELU), _batch_norm_relu),
     Pattern(("cpu", "cuda"), (_RELU, _POOL), _max_pool_relu),
 )
-_STARTING = {  # the patterns by device and class of their first layer
-    (device, kind): [p for p in PATTERNS if device in p.devices and kind in p.slots[0].kinds]
-    for device in ("cpu", "cuda") for kind in {kind for p in PATTERNS for kind in p.slots[0].kinds}}
+_STARTING: dict[str, dict[type, list[Pattern]]] = {  # by device and class of the first layer
+    device: {kind: [p for p in PATTERNS if device in p.devices and kind in p.slots[0].kinds]
+             for kind in (Conv2d, Linear, BatchNorm2d, ReLU)} for device in ("cpu", "cuda")}
 
 
 # -- planning and running ------------------------------------------------------------------
@@ -253,10 +250,10 @@ def plan(chain: Sequence[Any], device: str) -> Iterator[tuple[list[Any], Callabl
         chain: modules; and a Sum, with its ``begin``, for each residual branch.
         device: "cpu", "cuda" or "none".
     """
-    start = 0
+    start, patterns = 0, _STARTING.get(device, {})
     while start < len(chain):
         layers, run = [chain[start]], chain[start]
-        for pattern in _STARTING.get((device, type(run)), ()):
+        for pattern in patterns.get(type(run), ()):
             if found := pattern.match(chain, start):
                 layers = [layer for layer in found if layer is not None]
                 run = _Run(pattern, found)

@@ -118,9 +118,9 @@ def _observers(module: Module) -> Iterator[_Observer]:
         forward = forward.own
 
 
-def hand_set(module: Module) -> bool:
-    """Has somebody other than an observer set this module's ``forward``?"""
-    forward = vars(module).get("forward")
+def hand_set(layer: Any) -> bool:
+    """Has somebody other than an observer set the ``forward`` of this object?"""
+    forward = layer.__dict__.get("forward")
     while isinstance(forward, _Observer):
         forward = forward.own
     return forward is not None
