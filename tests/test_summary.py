@@ -292,7 +292,8 @@ def test_rows_say_which_layers_run_as_one_op():
         ("0+1+2", False), ("0+1+2", True), ("0+1+2", True), ("3", False)]
     assert [row.output for row in found.rows] == [(2, 2, 4)] * 3 + [(16,)]
     with nn.fusion.disabled():
-        assert [row.op for row in nn.summary(net, (4, 4, 3)).rows] == ["0", "1+2", "1+2", "3"]
+        assert [row.op for row in nn.summary(net, (4, 4, 3)).rows] == ["0", "1", "2", "3"]
+        assert ops_of(net, (4, 4, 3), "cpu")[1] == ("1", "1+2")
 
 
 def test_layers_of_one_op_stand_together():
@@ -320,7 +321,7 @@ def test_refusals():
         nn.summary(nn.ReLU(), (0, 3, 3))
     with pytest.raises(TypeError, match="wanted a Module"):
         nn.summary(len)
-    with pytest.raises(ValueError, match="device is 'gpu', wanted 'cpu' or 'cuda'"):
+    with pytest.raises(ValueError, match="device is 'gpu', wanted None, 'cpu' or 'cuda'"):
         nn.summary(nn.ReLU(), device="gpu")
 
 

@@ -70,7 +70,7 @@ class Summary:
     model: str                 # its class
     input: tuple[int, ...]
     dtype: str
-    device: str                # "cpu" or "cuda": where layers run together as rows say
+    device: str                # where layers run together so: "cpu", "cuda"; "none": disabled
     rows: tuple[Row, ...]      # in the order of the calls
     parameters: int            # of the model: tied ones once
     trainable: int             # those that are not frozen
@@ -149,10 +149,9 @@ def summary(model: Module, input_shape: tuple[int, ...] = (32, 32, 3),
     if not isinstance(input_shape, (tuple, list)) or not input_shape:
         raise TypeError(f"summary: input_shape is {short_repr(input_shape)}, wanted (H, W, C)")
     shape = tuple(check_count("summary", "a size of input_shape", n) for n in input_shape)
-    where = model.device.split(":")[0] if device is None else device
-    check_choice("summary", "device", where, ("cpu", "cuda"))
+    check_choice("summary", "device", device, (None, "cpu", "cuda"))
     x = Tensor(asarray(np.zeros((1, *shape), model.dtype), model.device), requires_grad=True)
-    reader = _Reader(x)
+    reader, where = _Reader(x), device or fusion.device_of(x)
     with untouched(model), autograd.grad(), np.errstate(all="ignore"):
         model.eval()
         with fusion.disabled(), observed(model, reader.around):
