@@ -41,7 +41,7 @@ class Chain(Composite):
     def fused_gpu(self, x, v, w):
         if not self.at_once:
             return None
-        first, square, last = self.parts
+        first, square, last = self.fused_ops
         return last.forward_gpu(square.forward_gpu(first.forward_gpu(x, v)), w)
 
 
@@ -60,7 +60,7 @@ def test_gradients_of_what_is_wanted(cp, rng, at_once, wanted):
     z = want[0] * want[1]
     apart = z * z * want[2]
     close(y.data, host(apart.data))
-    first, square, last = op.parts
+    first, square, last = op.fused_ops
     assert first.needs == (bool(wanted[0]), bool(wanted[1]))
     assert square.needs == (any(wanted[:2]),) == last.needs[:1] and last.needs[1] == wanted[2]
     assert (square.x is None) == (not any(wanted[:2]))
@@ -76,14 +76,14 @@ def test_gradients_of_what_is_wanted(cp, rng, at_once, wanted):
 def test_without_a_gradient_nothing_is_saved(cp, rng):
     op = Chain()
     op(*map(Tensor, drawn(cp, rng)))
-    assert not any(any(part.needs) for part in op.parts)
-    assert all(getattr(part, "x", None) is None for part in op.parts)
+    assert not any(any(part.needs) for part in op.fused_ops)
+    assert all(getattr(part, "x", None) is None for part in op.fused_ops)
 
 
 def test_a_part_is_freed_before_the_one_before_it_runs(cp, rng):
     op, freed = Chain(), []
     y = op(*(Tensor(a, True) for a in drawn(cp, rng)))
-    first, square, last = op.parts
+    first, square, last = op.fused_ops
     backward = first.backward_gpu
     first.backward_gpu = lambda gy: freed.extend([square.freed, last.freed]) or backward(gy)
     y.backward(cp.ones(y.shape, "float32"))

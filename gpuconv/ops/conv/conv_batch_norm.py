@@ -85,6 +85,8 @@ class ConvBatchNorm(Composite):
     That is x, w, the marks of the pool, and z, from which BatchNorm computes xhat again.
     """
 
+    depends_on = "window", "all", "all", "all", "pixel"  # x, w, gamma, beta, residual
+
     def __init__(self, conv: Conv2d, pool: MaxPool2d | None, norm: BatchNorm, inputs: int):
         self.conv, self.pool, self.norm = conv, pool, norm
         super().__init__((conv, 2), *([(pool, 0)] if pool else []), (norm, inputs))

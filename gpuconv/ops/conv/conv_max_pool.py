@@ -61,6 +61,8 @@ def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPa
 class ConvMaxPool(Composite):
     """Saves: what ``Conv2d`` and ``MaxPool2d`` save, and with ReLU y, which the next op reads."""
 
+    depends_on = "window", "all", "all"  # x, w, b
+
     def __init__(self, conv: Conv2d, activation: str | None):
         self.conv, self.pool, self.activation = conv, MaxPool2d(HALVES), activation
         before = [(GELU(), 0)] if activation == "gelu" else []
@@ -69,12 +71,12 @@ class ConvMaxPool(Composite):
 
     def fused_gpu(self, x: Any, w: Any, b: Any) -> Any:
         conv = self.conv
-        taps = conv.save(x, w)
+        taps = conv.save(x, w, b)
         fused = gpu_dispatch.forward_fused(conv.problem, x, taps, conv.precision, bias=b,
                                            activation=self.activation, pool=True)
         if not fused:
             return None
         self.pool.save(conv.y_shape, fused.marks)
         if relu := fused_relu(self.activation, fused.y, self.needs):
-            self.parts[-1] = relu
+            self.fused_ops[-1] = relu
         return fused.y

@@ -21,18 +21,25 @@ class Composite(Op):
     """
 
     def __init__(self, *parts: tuple[Op, int]):
-        self.parts, self.counts = [op for op, _ in parts], [count for _, count in parts]
+        self.fused_ops, self.counts = [op for op, _ in parts], [count for _, count in parts]
+
+    depends_on: str | tuple[str, ...] = "window"  # on what all parts together make of the input
+
+    @property
+    def multiply_adds(self) -> int:
+        """Number of products of all parts."""
+        return sum(part.multiply_adds for part in self.fused_ops)
 
     def forward_gpu(self, *inputs: Any) -> Any:
         before: tuple[bool, ...] = ()
-        for part, own in zip(self.parts, self.shares(self.needs), strict=True):
+        for part, own in zip(self.fused_ops, self.shares(self.needs), strict=True):
             part.needs = *before, *own
             before = any(part.needs),
         y = self.fused_gpu(*inputs)
         if y is not None:
             return y
         value: tuple[Any, ...] = ()
-        for part, own in zip(self.parts, self.shares(inputs), strict=True):
+        for part, own in zip(self.fused_ops, self.shares(inputs), strict=True):
             value = part.forward_gpu(*value, *own),
         return value[0]
 
@@ -42,7 +49,7 @@ class Composite(Op):
 
     def backward_gpu(self, gy: Any) -> tuple[Any, ...]:
         gradients: list[Any] = []
-        for index, part in reversed(list(enumerate(self.parts))):
+        for index, part in reversed(list(enumerate(self.fused_ops))):
             if gy is None:  # no input of this part, or of one before it, wants a gradient
                 gradients[:0] = [None] * self.counts[index]
                 continue
