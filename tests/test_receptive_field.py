@@ -360,4 +360,5 @@ def test_recomputed_layers_are_described_as_layers():
     chain = nn.Conv2d(C, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2), nn.Flatten()
     want = nn.summary(nn.Sequential(*chain), (H, W, C)).rows
     rows = nn.summary(nn.Sequential(Recomputed(*chain)), (H, W, C)).rows
-    assert [dataclasses.replace(row, path=row.path[-1], op=row.op[-1]) for row in rows] == list(want)
+    assert [dataclasses.replace(row, path=row.path[-1], op=row.op[-1])
+            for row in rows] == list(want)
