@@ -76,6 +76,11 @@ def train_run():
     return gpc.load(folder.best())[0], outcome.history.last.test, folder.status()
 
 
+def layer_by_layer():
+    with gpc.nn.fusion.disabled():
+        return net().predict(a(3, 8, 8, 3, dtype="bfloat16"))
+
+
 def quiet(f):
     with contextlib.redirect_stdout(io.StringIO()):
         return f()
@@ -198,6 +203,7 @@ CALLS = {
     "gpuconv.nn.init": lambda: [getattr(gpc.nn.init, name)(p := gpc.Parameter(
         a(4, 4, dtype="bfloat16"))) or p for name in ("he_normal_", "ones_", "glorot_uniform_")],
     "gpuconv.nn.SavedBuffers": lambda: gpc.nn.SavedBuffers(net()).put_back(),
+    "gpuconv.nn.fusion": lambda: layer_by_layer(),
     "gpuconv.nn.nvtx_ranges": lambda: gpc.nn.nvtx_ranges(net()).__enter__(),
     "gpuconv.nn.summary": lambda: [str(found := gpc.nn.summary(net(), (8, 8, 3))),
                                    found.table() is None],

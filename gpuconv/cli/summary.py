@@ -16,6 +16,7 @@ EXAMPLES = ("gpuconv summary", "gpuconv summary --model simple_convnet --image-s
             "gpuconv summary --model 'INPUT 32x32x3 | CONV5-16 RELU POOL2 | FC 10'",
             "gpuconv summary --memory --batch-size 512 --dtype float16")
 NOTES = """columns:
+  kind           the layer's class; after a +, it runs together with the layer above it
   unshared       parameters, if each position of a filter had weights of its own
   multiply-adds  products that are added up, per image
   activations    memory of the layer's output, per image

@@ -287,8 +287,8 @@ def _saved(op: Op) -> list[Array]:
     """Return the arrays that an op and its inner ops have saved."""
     values: list[Any] = []
     for value in vars(op).values():
-        values += value if isinstance(value, (list, tuple)) else [value]
-        values += _saved(value) if isinstance(value, Op) else []
+        for inside in value if isinstance(value, (list, tuple)) else [value]:
+            values += _saved(inside) if isinstance(inside, Op) else [inside]
     return [v for v in values if isinstance(v, np.ndarray) or is_gpu(v)]
 
 
