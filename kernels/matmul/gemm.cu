@@ -10,7 +10,10 @@
 //          tiles of the same rows are neighbours: a then comes from L2. One grid covers all.
 //          Shared memory: 2 BK (BM + BN) numbers of A: one step of BK is multiplied while the next
 //          arrives in registers.
-// Traffic  gemm  reads a N*C (asks N*C), b C*K (asks C*K), bias K, before N*K, writes out N*K.
+// Traffic  gemm  reads a <= Z*N*C (asks <= Z*N*C*-(-K//BN), from L2, sectors <= 2), b <= Z*C*K (asks
+//                <= Z*C*K*-(-N//BM), from L2, sectors <= 2), bias K (asks <= K*Z*N, sectors <= 2),
+//                before Z*N*K (sectors <= 6), writes out splits*Z*N*K (sectors <= 6): 1 each where
+//                rows fill packs, and sectors.
 //          Coalesced. No bank conflicts.
 // Order    each sum from its first term to its last, then `before`, then the bias, in A: tile, layout
 //          and batch change no bit. How the terms are cut follows from the sizes.
@@ -40,18 +43,19 @@ struct Along {
     static constexpr int TURNED = L;             // for SimtTile::multiply
     Turned<T, A, WIDTH, BK, L, THREADS> tile;
     const T* at;
-    int row, size, C, c, end;
+    int rows, C, c, end;
 
     __device__ Along(const T* m, int row, int size, int C, int c, int end)
-        : row(row), size(size), C(C), c(c + tile.d()), end(end) {
+        : rows(min(WIDTH, size - row)), C(C), c(c + tile.d()), end(end) {
         at = m + (long long)(row + tile.row(0)) * C + this->c;
     }
 
     __device__ void load() {
+        constexpr int PASS = decltype(tile)::PASS;
 #pragma unroll
         for (int i = 0; i < decltype(tile)::ROWS; ++i) {
-            const bool valid = c < end && row + tile.row(i) < size;
-            tile.held[i] = pack_or_zero<L>(at + (long long)i * decltype(tile)::PASS * C, valid);
+            const bool valid = c < end && tile.row(i) < rows;
+            tile.held[i] = pack_or_zero<L>(at + (long long)i * PASS * C, valid);
         }
         c += BK, at += BK;
     }
@@ -93,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS) gemm(
     const T* __restrict__ bias,                  // (K,), or null: for the first split
     const A* before,                             // (Z, N, K), or null; it may be out
     O* out,                                      // (splits, Z, N, K)
-    int splits, int N, int C, int K,
+    int splits, int Z, int N, int C, int K,
     long long a_next, long long b_next,          // elements to the next matrix: 0 where one serves all
     int from, int depth)                         // first term, terms of a split
 {
@@ -119,7 +123,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS) gemm(
         __syncthreads();
     }
 
-    const int Z = gridDim.x / columns / rows / splits;
     out += ((long long)split * Z + z) * N * K;
     if (before) before += (long long)z * N * K;
     if (split) bias = nullptr;

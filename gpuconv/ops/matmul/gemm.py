@@ -225,7 +225,7 @@ def _launch(tile: Tile, left: Operand, right: Operand, bias: Array | None, activ
         "matmul/gemm.cu", "gemm", T=a.dtype, O=out.dtype, A_TURNED=left.turned,
         B_TURNED=right.turned, LA=_pack(a.shape[2], a), LB=_pack(b.shape[2], b),
         LY=_pack(K, out, bias), ACTIVATION=ACTIVATIONS.index(activation), **tile._asdict())
-    gemm(blocks * tile.threads, a, b, bias, before, out, math.prod(splits), N, C, K,
+    gemm(blocks * tile.threads, a, b, bias, before, out, math.prod(splits), Z, N, C, K,
          0 if len(a) == 1 else N * C, 0 if len(b) == 1 else C * K, first, depth,
          block=tile.threads, every=True)
 
