@@ -101,6 +101,7 @@ def fused_relu(activation: str | None, y: Array, needs: Sequence[bool]) -> "ReLU
 class Activation(Op):
     """How the four reach kernels/elementwise/activation.cu; ``name`` is the name there."""
 
+    depends_on, multiply_adds = "pixel", 0
     name: str
 
     def forward_gpu(self, x):

@@ -130,6 +130,8 @@ def _gradient(shape: tuple[int, ...], f: Callable[..., Array], gy: Array, *saved
 class Add(Op):
     """Saves: the two shapes."""
 
+    depends_on, multiply_adds = "pixel", 0
+
     def forward_cpu(self, a, b):
         self.shapes = _shape(a), _shape(b)
         return calculate(operator.add, a, b)
@@ -143,6 +145,8 @@ class Add(Op):
 
 class Sub(Op):
     """Saves: the two shapes."""
+
+    depends_on, multiply_adds = "pixel", 0
 
     def forward_cpu(self, a, b):
         self.shapes = _shape(a), _shape(b)
@@ -158,6 +162,8 @@ class Sub(Op):
 
 class Mul(Op):
     """Saves: the shapes, and each operand if the other one needs a gradient."""
+
+    depends_on, multiply_adds = "pixel", 0
 
     def forward_cpu(self, a, b):
         self.shapes = _shape(a), _shape(b)
@@ -175,6 +181,8 @@ class Mul(Op):
 
 class Div(Op):
     """Saves: the shapes, b if anything needs a gradient, a if b does."""
+
+    depends_on, multiply_adds = "pixel", 0
 
     def forward_cpu(self, a, b):
         self.shapes = _shape(a), _shape(b)
@@ -194,6 +202,8 @@ class Div(Op):
 class Neg(Op):
     """Saves: nothing."""
 
+    depends_on, multiply_adds = "pixel", 0
+
     def forward_cpu(self, x):
         return calculate(operator.neg, x)
 
@@ -205,6 +215,8 @@ class Neg(Op):
 
 class Exp(Op):
     """Saves: y, which is its own derivative."""
+
+    depends_on, multiply_adds = "pixel", 0
 
     def forward_cpu(self, x):
         y = calculate(np.exp, x)
@@ -224,6 +236,8 @@ class Exp(Op):
 
 class Log(Op):
     """Saves: x."""
+
+    depends_on, multiply_adds = "pixel", 0
 
     def forward_cpu(self, x):
         self.x = x if self.needs[0] else None
