@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from test_streams import add, fresh, same  # noqa: F401  # fresh is a fixture
 
-from check import close, host
 import gpuconv as gpc
+from check import close, host
 from gpuconv import backend, nn, ops, optim
 from gpuconv.train.gpu_memory import graph_pool
 from hostcuda import changed, compiler, deferred, fake_cupy, launches, room

@@ -96,7 +96,7 @@ def test_views_are_their_copies(xp, rng, view):
 PACKS = [pytest.param((68, 20, 36), id="packs"), pytest.param((67, 19, 35), id="single")]
 
 
-@pytest.mark.parametrize("size", PACKS)
+@pytest.mark.parametrize("size", [*PACKS, pytest.param((128, 16, 64), id="whole-tiles")])
 @pytest.mark.parametrize("a_turned, b_turned", LAYOUTS)
 @pytest.mark.parametrize("dtype", SOME)
 def test_batches_are_their_matrices_bit_for_bit(cp, rng, size, a_turned, b_turned, dtype):
