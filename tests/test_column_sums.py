@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from test_tensor_cores import on_the_cpu
+from test_gpu_mma import on_the_cpu
 
 from check import DTYPES, close, make
 from gpuconv.backend import accumulator
-from gpuconv.ops.engine.column_sums import column_sums as engine
+from gpuconv.ops.engine import column_sums as engine
 from hostcuda import changed, fake_cupy
 from hostcuda.hostcuda import HostKernel
 

@@ -6,7 +6,7 @@ import pytest
 import sass
 from conftest import ampere
 from test_capture import Captured
-from test_tensor_cores import (
+from test_gpu_mma import (
     DTYPES,
     GEOMETRIES,
     SMALL,

@@ -6,10 +6,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import gpuconv as gpc
-from check import close, nchw, nhwc
-from gpuconv import threads
+from check import around, close, defined, nchw, nhwc
+from gpuconv import reference, threads
 from gpuconv.ops.conv import cpu_dispatch, cpu_im2col, cpu_winograd
 from gpuconv.ops.conv.conv2d import conv2d
+from gpuconv.ops.conv.shape import Problem
 from gpuconv.ops.engine.chunks import Slide, copy_framed, cut
 from gpuconv.ops.window import Window
 
@@ -17,29 +18,22 @@ ROUTES = dict(patches=cpu_dispatch.PATCHES, planes=cpu_dispatch.PLANES,
               winograd=cpu_dispatch.WINOGRAD)
 
 
+def options(x, slide, P, Q):
+    """Options of ``reference.conv2d`` for this geometry."""
+    return around(Problem(*x.shape, 0, *slide.size, P, Q, slide.step, tuple(
+        -start for start in slide.start), slide.apart, 1))
+
+
 def definition(x, taps, slide, P, Q):
-    """y (N, P, Q, K) in float64: zeros outside x, one filter pixel after the other."""
-    (R, S, _, K), (_, H, W, _) = taps.shape, x.shape
-    x, taps = x.astype(np.float64), taps.astype(np.float64)
-    y = np.zeros((len(x), P, Q, K))
-    for r, s, p, q in np.ndindex(R, S, P, Q):
-        h = slide.start[0] + p * slide.step[0] + r * slide.apart[0]
-        w = slide.start[1] + q * slide.step[1] + s * slide.apart[1]
-        if 0 <= h < H and 0 <= w < W:
-            y[:, p, q] += x[:, h, w] @ taps[r, s]
-    return y
+    """y (N, P, Q, K) in float64, of taps (R, S, C, K)."""
+    w = taps.transpose(3, 0, 1, 2).astype(np.float64)
+    return reference.conv2d(x.astype(np.float64), w, **options(x, slide, P, Q))
 
 
 def gradient_definition(x, gy, taps, slide):
     """Of the filters, (K, R, S, C) in float64."""
-    x, gy, gw = x.astype(np.float64), gy.astype(np.float64), np.zeros(taps.shape)
-    (_, H, W, _), (_, P, Q, _) = x.shape, gy.shape
-    for r, s, p, q in np.ndindex(*taps.shape[:2], P, Q):
-        h = slide.start[0] + p * slide.step[0] + r * slide.apart[0]
-        w = slide.start[1] + q * slide.step[1] + s * slide.apart[1]
-        if 0 <= h < H and 0 <= w < W:
-            gw[r, s] += x[:, h, w].T @ gy[:, p, q]
-    return gw.transpose(3, 0, 1, 2)
+    return defined("conv2d", gy, x, taps.transpose(3, 0, 1, 2),
+                   **options(x, slide, *gy.shape[1:3]))[2]
 
 
 def check_route(route, x, taps, b, slide, P, Q, rng, strided=False):
@@ -203,12 +197,7 @@ def test_strided_input_gradients_are_the_transpose(data):
     gx = np.full((2, H, W, 3), np.nan)
     slide = Slide(size, step, apart, (-pad[0][0], -pad[1][0]))
     cpu_dispatch.gradients(None, w, gy, slide, 1, gx, None)
-    want = np.zeros(gx.shape)
-    for r, s, p, q in np.ndindex(*size, P, Q):
-        h = p * step[0] - pad[0][0] + r * apart[0]
-        v = q * step[1] - pad[1][0] + s * apart[1]
-        if 0 <= h < H and 0 <= v < W:
-            want[:, h, v] += gy[:, p, q] @ w[:, r, s]
+    want = defined("conv2d", gy, np.zeros(gx.shape), w, **options(gx, slide, P, Q))[1]
     close(gx, want, terms=2 * size[0] * size[1])
 
 

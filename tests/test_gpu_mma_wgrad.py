@@ -7,11 +7,11 @@ import nvrtc
 import pytest
 import sass
 from conftest import ampere
-from test_tensor_cores import DTYPES, GEOMETRIES, NONE, Geometry, numbers, on_the_cpu, padded, taps
+from test_gpu_mma import DTYPES, GEOMETRIES, NONE, Geometry, numbers, on_the_cpu
 from weight_cases import SMALL, of
 
-from check import close
-from gpuconv import backend, kernels
+from check import around, close
+from gpuconv import backend, kernels, reference
 from gpuconv.backend import float_dtype
 from gpuconv.ops.conv import gpu_mma
 from gpuconv.ops.conv import gpu_mma_wgrad as engine
@@ -41,11 +41,8 @@ def cp(cp):
 
 def definition(p, x, gy):
     """gw in float64."""
-    gw = np.zeros((p.K, p.R, p.S, p.C))
-    rows = gy.reshape(-1, p.K).astype(float)
-    for r, s, pixels in taps(p, padded(p, x)):
-        gw[:, r, s] = rows.T @ pixels.reshape(-1, p.C)
-    return gw
+    w = np.zeros((p.K, p.R, p.S, p.C))
+    return reference.conv2d_backward(gy.astype(float), x.astype(float), w, **around(p))[1]
 
 
 def data(rng, p, T):
@@ -77,19 +74,6 @@ def test_is_the_definition(cp, rng, name, T):
     check(cp, rng, ALL[name].problem, T, out="float32")
 
 
-def test_the_definition_is_pytorchs(rng):
-    torch = pytest.importorskip("torch")
-    for geometry in ALL.values():
-        p, (top, bottom, left, right) = geometry.problem, geometry.pad
-        x, gy = (torch.from_numpy(a.astype(float)).permute(0, 3, 1, 2)
-                 for a in data(rng, p, "float16"))
-        w = torch.zeros(p.K, p.C, p.R, p.S, dtype=torch.float64, requires_grad=True)
-        torch.nn.functional.conv2d(torch.nn.functional.pad(x, (left, right, top, bottom)), w,
-                                   stride=p.stride, dilation=p.dilation).backward(gy)
-        x, gy, gw = (a.permute(0, 2, 3, 1).numpy() for a in (x, gy, w.grad))
-        np.testing.assert_allclose(definition(p, x, gy), gw, rtol=0, atol=1e-10)
-
-
 @pytest.mark.parametrize("splits", [1, 2, 7, 40])
 @pytest.mark.parametrize("name, T", [("3x3", "float16"), ("3x3", "float32"),
                                      ("first layer", "float16")])
@@ -108,7 +92,7 @@ def test_each_run_has_its_own_sums(cp, rng, monkeypatch):
     """Whole tiles, several of them; the last run is shorter, one more has no pixels."""
     p, partial = Geometry((3, 6, 5, 8), (128, 2, 2), (1, 0, 0, 1)).problem, []
     x, gy = data(rng, p, "float16")
-    monkeypatch.setattr(engine.column_sums, "column_sums", lambda rows, out: partial.append(rows))
+    monkeypatch.setattr(engine, "column_sums", lambda rows, out: partial.append(rows))
     gradient(cp, p, x, gy, splits=4)
     run, number = 32, np.arange(p.pixels).reshape(p.N, p.P, p.Q, 1)
     for i, got in enumerate(partial[0].get().reshape(4, p.K, p.R, p.S, p.C)):
