@@ -51,7 +51,7 @@ CASES = {  # file: its configurations
     "optim/ema.cu": [dict(W=np.dtype("int64"), MASTER=0), dict(W=np.dtype("int64"), MASTER=1)],
     "pool/global_pool.cu": [dict(MARK=BYTE, SAVE=1, BLOCK=256), dict(MARK=INT, SAVE=0, BLOCK=256)],
     "conv/im2col.cu": [WINDOW],
-    "matmul/gemm.cu": [dict(GEMM, A_TURNED=a, B_TURNED=b) for a in (0, 1) for b in (0, 1)],
+    "matmul/gemm.cu": [dict(GEMM, A_TRANSPOSED=a, B_TRANSPOSED=b) for a in (0, 1) for b in (0, 1)],
     "optim/loss_scale.cu": [dict(BLOCK=256)],
     "pool/max_pool.cu": [dict(WINDOW, MARK=BYTE, SAVE=1), dict(WINDOW, MARK=INT, SAVE=0)],
     "optim/muon.cu": [dict(NESTEROV=1, MASTER=1), dict(NESTEROV=0, MASTER=0)],

@@ -49,10 +49,11 @@ def numbers(rng, shape, dtype):
     return make(rng.standard_normal(shape), dtype)
 
 
-def lying(xp, a, turned):
-    """The array on xp, its last two axes exchanged in memory if turned."""
-    return xp.asarray(np.ascontiguousarray(a.swapaxes(-1, -2))).swapaxes(-1, -2) if turned else (
-        xp.asarray(a))
+def lying(xp, a, transposed):
+    """The array on xp, its last two axes exchanged in memory if transposed."""
+    if not transposed:
+        return xp.asarray(a)
+    return xp.asarray(np.ascontiguousarray(a.swapaxes(-1, -2))).swapaxes(-1, -2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -64,19 +65,19 @@ def test_is_the_definition(xp, rng, a_shape, b_shape, dtype):
 
 @pytest.mark.parametrize("dtype", SOME)
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["matrix", "batch"])
-@pytest.mark.parametrize("a_turned, b_turned", LAYOUTS)
-def test_is_pytorchs_in_every_layout(xp, rng, a_turned, b_turned, batch, dtype):
+@pytest.mark.parametrize("a_transposed, b_transposed", LAYOUTS)
+def test_is_pytorchs_in_every_layout(xp, rng, a_transposed, b_transposed, batch, dtype):
     torch = pytest.importorskip("torch")
     a, b = numbers(rng, (*batch, 35, 23), dtype), numbers(rng, (*batch, 23, 9), dtype)
     want = torch.matmul(*(torch.tensor(v.astype("float64")) for v in (a, b))).numpy()
-    close(gemm(lying(xp, a, a_turned), lying(xp, b, b_turned)), make(want, dtype), terms=23)
+    close(gemm(lying(xp, a, a_transposed), lying(xp, b, b_transposed)), make(want, dtype), terms=23)
 
 
 @pytest.mark.parametrize("view", [
     pytest.param(lambda a: a[::-1], id="negative"), pytest.param(lambda a: a[:, ::2], id="gaps"),
-    pytest.param(lambda a: a[:, ::-1].swapaxes(1, 2)[:, ::2], id="turned-gaps"),
+    pytest.param(lambda a: a[:, ::-1].swapaxes(1, 2)[:, ::2], id="transposed-gaps"),
     pytest.param(lambda a: a[1:, 1:, 1:], id="inner"),
-    pytest.param(lambda a: a.reshape(2, 3, 8, 8).swapaxes(0, 1), id="batch-turned")])
+    pytest.param(lambda a: a.reshape(2, 3, 8, 8).swapaxes(0, 1), id="batch-transposed")])
 def test_views_are_their_copies(xp, rng, view):
     a = numbers(rng, (6, 8, 8), "float32")
     v, w = view(a), view(xp.asarray(a))
@@ -97,15 +98,15 @@ PACKS = [pytest.param((68, 20, 36), id="packs"), pytest.param((67, 19, 35), id="
 
 
 @pytest.mark.parametrize("size", [*PACKS, pytest.param((128, 16, 64), id="whole-tiles")])
-@pytest.mark.parametrize("a_turned, b_turned", LAYOUTS)
+@pytest.mark.parametrize("a_transposed, b_transposed", LAYOUTS)
 @pytest.mark.parametrize("dtype", SOME)
-def test_batches_are_their_matrices_bit_for_bit(cp, rng, size, a_turned, b_turned, dtype):
+def test_batches_are_their_matrices_bit_for_bit(cp, rng, size, a_transposed, b_transposed, dtype):
     """In each layout; and one matrix for all others, on either side."""
     N, C, K = size
     a, b = numbers(rng, (2, N, C), dtype), numbers(rng, (2, C, K), dtype)
-    y = gemm(lying(cp, a, a_turned), lying(cp, b, b_turned))
+    y = gemm(lying(cp, a, a_transposed), lying(cp, b, b_transposed))
     close(y, wanted(a, b), terms=C)
-    one = gemm(lying(cp, a[0], a_turned), lying(cp, b, b_turned))
+    one = gemm(lying(cp, a[0], a_transposed), lying(cp, b, b_transposed))
     np.testing.assert_array_equal(host(one)[0], host(y)[0])
     close(one, wanted(a[0], b), terms=C)
 
@@ -115,8 +116,8 @@ def test_tile_and_layout_change_no_bit(cp, rng, tile, monkeypatch):
     a, b = numbers(rng, (2, 131, 21), "float32"), numbers(rng, (2, 21, 133), "float32")
     want = gemm(cp.asarray(a), cp.asarray(b))
     monkeypatch.setattr(module, "TILES", (tile,))
-    for a_turned, b_turned in ((False, False), (True, True)):
-        got = gemm(lying(cp, a, a_turned), lying(cp, b, b_turned))
+    for a_transposed, b_transposed in ((False, False), (True, True)):
+        got = gemm(lying(cp, a, a_transposed), lying(cp, b, b_transposed))
         np.testing.assert_array_equal(host(got), host(want))
     close(want, wanted(a, b), terms=21)
 
@@ -133,8 +134,8 @@ def test_bias_and_activation_follow(xp, rng, size, activation, dtype):
         want = getattr(ops, activation)(wide).astype(a.dtype)
     operands = [xp.asarray(v) for v in (a, b, bias)]
     close(gemm(*operands, activation=activation), want, terms=C)
-    for turned in (False, True):  # of one matrix by another
-        got = gemm(operands[0][0], lying(xp, b[0], turned), operands[2], activation=activation)
+    for transposed in (False, True):  # of one matrix by another
+        got = gemm(operands[0][0], lying(xp, b[0], transposed), operands[2], activation=activation)
         close(got, want[0], terms=C)
     if activation:
         got = gemm(operands[0], operands[1], activation=activation)
@@ -150,11 +151,11 @@ def test_16_bits_are_summed_in_float32_and_rounded_once(xp, dtype):
 
 
 @pytest.mark.parametrize("dtype", SOME)
-@pytest.mark.parametrize("a_turned, b_turned", LAYOUTS)
-def test_long_sums(xp, rng, a_turned, b_turned, dtype):
+@pytest.mark.parametrize("a_transposed, b_transposed", LAYOUTS)
+def test_long_sums(xp, rng, a_transposed, b_transposed, dtype):
     C = 5003
     a, b = numbers(rng, (3, C), dtype), numbers(rng, (C, 2), dtype)
-    close(gemm(lying(xp, a, a_turned), lying(xp, b, b_turned)), wanted(a, b), terms=C)
+    close(gemm(lying(xp, a, a_transposed), lying(xp, b, b_transposed)), wanted(a, b), terms=C)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
@@ -190,8 +191,8 @@ def test_no_running_sum_is_long(cp, N, C, activation, dtype, monkeypatch):
     monkeypatch.setattr(module, "_launch", launch)
     monkeypatch.setattr(module, "column_sums", lambda sums, y: None)
     row = cp.zeros(2, dtype)
-    left, right = (module.Operand(cp.broadcast_to(cp.zeros(1, dtype), (1, *shape)), turned)
-                   for shape, turned in (((N, C), False), ((2, C), True)))
+    left, right = (module.Operand(cp.broadcast_to(cp.zeros(1, dtype), (1, *shape)), transposed)
+                   for shape, transposed in (((N, C), False), ((2, C), True)))
     module._products(left, right, row, activation, cp.empty((1, N, 2), dtype))
     assert all(depth <= module.LONGEST for _, depth, *_ in launches)
     if len(launches) == 1:

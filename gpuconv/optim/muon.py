@@ -140,7 +140,7 @@ def _iterated_cpu(x: np.ndarray) -> np.ndarray:
     a, b, c = QUINTIC
     gram = gemm(x, x.T)                                           # (M, M), symmetric
     mix = _blend_cpu(b, gram, c, gemm(gram, gram.T))
-    return _blend_cpu(a, x, 1, gemm(mix, np.ascontiguousarray(x.T).T))  # OpenBLAS: same bits
+    return _blend_cpu(a, x, 1, gemm(mix, np.ascontiguousarray(x.T).T))  # this layout's bits
 
 
 def _iterated_gpu(x: Array) -> Array:
@@ -150,7 +150,7 @@ def _iterated_gpu(x: Array) -> Array:
     mix = gemm(gram, gram.T)
     kernels.kernel("optim/newton_schulz.cu", "newton_schulz_mix", T=x.dtype)(
         mix.size, gram, mix, a, b, c, len(mix), mix.size)
-    return gemm(mix.T, x)
+    return gemm(mix.T, x)  # mix is symmetric; so laid out, no copy of x is transposed
 
 
 def _blend_cpu(alpha: float, p: np.ndarray, beta: float, q: np.ndarray) -> np.ndarray:

@@ -2,21 +2,22 @@
 //
 //   y[z,n,k] = f(bias[k] + sum over c of  a[z,n,c] * b[z,c,k])
 //
-// Each operand lies as it is written here, or turned: a[z,c,n], b[z,k,c]. One matrix may serve all
-// z. A block adds `depth` terms from c = from + split * depth on: out[split] are partial sums, which
-// column_sums.cu adds up, or, for one split, the sums of terms before `from` are added.
+// Each operand lies in memory as it is written here, or transposed: a[z,c,n], b[z,k,c]. One matrix
+// may serve all z. A block adds `depth` terms from c = from + split * depth on. With several
+// splits, out[split] are partial sums, which column_sums.cu adds up. With one, `before` holds the
+// sums of the terms before `from`, or is null.
 //
 // Launch   1-d, a block of THREADS for each tile of BM rows and BN columns, each slice and each z;
 //          tiles of the same rows are neighbours: a then comes from L2. One grid covers all.
 //          Shared memory: 2 BK (BM + BN) numbers of A: one step of BK is multiplied while the next
 //          arrives in registers.
-// Traffic  gemm  reads a <= Z*N*C (asks <= Z*N*C*-(-K//BN), from L2, sectors <= 2), b <= Z*C*K (asks
-//                <= Z*C*K*-(-N//BM), from L2, sectors <= 2), bias K (asks <= K*Z*N, sectors <= 2),
-//                before Z*N*K (sectors <= 6), writes out splits*Z*N*K (sectors <= 6): 1 each where
-//                rows fill packs, and sectors.
+// Traffic  gemm  reads a <= Z*N*C (asks <= Z*N*C*-(-K//BN), from L2, sectors <= 2), b <= Z*C*K
+//                (asks <= Z*C*K*-(-N//BM), from L2, sectors <= 2), bias K (asks <= K*Z*N, sectors
+//                <= 2), before Z*N*K (sectors <= 6), writes out splits*Z*N*K (sectors <= 6): 1 each
+//                where rows fill packs, and sectors.
 //          Coalesced. No bank conflicts.
-// Order    each sum from its first term to its last, then `before`, then the bias, in A: tile, layout
-//          and batch change no bit. How the terms are cut follows from the sizes.
+// Order    each sum from its first term to its last, then `before`, then the bias, in A: tile,
+//          layout and batch change no bit. How the terms are cut follows from the sizes.
 
 #include "common/common.cuh"
 #include "conv/simt.cuh"
@@ -25,8 +26,8 @@
 using T = CFG_T;                                 // stored element
 using A = CFG_A;                                 // arithmetic: float, or double for double
 using O = CFG_O;                                 // element of out: T, or A for partial sums
-constexpr bool A_TURNED = CFG_A_TURNED;          // does a lie as (C, N)?
-constexpr bool B_TURNED = CFG_B_TURNED;          // does b lie as (K, C)?
+constexpr bool A_TRANSPOSED = CFG_A_TRANSPOSED;  // does a lie as (C, N)?
+constexpr bool B_TRANSPOSED = CFG_B_TRANSPOSED;  // does b lie as (K, C)?
 constexpr int ACTIVATION = CFG_ACTIVATION;       // f
 constexpr int BM = CFG_BM, BN = CFG_BN;          // tile of a block: rows, columns
 constexpr int TM = CFG_TM, TN = CFG_TN;          // of a thread
@@ -37,7 +38,7 @@ constexpr int LY = CFG_LY;                       // neighbours of out, before an
 using Tile = SimtTile<A, BM, BN, BK, TM, TN>;
 constexpr int THREADS = Tile::THREADS;
 
-// This thread's part of an operand (size, C) whose rows lie along the sums, step after step.
+// This thread's part of an operand (size, C): its rows lie along the sums. One load for each step.
 template <int WIDTH, int L>
 struct Along {
     static constexpr int TURNED = L;             // for SimtTile::multiply
@@ -61,7 +62,7 @@ struct Along {
     }
 };
 
-// The same of an operand (C, size), whose rows lie across.
+// This thread's part of an operand (C, size): its rows lie across the sums.
 template <int WIDTH, int L>
 struct Across {
     static constexpr int TURNED = 0;
@@ -88,17 +89,17 @@ struct Across {
 
 template <bool along, int WIDTH, int L> struct Choose { using Operand = Along<WIDTH, L>; };
 template <int WIDTH, int L> struct Choose<false, WIDTH, L> { using Operand = Across<WIDTH, L>; };
-using Left = Choose<!A_TURNED, BM, LA>::Operand;
-using Right = Choose<B_TURNED, BN, LB>::Operand;
+using Left = Choose<!A_TRANSPOSED, BM, LA>::Operand;
+using Right = Choose<B_TRANSPOSED, BN, LB>::Operand;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS) gemm(
-    const T* __restrict__ a,                     // (Z, N, C), or (1, N, C); A_TURNED (.., C, N)
-    const T* __restrict__ b,                     // (Z, C, K), or (1, C, K); B_TURNED (.., K, C)
+    const T* __restrict__ a,                     // (Z, N, C), or (1, N, C); transposed (.., C, N)
+    const T* __restrict__ b,                     // (Z, C, K), or (1, C, K); transposed (.., K, C)
     const T* __restrict__ bias,                  // (K,), or null: for the first split
     const A* before,                             // (Z, N, K), or null; it may be out
     O* out,                                      // (splits, Z, N, K)
     int splits, int Z, int N, int C, int K,
-    long long a_next, long long b_next,          // elements to the next matrix: 0 where one serves all
+    long long a_next, long long b_next,          // elements to the next matrix: 0 if one serves all
     int from, int depth)                         // first term, terms of a split
 {
     alignas(16) __shared__ A as[2][BK * BM], bs[2][BK * BN];

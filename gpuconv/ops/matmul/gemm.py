@@ -2,16 +2,16 @@
 
     y[...,n,k] = f(bias[k] + sum over c of a[...,n,c] * b[...,c,k])
 
-16-bit numbers are summed in float32 and rounded once. No sum depends on anything but shapes,
-dtypes and the device's architecture.
+16-bit numbers are summed in float32 and rounded once. Bits depend on shapes, layouts, dtypes and
+the device's architecture alone.
 
 On the CPU BLAS multiplies chunks of rows or columns; a long sum is cut into runs, see
 engine/sums.py. On the GPU two kinds of kernels multiply, and a stream can capture both:
 
-    one matrix by one       the convolutions' kernels, on tensor cores where dtype and precision
-                            allow: a (N, C) matrix is N images of one pixel, see _as_convolution
-    all other products      kernels/matmul/gemm.cu: batches, long sums, an operand order or an
-                            epilogue that convolutions do not have
+    one matrix by another   the kernels of convolutions, on tensor cores where dtype and precision
+                            allow: a matrix (N, C) is N images of one pixel, see _as_convolution
+    all other products      kernels/matmul/gemm.cu: batches; exact sums of more than LONGEST terms;
+                            layouts and epilogues that convolutions do not have
 """
 
 import math
@@ -23,7 +23,7 @@ from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, cupy, is_gpu
 from gpuconv.ops.conv import gpu_dispatch
 from gpuconv.ops.conv.shape import Problem
-from gpuconv.ops.elementwise import activated
+from gpuconv.ops.elementwise import ACTIVATIONS, activated
 from gpuconv.ops.engine.column_sums import column_sums
 from gpuconv.ops.engine.elements import wide
 from gpuconv.ops.engine.sums import LONG, multiply
@@ -31,7 +31,6 @@ from gpuconv.ops.engine.sums import LONG, multiply
 CHUNK = 1 << 24  # multiplications of one thread's chunk of a product on the CPU, at least
 CHUNKS = 8       # of a large product: a BLAS is fast with many rows
 
-ACTIVATIONS = None, "relu", "gelu"  # as kernels/elementwise/activate.cuh numbers them
 STEP = 8             # terms that kernels/matmul/gemm.cu adds from one tile in shared memory
 LONGEST = 1 << 12    # terms of a running sum on the GPU
 SLICE = 1 << 9       # terms that are worth a partial sum, at least
@@ -120,8 +119,8 @@ def _gemm_cpu(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 class Operand(NamedTuple):
     """Matrices in memory: those of a product, or their transposes."""
 
-    stored: Array  # (Z, rows, columns), or (1, rows, columns) for all Z products; C-contiguous
-    turned: bool   # is each the transpose of its factor?
+    stored: Array     # (Z, rows, columns), or (1, rows, columns) for all Z products; C-contiguous
+    transposed: bool  # is each the transpose of its factor?
 
 
 def _gemm_gpu(a: Array, b: Array, bias: Array | None, activation: str | None,
@@ -137,12 +136,13 @@ def _gemm_gpu(a: Array, b: Array, bias: Array | None, activation: str | None,
         return activated(y, activation)
     if math.prod(columns.shape[:-2]) == 1:               # one matrix for all rows
         rows, columns, batch = rows.reshape(-1, C), columns.reshape(C, K), ()
-    left, right = _operand(rows, batch), _operand(columns, batch, prefer_turned=True)
+    left, right = _operand(rows, batch), _operand(columns, batch, prefer_transposed=True)
 
     exact = a.dtype.itemsize > 2 and not (precision == "tf32" and a.dtype.itemsize == 4)
-    forward = right.turned and not left.turned
+    forward = right.transposed and not left.transposed
     whole = bias is None and activation is None          # nothing follows the product
-    if batch or (exact and C > LONGEST) or (left.turned and right.turned) or not (forward or whole):
+    if (batch or (exact and C > LONGEST) or (left.transposed and right.transposed)
+            or not (forward or whole)):
         y = cupy().empty((math.prod(batch), rows.shape[-2], K), a.dtype)
         _products(left, right, bias, activation, y)
     else:
@@ -150,19 +150,19 @@ def _gemm_gpu(a: Array, b: Array, bias: Array | None, activation: str | None,
     return y.reshape(shape)
 
 
-def _operand(m: Array, batch: tuple[int, ...], prefer_turned: bool = False) -> Operand:
-    """Return the matrices m (..., rows, columns) as they lie in memory, copied if with gaps.
+def _operand(m: Array, batch: tuple[int, ...], prefer_transposed: bool = False) -> Operand:
+    """Return the matrices m (..., rows, columns) as they lie in memory; with gaps, a copy.
 
     Args:
-        m: its leading axes broadcast to ``batch``; those of one matrix stay one.
-        prefer_turned: for a vector, which lies both ways.
+        m: its leading axes broadcast to ``batch``. A single matrix is not repeated.
+        prefer_transposed: the answer for a vector, which lies both ways.
     """
     if math.prod(m.shape[:-2]) > 1 and m.shape[:-2] != batch:
         m = cupy().broadcast_to(m, (*batch, *m.shape[-2:]))
     m = m.reshape(-1, *m.shape[-2:])
-    turned = m.swapaxes(1, 2)
-    if turned.flags.c_contiguous and (prefer_turned or not m.flags.c_contiguous):
-        return Operand(turned, True)
+    transposed = m.swapaxes(1, 2)
+    if transposed.flags.c_contiguous and (prefer_transposed or not m.flags.c_contiguous):
+        return Operand(transposed, True)
     return Operand(cupy().ascontiguousarray(m), False)
 
 
@@ -175,13 +175,13 @@ def _as_convolution(left: Operand, right: Operand, bias: Array | None, activatio
         gy^T x    weight gradient
     """
     a, b = left.stored[0], right.stored[0]
-    if right.turned:
+    if right.transposed:
         y = cupy().empty((len(a), len(b)), a.dtype)
         gpu_dispatch.forward(_pixels(len(a), a.shape[1], len(b)), a, b, y, precision, bias=bias,
                              activation=activation)
         return y
     p = _pixels(len(a), b.shape[1], a.shape[1])
-    if left.turned:
+    if left.transposed:
         return gpu_dispatch.gradients(p, a, b, None, (False, True), precision)[1]
     return gpu_dispatch.gradients(p, a, None, b, (True, False), precision)[0]
 
@@ -195,10 +195,10 @@ def _products(left: Operand, right: Operand, bias: Array | None, activation: str
               y: Array) -> None:
     """Write activation(left right + bias) into y (Z, N, K), by kernels/matmul/gemm.cu.
 
-    Where there are few tiles, slices of a sum are computed side by side and added at the end. Else
-    long sums grow by LONGEST terms at a time.
+    With few tiles, blocks compute slices of the sums side by side, which column_sums adds up. With
+    many tiles, or an activation, each launch adds up to LONGEST terms to the sums before.
     """
-    (Z, N, K), C = y.shape, left.stored.shape[1 if left.turned else 2]
+    (Z, N, K), C = y.shape, left.stored.shape[1 if left.transposed else 2]
     dtype = accumulator(y.dtype)
     tile, depth = _plan(Z, N, C, K, dtype)
     if depth < C and activation is None:
@@ -219,11 +219,11 @@ def _launch(tile: Tile, left: Operand, right: Operand, bias: Array | None, activ
             before: Array | None, out: Array, first: int, depth: int) -> None:
     """Launch gemm for out (splits, Z, N, K), or (Z, N, K), from term ``first`` on."""
     (*splits, Z, N, K), (a, b) = out.shape, (left.stored, right.stored)
-    C = a.shape[1 if left.turned else 2]
+    C = a.shape[1 if left.transposed else 2]
     blocks = math.prod(splits) * Z * -(-N // tile.BM) * -(-K // tile.BN)
     gemm = kernels.kernel(
-        "matmul/gemm.cu", "gemm", T=a.dtype, O=out.dtype, A_TURNED=left.turned,
-        B_TURNED=right.turned, LA=_pack(a.shape[2], a), LB=_pack(b.shape[2], b),
+        "matmul/gemm.cu", "gemm", T=a.dtype, O=out.dtype, A_TRANSPOSED=left.transposed,
+        B_TRANSPOSED=right.transposed, LA=_pack(a.shape[2], a), LB=_pack(b.shape[2], b),
         LY=_pack(K, out, bias), ACTIVATION=ACTIVATIONS.index(activation), **tile._asdict())
     gemm(blocks * tile.threads, a, b, bias, before, out, math.prod(splits), Z, N, C, K,
          0 if len(a) == 1 else N * C, 0 if len(b) == 1 else C * K, first, depth,
@@ -233,7 +233,7 @@ def _launch(tile: Tile, left: Operand, right: Operand, bias: Array | None, activ
 def _plan(Z: int, N: int, C: int, K: int, dtype: np.dtype) -> tuple[Tile, int]:
     """Return the tile that wastes and reads least, and the terms of a slice of a sum, C if uncut.
 
-    They keep a large GPU busy. The sizes alone decide.
+    A slice for each block keeps a large GPU busy where tiles are few. The sizes alone decide.
 
     >>> _plan(1, 4096, 512, 4096, np.dtype("float32"))
     (Tile(BM=128, BN=64, TM=8, TN=8), 512)
