@@ -129,6 +129,7 @@ def _ops(size: Size, dtype: np.dtype) -> Iterator[Case]:
                    x, gpu(K, 3, 3, C), gpu(K), gpu(K))
     yield case("linear", ops.linear, gpu(N, C * W), gpu(K, C * W), gpu(K))
     yield case("matmul", ops.matmul, gpu(N, K, C), gpu(N, C, W))
+    yield case("matmul, long sums", ops.matmul, gpu(K, 5000), gpu(5000, C))
     yield case("log_softmax", ops.log_softmax, gpu(N, size.classes))
     for classes in (5, size.classes):  # a warp a row, a block a row
         labels = backend.to_gpu(rng.integers(0, classes, N * H).astype(np.int32))

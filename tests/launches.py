@@ -28,6 +28,7 @@ from gpuconv.data.loader import epoch_order, fetch_batch, gather_batch
 from gpuconv.ops.conv import gpu_mma
 from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct
+from gpuconv.ops.matmul import gemm
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.shape import pad
 from gpuconv.ops.window import ConvShape, Window
@@ -266,6 +267,11 @@ def drive_ops(cp, dtype, geometries=None):
     for f in (ops.add, ops.sub, ops.mul, ops.div, ops.matmul):
         both(f, (5, 5), (5, 5))
     both(ops.linear, (6, 7), (10, 7), (10,))
+    for size in (8, 600, 601):
+        both(ops.matmul, (2, size, size), (2, size, size))
+    long = cp.zeros((6, 5000), dtype)
+    for activation in (None, "relu", "gelu"):
+        gemm(long, long.swapaxes(0, 1), cp.zeros(6, dtype), activation=activation)
     both(ops.bias_relu, images, row)
     both(lambda x: ops.dropout(x, 0.5, key=(1, 2), step=3), images)
     both(lambda x: ops.im2col(x, (3, 2), 2, 1, 2), images)
