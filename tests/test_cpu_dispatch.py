@@ -6,8 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import gpuconv as gpc
-from check import close, nchw, nhwc
-from gpuconv import threads
+from check import around, close, defined, nchw, nhwc
+from gpuconv import reference, threads
 from gpuconv.ops.conv import cpu_dispatch, cpu_im2col, cpu_winograd
 from gpuconv.ops.conv.conv2d import conv2d
 from gpuconv.ops.engine.chunks import copy_framed, image_chunks
@@ -28,28 +28,15 @@ def square(size, pad):
 
 
 def definition(x, taps, shape):
-    """y (N, P, Q, K) in float64: zeros outside x, one filter pixel after the other."""
-    (R, S, _, K), (_, H, W, _), P, Q, window = taps.shape, x.shape, shape.P, shape.Q, shape.window
-    x, taps = x.astype(np.float64), taps.astype(np.float64)
-    y = np.zeros((len(x), P, Q, K))
-    for r, s, p, q in np.ndindex(R, S, P, Q):
-        h = p * window.stride[0] + r * window.dilation[0] - window.pad[0][0]
-        w = q * window.stride[1] + s * window.dilation[1] - window.pad[1][0]
-        if 0 <= h < H and 0 <= w < W:
-            y[:, p, q] += x[:, h, w] @ taps[r, s]
-    return y
+    """y (N, P, Q, K) in float64, of taps (R, S, C, K)."""
+    w = taps.transpose(3, 0, 1, 2).astype(np.float64)
+    return reference.conv2d(x.astype(np.float64), w, **around(shape))
 
 
 def gradient_definition(x, gy, taps, window):
     """Of the filters, (K, R, S, C) in float64."""
-    x, gy, gw = x.astype(np.float64), gy.astype(np.float64), np.zeros(taps.shape)
-    (_, H, W, _), (_, P, Q, _) = x.shape, gy.shape
-    for r, s, p, q in np.ndindex(*taps.shape[:2], P, Q):
-        h = p * window.stride[0] + r * window.dilation[0] - window.pad[0][0]
-        w = q * window.stride[1] + s * window.dilation[1] - window.pad[1][0]
-        if 0 <= h < H and 0 <= w < W:
-            gw[r, s] += x[:, h, w].T @ gy[:, p, q]
-    return gw.transpose(3, 0, 1, 2)
+    return defined("conv2d", gy, x, taps.transpose(3, 0, 1, 2),
+                   **around(sizes(x, gy.shape[3], window)))[2]
 
 
 def check_algorithm(algorithm, x, taps, b, window, rng, strided=False):
@@ -216,13 +203,9 @@ def test_strided_input_gradients_are_the_transpose(data):
     rng = np.random.default_rng(0)
     w, gy = rng.standard_normal((2, *size, 3)), rng.standard_normal((2, P, Q, 2))
     gx = np.full((2, H, W, 3), np.nan)
-    cpu_dispatch.gradients(sizes(gx, 2, window), None, w, gy, gx, None)
-    want = np.zeros(gx.shape)
-    for r, s, p, q in np.ndindex(*size, P, Q):
-        h = p * stride[0] - pad[0][0] + r * dilation[0]
-        v = q * stride[1] - pad[1][0] + s * dilation[1]
-        if 0 <= h < H and 0 <= v < W:
-            want[:, h, v] += gy[:, p, q] @ w[:, r, s]
+    shape = sizes(gx, 2, window)
+    cpu_dispatch.gradients(shape, None, w, gy, gx, None)
+    want = defined("conv2d", gy, np.zeros(gx.shape), w, **around(shape))[1]
     close(gx, want, terms=2 * size[0] * size[1])
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import ampere
 
-from check import close
-from gpuconv import backend
+from check import around, close
+from gpuconv import backend, reference
 from gpuconv.ops.conv import gpu_mma as tc
 from gpuconv.ops.conv.gpu_tile import Tile
 from gpuconv.ops.engine.epilogue import Epilogue
@@ -60,36 +60,15 @@ def numbers(rng, shape, T):
     return rng.standard_normal(shape).astype(np.float16).astype(backend.float_dtype(T))
 
 
-def taps(p, padded):
-    """(r, s, the pixels of padded that every output pixel meets there): (N, P, Q, C)."""
-    (SH, SW), (DH, DW) = p.window.stride, p.window.dilation
-    for r in range(p.R):
-        for s in range(p.S):
-            yield r, s, padded[:, r * DH : r * DH + (p.P - 1) * SH + 1 : SH,
-                               s * DW : s * DW + (p.Q - 1) * SW + 1 : SW]
-
-
-def padded(p, x=None):
-    """x in float64 with zeros around it, or zeros alone, as large as any window reaches."""
-    (SH, SW), (DH, DW), ((top, _), (left, _)) = p.window.stride, p.window.dilation, p.window.pad
-    room = np.zeros((p.N, max(top + p.H, (p.P - 1) * SH + (p.R - 1) * DH + 1),
-                     max(left + p.W, (p.Q - 1) * SW + (p.S - 1) * DW + 1), p.C))
-    if x is not None:
-        room[:, top : top + p.H, left : left + p.W] = x
-    return room
-
-
 def convolved(p, x, w):
     """The definition, in float64."""
-    return sum(pixels @ w[:, r, s].astype(float).T for r, s, pixels in taps(p, padded(p, x)))
+    return reference.conv2d(x.astype(float), w.astype(float), **around(p))
 
 
 def gradient(p, gy, w):
-    """The definition's adjoint, in float64."""
-    room, ((top, _), (left, _)) = padded(p), p.window.pad
-    for r, s, pixels in taps(p, room):
-        pixels += gy.astype(float) @ w[:, r, s].astype(float)
-    return room[:, top : top + p.H, left : left + p.W]
+    """The definition's input gradient, in float64."""
+    x = np.zeros((p.N, p.H, p.W, p.C))
+    return reference.conv2d_backward(gy.astype(float), x, w.astype(float), **around(p))[0]
 
 
 def of(tile, T):
@@ -158,23 +137,6 @@ def test_input_gradient(cp, rng, name, T):
     gy, gx = numbers(rng, (p.N, p.P, p.Q, p.K), T), cp.empty(x.shape, x.dtype)
     tc.dgrad(p, cp.asarray(gy), cp.asarray(w), gx, tile=of(SMALL, T))
     close(gx, gradient(p, gy, w).astype(x.dtype), terms=p.R * p.S * p.K)
-
-
-def test_the_definition_is_pytorchs(rng):
-    torch = pytest.importorskip("torch")
-    for geometry in GEOMETRIES.values():
-        p, (top, bottom, left, right) = geometry.sizes, geometry.pad
-        x, w = (torch.from_numpy(a.astype(float)).permute(0, 3, 1, 2)
-                for a in data(rng, p, "float16"))
-        x.requires_grad_()
-        y = torch.nn.functional.conv2d(
-            torch.nn.functional.pad(x, (left, right, top, bottom)), w, stride=p.window.stride,
-            dilation=p.window.dilation)
-        gy = torch.randn(y.shape, dtype=y.dtype)
-        y.backward(gy)
-        x, w, y, gy, gx = (a.detach().permute(0, 2, 3, 1).numpy() for a in (x, w, y, gy, x.grad))
-        np.testing.assert_allclose(convolved(p, x, w), y, rtol=0, atol=1e-10)
-        np.testing.assert_allclose(gradient(p, gy, w), gx, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("T", ["float16", "float32"])
@@ -268,17 +230,10 @@ def test_epilogues(cp, rng, how, K, T):
 
 
 def pooled(y):
-    """Maxima and marks of 2x2 windows, by loops: NaN wins, else the first maximum."""
-    N, P, Q, K = y.shape
-    best = np.empty((N, P // 2, Q // 2, K), y.dtype)
-    marks = np.zeros(best.shape, np.uint8)
-    for at in np.ndindex(best.shape):
-        n, p, q, k = at
-        window = y[n, 2 * p : 2 * p + 2, 2 * q : 2 * q + 2, k].ravel().astype(float)
-        nan = np.isnan(window)
-        marks[at] = nan.argmax() if nan.any() else window.argmax()
-        best[at] = y[n, 2 * p + marks[at] // 2, 2 * q + marks[at] % 2, k]
-    return best, marks
+    """Maxima of 2x2 windows and their marks, 2*r + s."""
+    best, places = reference.max_pool2d(y.astype(float), 2, return_indices=True)
+    h, w = np.divmod(places, y.shape[2])
+    return best.astype(y.dtype), (h % 2 * 2 + w % 2).astype(np.uint8)
 
 
 POOLS = {  # images, filters, dtype, and what happens before

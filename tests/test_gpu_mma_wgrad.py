@@ -7,11 +7,11 @@ import nvrtc
 import pytest
 import sass
 from conftest import ampere
-from test_gpu_mma import DTYPES, GEOMETRIES, NONE, Geometry, numbers, on_the_cpu, padded, taps
+from test_gpu_mma import DTYPES, GEOMETRIES, NONE, Geometry, numbers, on_the_cpu
 from weight_cases import SMALL, of
 
-from check import close
-from gpuconv import backend, kernels
+from check import around, close
+from gpuconv import backend, kernels, reference
 from gpuconv.backend import float_dtype
 from gpuconv.ops.conv import gpu_mma
 from gpuconv.ops.conv import gpu_mma_wgrad as engine
@@ -41,11 +41,8 @@ def cp(cp):
 
 def definition(p, x, gy):
     """gw in float64."""
-    gw = np.zeros((p.K, p.R, p.S, p.C))
-    rows = gy.reshape(-1, p.K).astype(float)
-    for r, s, pixels in taps(p, padded(p, x)):
-        gw[:, r, s] = rows.T @ pixels.reshape(-1, p.C)
-    return gw
+    w = np.zeros((p.K, p.R, p.S, p.C))
+    return reference.conv2d_backward(gy.astype(float), x.astype(float), w, **around(p))[1]
 
 
 def data(rng, p, T):
@@ -75,19 +72,6 @@ def check(cp, rng, p, T, **how):
       for T in ("bfloat16", "float32"))])
 def test_is_the_definition(cp, rng, name, T):
     check(cp, rng, ALL[name].sizes, T, out="float32")
-
-
-def test_the_definition_is_pytorchs(rng):
-    torch = pytest.importorskip("torch")
-    for geometry in ALL.values():
-        p, (top, bottom, left, right) = geometry.sizes, geometry.pad
-        x, gy = (torch.from_numpy(a.astype(float)).permute(0, 3, 1, 2)
-                 for a in data(rng, p, "float16"))
-        w = torch.zeros(p.K, p.C, p.R, p.S, dtype=torch.float64, requires_grad=True)
-        torch.nn.functional.conv2d(torch.nn.functional.pad(x, (left, right, top, bottom)), w,
-                                   stride=p.window.stride, dilation=p.window.dilation).backward(gy)
-        x, gy, gw = (a.permute(0, 2, 3, 1).numpy() for a in (x, gy, w.grad))
-        np.testing.assert_allclose(definition(p, x, gy), gw, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 7, 40])
@@ -211,7 +195,7 @@ NETS = {  # N, H, W, C; K, size; stride
 }
 
 
-def around(size, stride):
+def same_size(size, stride):
     """A window whose padding keeps the image, but for the stride."""
     return Window((size, size), (stride, stride), ((size // 2, size // 2),) * 2)
 
@@ -220,7 +204,7 @@ def around(size, stride):
 @pytest.mark.parametrize("T", DTYPES)
 def test_what_is_chosen_fills_the_device(T, architecture):
     for (N, H, W, C), (K, size), stride in NETS.values():
-        p = ConvShape(N, H, W, C, K, around(size, stride))
+        p = ConvShape(N, H, W, C, K, same_size(size, stride))
         tile = engine.default_tile(p, float_dtype(T), architecture)
         splits = engine.default_splits(p, float_dtype(T), tile, architecture)
         assert tile in engine.tiles(T) and engine.runs_on(tile, p, T)
@@ -235,7 +219,7 @@ def test_a_tile_for_what_there_is():
     def chosen(name):
         (N, H, W, C), (K, size), stride = NETS[name]
         return engine.default_tile(
-            ConvShape(N, H, W, C, K, around(size, stride)), float_dtype("float16"), 90)[:2]
+            ConvShape(N, H, W, C, K, same_size(size, stride)), float_dtype("float16"), 90)[:2]
 
     assert chosen("cifar first") == (32, 32) and chosen("vgg 512") == (128, 128)
     assert chosen("cifar head") == (32, 128) and chosen("cifar 32") == (32, 128)

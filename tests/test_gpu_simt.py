@@ -9,7 +9,7 @@ import pytest
 import sass
 from test_capture import Captured
 
-from check import DTYPES, close, make
+from check import DTYPES, around, close, defined, make
 from gpuconv import backend, kernels
 from gpuconv.ops.conv import gpu_simt
 from gpuconv.ops.engine.epilogue import Epilogue
@@ -51,30 +51,9 @@ CASES = [(name, T) for name in GEOMETRIES for T in DTYPES
          if T == "float32" or name in EVERY_DTYPE]
 
 
-def taps(p, x):
-    """x's pixels inside zeros, and the views of them that each tap (r, s) meets; float64."""
-    (SH, SW), (DH, DW), ((PT, _), (PL, _)) = p.window.stride, p.window.dilation, p.window.pad
-    high, wide = (p.P - 1) * SH + 1, (p.Q - 1) * SW + 1  # from the first pixel to the last
-    padded = np.zeros((p.N, max(p.H + PT, high + (p.R - 1) * DH),
-                       max(p.W + PL, wide + (p.S - 1) * DW), p.C))
-    inside = padded[:, PT:PT + p.H, PL:PL + p.W]
-    inside[...] = x
-    return inside, {(r, s): padded[:, r * DH:r * DH + high:SH, s * DW:s * DW + wide:SW]
-                    for r in range(p.R) for s in range(p.S)}
-
-
 def definition(p, x, w, gy):
-    """(y, gx, gw) in float64, by the sums of the definition: a group and a tap at a time."""
-    x, w, gy = (a.astype(np.float64) for a in (x, w, gy))
-    y, gw, (_, met), (gx, spread) = np.zeros(gy.shape), np.zeros(w.shape), taps(p, x), taps(p, 0)
-    C, K = p.C // p.groups, p.K // p.groups
-    for g in range(p.groups):
-        c, k = slice(g * C, (g + 1) * C), slice(g * K, (g + 1) * K)
-        for r, s in met:
-            y[..., k] += np.einsum("npqc,kc->npqk", met[r, s][..., c], w[k, r, s])
-            gw[k, r, s] = np.einsum("npqk,npqc->kc", gy[..., k], met[r, s][..., c])
-            spread[r, s][..., c] += np.einsum("npqk,kc->npqc", gy[..., k], w[k, r, s])
-    return y, gx, gw
+    """(y, gx, gw) in float64."""
+    return defined("conv2d", gy, x, w, **around(p))[:3]
 
 
 def whole(rng, shape, T):

@@ -1,6 +1,6 @@
 """Layers, and modules made of them; here are their public names."""
 
-from gpuconv.nn import init
+from gpuconv.nn import fusion, init
 from gpuconv.nn.buffers import SavedBuffers
 from gpuconv.nn.containers import ModuleList, Residual, Sequential
 from gpuconv.nn.layers import (
@@ -26,5 +26,5 @@ from gpuconv.nn.summary import Summary, summary
 
 __all__ = ["GELU", "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d",
            "GlobalMaxPool2d", "Identity", "Linear", "MaxPool2d", "Module", "ModuleList", "ReLU",
-           "Residual", "SavedBuffers", "Scale", "Sequential", "Sigmoid", "Summary", "Tanh", "init",
-           "nvtx_ranges", "summary"]
+           "Residual", "SavedBuffers", "Scale", "Sequential", "Sigmoid", "Summary", "Tanh",
+           "fusion", "init", "nvtx_ranges", "summary"]

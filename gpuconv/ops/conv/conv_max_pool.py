@@ -10,12 +10,12 @@ does the CPU.
 
 from typing import Any
 
-from gpuconv.autograd import Op
 from gpuconv.backend import Array
 from gpuconv.ops.checks import check_precision
 from gpuconv.ops.conv import gpu_dispatch
 from gpuconv.ops.conv.conv2d import Conv2d, conv2d, conv_window
-from gpuconv.ops.elementwise import GELU, ReLU, activated, check_activation
+from gpuconv.ops.elementwise import GELU, ReLU, activated, check_activation, fused_relu
+from gpuconv.ops.engine.composite import Composite
 from gpuconv.ops.engine.epilogue import fits_epilogue
 from gpuconv.ops.pool import MaxPool2d, max_pool2d
 from gpuconv.ops.window import IntOrPair, Padding, Window
@@ -59,61 +59,26 @@ def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPa
     return ConvMaxPool(Conv2d(window, 1, precision), activation)(x, w, b)
 
 
-class HalvingPool(MaxPool2d):
-    """The pool of a convolution's epilogue."""
-
-    def pooled(self, x_shape: tuple[int, ...], y: Any, marks: Any) -> Any:
-        """As if ``forward_gpu`` had given y of an x of this shape."""
-        self.x_shape, self.argmax = x_shape, marks if self.saving else None
-        return y
-
-
-class ConvMaxPool(Op):
+class ConvMaxPool(Composite):
     """Saves: what ``Conv2d`` and ``MaxPool2d`` save, and with ReLU y, which the next op reads."""
 
     depends_on = "window", "all", "all"  # x, w, b
 
     def __init__(self, conv: Conv2d, activation: str | None):
-        self.conv, self.activation, self.pool = conv, activation, HalvingPool(HALVES)
-        self.relu = ReLU() if activation == "relu" else None
+        self.conv, self.pool, self.activation = conv, MaxPool2d(HALVES), activation
+        before = [(GELU(), 0)] if activation == "gelu" else []
+        after = [(ReLU(), 0)] if activation == "relu" else []  # of fewer pixels, with the same bits
+        super().__init__((conv, 3), *before, (self.pool, 0), *after)
 
-    @property
-    def fused_ops(self) -> tuple[Op, ...]:
-        """The ops that x goes through; the activation changes no shape."""
-        return self.conv, self.pool
-
-    @property
-    def multiply_adds(self) -> int:
-        """Number of products of the convolution."""
-        return self.conv.multiply_adds
-
-    def forward_gpu(self, x: Any, w: Any, b: Any) -> Any:
-        conv, pool, relu = self.conv, self.pool, self.relu
-        conv.needs, pool.needs = self.needs, (any(self.needs),)
-        conv.biased = b is not None
-        taps = conv.save(x, w)
+    def fused_gpu(self, x: Any, w: Any, b: Any) -> Any:
+        conv = self.conv
+        taps = conv.save(x, w, b)
         epilogue = gpu_dispatch.fused_epilogue(conv.shape, x.dtype, conv.precision, bias=b,
                                                activation=self.activation, pool=True)
-        if epilogue:
-            y = gpu_dispatch.forward(conv.shape, x, taps, conv.precision, epilogue)
-            y = pool.pooled(conv.shape.y_shape, y, epilogue.pool)
-            if relu:
-                relu.saved = y if any(self.needs) else None
-            return y
-        y = conv.forward_gpu(x, w, b)
-        if self.activation == "gelu":
-            gelu = GELU()
-            gelu.needs = (False,)
-            y = gelu.forward_gpu(y)
-        y = pool.forward_gpu(y)
-        if relu:  # of fewer pixels, with the same bits
-            relu.needs = pool.needs
-            y = relu.forward_gpu(y)
+        if epilogue is None:
+            return None
+        y = gpu_dispatch.forward(conv.shape, x, taps, conv.precision, epilogue)
+        self.pool.save(conv.shape.y_shape, epilogue.pool)
+        if relu := fused_relu(self.activation, y, self.needs):
+            self.fused_ops[-1] = relu
         return y
-
-    def backward_gpu(self, gy: Any) -> tuple:
-        if self.relu:
-            gy, = self.relu.backward_gpu(gy)
-        gy, = self.pool.backward_gpu(gy)
-        self.pool.free()
-        return self.conv.backward_gpu(gy)
