@@ -24,15 +24,15 @@ import gpuconv as gpc
 from check import DTYPES
 from gpuconv import backend, kernels, models, nn, ops, optim
 from gpuconv.data import Augment, augment, augment_batch
-from gpuconv.data.loader import order_of
+from gpuconv.data.loader import epoch_order, fetch_batch, gather_batch
 from gpuconv.ops.conv import gpu_mma
-from gpuconv.ops.conv.shape import problem
+from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct
 from gpuconv.ops.matmul import gemm
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.shape import pad
-from gpuconv.ops.window import Window
-from gpuconv.train import step
+from gpuconv.ops.window import ConvShape, Window
+from gpuconv.train.step_state import advance_step_state, halt_if_not_finite
 from hostcuda import parted
 
 # -- what a device can run ---------------------------------------------------------------
@@ -234,7 +234,7 @@ def drive():
     with (mock.patch.object(backend, "_cupy", fake_cupy),
           mock.patch.dict(backend._words, clear=True),
           recording(fake_cupy, run=False) as noted):
-        augment._table.cache_clear()
+        augment._pixel_table.cache_clear()
         for dtype in map(backend.float_dtype, DTYPES):
             for huge in (False, True):
                 items = 0 if huge else kernels.INT_ITEMS
@@ -245,7 +245,7 @@ def drive():
                     drive_training(fake_cupy, dtype)
             if dtype.name != "float64":
                 drive_tensor_cores(fake_cupy, dtype)
-        augment._table.cache_clear()
+        augment._pixel_table.cache_clear()
     return noted
 
 
@@ -317,18 +317,18 @@ def drive_tensor_cores(cp, dtype):
     x, w, row = cp.zeros((N, H, W, C), dtype), cp.zeros((K, 3, 3, C), dtype), cp.zeros(K, dtype)
     y, best = cp.zeros((N, H, W, K), dtype), cp.zeros((N, 6, 6, K), dtype)
     marks, part = cp.zeros(best.shape, np.uint8), cp.zeros((9, K), np.float32)
-    p = problem(x.shape, w.shape, Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)))
-    strided = problem(x.shape, w.shape, Window((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)))
+    p = ConvShape(*x.shape, K, Window((3, 3), (1, 1), ((1, 1), (1, 1))))
+    strided = ConvShape(*x.shape, K, Window((3, 3), (2, 2), ((1, 1), (1, 1))))
     tile = gpu_mma.tiles(dtype)[0]
     gpu_mma.forward(p, x, w, y, tile=tile)
-    gpu_mma.input_gradient(p, y, w, x, tile=tile)
+    gpu_mma.dgrad(p, y, w, x, tile=tile)
     for how in (dict(activation="gelu"), dict(residual=y, activation="relu"),
                 dict(moments=(part, part))):
-        gpu_mma.forward(p, x, w, y, bias=row, **how)
-    gpu_mma.forward(p, x, w, best, bias=row, pool=marks, moments=(part, part))
+        gpu_mma.forward(p, x, w, y, Epilogue(row, **how))
+    gpu_mma.forward(p, x, w, best, Epilogue(row, pool=marks, moments=(part, part)))
     gy = cp.zeros((N, strided.P, strided.Q, K), dtype)
     gpu_mma.forward(strided, x, w, gy)
-    gpu_mma.input_gradient(strided, gy, w, x)
+    gpu_mma.dgrad(strided, gy, w, x)
 
 
 def drive_training(cp, dtype):
@@ -342,17 +342,17 @@ def drive_training(cp, dtype):
                  lambda ps: optim.Muon([dict(params=[p], orthogonal=p.ndim > 1) for p in ps], 0.1),
                  lambda ps: optim.Adam(ps), lambda ps: optim.AdamW(ps, master=True)):
         drive_steps(nn.Linear(4, 4), make, rows, labels, dtype)
-    step.tick(cp.zeros(3, np.int64), cp.zeros((), backend.accumulator(dtype)),
-              cp.zeros((), np.int64), None, cp.zeros(9), cp.zeros(4), cp.zeros((3, 4)))
-    step.halt(cp.zeros((), backend.accumulator(dtype)), cp.zeros(4), False)
+    advance_step_state(cp.zeros(3, np.int64), cp.zeros((), backend.accumulator(dtype)),
+                       cp.zeros((), np.int64), None, cp.zeros(9), cp.zeros(4), cp.zeros((3, 4)))
+    halt_if_not_finite(cp.zeros((), backend.accumulator(dtype)), cp.zeros(4), False)
     nn.SavedBuffers(nn.BatchNorm2d(5).to("cuda")).put_back(cp.ones(()))
     pixels, index = cp.zeros((10, 8, 8, 3), np.uint8), cp.zeros(4, np.int32)
     floats, order = cp.zeros(pixels.shape, dtype), cp.zeros(10, np.int32)
-    order_of(cp.zeros(9), 1, 2)
-    chosen, clock = cp.zeros(4, np.int32), cp.zeros(2, np.int64)
-    augment.fetch_batch(pixels, order, order, clock, floats[:4], chosen, batch_size=4,
-                        mean=(0.5,) * 3, std=(0.2,) * 3)
-    augment.gather_batch(floats, order, order, clock, floats[:4], chosen, batch_size=4)
+    epoch_order(cp.zeros(9), 1, 2)
+    chosen, step_state = cp.zeros(4, np.int32), cp.zeros(2, np.int64)
+    fetch_batch(pixels, order, order, step_state, floats[:4], chosen, batch_size=4,
+                mean=(0.5,) * 3, std=(0.2,) * 3)
+    gather_batch(floats, order, order, step_state, floats[:4], chosen, batch_size=4)
     for build in (models.simple_convnet, models.cifar_convnet):
         for how in (None, Augment(), Augment(padding_mode="reflect")):
             x = augment_batch(pixels, index, mean=(0.5,) * 3, std=(0.2,) * 3, dtype=dtype.name,

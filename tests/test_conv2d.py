@@ -194,7 +194,7 @@ def test_as_on_huge_arrays(cp, rng, monkeypatch, limit, value):
 def test_a_small_workspace_changes_no_value(rng, monkeypatch):
     x, w = numbers(rng, "float32", (5, 6, 6, 4), (6, 3, 3, 2))
     want = run(np, np.random.default_rng(0), x, w, padding=1, groups=2)
-    monkeypatch.setattr(cpu_im2col.Patches, "workspace", 1)
+    monkeypatch.setattr(cpu_im2col.Im2colConv, "workspace", 1)
     monkeypatch.setattr(cpu_im2col, "ROWS", 1)
     got = run(np, np.random.default_rng(0), x, w, padding=1, groups=2)
     for a, b, terms in zip(got[:3], want[:3], (18, 27, 180), strict=True):

@@ -11,7 +11,8 @@ from check import around, close
 from gpuconv import backend, reference
 from gpuconv.ops.conv import gpu_mma as tc
 from gpuconv.ops.conv.gpu_tile import Tile
-from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.engine.epilogue import Epilogue
+from gpuconv.ops.window import ConvShape, Window
 from hostcuda import fake_cupy
 from hostcuda.hostcuda import HostKernel
 
@@ -28,13 +29,11 @@ class Geometry(NamedTuple):
     dilation: tuple = (1, 1)
 
     @property
-    def problem(self):
+    def sizes(self):
         (N, H, W, C), (K, R, S) = self.images, self.filters
         top, bottom, left, right = self.pad
-        (SH, SW), (DH, DW) = self.stride, self.dilation
-        P, Q = (H + top + bottom - DH * (R - 1) - 1) // SH + 1, (
-            W + left + right - DW * (S - 1) - 1) // SW + 1
-        return Problem(N, H, W, C, K, R, S, P, Q, self.stride, (top, left), self.dilation, 1)
+        return ConvShape(N, H, W, C, K, Window(
+            (R, S), self.stride, ((top, bottom), (left, right)), self.dilation))
 
 
 NONE = 0, 0, 0, 0
@@ -87,7 +86,7 @@ def forward(cp, p, x, w, T, tile=SMALL, shape=None, **how):
     """y as NumPy array, and whatever else was written."""
     y = cp.empty(shape or (p.N, p.P, p.Q, p.K), x.dtype)
     how = {key: cp.asarray(v) if isinstance(v, np.ndarray) else v for key, v in how.items()}
-    tc.forward(p, cp.asarray(x), cp.asarray(w), y, tile=of(tile, T), **how)
+    tc.forward(p, cp.asarray(x), cp.asarray(w), y, Epilogue(**how), tile=of(tile, T))
     return y.get()
 
 
@@ -106,7 +105,7 @@ in_all_dtypes = pytest.mark.parametrize("name, T", [
 
 @in_all_dtypes
 def test_forward(cp, rng, name, T):
-    p = GEOMETRIES[name].problem
+    p = GEOMETRIES[name].sizes
     x, w = data(rng, p, T)
     close(forward(cp, p, x, w, T), convolved(p, x, w).astype(x.dtype), terms=p.depth)
 
@@ -114,7 +113,7 @@ def test_forward(cp, rng, name, T):
 @pytest.mark.parametrize("name", [*GEOMETRIES, "several tiles"])
 def test_filters_turn(cp, rng, name):
     """Class after class of pixels, in each the taps that lead there, the last one first."""
-    p = GEOMETRIES.get(name, Geometry((1, 4, 4, 40), (100, 3, 3))).problem
+    p = GEOMETRIES.get(name, Geometry((1, 4, 4, 40), (100, 3, 3))).sizes
     _, w = data(rng, p, "float16")
     def classes(size, step, apart):
         """Taps that lead to the same place modulo the stride, each class by its first tap."""
@@ -123,25 +122,26 @@ def test_filters_turn(cp, rng, name):
             found.setdefault(tap * apart % step, []).insert(0, tap)
         return found.values()
 
-    parts, (rows, columns) = [], map(classes, (p.R, p.S), p.stride, p.dilation)
+    parts, (rows, columns) = [], map(
+        classes, (p.R, p.S), p.window.stride, p.window.dilation)
     for rs in rows:
         for ss in columns:
             parts.append(w[:, rs][:, :, ss].transpose(3, 1, 2, 0).ravel())  # (C, its taps, K)
-    np.testing.assert_array_equal(tc.turn(p, cp.asarray(w)).get(), np.concatenate(parts))
+    np.testing.assert_array_equal(tc.rotate_filters(p, cp.asarray(w)).get(), np.concatenate(parts))
 
 
 @in_all_dtypes
 def test_input_gradient(cp, rng, name, T):
-    p = GEOMETRIES[name].problem
+    p = GEOMETRIES[name].sizes
     x, w = data(rng, p, T)
     gy, gx = numbers(rng, (p.N, p.P, p.Q, p.K), T), cp.empty(x.shape, x.dtype)
-    tc.input_gradient(p, cp.asarray(gy), cp.asarray(w), gx, tile=of(SMALL, T))
+    tc.dgrad(p, cp.asarray(gy), cp.asarray(w), gx, tile=of(SMALL, T))
     close(gx, gradient(p, gy, w).astype(x.dtype), terms=p.R * p.S * p.K)
 
 
 @pytest.mark.parametrize("T", ["float16", "float32"])
 def test_deeper_stages_change_no_bit(cp, rng, T):
-    p = GEOMETRIES["3x3"].problem
+    p = GEOMETRIES["3x3"].sizes
     x, w = data(rng, p, T)
     deeper = next(tile for tile in tc.TILES if tile.BK == 64)
     y = forward(cp, p, x, w, T, tile=deeper)
@@ -149,7 +149,7 @@ def test_deeper_stages_change_no_bit(cp, rng, T):
 
 
 def test_float32_is_rounded_to_tf32(cp, rng):
-    p = GEOMETRIES["one whole tile"].problem
+    p = GEOMETRIES["one whole tile"].sizes
     x, w = (rng.standard_normal(a.shape).astype(np.float32) for a in data(rng, p, "float32"))
 
     def tf32(a):
@@ -164,29 +164,29 @@ def test_float32_is_rounded_to_tf32(cp, rng):
 @on_the_cpu
 @pytest.mark.parametrize("name", ["3x3", "5x5 of 3 channels", "3x3 stride 2"])
 def test_the_same_bits_in_every_order_of_threads(cp, rng, monkeypatch, name):
-    p = GEOMETRIES[name].problem
+    p = GEOMETRIES[name].sizes
     x, w = data(rng, p, "float16")
     gy, results = numbers(rng, (p.N, p.P, p.Q, p.K), "float16"), set()
     for seed in (0, 1, 2, 2):
         monkeypatch.setattr(HostKernel, "seed", seed)
         gx = cp.empty(x.shape, x.dtype)
-        tc.input_gradient(p, cp.asarray(gy), cp.asarray(w), gx, tile=SMALL)
+        tc.dgrad(p, cp.asarray(gy), cp.asarray(w), gx, tile=SMALL)
         results.add(forward(cp, p, x, w, "float16").tobytes() + gx.get().tobytes())
     assert len(results) == 1
 
 
 def test_an_empty_batch(cp, rng):
-    p = Geometry((0, 9, 7, 16), (40, 3, 3)).problem
+    p = Geometry((0, 9, 7, 16), (40, 3, 3)).sizes
     x, w = data(rng, p, "float16")
     assert forward(cp, p, x, w, "float16").shape == (0, 9, 7, 40)
     gy, gx = cp.empty((0, 9, 7, 40), x.dtype), cp.empty(x.shape, x.dtype)
-    tc.input_gradient(p, gy, cp.asarray(w), gx)
+    tc.dgrad(p, gy, cp.asarray(w), gx)
 
 
 @pytest.mark.parametrize("odd", ["x", "w", "y"])
 @pytest.mark.parametrize("T", ["float16", "float32"])
 def test_views_that_start_anywhere(cp, rng, odd, T):
-    p = GEOMETRIES["3x3"].problem
+    p = GEOMETRIES["3x3"].sizes
     x, w = data(rng, p, T)
     y = np.zeros((p.N, p.P, p.Q, p.K), x.dtype)
 
@@ -215,7 +215,7 @@ def activated(y, activation):
     ("bias relu", 10, "bfloat16"), ("bias residual gelu", 10, "bfloat16"),
     ("residual relu", 36, "float32"), ("bias gelu", 36, "float32")])
 def test_epilogues(cp, rng, how, K, T):
-    p = Geometry((2, 6, 7, 8), (K, 3, 3)).problem
+    p = Geometry((2, 6, 7, 8), (K, 3, 3)).sizes
     x, w = data(rng, p, T)
     y, given = convolved(p, x, w), {}
     if "bias" in how:
@@ -248,7 +248,7 @@ POOLS = {  # images, filters, dtype, and what happens before
 def test_pool(cp, rng, case):
     """The maxima of what is stored without it, bit for bit: with ties, NaN and infinity."""
     images, K, T, how = POOLS[case]
-    p = Geometry(images, (K, 3, 3)).problem
+    p = Geometry(images, (K, 3, 3)).sizes
     x, w = (np.rint(a * 2).astype(a.dtype) for a in data(rng, p, T))
     w[: K // 2] = np.rint(w[: K // 2] / 8)
     x[0, 1, 1, 0], x[1, 0, 0, 1] = np.nan, np.inf
@@ -266,7 +266,7 @@ def test_pool(cp, rng, case):
 def test_moments(cp, rng, case, pool):
     """Of the stored values, per slice of rows; far from zero, where one pass would lose them."""
     images, K, T, _ = POOLS[case]
-    p = Geometry(images, (K, 3, 3)).problem
+    p = Geometry(images, (K, 3, 3)).sizes
     x, w = data(rng, p, T)
     bias = (numbers(rng, K, T).astype(float) + 50).astype(x.dtype)
     height = tc.moment_rows(p, SMALL, pool)
@@ -284,7 +284,7 @@ def test_moments(cp, rng, case, pool):
 
 def test_moments_of_small_numbers(cp, rng):
     """They have as many digits as those of large ones."""
-    p = GEOMETRIES["one whole tile"].problem
+    p = GEOMETRIES["one whole tile"].sizes
     x, w = data(rng, p, "float32")
     x /= 2**16
     means, variances = (cp.empty((1, p.K), np.float32) for _ in range(2))
@@ -294,7 +294,7 @@ def test_moments_of_small_numbers(cp, rng):
 
 
 def test_refuses_what_no_layer_needs(cp, rng):
-    p = GEOMETRIES["3x3"].problem
+    p = GEOMETRIES["3x3"].sizes
     x, w = data(rng, p, "float16")
     for how in (dict(moments=(1, 2), activation="relu"), dict(pool=1, residual=x)):
         with pytest.raises(ValueError, match="separately"):

@@ -21,16 +21,17 @@ import weight_cases
 
 import gpuconv as gpc
 from gpuconv import accumulate as accumulate_module
-from gpuconv import backend, ops, optim, train, undo
-from gpuconv.data.loader import order_of
+from gpuconv import backend, ops, optim, undo
+from gpuconv.data.loader import epoch_order, fetch_batch, gather_batch
 from gpuconv.ops.conv import gpu_mma as engine
 from gpuconv.ops.conv.gpu_tile import Tile
-from gpuconv.ops.conv.shape import problem
+from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.shape.pad import MODES
-from gpuconv.ops.window import Window, sides
+from gpuconv.ops.window import ConvShape, Window, sides
 from gpuconv.optim.muon import orthogonalized
+from gpuconv.train.step_state import advance_step_state, halt_if_not_finite
 from hostcuda import fake_cupy
 from hostcuda.traffic import Access, Launch, recording
 
@@ -96,22 +97,21 @@ def batch_norm(make: Callable, o: Any) -> None:
 def tensor_cores(make: Callable, o: Any) -> None:
     N, H, W, C = o.shape
     K, size, edge = o.filters, o.kernel_size, 2 if o.pool else 1
-    p = problem(o.shape, (K, size, size, C), Window((size, size), (o.stride or 1,) * 2, sides(
-        o.padding), (1, 1)))
+    p = ConvShape(*o.shape, K, Window((size, size), (o.stride or 1,) * 2, sides(o.padding)))
     y = fake_cupy.empty((N, p.P // edge, p.Q // edge, K), o.dtype)
     tile = Tile(64, 32, 64 // o.dtype.itemsize, 32, 16, 3)
     slices = -(-p.N * p.P * p.Q // tile.BM)
     moments = tuple(fake_cupy.empty((slices, K), np.float32) for _ in range(2))
     how = dict(pool=fake_cupy.empty(y.shape, np.uint8), moments=moments) if o.pool else dict(
         residual=make(*y.shape))
-    engine.forward(p, make(*o.shape), make(K, size, size, C), y, bias=make(K), tile=tile,
-                             **how)
+    engine.forward(p, make(*o.shape), make(K, size, size, C), y, Epilogue(make(K), **how),
+                   tile=tile)
 
 
 def conv_rotate_filters(make: Callable, o: Any) -> None:
     K, C, size = o.filters, o.shape[-1], o.kernel_size
     window = Window((size, size), (o.stride or 1,) * 2, sides(o.padding), (1, 1))
-    engine.turn(problem(o.shape, (K, size, size, C), window), make(K, size, size, C))
+    engine.rotate_filters(ConvShape(*o.shape, K, window), make(K, size, size, C))
 
 
 def softmax_cross_entropy(make: Callable, o: Any) -> None:
@@ -136,10 +136,10 @@ def augment(make: Callable, o: Any) -> None:
     order = fake_cupy.arange(N, dtype=np.int32)
     gpc.data.augment_batch(images, order, dtype=o.dtype, epoch=0, **numbers)
     B = N - N // 2  # the second batch
-    x, clock = make(*o.shape)[:B], fake_cupy.asarray(np.int64([0, 1]))
-    arrays = order.copy(), order, clock, x, fake_cupy.empty(B, np.int32)
-    gpc.data.augment.fetch_batch(images, *arrays, batch_size=N // 2, **numbers)
-    gpc.data.augment.gather_batch(make(*o.shape), *arrays, batch_size=N // 2)
+    x, step_state = make(*o.shape)[:B], fake_cupy.asarray(np.int64([0, 1]))
+    arrays = order.copy(), order, step_state, x, fake_cupy.empty(B, np.int32)
+    fetch_batch(images, *arrays, batch_size=N // 2, **numbers)
+    gather_batch(make(*o.shape), *arrays, batch_size=N // 2)
 
 
 def optimiser(*kinds: Callable, step: Callable = optim.Optimizer.step) -> Callable:
@@ -192,14 +192,14 @@ def ema(make: Callable, o: Any) -> None:
     average.update(its)
 
 
-def clock(make: Callable, o: Any) -> None:
+def step_state(make: Callable, o: Any) -> None:
     """A step in the middle of an epoch of so many."""
     wide, (steps,) = backend.accumulator(o.dtype), o.shape
     time, zero = fake_cupy.asarray(np.int64([0, 1, 1])), fake_cupy.zeros((), np.int64)
     for scale in (None, fake_cupy.ones((), np.float32)):
-        train.step.tick(time, fake_cupy.zeros((), wide), zero, scale, fake_cupy.ones(steps),
-                        fake_cupy.zeros(4), fake_cupy.zeros((steps, 4)))
-    train.step.halt(fake_cupy.full((), np.inf, wide), fake_cupy.zeros(4), True)
+        advance_step_state(time, fake_cupy.zeros((), wide), zero, scale, fake_cupy.ones(steps),
+                           fake_cupy.zeros(4), fake_cupy.zeros((steps, 4)))
+    halt_if_not_finite(fake_cupy.full((), np.inf, wide), fake_cupy.zeros(4), True)
 
 
 def copy(make: Callable, o: Any) -> None:
@@ -217,17 +217,17 @@ CASES = {
     "bias_relu": Case("8x32x32x64", bias_relu),
     "clip": Case("64x1024", optimiser(
         functools.partial(optim.SGD, lr=0.1), step=lambda its: optim.clip_grad_norm(its, 1.0))),
-    "step_state": Case("100", clock),
+    "step_state": Case("100", step_state),
     "copy": Case("48x1024", copy),
     "conv_rotate_filters": Case("2x32x32x64", conv_rotate_filters,
                                 "kernel_size stride padding filters"),
     "conv_mma": Case("2x32x32x64", tensor_cores, "kernel_size stride padding filters pool"),
     "conv_depthwise": Case("2x32x32x64", simt_cases.traffic(
-        "forward", "input_gradient", "weight_gradient", groups=True),
+        "forward", "dgrad", "wgrad", groups=True),
         "kernel_size stride padding dilation"),
-    "conv_simt": Case("2x32x32x64", simt_cases.traffic("forward", "input_gradient"),
+    "conv_simt": Case("2x32x32x64", simt_cases.traffic("forward", "dgrad"),
                       "kernel_size stride padding dilation filters"),
-    "conv_simt_wgrad": Case("1x16x16x64", simt_cases.traffic("weight_gradient"),
+    "conv_simt_wgrad": Case("1x16x16x64", simt_cases.traffic("wgrad"),
                              "kernel_size stride padding dilation filters"),
     "column_sums": Case("4096x256", weight_cases.column_traffic),
     "conv_mma_wgrad": Case("2x32x32x64", weight_cases.traffic,
@@ -251,7 +251,7 @@ CASES = {
     "sgd": Case("64x1024", optimiser(
         *(functools.partial(optim.SGD, lr=0.1, momentum=m, master=master)
           for m in (0, 0.9) for master in (False, True)))),
-    "shuffle": Case("50000", lambda make, o: order_of(fake_cupy.zeros(*o.shape), 1, 2)),
+    "shuffle": Case("50000", lambda make, o: epoch_order(fake_cupy.zeros(*o.shape), 1, 2)),
     "softmax_cross_entropy": Case("128x1000", softmax_cross_entropy),
 }
 DEFAULTS = dict(dtype="float32", kernel_size=2, stride=None, padding=0, dilation=1,

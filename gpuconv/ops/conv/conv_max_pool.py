@@ -12,6 +12,7 @@ from typing import Any
 
 from gpuconv.autograd import Op
 from gpuconv.backend import Array
+from gpuconv.ops.checks import check_precision
 from gpuconv.ops.conv import gpu_dispatch
 from gpuconv.ops.conv.conv2d import Conv2d, conv2d, conv_window
 from gpuconv.ops.elementwise import GELU, ReLU, activated, check_activation
@@ -44,7 +45,7 @@ def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPa
     3.0
     """
     window = conv_window("conv_max_pool", x, w, b, stride, padding, dilation)
-    gpu_dispatch.check_precision("conv_max_pool", precision)
+    check_precision("conv_max_pool", precision)
     check_activation("conv_max_pool", activation)
     try:
         HALVES.out_shape(*window.out_shape(*x.shape[1:3]))
@@ -91,10 +92,11 @@ class ConvMaxPool(Op):
         conv.needs, pool.needs = self.needs, (any(self.needs),)
         conv.biased = b is not None
         taps = conv.save(x, w)
-        fused = gpu_dispatch.forward_fused(conv.problem, x, taps, conv.precision, bias=b,
-                                     activation=self.activation, pool=True)
-        if fused:
-            y = pool.pooled(conv.y_shape, fused.y, fused.marks)
+        epilogue = gpu_dispatch.fused_epilogue(conv.shape, x.dtype, conv.precision, bias=b,
+                                               activation=self.activation, pool=True)
+        if epilogue:
+            y = gpu_dispatch.forward(conv.shape, x, taps, conv.precision, epilogue)
+            y = pool.pooled(conv.shape.y_shape, y, epilogue.pool)
             if relu:
                 relu.saved = y if any(self.needs) else None
             return y

@@ -1,24 +1,45 @@
-"""What may follow a convolution or a Linear layer in the same op: an activation.
+"""Epilogue: what a GPU kernel does with a tile of z = conv(x, w) or x w^T before it stores y.
 
-    y = relu(z), gelu(z) or z       z = conv(x, w) + b + residual
+    y = activation(z + bias + residual)       or the largest of each 2x2 pixels of it
 
-The GPU computes y while z is in registers. ReLU's gradient is read from y; GELU's needs z, which
-nobody has then: so GELU is in the same op only where no gradient will be asked for.
+ReLU's gradient is read from y. GELU's needs its input, which is never stored: GELU is fused only
+where no gradient will be asked for.
 """
+
+import dataclasses
 
 from gpuconv import autograd
 from gpuconv.autograd import Tensor
 from gpuconv.backend import Array, is_gpu
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Epilogue:
+    """Work of a GPU kernel on y (N, P, Q, K) before it is stored.
+
+    ``pool`` and ``moments`` are results: memory that the kernel writes.
+    """
+
+    bias: Array | None = None                      # (K,)
+    residual: Array | None = None                  # like y
+    activation: str | None = None                  # "relu", "gelu" or None
+    pool: Array | None = None                      # uint8, like the pooled y (N, P//2, Q//2, K):
+    #                                                2*r + s of the first NaN, or first maximum
+    moments: tuple[Array, Array] | None = None     # means and variances, (slices, K) each, of y
+    rows: int = 0                                  # of y.reshape(-1, K) in a slice of ``moments``
+
+
+NO_EPILOGUE = Epilogue()
+
+
 def fits_epilogue(activation: str | None, x: Array, *others: Array | None) -> bool:
-    """Is x on a GPU, and does the activation, or None, go into the op before it?"""
+    """Return True if x is on a GPU and the activation, or None, can be fused with the op."""
     if not is_gpu(x.data if isinstance(x, Tensor) else x):
         return False
     return activation != "gelu" or not wants_gradient(x, *others)
 
 
 def wants_gradient(*operands: Array | None) -> bool:
-    """Will the tape record what is computed from these?"""
+    """Return True if the tape will record what is computed from these operands."""
     return autograd._mode.recording and any(
         isinstance(a, Tensor) and a.requires_grad for a in operands)

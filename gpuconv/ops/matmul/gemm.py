@@ -21,12 +21,13 @@ import numpy as np
 
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, cupy, is_gpu
-from gpuconv.ops.conv import gpu_dispatch
-from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.conv import conv_dgrad_gpu, conv_forward_gpu, conv_wgrad_gpu
 from gpuconv.ops.elementwise import ACTIVATIONS, activated
 from gpuconv.ops.engine.column_sums import column_sums
 from gpuconv.ops.engine.elements import wide
+from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.engine.sums import LONG, multiply
+from gpuconv.ops.window import ConvShape, Window
 
 CHUNK = 1 << 24  # multiplications of one thread's chunk of a product on the CPU, at least
 CHUNKS = 8       # of a large product: a BLAS is fast with many rows
@@ -176,19 +177,12 @@ def _as_convolution(left: Operand, right: Operand, bias: Array | None, activatio
     """
     a, b = left.stored[0], right.stored[0]
     if right.transposed:
-        y = cupy().empty((len(a), len(b)), a.dtype)
-        gpu_dispatch.forward(_pixels(len(a), a.shape[1], len(b)), a, b, y, precision, bias=bias,
-                             activation=activation)
-        return y
-    p = _pixels(len(a), b.shape[1], a.shape[1])
+        shape = ConvShape(len(a), 1, 1, a.shape[1], len(b), Window((1, 1)))
+        return conv_forward_gpu(shape, a, b, precision, Epilogue(bias, activation=activation))
+    shape = ConvShape(len(a), 1, 1, b.shape[1], a.shape[1], Window((1, 1)))
     if left.transposed:
-        return gpu_dispatch.gradients(p, a, b, None, (False, True), precision)[1]
-    return gpu_dispatch.gradients(p, a, None, b, (True, False), precision)[0]
-
-
-def _pixels(N: int, C: int, K: int) -> Problem:
-    """Return the sizes of a convolution of N images of one pixel and C channels, K filters."""
-    return Problem(N, 1, 1, C, K, 1, 1, 1, 1, (1, 1), (0, 0), (1, 1), 1)
+        return conv_wgrad_gpu(shape, b, a, precision)
+    return conv_dgrad_gpu(shape, a, b, precision)
 
 
 def _products(left: Operand, right: Operand, bias: Array | None, activation: str | None,

@@ -13,11 +13,10 @@ import math
 from typing import Any
 
 from gpuconv.autograd import Op
-from gpuconv.backend import Array, cupy
-from gpuconv.ops.checks import check_arrays
-from gpuconv.ops.conv import check_precision
+from gpuconv.backend import Array
+from gpuconv.ops.checks import check_arrays, check_precision
 from gpuconv.ops.elementwise import ReLU, activated, check_activation, fused_relu
-from gpuconv.ops.engine.column_sums import column_sums
+from gpuconv.ops.engine.column_sums import bias_gradient
 from gpuconv.ops.engine.elements import sum_to
 from gpuconv.ops.engine.epilogue import fits_epilogue
 from gpuconv.ops.matmul.gemm import gemm
@@ -109,8 +108,4 @@ class Linear(Op):
         if self.relu:
             gy, = self.relu.backward_gpu(gy)
         gx, gw, gy = self.products(gy)
-        gb = None
-        if self.needs[2]:
-            gb = cupy().empty(gy.shape[1], gy.dtype)
-            column_sums(gy, gb)
-        return gx, gw, gb
+        return gx, gw, bias_gradient(gy) if self.needs[2] else None
