@@ -8,7 +8,7 @@ from typing import Any, TypeGuard, TypeVar
 from gpuconv.autograd import Tensor
 from gpuconv.backend import is_gpu
 from gpuconv.checks import check_kind, type_name
-from gpuconv.nn.layers import GELU, BatchNorm2d, Conv2d, Linear, MaxPool2d, ReLU
+from gpuconv.nn.layers import ACTIVATION_LAYERS, BatchNorm2d, Conv2d, Linear, MaxPool2d, ReLU
 from gpuconv.nn.module import Module
 from gpuconv.ops.conv import HALVES
 from gpuconv.ops.elementwise import add
@@ -184,12 +184,12 @@ def _residual(behind: Chain) -> Tensor | None:
 
 
 def _activation(behind: Chain) -> str | None:
-    """The name of the activation that is next, taken off; None if something else is."""
-    for kind, name in ((ReLU, "relu"), (GELU, "gelu")):
-        if behind and _plain(behind[0], kind):
-            behind.popleft()
-            return name
-    return None
+    """Remove the next layer if it is an activation, and return its name; else return None."""
+    name = ACTIVATION_LAYERS.get(type(behind[0])) if behind else None
+    if name is None or "forward" in vars(behind[0]):
+        return None
+    behind.popleft()
+    return name
 
 
 def _halves(module: Any) -> bool:

@@ -16,10 +16,9 @@ instead of keeping it, because memory is R*S times dearer than the copy. The GPU
 engines (gpu_dispatch.py) gather patches on the way to the product. With G groups, channels and
 filters fall into G parts that do not see each other: the same, G times.
 
-What follows a convolution can go into the same op: on the GPU residual and activation are added
-while y is in registers, and rounded once with it; the CPU runs the ops one after the other. ReLU's
-gradient needs y alone; GELU's needs what it was given, so that it is an op of its own as soon as a
-gradient will be asked for.
+Residual and activation can be fused: on the GPU they are computed while y is in registers, and
+rounded once with it; the CPU runs the ops one after the other. An activation whose gradient needs
+its argument, such as GELU, is an op of its own if a gradient is needed.
 """
 
 from typing import Any
@@ -33,7 +32,14 @@ from gpuconv.checks import check_choice, check_count, short
 from gpuconv.ops.checks import channels_last, check_arrays, check_images
 from gpuconv.ops.conv import cpu_dispatch, gpu_dispatch
 from gpuconv.ops.conv.shape import Problem, problem
-from gpuconv.ops.elementwise import ReLU, activated, add, check_activation, fused_relu
+from gpuconv.ops.elementwise import (
+    Elementwise,
+    activated,
+    add,
+    check_activation,
+    fused_activation,
+    saves_result,
+)
 from gpuconv.ops.engine.elements import sum_to
 from gpuconv.ops.engine.epilogue import fits_epilogue
 from gpuconv.ops.shape import MODES, pad2d
@@ -69,7 +75,7 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
             "replicate" (the edge) or "circular" (the opposite side).
         precision: of float32 products on a GPU: "ieee", or "tf32", which rounds their factors to
             10 bits of mantissa and takes tensor cores. Elsewhere without effect.
-        activation: "relu" or "gelu", of the result; or None.
+        activation: name of an activation, such as "relu", applied to the result; or None.
         residual: (N, P, Q, K), dtype of x, added before the activation; or None.
 
     Returns:
@@ -109,8 +115,8 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
         want = x.shape[0], *window.out_shape(*x.shape[1:3]), w.shape[0]
         if tuple(residual.shape) != want:
             raise ValueError(f"conv2d: residual has shape {tuple(residual.shape)}, wanted {want}")
-    inside = fits_epilogue(activation, x, w, b, residual)
-    if fits_epilogue(None, x):
+    inside = fits_epilogue(saves_result(activation), x, w, b, residual)
+    if fits_epilogue(True, x):
         y = Conv2d(window, groups, precision, activation if inside else None)(x, w, b, residual)
     else:
         y = Conv2d(window, groups, precision)(*(x, w) if b is None else (x, w, b))
@@ -177,9 +183,9 @@ def _window(image: Pair, size: Pair, stride: Pair,
 
 
 class Conv2d(Op):
-    """Saves: x if w needs a gradient, w if x does; with ReLU y, which the next op reads."""
+    """Saves: x if w needs a gradient, w if x does; y if an activation is fused."""
 
-    relu: ReLU | None = None
+    fused: Elementwise | None = None
 
     def __init__(self, window: Window, groups: int, precision: str = "ieee",
                  activation: str | None = None):
@@ -253,12 +259,12 @@ class Conv2d(Op):
         y = cupy().empty(self.y_shape, x.dtype)
         gpu_dispatch.forward(p, x, taps, y, self.precision, bias=b, residual=residual,
                        activation=self.activation)
-        self.relu = fused_relu(self.activation, y, self.needs)
+        self.fused = fused_activation(self.activation, y, self.needs)
         return y
 
     def backward_gpu(self, gy):
-        if self.relu:
-            gy, = self.relu.backward_gpu(gy)
+        if self.fused:
+            gy, = self.fused.backward_gpu(gy)
         gx, gw, gb = gpu_dispatch.gradients(self.problem, gy, self.x, self.w, self.needs,
                                             self.precision)
         if gw is not None and not (self.all_taps and self.level.meets):

@@ -3,18 +3,18 @@
     y[n,p,q,k] = max over r,s < 2 of  activation(conv(x, w) + b)[n, 2p+r, 2q+s, k]
 
 On the GPU only a quarter of the convolution's result ever reaches memory, with one byte that says
-where each maximum sat. ReLU's gradient is read from y; the pool's sends what is left to the marks:
-see conv2d.py, max_pool.py. Engines that have no such epilogue run the ops one after the other. So
-does the CPU.
+where each maximum sat. Backward goes through the activation, whose gradient is computed from y,
+then through the pool's marks: see conv2d.py, max_pool.py. Engines that have no such epilogue run
+the pool as an op of its own; the CPU runs all three one after the other.
 """
 
 from typing import Any
 
 from gpuconv.autograd import Op
-from gpuconv.backend import Array
+from gpuconv.backend import Array, cupy
 from gpuconv.ops.conv import gpu_dispatch
 from gpuconv.ops.conv.conv2d import Conv2d, conv2d, conv_window
-from gpuconv.ops.elementwise import GELU, ReLU, activated, check_activation
+from gpuconv.ops.elementwise import activated, check_activation, fused_activation, saves_result
 from gpuconv.ops.engine.epilogue import fits_epilogue
 from gpuconv.ops.pool import MaxPool2d, max_pool2d
 from gpuconv.ops.window import IntOrPair, Padding, Window
@@ -50,7 +50,7 @@ def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPa
         HALVES.out_shape(*window.out_shape(*x.shape[1:3]))
     except ValueError as error:
         raise ValueError(f"conv_max_pool: {error}") from None
-    if not fits_epilogue(activation, x, w, b):
+    if not fits_epilogue(saves_result(activation), x, w, b):
         y = conv2d(x, w, b, stride=stride, padding=padding, dilation=dilation, precision=precision)
         if activation == "relu":  # of fewer pixels, with the same bits
             return activated(max_pool2d(y, 2), activation)
@@ -68,37 +68,30 @@ class HalvingPool(MaxPool2d):
 
 
 class ConvMaxPool(Op):
-    """Saves: what ``Conv2d`` and ``MaxPool2d`` save, and with ReLU y, which the next op reads."""
+    """Saves: what ``Conv2d`` and ``MaxPool2d`` save, and y if there is an activation."""
 
     def __init__(self, conv: Conv2d, activation: str | None):
         self.conv, self.activation, self.pool = conv, activation, HalvingPool(HALVES)
-        self.relu = ReLU() if activation == "relu" else None
 
     def forward_gpu(self, x: Any, w: Any, b: Any) -> Any:
-        conv, pool, relu = self.conv, self.pool, self.relu
+        conv, pool = self.conv, self.pool
         conv.needs, pool.needs = self.needs, (any(self.needs),)
         taps = conv.save(x, w)
         fused = gpu_dispatch.forward_fused(conv.problem, x, taps, conv.precision, bias=b,
                                      activation=self.activation, pool=True)
         if fused:
             y = pool.pooled(conv.y_shape, fused.y, fused.marks)
-            if relu:
-                relu.saved = y if any(self.needs) else None
-            return y
-        y = conv.forward_gpu(x, w, b)
-        if self.activation == "gelu":
-            gelu = GELU()
-            gelu.needs = (False,)
-            y = gelu.forward_gpu(y)
-        y = pool.forward_gpu(y)
-        if relu:  # of fewer pixels, with the same bits
-            relu.needs = pool.needs
-            y = relu.forward_gpu(y)
+        else:
+            z = cupy().empty(conv.y_shape, x.dtype)
+            gpu_dispatch.forward(conv.problem, x, taps, z, conv.precision, bias=b,
+                                 activation=self.activation)
+            y = pool.forward_gpu(z)
+        self.fused = fused_activation(self.activation, y, self.needs)
         return y
 
     def backward_gpu(self, gy: Any) -> tuple:
-        if self.relu:
-            gy, = self.relu.backward_gpu(gy)
+        if self.fused:
+            gy, = self.fused.backward_gpu(gy)
         gy, = self.pool.backward_gpu(gy)
         self.pool.free()
         return self.conv.backward_gpu(gy)

@@ -31,7 +31,6 @@ DEFAULTS = {                        # (BM, BN): share of the speed of the first,
 START = 128                         # depth that a block's beginning and end take as long as
 SMS = {80: 108, 86: 84, 89: 142, 90: 132, 100: 148, 120: 170}  # of the largest device of a kind
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a block may have
-ACTIVATIONS = None, "relu", "gelu"  # in the order of activate.cuh
 
 
 def tiles(dtype: Any) -> tuple[Tile, ...]:
@@ -111,7 +110,7 @@ def forward(p: Problem, x: Array, w: Array, y: Array, *, bias: Array | None = No
         y: written: (N, P, Q, K), with ``pool`` (N, P//2, Q//2, K).
         bias: (K,)
         residual: like y.
-        activation: f: None, "relu" or "gelu".
+        activation: name of f, or None.
         moments: written: (means, variances), each (slices, K) of the accumulator's dtype: those
             of each slice of ``moment_rows`` rows of y.
         pool: written: like y, uint8: 2*r + s of the first NaN in a window, else of the first
@@ -131,7 +130,7 @@ def forward(p: Problem, x: Array, w: Array, y: Array, *, bias: Array | None = No
     rows = p.N * (p.P // edge) * (p.Q // edge) * edge * edge
     flags = dict(GRADIENT=0, BIAS=int(bias is not None), RESIDUAL=int(residual is not None),
                  POOL=int(pool is not None), MOMENTS=int(moments is not None),
-                 ACTIVATION=ACTIVATIONS.index(activation))
+                 ACTIVATION=activation or "none")
     stored = [a for a in (y, residual) if a is not None]
     _launch(p, tile, p.C, rows, flags, stored, x, w, bias, residual, y, pool, means, variances,
             p.N, p.H, p.W, p.P, p.Q, p.K)
@@ -152,8 +151,7 @@ def input_gradient(p: Problem, gy: Array, w: Array, gx: Array, *, tile: Tile | N
     if p.classes < SH * SW:
         gx.fill(0)  # pixels that no tap meets
     rows = p.N * math.ceil(p.H / SH) * math.ceil(p.W / SW)  # of the largest class
-    flags = dict.fromkeys(("BIAS", "RESIDUAL", "POOL", "MOMENTS", "ACTIVATION"), 0)
-    flags |= dict(GRADIENT=1)
+    flags = dict(GRADIENT=1, BIAS=0, RESIDUAL=0, POOL=0, MOMENTS=0, ACTIVATION="none")
     _launch(p, tile, p.K, rows, flags, [gx], gy, turn(p, w), None, None, gx, None, None, None,
             p.N, p.P, p.Q, p.H, p.W, p.C, classes=p.classes)
 
@@ -179,7 +177,7 @@ def _window(p: Problem) -> dict[str, int]:
     return dict(R=p.R, S=p.S, SH=SH, SW=SW, DH=DH, DW=DW, PT=PT, PL=PL)
 
 
-def _launch(p: Problem, tile: Tile, channels: int, rows: int, flags: dict[str, int],
+def _launch(p: Problem, tile: Tile, channels: int, rows: int, flags: dict[str, Any],
             stored: list[Array], x: Array, w: Array, *arguments: Any, classes: int = 1) -> None:
     """Launch conv_mma: a block per tile of ``rows`` rows, of each class.
 

@@ -18,7 +18,6 @@ from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.conv.shape import Problem
 from gpuconv.ops.engine.column_sums import column_sums
 
-ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
 STEP = 8             # pixels of a step of the weight gradient: BK of its kernel
 FEW = 8              # channels or filters of a group, below which a tile is not worth while
 ENOUGH = 4 * 132     # blocks that keep a large GPU busy
@@ -104,7 +103,7 @@ def weight_gradient(p: Problem, x: Array, gy: Array, gw: Array) -> None:
     how = dict(_window(p), I=kernels.index(x, gy, sums))
     if tile is None:
         file, function, block = "conv/conv_depthwise.cu", "conv_depthwise_wgrad", kernels.BLOCK
-        how |= dict(ACTIVATION=0, BLOCK=block)
+        how |= dict(ACTIVATION="none", BLOCK=block)
     else:
         file, function, block = "conv/conv_simt_wgrad.cu", "conv_simt_wgrad", tile.threads
         how |= dict(tile._asdict(), LX=_pack(p.C // p.groups, x, sums),
@@ -150,7 +149,7 @@ def _gather(p: Problem, x: Array, w: Array, y: Array, bias: Array | None, residu
         lx = lw = min(lx, lw)  # the two walk along the depth together
     kernels.kernel("conv/conv_simt.cu", "conv_simt", T=x.dtype, I=_index(p, x, w, y), **_window(p),
                    **tile._asdict(), LX=lx, LW=lw, LY=ly, TURNED=turned,
-                   ACTIVATION=ACTIVATIONS[activation])(
+                   ACTIVATION=activation or "none")(
         blocks * tile.threads, x, w, bias, residual, y, p.N, p.H, p.W, p.C, p.P, p.Q, p.K,
         p.groups, block=tile.threads, every=True)
 
@@ -158,7 +157,7 @@ def _gather(p: Problem, x: Array, w: Array, y: Array, bias: Array | None, residu
 def _direct(p: Problem, direction: str, n: int, a: Array, b: Array, c: Array, *arrays: Any,
             activation: str | None = None) -> None:
     kernels.kernel("conv/conv_depthwise.cu", f"conv_direct_{direction}", T=a.dtype,
-                   I=kernels.index(a, b, c), ACTIVATION=ACTIVATIONS[activation],
+                   I=kernels.index(a, b, c), ACTIVATION=activation or "none",
                    BLOCK=kernels.BLOCK, **_window(p))(
         n, *arrays, p.N, p.H, p.W, p.C, p.P, p.Q, p.K, p.groups)
 

@@ -18,7 +18,13 @@ from gpuconv.backend import Array, cupy
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.conv import gpu_dispatch
 from gpuconv.ops.conv.shape import Problem
-from gpuconv.ops.elementwise import ReLU, activated, check_activation, fused_relu
+from gpuconv.ops.elementwise import (
+    Elementwise,
+    activated,
+    check_activation,
+    fused_activation,
+    saves_result,
+)
 from gpuconv.ops.engine.elements import sum_to, wide
 from gpuconv.ops.engine.epilogue import fits_epilogue
 from gpuconv.ops.matmul.matmul import gemm
@@ -34,7 +40,7 @@ def linear(x: Array, w: Array, b: Array | None = None, *, precision: str = "ieee
         b: Tensor or array (K,), or None.
         precision: of float32 products on a GPU: "ieee", or "tf32", which rounds their factors to
             10 bits of mantissa and takes tensor cores. Elsewhere without effect.
-        activation: "relu" or "gelu", of the result; or None.
+        activation: name of an activation, such as "relu", applied to the result; or None.
 
     Returns:
         (..., K), dtype of x.
@@ -53,17 +59,17 @@ def linear(x: Array, w: Array, b: Array | None = None, *, precision: str = "ieee
         raise ValueError(f"linear: b has shape {b.shape}, w {w.shape}, wanted (K,) and (K, C)")
     gpu_dispatch.check_precision("linear", precision)
     check_activation("linear", activation)
-    if w.size and fits_epilogue(activation, x, w, b):
+    if w.size and fits_epilogue(saves_result(activation), x, w, b):
         return Linear(precision, activation)(x, w, b)
     return activated(Linear(precision)(x, w, b), activation)
 
 
 class Linear(Op):
-    """Saves: x if w needs a gradient, w if x does; both shapes; with ReLU y."""
+    """Saves: x if w needs a gradient, w if x does; both shapes; y if an activation is fused."""
 
     rows: Any
     w: Any
-    relu: ReLU | None = None
+    fused: Elementwise | None = None
 
     def __init__(self, precision: str = "ieee", activation: str | None = None):
         self.precision, self.activation = precision, activation
@@ -103,12 +109,12 @@ class Linear(Op):
         y = cupy().empty((*x.shape[:-1], len(w)), x.dtype)
         gpu_dispatch.forward(self.problem, rows, w, y, self.precision, bias=b,
                        activation=self.activation)
-        self.relu = fused_relu(self.activation, y, self.needs)
+        self.fused = fused_activation(self.activation, y, self.needs)
         return y
 
     def backward_gpu(self, gy):
-        if self.relu:
-            gy, = self.relu.backward_gpu(gy)
+        if self.fused:
+            gy, = self.fused.backward_gpu(gy)
         gx, gw, gb = gpu_dispatch.gradients(self.problem, gy, self.rows, self.w, self.needs,
                                       self.precision)
         return (gx if gx is None else gx.reshape(self.x_shape),
