@@ -97,7 +97,8 @@ def products(model, side=32):
 def torch_twin(model):
     """The same network in PyTorch, with the same weights."""
     import torch
-    kinds = {nn.ReLU: torch.nn.ReLU, nn.GELU: torch.nn.GELU, nn.Flatten: torch.nn.Flatten,
+    kinds = {**{layer: getattr(torch.nn, layer.__name__) for layer in ACTIVATION_LAYERS},
+             nn.Flatten: torch.nn.Flatten,
              nn.MaxPool2d: lambda: torch.nn.MaxPool2d(2),
              nn.GlobalMaxPool2d: lambda: torch.nn.Sequential(torch.nn.AdaptiveMaxPool2d(1),
                                                              torch.nn.Flatten())}

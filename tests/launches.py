@@ -27,6 +27,7 @@ from gpuconv.data import Augment, augment, augment_batch
 from gpuconv.data.loader import order_of
 from gpuconv.ops.conv import gpu_mma
 from gpuconv.ops.conv.shape import problem
+from gpuconv.ops.elementwise import ACTIVATIONS, FUNCTIONS
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.shape.reshape import pad
@@ -260,8 +261,8 @@ def drive_ops(cp, dtype, geometries=None):
         pull(cp.zeros(y.shape, y.dtype))
 
     images, row = (2, 12, 13, 4), (4,)
-    for f in (ops.relu, ops.gelu, ops.sigmoid, ops.tanh, ops.exp, ops.log, ops.softmax,
-              ops.log_softmax, ops.global_avg_pool2d, ops.global_max_pool2d, ops.sum, ops.mean):
+    for f in (*(getattr(ops, name) for name in FUNCTIONS), ops.softmax, ops.log_softmax,
+              ops.global_avg_pool2d, ops.global_max_pool2d, ops.sum, ops.mean):
         both(f, images)
     for f in (ops.add, ops.sub, ops.mul, ops.div, ops.matmul):
         both(f, (5, 5), (5, 5))
@@ -289,7 +290,7 @@ def drive_ops(cp, dtype, geometries=None):
         both(lambda x, gamma, beta, training=training: ops.batch_norm(
             x, gamma, beta, cp.zeros(row, wide), cp.ones(row, wide), training=training,
             num_batches_tracked=cp.zeros((), np.int64)), images, row, row)
-    for activation in (None, "relu", "gelu"):
+    for activation in (None, *ACTIVATIONS):
         both(lambda x, gamma, beta, more, activation=activation: ops.batch_norm(
             x, gamma, beta, None, None, training=True, activation=activation, residual=more),
              (6, 16), (16,), (16,), (6, 16))
@@ -316,8 +317,8 @@ def drive_tensor_cores(cp, dtype):
     tile = gpu_mma.tiles(dtype)[0]
     gpu_mma.forward(p, x, w, y, tile=tile)
     gpu_mma.input_gradient(p, y, w, x, tile=tile)
-    for how in (dict(activation="gelu"), dict(residual=y, activation="relu"),
-                dict(moments=(part, part))):
+    for how in (*(dict(activation=name) for name in ACTIVATIONS),
+                dict(residual=y, activation="relu"), dict(moments=(part, part))):
         gpu_mma.forward(p, x, w, y, bias=row, **how)
     gpu_mma.forward(p, x, w, best, bias=row, pool=marks, moments=(part, part))
     gy = cp.zeros((N, strided.P, strided.Q, K), dtype)

@@ -64,7 +64,7 @@ WAIT = 120.0    # seconds on the clock for a mutant, should it sleep for ever
 
 def simt(*named: str) -> list[str]:
     """Both kernels of each: what a test of all three directions asks for."""
-    return [f"{file} {name} ACTIVATION=0" for name in named
+    return [f"{file} {name} ACTIVATION=none" for name in named
             for file in ("conv/conv_simt.cu", "conv/conv_simt_wgrad.cu")]
 
 
@@ -82,15 +82,13 @@ CASES = {
     "pool/avg_pool.cu": ("avg_pool", [
         "R=2 S=3 INCLUDE=1", "R=3 PT=0 PL=1", "T=__half R=2 INCLUDE=0"]),
     "norm/batch_norm.cu": ("batch_norm batch_norm_fused", [
-        "V=1 ACTIVATION=0", "V=4 ACTIVATION=1", "T=__half V=8"]),
+        "V=1 ACTIVATION=none", "V=4 ACTIVATION=relu", "T=__half V=8"]),
     "elementwise/bias_relu.cu": ("bias_relu", ["V=1", "V=4", "T=__half V=8"]),
     "optim/clip.cu": ("clip", ["", "T=__half", "T=double"]),
     "common/common.cuh": ("max_pool ema", ["pool/max_pool.cu SAVE=1 R=2 S=3", "optim/ema.cu",
                                     "pool/max_pool.cu SAVE=1 R=3 SH=2 PT=1 PL=1"]),
-    "elementwise/activate.cuh": ("gpu_mma activation", [
-        "conv/conv_mma.cu T=__half ACTIVATION=1 WIDE=1",
-                                                 "conv/conv_mma.cu T=float ACTIVATION=2",
-                                                 "elementwise/activation.cu"]),
+    "elementwise/functors.cuh": ("activation batch_norm_fused", [
+        "elementwise/activation.cu", "norm/batch_norm.cu V=8 T=__half"]),
     "optim/step_state.cu": ("step_state", [""]),
     "reduce/column_sums.cu": ("column_sums", ["T=float O=float V=4", "T=__half O=float V=8",
                                        "T=float O=float V=1"]),
@@ -104,23 +102,24 @@ CASES = {
         "T=__half GRADIENT=1 SH=2 DW=3", "conv/conv_rotate_filters.cu T=__half SH=2 DW=3",
         "T=__half GRADIENT=1 SH=3", "conv/conv_rotate_filters.cu T=__half SH=3",
         "GRADIENT=1 R=3 SH=1", "conv/conv_rotate_filters.cu SH=1 R=3",
-        "T=__half C=8 BIAS=0 ACTIVATION=1 WIDE=1", "T=__half RESIDUAL=1"]),
+        "T=__half C=8 BIAS=0 ACTIVATION=relu WIDE=1", "T=__half RESIDUAL=1"]),
     "conv/gemm.cuh": ("gpu_mma gpu_mma_wgrad", [
         "conv/conv_mma.cu T=__half C=16 GRADIENT=0 R=3 BIAS=0 UNIT=16",
         "conv/conv_mma.cu T=float C=32 GRADIENT=0", "conv/conv_mma.cu T=__half C=3 GRADIENT=0",
         "conv/conv_mma.cu T=__half BK=64",
         "conv/conv_mma_wgrad.cu T=__half O=float BN=32 X_UNIT=16 GY_UNIT=16 PLAIN=0 BM=64 BK=32",
         "conv/conv_mma_wgrad.cu T=__half O=float BN=32 X_UNIT=2 GY_UNIT=16 PLAIN=0 BM=64 BK=32"]),
-    "conv/conv_depthwise.cu": ("gpu_simt", ["R=3 ACTIVATION=0", "R=2 S=3", "T=__half ACTIVATION=0",
-                                "reduce/column_sums.cu"]),
+    "conv/conv_depthwise.cu": ("gpu_simt", [
+        "R=3 ACTIVATION=none", "R=2 S=3", "T=__half ACTIVATION=none", "reduce/column_sums.cu"]),
     "conv/conv_simt.cu": ("gpu_simt", [*SIMT, *simt("R=3 S=3 SH=2 BM=64 BN=32")]),
     "conv/conv_simt_wgrad.cu": ("gpu_simt", [*SIMT, "reduce/column_sums.cu O=float"]),
     "conv/simt.cuh": ("gpu_simt", simt(
         "R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=1 LX=4 LY=4 BM=128 BN=32",
                               "T=double R=3 SH=2 BN=32", "R=2 SH=1 BN=32")),
     "conv/epilogue.cuh": ("gpu_mma", [
-        "conv/conv_mma.cu T=__half MOMENTS=1", "conv/conv_mma.cu T=__half C=8 BIAS=0 ACTIVATION=1",
-        "conv/conv_mma.cu RESIDUAL=1", "conv/conv_mma.cu T=__nv_bfloat16 C=8 ACTIVATION=2",
+        "conv/conv_mma.cu T=__half MOMENTS=1",
+        "conv/conv_mma.cu T=__half C=8 BIAS=0 ACTIVATION=relu",
+        "conv/conv_mma.cu RESIDUAL=1", "conv/conv_mma.cu T=__nv_bfloat16 C=8 ACTIVATION=gelu",
         "conv/conv_mma.cu C=32 MOMENTS=1"]),
     "common/copy.cu": ("undo", [""]),
     "elementwise/dropout.cu": ("dropout", ["", "T=__half", "T=double"]),
@@ -145,7 +144,7 @@ CASES = {
     "common/philox.cuh": ("random dropout augment", [
         "common/philox.cuh", "elementwise/dropout.cu", "data/augment.cu"]),
     "common/rows.cuh": ("batch_norm_fused batch_norm bias_relu", [
-        "norm/batch_norm.cu V=1 ACTIVATION=0", "norm/batch_norm.cu V=4 ACTIVATION=1",
+        "norm/batch_norm.cu V=1 ACTIVATION=none", "norm/batch_norm.cu V=4 ACTIVATION=relu",
         "elementwise/bias_relu.cu V=4"]),
     "common/reduce.cuh": ("clip softmax_cross_entropy", [
         "optim/clip.cu", "loss/softmax_cross_entropy.cu WARPS=1",

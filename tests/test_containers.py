@@ -11,7 +11,9 @@ from check import close, grad_check, host
 from gpuconv import nn
 from gpuconv.autograd import Op, Parameter, Tensor, no_grad
 from gpuconv.backend import get_array_module
+from gpuconv.nn.layers import ACTIVATION_LAYERS
 from gpuconv.nn.observed import observed
+from gpuconv.ops.elementwise import saves_result
 from gpuconv.ops.reduce.reduction import sum_
 
 
@@ -159,8 +161,11 @@ CHAINS = {  # modules on images (2, 6, 6, 8): ops in training, in inference
                        "ConvMaxPool", "ConvMaxPool"),
     "conv relu wide pool": (lambda: [conv(), nn.ReLU(), nn.MaxPool2d(3, 2)],
                             "Conv2d MaxPool2d ReLU", "Conv2d MaxPool2d ReLU"),
-    "conv gelu": (lambda: [conv(bias=True), nn.GELU()], "Conv2d GELU", "Conv2d"),
-    "conv relu": (lambda: [conv(), nn.ReLU()], "Conv2d", "Conv2d"),
+    **{f"conv {name}": (lambda layer=layer: [conv(), layer()], "Conv2d" if saves_result(name) else
+                        f"Conv2d {layer.__name__}", "Conv2d")
+       for layer, name in ACTIVATION_LAYERS.items()},
+    "own activation": (lambda: [conv(), type("Own", (nn.ReLU,), {})()], "Conv2d ReLU",
+                       "Conv2d ReLU"),
     "reflected": (lambda: [conv(padding=1, padding_mode="reflect"), nn.BatchNorm2d(8)],
                   "Pad2d Conv2d BatchNorm", "Pad2d Conv2d BatchNorm"),
     "groups": (lambda: [nn.Conv2d(8, 8, 1, groups=4), nn.MaxPool2d(2)],

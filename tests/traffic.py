@@ -25,6 +25,7 @@ from gpuconv.data.loader import order_of
 from gpuconv.ops.conv import gpu_mma as engine
 from gpuconv.ops.conv.gpu_tile import Tile
 from gpuconv.ops.conv.shape import problem
+from gpuconv.ops.elementwise import FUNCTIONS
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.shape.pad import MODES
@@ -62,8 +63,8 @@ def pool(function: Callable) -> Callable:
 
 
 def activation(make: Callable, o: Any) -> None:
-    for f in (ops.relu, ops.gelu, ops.sigmoid, ops.tanh):
-        both_ways(f, make(*o.shape))
+    for name in FUNCTIONS:
+        both_ways(getattr(ops, name), make(*o.shape))
 
 
 def im2col(make: Callable, o: Any) -> None:
