@@ -6,6 +6,7 @@ import pytest
 
 from check import close
 from gpuconv import models, nn, ops, optim, random
+from gpuconv.nn.layers import ACTIVATION_LAYERS
 
 N, ROUNDS = 128, 15
 SETTINGS = dict(lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)

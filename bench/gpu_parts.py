@@ -11,12 +11,12 @@ BATCHES = 128, 1024  # of the training steps beside PyTorch's
 NETS = ("cifar_convnet, batch 128", "cifar_convnet, batch 1024", "speed-run net, batch 2000",
         "VGG-16, batch 256", "ResNet-50, batch 256")  # of gpu_nets.py, which imports gpuconv
 
-OPS_FIRST = ["tensor_cores", "weight_gradient", "simt", "column_sums", "max_pool", "conv",
+OPS_FIRST = ["gpu_mma", "gpu_mma_wgrad", "gpu_simt", "column_sums", "max_pool", "conv2d",
              "im2col", "linear", "batch_norm", "avg_pool", "activation", "softmax_cross_entropy",
              "bias_relu", "dropout", "augment", "sgd", "adam"]
 NOT_OF_THE_GPU = ["architecture", "check", "gpu_day", "hostcuda", "launches", "mutants", "mutate",
                   "null_driver", "nvrtc", "races", "stand_in", "traffic"]  # of the tests themselves
-BENCHES = [["conv"], ["im2col", "linear"], ["max_pool", "avg_pool", "global_pool"],
+BENCHES = [["conv2d"], ["im2col", "linear"], ["max_pool", "avg_pool", "global_pool"],
            ["batch_norm", "activation"], ["arithmetic", "reduction"],
            ["softmax", "softmax_cross_entropy", "dropout", "augment"], ["sgd", "adam"]]
 

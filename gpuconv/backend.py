@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from gpuconv import free_memory as host_memory
 from gpuconv.checks import check_count, check_plain, is_numeric, no_array, short, type_name
 from gpuconv.device import DeviceInfo, probe
-from gpuconv.free_memory import free_memory as free_host_memory
 from gpuconv.messages import did_you_mean, install, wanted_one_of
 
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray; in an op's arguments also a Tensor
@@ -313,7 +313,7 @@ def free_memory(device: str = "cpu") -> int | None:
     True
     """
     if device == "cpu":
-        return free_host_memory()
+        return host_memory.free_memory()
     cp = cupy()
     number = gpu_number(device)
     with contextlib.nullcontext() if number is None else cp.cuda.Device(number):

@@ -178,7 +178,7 @@ CALLS = {
     "gpuconv.asarray": lambda: [gpc.asarray([1.0, 2.0]), gpc.asarray(gpc.Tensor(a(3)))],
     "gpuconv.device_info": lambda: gpc.device_info(),
     "gpuconv.get_array_module": lambda: gpc.get_array_module(a(2)).__name__,
-    "gpuconv.gradients": lambda: gpc.gradcheck(gpc.ops.tanh, a(3).astype("float64")),
+    "gpuconv.gradcheck": lambda: gpc.gradcheck(gpc.ops.tanh, a(3).astype("float64")),
     "gpuconv.load": lambda: gpc.load(PLACE / "array"),
     "gpuconv.no_grad": lambda: [gpc.no_grad().__enter__(), gpc.Parameter(a(2)) * 2],
     "gpuconv.save": lambda: [gpc.save(PLACE / "new", net().state_dict()),

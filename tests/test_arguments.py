@@ -161,7 +161,7 @@ def test_every_op_refuses_what_resembles_an_array(name, library, monkeypatch, re
     arrays = {parameter: value for parameter, value in bound.arguments.items()
               if isinstance(value, np.ndarray | gpc.Tensor)
               or bound.signature.parameters[parameter].annotation == OPTIONAL_ARRAY}
-    assert arrays or name == "checkpoint"
+    assert arrays or name == "recompute"
     for parameter in bound.arguments:
         bound.arguments[parameter] = there(bound.arguments[parameter])
     for parameter, value in arrays.items():
@@ -479,7 +479,7 @@ def test_reprs_never_show_whole_arrays(xp):
     ema, loader = gpc.optim.EMA(model), gpc.data.Loader(data, 4, mean=[0] * 3, std=[1] * 3)
     for thing in (data, optimizer, found, history, run, ema, loader, gpc.optim.LossScale(optimizer),
                   gpc.Tensor(xp.zeros((300, 300))), gpc.Parameter(xp.zeros((8, 32, 32, 3))),
-                  gpc.train.feed.Floats(xp.zeros((99, 8, 8, 3)), xp.zeros(99)),
+                  gpc.train.batches.Floats(xp.zeros((99, 8, 8, 3)), xp.zeros(99)),
                   gpc.train.Settings()):
         assert len(repr(thing)) < 900, type(thing)
     assert repr(data) == (f"Dataset('many', 2000 images (8, 8, 3), 10000 classes, "

@@ -172,8 +172,8 @@ def test_as_on_huge_arrays(cp, rng, monkeypatch, limit, value):
 def test_many_chunks_are_as_one(rng, monkeypatch):
     x = rng.standard_normal((9, 8, 8, 3)).astype("float32")
     y, gx, gy = run(np, x, 3, 2, 1, gy=rng.standard_normal)
-    for place in ("avg_pool", "cpu.windows"):
-        monkeypatch.setattr(f"gpuconv.ops.{place}.POOL_WORKSPACE", 1)
+    for place in ("avg_pool", "cpu_windows"):
+        monkeypatch.setattr(f"gpuconv.ops.pool.{place}.POOL_WORKSPACE", 1)
     for one, many in zip((y, gx, gy), run(np, x, 3, 2, 1, gy=lambda _: gy), strict=True):
         assert one.tobytes() == many.tobytes()
 

@@ -128,7 +128,7 @@ def test_as_on_huge_arrays(cp, rng, monkeypatch, pool, limit, value):
 def test_many_chunks_are_as_one(rng, monkeypatch, pool):
     x = rng.standard_normal((9, 5, 4, 3)).astype("float32")
     y, gx, gy = run(np, pool, x, rng.standard_normal)
-    for place in ("global_pool", "cpu.largest"):
+    for place in ("pool.global_pool", "engine.maxima"):
         monkeypatch.setattr(f"gpuconv.ops.{place}.POOL_WORKSPACE", 1)
     for one, many in zip((y, gx), run(np, pool, x, lambda _: gy)[:2], strict=True):
         assert one.tobytes() == many.tobytes()

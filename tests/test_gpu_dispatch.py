@@ -67,7 +67,7 @@ def test_candidates_begin_with_the_default_and_are_different(direction):
         found = list(gpu_dispatch.candidates(*args))
         assert found[0] == gpu_dispatch.default(*args) and len(set(found)) == len(found)
         assert {c.engine for c in found} == (
-            {"simt", "explicit"} if dtype == "float64" else {"tensor_cores", "simt", "explicit"})
+            {"simt"} if dtype == "float64" else {"tensor_cores", "simt"})
 
 
 @pytest.mark.parametrize("f", [
@@ -125,6 +125,9 @@ def entry(direction, *timed, p=CONV, dtype="float16", precision="ieee"):
     return (direction, p, dtype, precision), list(timed)
 
 
+OTHER = Choice("tensor_cores", gpu_mma.TILES[0])  # not the default of CONV
+
+
 def arrays(cp, rng):
     return [cp.asarray(rng.standard_normal(s).astype("float16"))
             for s in ((2, 8, 8, 16), (8, 3, 3, 16))]
@@ -132,33 +135,34 @@ def arrays(cp, rng):
 
 def test_a_table_decides_and_only_inside(cp, rng, computed):
     x, w = arrays(cp, rng)
-    with tuned(table(entry("forward", (Choice("simt"), 2.0), (Choice("explicit"), 1.0)))):
+    with tuned(table(entry("forward", (OTHER, 2.0), (Choice("simt"), 1.0)))):
         y = ops.conv2d(x, w, padding=1)
         ops.conv2d(x, w)  # another problem
-        ops.conv2d(x, w, padding=1, activation="relu")  # that explicit cannot do
+        ops.conv2d(x, w, padding=1, activation="relu")
     ops.conv2d(x, w, padding=1)
-    assert [c.engine for _, c in computed] == ["explicit", "tensor_cores", "simt", "tensor_cores"]
+    assert [c.engine for _, c in computed] == ["simt", "tensor_cores", "simt", "tensor_cores"]
     close(y, host(ops.conv2d(x.get(), w.get(), padding=1)), terms=144)
 
 
 def test_a_table_belongs_to_a_thread_and_nests(cp, rng, computed):
     x, w = arrays(cp, rng)
 
-    def engine():
+    def chosen():
         ops.conv2d(x, w, padding=1)
-        return computed[-1][1].engine
+        return computed[-1][1]
 
-    with tuned(table(entry("forward", (Choice("explicit"), 1.0)))):
+    usual = chosen()
+    with tuned(table(entry("forward", (OTHER, 1.0)))):
         with tuned(table(entry("forward", (Choice("simt"), 1.0)))):
-            assert engine() == "simt"
-        assert engine() == "explicit"
+            assert chosen() == Choice("simt")
+        assert chosen() == OTHER
         other = []
-        thread = threading.Thread(target=lambda: other.append(engine()))
+        thread = threading.Thread(target=lambda: other.append(chosen()))
         thread.start(), thread.join()
-        assert other == ["tensor_cores"] and engine() == "explicit"
+        assert other == [usual] != [OTHER] and chosen() == OTHER
         with pytest.raises(KeyError), tuned(table()):
             raise KeyError
-        assert engine() == "explicit"
+        assert chosen() == OTHER
 
 
 def test_a_table_is_a_file(cp, tmp_path):
@@ -255,16 +259,3 @@ def run(cp, captured, dtype, precision):
                                               ("float32", "tf32")])
 def test_a_captured_step_is_the_eager_one(cp, dtype, precision):
     same(run(cp, True, dtype, precision), run(cp, False, dtype, precision))
-
-
-@cp_only
-def test_a_capture_passes_explicit_over(cp, rng, computed):
-    x, w = arrays(cp, rng)
-    stream, pool = cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool()
-    cp.cuda.get_current_stream().synchronize()
-    with stream, cp.cuda.using_allocator(pool.malloc), tuned(
-            table(entry("forward", (Choice("explicit"), 1.0)))):
-        stream.begin_capture()
-        ops.conv2d(x, w, padding=1)
-        stream.end_capture()
-    assert [c.engine for _, c in computed] == ["tensor_cores"]

@@ -165,7 +165,7 @@ def muon(make: Callable, o: Any) -> None:
 def newton_schulz(make: Callable, o: Any) -> None:
     """Its own kernels, without the products of matrices between them."""
     with (unittest.mock.patch("gpuconv.optim.muon.linear", lambda x, w: make(len(x), len(w))),
-          unittest.mock.patch("gpuconv.optim.muon.choice.gradients",
+          unittest.mock.patch("gpuconv.optim.muon.gpu_dispatch.gradients",
                               lambda p, mix, x, *_: (None, x, None))):
         orthogonalized(make(*o.shape), 1)
 

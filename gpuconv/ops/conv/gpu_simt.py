@@ -87,7 +87,7 @@ def forward(p: Problem, x: Array, w: Array, y: Array, *, bias: Array | None = No
 def input_gradient(p: Problem, gy: Array, w: Array, gx: Array) -> None:
     """Gradient of x, for the gradient gy of y."""
     if _is_direct(p):
-        _direct(p, "input_gradient", gx.size, gy, w, gx, gy, w, gx)
+        _direct(p, "dgrad", gx.size, gy, w, gx, gy, w, gx)
     else:
         turned = p._replace(H=p.P, W=p.Q, C=p.K, P=p.H, Q=p.W, K=p.C)
         if p.classes < p.stride[0] * p.stride[1]:
@@ -156,7 +156,7 @@ def _gather(p: Problem, x: Array, w: Array, y: Array, bias: Array | None, residu
 
 def _direct(p: Problem, direction: str, n: int, a: Array, b: Array, c: Array, *arrays: Any,
             activation: str | None = None) -> None:
-    kernels.kernel("conv/conv_depthwise.cu", f"conv_direct_{direction}", T=a.dtype,
+    kernels.kernel("conv/conv_depthwise.cu", f"conv_depthwise_{direction}", T=a.dtype,
                    I=kernels.index(a, b, c), ACTIVATION=activation or "none",
                    BLOCK=kernels.BLOCK, **_window(p))(
         n, *arrays, p.N, p.H, p.W, p.C, p.P, p.Q, p.K, p.groups)
