@@ -102,6 +102,7 @@ class Scale(Module):
     Raises:
         ValueError: factor is not finite.
 
+    >>> import numpy as np
     >>> Scale(0.5)(np.array([3.0, 4.0])).numpy()
     array([1.5, 2. ])
     """
