@@ -11,7 +11,7 @@ from test_train import place, same, tiny, weights
 from gpuconv import backend, nn, optim, random
 from gpuconv.data import Loader
 from gpuconv.ops import softmax_cross_entropy
-from gpuconv.ops.conv.conv2d import conv2d
+from gpuconv.ops.conv import Conv2d
 from gpuconv.train import Callback, Checkpoint, fit
 from gpuconv.train import step as steps
 from gpuconv.train.lr_plan import Rates
@@ -127,8 +127,8 @@ def test_a_schedule_is_asked_once_for_each_length(xp):
 
 
 def test_a_frozen_layer_has_no_backward_pass(monkeypatch):
-    calls, backward = [], conv2d.Conv2d.backward_cpu
-    monkeypatch.setattr(conv2d.Conv2d, "backward_cpu",
+    calls, backward = [], Conv2d.backward_cpu
+    monkeypatch.setattr(Conv2d, "backward_cpu",
                         lambda self, gy: calls.append(1) or backward(self, gy))
     job(stop=0.4)
     assert len(calls) == 5
