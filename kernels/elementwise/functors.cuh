@@ -73,6 +73,16 @@ struct tanh {
     template <class A> static __device__ A gradient(A g, A, A y) { return g * ((A)1 - y * y); }
 };
 
+// y = x s, s = 1 / (1 + e^-x)    slope s (1 + x (1 - s))
+struct silu {
+    static constexpr bool SIMPLE = false;
+    template <class A> static __device__ A value(A x) { return x / ((A)1 + ::exp(-x)); }
+    template <class A> static __device__ A gradient(A g, A x, A) {
+        const A s = sigmoid::value(x);
+        return g * (s * fma(x, (A)1 - s, (A)1));
+    }
+};
+
 // y = e^x                        slope y
 struct exp {
     static constexpr bool SIMPLE = false;

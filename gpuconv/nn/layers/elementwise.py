@@ -10,7 +10,7 @@ from gpuconv.nn.module import Module
 from gpuconv.ops.elementwise import ACTIVATIONS, dropout, mul
 from gpuconv.recompute import replay
 
-__all__ = ["GELU", "Dropout", "Identity", "ReLU", "Scale", "Sigmoid", "Tanh"]
+__all__ = ["GELU", "Dropout", "Identity", "ReLU", "Scale", "SiLU", "Sigmoid", "Tanh"]
 
 
 class Activation(Module):
@@ -47,9 +47,15 @@ class Tanh(Activation):
     name = "tanh"
 
 
+class SiLU(Activation):
+    """y = x / (1 + exp(-x))."""
+
+    name = "silu"
+
+
 # The layers that can be fused. Their subclasses are not here: they may compute something else.
 ACTIVATION_LAYERS: dict[type[Module], str] = {
-    layer: layer.name for layer in (ReLU, GELU, Sigmoid, Tanh)}
+    layer: layer.name for layer in (ReLU, GELU, Sigmoid, Tanh, SiLU)}
 
 
 class Dropout(Module):

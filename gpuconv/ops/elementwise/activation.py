@@ -4,6 +4,7 @@
     gelu     y = x * F(x)          gx = gy * (F(x) + x * f(x))
     sigmoid  y = 1 / (1 + e^-x)    gx = gy * y * (1 - y)
     tanh     y = tanh(x)           gx = gy * (1 - y*y)
+    silu     y = x * s             gx = gy * s * (1 + x * (1 - s)),   s = 1 / (1 + e^-x)
     exp      y = e^x               gx = gy * y
     log      y = ln(x)             gx = gy / x
     neg      y = -x                gx = -gy
@@ -29,7 +30,7 @@ from gpuconv.ops.elementwise.cpu_relu import masked, nonzero, rectify
 from gpuconv.ops.elementwise.function import Elementwise
 from gpuconv.ops.engine.elements import wide, write
 
-__all__ = ["exp", "gelu", "log", "neg", "relu", "sigmoid", "tanh"]
+__all__ = ["exp", "gelu", "log", "neg", "relu", "sigmoid", "silu", "tanh"]
 
 
 def relu(x: Array) -> Array:
@@ -159,6 +160,44 @@ class Tanh(Elementwise):
         np.multiply(out, gy, out=out)
 
 
+def silu(x: Array) -> Array:
+    """Sigmoid-weighted linear unit, also called swish: ``y = x / (1 + e^-x)``.
+
+    As in PyTorch y is NaN at -inf, and its slope is NaN at -inf and inf.
+
+    Source: Elfwing, Uchibe, Doya, "Sigmoid-weighted linear units for neural network function
+    approximation in reinforcement learning", 2017; Ramachandran, Zoph, Le, "Searching for
+    activation functions", 2017.
+
+    >>> silu(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([-0.2689,  0.    ,  0.7311])
+    """
+    return SiLU.apply(x)
+
+
+class SiLU(Elementwise):
+    """Saves: x."""
+
+    name, saves = "silu", "x"
+
+    @staticmethod
+    def value(x, out):
+        np.negative(x, out=out)
+        np.exp(out, out=out)
+        np.add(out, 1, out=out)
+        np.divide(x, out, out=out)
+
+    @staticmethod
+    def gradient(gy, x, out):
+        s = threads.workspace("silu", out.size, out.dtype)
+        Sigmoid.value(x, s)
+        np.subtract(1, s, out=out)
+        np.multiply(out, x, out=out)
+        np.add(out, 1, out=out)
+        np.multiply(out, s, out=out)
+        np.multiply(out, gy, out=out)
+
+
 def exp(x: Array) -> Array:
     """Exponential: ``y = e^x``.
 
@@ -211,7 +250,7 @@ class Neg(Elementwise):
 # -- the table -----------------------------------------------------------------------------
 
 # An activation has a layer in nn, and other ops take its name as an argument.
-ACTIVATIONS = {op.name: op for op in (ReLU, GELU, Sigmoid, Tanh)}
+ACTIVATIONS = {op.name: op for op in (ReLU, GELU, Sigmoid, Tanh, SiLU)}
 FUNCTIONS = ACTIVATIONS | {op.name: op for op in (Exp, Log, Neg)}
 
 
@@ -220,7 +259,8 @@ def check_activation(op: str, activation: str | None) -> None:
 
     >>> check_activation("batch_norm", "step")
     Traceback (most recent call last):
-    ValueError: batch_norm: activation is 'step', wanted None, 'relu', 'gelu', 'sigmoid' or 'tanh'
+    ValueError: batch_norm: activation is 'step', wanted None, 'relu', 'gelu', 'sigmoid', 'tanh' \
+or 'silu'
     """
     check_choice(op, "activation", activation, (None, *ACTIVATIONS))
 
