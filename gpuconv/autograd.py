@@ -8,8 +8,7 @@ to the oldest. Four rules keep it small:
                                              ``self`` stays alive, and reference counts free it
     inside the graph sums are out of place   two branches may have been handed one array
     a leaf owns its gradient                 first write copies, later ones add in place, so
-                                             ``grad`` keeps its address, or may be a view into
-                                             a flat buffer of all gradients
+                                             ``grad`` keeps its address, perhaps in a flat buffer
 """
 
 import contextlib
@@ -62,13 +61,7 @@ class Tensor:
 
     if TYPE_CHECKING:  # gpuconv.ops puts these here: the tape itself knows no op
         def __add__(self, other: Any) -> "Tensor": ...
-        def __radd__(self, other: Any) -> "Tensor": ...
-        def __sub__(self, other: Any) -> "Tensor": ...
-        def __rsub__(self, other: Any) -> "Tensor": ...
-        def __mul__(self, other: Any) -> "Tensor": ...
-        def __rmul__(self, other: Any) -> "Tensor": ...
-        def __truediv__(self, other: Any) -> "Tensor": ...
-        def __rtruediv__(self, other: Any) -> "Tensor": ...
+        __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__
         def __matmul__(self, other: Any) -> "Tensor": ...
         def __rmatmul__(self, other: Any) -> "Tensor": ...
         def __neg__(self) -> "Tensor": ...
@@ -84,7 +77,7 @@ class Tensor:
     __array_ufunc__ = None  # numpy_array + tensor asks the tensor
 
     def __init__(self, data: Array, requires_grad: bool = False):
-        self._data = np.asarray(data) if isinstance(data, np.generic) else data
+        self._data: Array = np.asarray(data) if isinstance(data, np.generic) else data
         if data is None:
             raise TypeError(f"{type(self).__name__}: data is {no_array(data)}")
         check_arrays(type(self).__name__, data=self._data)
@@ -134,8 +127,7 @@ class Tensor:
         """The memory, for another library to share: ``torch.from_dlpack(y.detach())``.
 
         Raises:
-            BufferError: a gradient is wanted here, and would not see what the other library does;
-                or the array is one that DLPack, or those who read it, cannot take: says which.
+            BufferError: requires_grad is set, or the array is of a kind that DLPack cannot share.
         """
         if self.requires_grad:
             raise BufferError("a Tensor with requires_grad is not handed over, since its gradient "
@@ -146,8 +138,7 @@ class Tensor:
         if self.dtype.name == "bfloat16" and not is_gpu(self._data):
             raise BufferError("NumPy cannot hand bfloat16 over: pass .data.view('uint16'), and "
                               "view that as bfloat16 on the other side")
-        array: Any = self._data
-        return array.__dlpack__(**options)
+        return self._data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """(1, 0) on the CPU, (2, number) on a GPU."""
@@ -224,10 +215,7 @@ class Parameter(Tensor):
 
     @property
     def holder(self) -> Any:
-        """The object whose buffers ``data`` and ``grad`` lie in, if it is still there, else None.
-
-        Of an optimiser it is a ``Flat``.
-        """
+        """The object whose buffers hold ``data`` and ``grad``, an optimiser's ``Flat``; or None."""
         return None if self._holder is None else self._holder()
 
     def rebind(self, data: Array, grad: Array | None = None, holder: Any = None) -> None:
@@ -252,6 +240,19 @@ class Op:
     needs: tuple[bool, ...]
     parents: tuple[Any, ...]
     serial: int
+
+    @property
+    def depends_on(self) -> str | tuple[str, ...]:
+        """Pixels of an input that an output pixel depends on; a tuple has a word for each input.
+
+        "pixel": the same pixel; "window": those under ``self.window``; "all": all of the image.
+        """
+        return "pixel"
+
+    @property
+    def multiply_adds(self) -> int:
+        """Number of products that the forward pass adds up."""
+        return 0
 
     def __call__(self, *inputs: Any) -> Any:
         """Apply to arrays (gives an array), or with any Tensor among them (gives a Tensor)."""
@@ -377,8 +378,7 @@ def _add_grads(gradients: dict[Tensor, Array]) -> None:
     accumulate((leaf.grad, g) for leaf, g in gradients.items() if leaf.grad is not None)
     for leaf, g in gradients.items():
         if leaf.grad is None:
-            xp = get_array_module(leaf.data)
-            leaf.grad = xp.array(g, order="C")  # a copy: g may have other owners
+            leaf.grad = get_array_module(leaf.data).array(g, order="C")  # a copy: g may be shared
 
 
 def _check_like(what: str, g: Any, tensor: Tensor) -> None:

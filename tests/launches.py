@@ -30,7 +30,7 @@ from gpuconv.ops.conv.shape import problem
 from gpuconv.ops.elementwise import ACTIVATIONS, FUNCTIONS
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
-from gpuconv.ops.shape.reshape import pad
+from gpuconv.ops.shape import pad
 from gpuconv.ops.window import Window
 from gpuconv.train import step
 from hostcuda import parted

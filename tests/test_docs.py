@@ -115,7 +115,7 @@ def test_docstrings_have_their_sections(site):
 
 
 def test_a_formula_is_code_and_a_product_is_no_emphasis(site):
-    formula = text_of(site / "gpuconv/ops/max_pool.html").split("<pre>")[1].split("</pre>")[0]
+    formula = text_of(site / "gpuconv/ops/pool/max_pool.html").split("<pre>")[1].split("</pre>")[0]
     assert formula.count("\n") >= 2 and "gx[n,h,w,c] = sum of gy[n,p,q,c]" in formula
     assert "(N, H*W*C)" in text_of(site / "gpuconv/nn.html")
 

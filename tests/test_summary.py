@@ -1,4 +1,4 @@
-"""nn.summary against PyTorch, the course notes' numbers, and perturbed pixels."""
+"""nn.summary against PyTorch and the course notes' numbers."""
 
 import dataclasses
 import io
@@ -138,56 +138,6 @@ def test_the_models_add_up():
                                           + 6 * 128 * 64 + 128 * 16 + 10)
     assert found.rows[-2].activation_bytes == 0  # a view
     assert json.loads(json.dumps(dataclasses.asdict(found)))["rows"][0]["filter"] == [3, 3]
-
-
-# -- receptive fields --------------------------------------------------------------------
-
-
-def brute(model, H, W):
-    """Height and width of the part of the image where a pixel, changed, changes the middle of y."""
-    rng = np.random.default_rng(0)
-    for p in model.parameters():
-        p.data = rng.uniform(0.5, 1, p.shape)
-    x = np.repeat(rng.uniform(0.5, 1, (1, H, W, 1)), H * W + 1, axis=0)
-    x[np.arange(H * W), np.arange(H * W) // W, np.arange(H * W) % W] += 1000
-    y = model.eval()(x).numpy()
-    y = y[:, y.shape[1] // 2, y.shape[2] // 2, 0] if y.ndim == 4 else y[:, 0]
-    seen = (y[:-1] != y[-1]).reshape(H, W)
-    return tuple(int(np.ptp(np.flatnonzero(seen.any(axis=axis)))) + 1 for axis in (1, 0))
-
-
-NETS = {
-    "conv": lambda: [nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, (3, 5))],
-    "stride": lambda: [nn.Conv2d(1, 2, 3, stride=2), nn.Conv2d(2, 1, 3, stride=(2, 1)),
-                       nn.Conv2d(1, 1, 2)],
-    "dilation": lambda: [nn.Conv2d(1, 2, 3, dilation=(2, 3)), nn.BatchNorm2d(2),
-                         nn.Conv2d(2, 1, 2, dilation=2, padding=1)],
-    "pools": lambda: [nn.Conv2d(1, 1, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(1, 1, 3),
-                      nn.AvgPool2d(3, stride=2), nn.GELU()],
-    "residual": lambda: [nn.Conv2d(1, 2, 3, padding=1), nn.Residual(
-        nn.Conv2d(2, 2, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1),
-        shortcut=nn.Conv2d(2, 2, 1, stride=2)), nn.Conv2d(2, 1, 3, padding=1)],
-    "long shortcut": lambda: [nn.Residual(nn.Conv2d(1, 1, 3, padding=1),
-                                          shortcut=nn.Conv2d(1, 1, 7, padding=3))],
-    "flatten": lambda: [nn.Conv2d(1, 1, 3), nn.Flatten(), nn.Linear(22 * 18, 1)],
-    "global": lambda: [nn.Conv2d(1, 2, 3), nn.GlobalAvgPool2d(), nn.Linear(2, 1)],
-    "beyond the image": lambda: [nn.Conv2d(1, 1, 9, dilation=3, padding=12),
-                                 nn.Conv2d(1, 1, 9, padding=4)],
-}
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_the_receptive_field_is_what_a_changed_pixel_reaches(name):
-    net = nn.Sequential(*NETS[name]()).to("float64")
-    H, W = 24, 20
-    assert nn.summary(net, (H, W, 1)).rows[-1].receptive_field == brute(net, H, W)
-
-
-def test_fields_grow_layer_by_layer():
-    found = nn.summary(models.cifar_convnet(image=64), (64, 64, 3))
-    fields = [row.receptive_field[0] for row in found.rows if row.filter]
-    assert fields == [3, 5, 6, 10, 14, 16, 24, 32, 36]
-    assert found.rows[-1].receptive_field == (64, 64)
 
 
 # -- modules of all kinds ----------------------------------------------------------------

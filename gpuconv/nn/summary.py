@@ -12,25 +12,21 @@ counts is what is computed, also in modules that users write.
 Source: CS231n notes, "Convolutional networks", on parameter sharing.
 """
 
-import contextlib
 import dataclasses
 import math
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from gpuconv import autograd
+from gpuconv import autograd, recompute
 from gpuconv.autograd import Op, Parameter, Tensor
-from gpuconv.backend import asarray
+from gpuconv.backend import asarray, get_array_module
 from gpuconv.checks import check_count, check_kind
 from gpuconv.checks import short as short_repr
-from gpuconv.nn.geometry import Field, cropped, field, multiply_adds, positions, window_of
 from gpuconv.nn.module import Module
 from gpuconv.nn.observed import observed, untouched
-from gpuconv.ops.conv import Conv2d
-from gpuconv.ops.shape import Pad2d, Reshape
+from gpuconv.nn.receptive_field import Field, cropped, field, positions, windowed
 from gpuconv.ops.window import Pair
 
 WIDE = 112  # columns of a terminal that show every column
@@ -136,7 +132,7 @@ def summary(model: Module, input_shape: tuple[int, ...] = (32, 32, 3)) -> Summar
     shape = tuple(check_count("summary", "a size of input_shape", n) for n in input_shape)
     x = Tensor(asarray(np.zeros((1, *shape), model.dtype), model.device), requires_grad=True)
     reader = _Reader(x)
-    with untouched(model), _recording(), np.errstate(all="ignore"):
+    with untouched(model), autograd.grad(), recompute.disabled(), np.errstate(all="ignore"):
         model.eval()
         with observed(model, reader.around):
             model(x)
@@ -175,7 +171,7 @@ class _Reader:
         ops = self.stack.pop()
         own = [p for p in vars(module).values() if isinstance(p, Parameter)]
         if isinstance(y, Tensor) and (leaf or own or any(
-                multiply_adds(op) or window_of(op) for op in ops)):
+                op.multiply_adds or windowed(op) for op in ops)):
             self.rows.insert(place, self.row(path, module, ops, own, inputs, y))
         return y
 
@@ -189,22 +185,23 @@ class _Reader:
                 new.append(op)
                 todo.extend(op.parents)
         for op in sorted(new, key=lambda op: op.serial):
-            known = [self.fields[p] for p in op.parents if p in self.fields]
-            if known:
-                self.fields[op] = field(op, known, self.image)
+            seen = field(op, [self.fields.get(p) for p in op.parents], self.image)
+            if seen:
+                self.fields[op] = seen
             self.stack[-1].append(op)
 
     def row(self, path: str, module: Module, ops: list[Op], own: list[Parameter],
             inputs: Any, y: Tensor) -> Row:
-        windows = [op for op in ops if window_of(op)]
-        window = window_of(windows[0]) if len(windows) == 1 else None
-        padded = next((op.pads for op in ops if isinstance(op, Pad2d)), None)
+        windows = [part for op in ops for part in windowed(op)]
+        window = windows[0].window if len(windows) == 1 else None
+        padded = next((op.pads for op in ops if hasattr(op, "pads")), None)
         padding = (padded or window.pad) if window else None
-        convolutions = [op for op in ops if isinstance(op, Conv2d)]
         parameters = sum(p.size for p in own)
-        copies = sum((math.prod(positions(op)) - 1) * (math.prod(op.w_shape) +
-                     (op.w_shape[0] if len(op.needs) > 2 else 0)) for op in convolutions)
-        copied = y.creator in ops and not all(isinstance(op, Reshape) for op in ops)
+        copies = sum((math.prod(positions(op)) - 1) * getattr(op, "shared_parameters", 0)
+                     for op in windows)
+        copied = y.creator in ops and not any(
+            get_array_module(y.data).may_share_memory(y.data, v.data)
+            for v in inputs if isinstance(v, Tensor))
         return Row(
             path=path, kind=type(module).__name__, arguments=module.arguments(),
             input=next((v.shape[1:] for v in inputs if isinstance(v, Tensor)), ()),
@@ -213,20 +210,9 @@ class _Reader:
             padding=padding, dilation=window.dilation if window else None,
             cropped=cropped(windows[0], padding) if padding else "",
             parameters=parameters, unshared=parameters + copies,
-            multiply_adds=sum(map(multiply_adds, ops)),
+            multiply_adds=sum(op.multiply_adds for op in ops),
             activation_bytes=y.data.nbytes if copied else 0,
             receptive_field=self.fields.get(y.creator or y, Field((0, 0))).size)
-
-
-@contextlib.contextmanager
-def _recording() -> Iterator[None]:
-    """The tape is written, even inside ``no_grad``."""
-    mode = autograd._mode
-    before, mode.recording = mode.recording, True
-    try:
-        yield
-    finally:
-        mode.recording = before
 
 
 # -- text --------------------------------------------------------------------------------

@@ -159,6 +159,11 @@ def broadcast_to(array, shape):
     return ndarray(np.broadcast_to(array.host, shape), array.memory)
 
 
+def may_share_memory(a, b, max_work=None):
+    """Do the bounds of two arrays overlap?"""
+    return np.may_share_memory(a.host, b.host)
+
+
 def copyto(dst, src, casting="same_kind", where=None):
     """dst[...] = src."""
     if where is not None:

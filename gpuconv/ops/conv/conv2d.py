@@ -21,6 +21,7 @@ rounded once with it; the CPU runs the ops one after the other. An activation wh
 its argument, such as GELU, is an op of its own if a gradient is needed.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -185,12 +186,25 @@ def _window(image: Pair, size: Pair, stride: Pair,
 class Conv2d(Op):
     """Saves: x if w needs a gradient, w if x does; y if an activation is fused."""
 
+    depends_on = "window", "all", "all", "pixel"  # x, w, b, residual
     fused: Elementwise | None = None
+    biased = False
 
     def __init__(self, window: Window, groups: int, precision: str = "ieee",
                  activation: str | None = None):
         self.window, self.groups = window, groups
         self.precision, self.activation = precision, activation
+
+    @property
+    def multiply_adds(self) -> int:
+        """Number of products: N P Q K R S C/groups, those with padding counted."""
+        positions = self.window.out_shape(*self.x_shape[1:3])
+        return self.x_shape[0] * math.prod(positions) * math.prod(self.w_shape)
+
+    @property
+    def shared_parameters(self) -> int:
+        """Number of weights and biases, which all positions of the window share."""
+        return math.prod(self.w_shape) + self.biased * self.w_shape[0]
 
     def save(self, x: Array, w: Array) -> Array:
         """Keep what the gradients that were asked for will read; return the taps to compute with.
@@ -225,7 +239,7 @@ class Conv2d(Op):
     # -- CPU: cpu_dispatch.py --------------------------------------------------------
 
     def forward_cpu(self, x, w, b=None):
-        taps = self.save(x, w)
+        taps, self.biased = self.save(x, w), b is not None
         P, Q = self.window.out_shape(*x.shape[1:3])
         y = memory.empty((len(x), P, Q, len(w)), x.dtype)
         cpu_dispatch.correlate(x, taps, b, self.slide, self.groups, y)
@@ -254,7 +268,7 @@ class Conv2d(Op):
     # -- GPU: gpu_dispatch.py ----------------------------------------------------------
 
     def forward_gpu(self, x, w, b=None, residual=None):
-        taps = self.save(x, w)
+        taps, self.biased = self.save(x, w), b is not None
         p = self.problem
         y = cupy().empty(self.y_shape, x.dtype)
         gpu_dispatch.forward(p, x, taps, y, self.precision, bias=b, residual=residual,

@@ -84,9 +84,21 @@ class ConvBatchNorm(Op):
     That is x, w, the marks of the pool, and z, from which BatchNorm computes xhat again.
     """
 
+    depends_on = "window", "all", "all", "all", "pixel"  # x, w, gamma, beta, residual
+
     def __init__(self, conv: Conv2d, pool: bool, norm: BatchNorm):
         self.conv, self.norm = conv, norm
         self.pool = HalvingPool(HALVES) if pool else None
+
+    @property
+    def fused_ops(self) -> tuple[Op, ...]:
+        """The ops that x goes through."""
+        return self.conv, *([self.pool] if self.pool else []), self.norm
+
+    @property
+    def multiply_adds(self) -> int:
+        """Number of products of the convolution."""
+        return self.conv.multiply_adds
 
     def forward_gpu(self, x: Any, w: Any, gamma: Any, beta: Any, residual: Any = None) -> Any:
         conv, pool, norm = self.conv, self.pool, self.norm

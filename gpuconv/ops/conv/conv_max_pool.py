@@ -70,12 +70,25 @@ class HalvingPool(MaxPool2d):
 class ConvMaxPool(Op):
     """Saves: what ``Conv2d`` and ``MaxPool2d`` save, and y if there is an activation."""
 
+    depends_on = "window", "all", "all"  # x, w, b
+
     def __init__(self, conv: Conv2d, activation: str | None):
         self.conv, self.activation, self.pool = conv, activation, HalvingPool(HALVES)
+
+    @property
+    def fused_ops(self) -> tuple[Op, ...]:
+        """The ops that x goes through; the activation changes no shape."""
+        return self.conv, self.pool
+
+    @property
+    def multiply_adds(self) -> int:
+        """Number of products of the convolution."""
+        return self.conv.multiply_adds
 
     def forward_gpu(self, x: Any, w: Any, b: Any) -> Any:
         conv, pool = self.conv, self.pool
         conv.needs, pool.needs = self.needs, (any(self.needs),)
+        conv.biased = b is not None
         taps = conv.save(x, w)
         fused = gpu_dispatch.forward_fused(conv.problem, x, taps, conv.precision, bias=b,
                                      activation=self.activation, pool=True)

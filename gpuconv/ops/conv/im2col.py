@@ -115,6 +115,8 @@ def col_shape(x_shape: tuple[int, ...], window: Window) -> tuple[int, int, int, 
 class Im2col(Op):
     """Saves: the shape of x."""
 
+    depends_on, multiply_adds = "window", 0
+
     def __init__(self, window: Window):
         self.window = window
 
@@ -135,6 +137,8 @@ class Im2col(Op):
 
 class Col2im(Op):
     """Saves: nothing."""
+
+    depends_on, multiply_adds = "all", 0
 
     def __init__(self, window: Window, x_shape: tuple[int, ...]):
         self.window, self.x_shape = window, x_shape

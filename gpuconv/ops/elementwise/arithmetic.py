@@ -101,6 +101,8 @@ def _gradient(shape: tuple[int, ...], f: Callable[..., Array], gy: Array, *saved
 class Add(Op):
     """Saves: the two shapes."""
 
+    depends_on, multiply_adds = "pixel", 0
+
     def forward_cpu(self, a, b):
         self.shapes = _shape(a), _shape(b)
         return calculate(operator.add, a, b)
@@ -114,6 +116,8 @@ class Add(Op):
 
 class Sub(Op):
     """Saves: the two shapes."""
+
+    depends_on, multiply_adds = "pixel", 0
 
     def forward_cpu(self, a, b):
         self.shapes = _shape(a), _shape(b)
@@ -129,6 +133,8 @@ class Sub(Op):
 
 class Mul(Op):
     """Saves: the shapes, and each operand if the other one needs a gradient."""
+
+    depends_on, multiply_adds = "pixel", 0
 
     def forward_cpu(self, a, b):
         self.shapes = _shape(a), _shape(b)
@@ -146,6 +152,8 @@ class Mul(Op):
 
 class Div(Op):
     """Saves: the shapes, b if anything needs a gradient, a if b does."""
+
+    depends_on, multiply_adds = "pixel", 0
 
     def forward_cpu(self, a, b):
         self.shapes = _shape(a), _shape(b)

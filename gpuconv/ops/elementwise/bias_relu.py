@@ -50,6 +50,7 @@ def bias_relu(x: Array, b: Array) -> Array:
 class BiasReLU(Op):
     """Saves: on the CPU where y is not 0, one bit each; on the GPU y, which the next op reads."""
 
+    depends_on, multiply_adds = "pixel", 0
     positive: Any
 
     def forward_cpu(self, x, b):

@@ -87,6 +87,8 @@ def _check_counter(counter: Array, x: Array, key: tuple[int, int] | None) -> Non
 class Dropout(Op):
     """Saves: no array; p, key, step, and the counter it was given."""
 
+    depends_on, multiply_adds = "pixel", 0
+
     def __init__(self, p: float, key: tuple[int, int], step: int, counter: Array | None = None):
         self.key, self.step, self.counter = key, step, counter
         self.threshold = math.ceil(p * 2**32)  # word >= threshold is word >= p * 2**32

@@ -32,6 +32,7 @@ class Elementwise(Op):
             None.
     """
 
+    depends_on, multiply_adds = "pixel", 0
     name: str
     saves: str
     value: Callable[..., Any]

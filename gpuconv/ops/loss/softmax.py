@@ -51,8 +51,15 @@ def _axis(op: str, x: Array, axis: int) -> int:
 class Softmax(Op):
     """Saves: y, in the accumulator dtype."""
 
+    multiply_adds = 0
+
     def __init__(self, axis):
         self.axis = axis
+
+    @property
+    def depends_on(self) -> str:
+        """Pixels of x: all of them along an axis of pixels, of tokens or of a flattened volume."""
+        return "all" if self.axis in (1, 2) else "pixel"
 
     def total(self, v):
         """Return the sums of v along the axis, which stays with size 1, in the dtype of v."""

@@ -84,6 +84,7 @@ class SoftmaxCrossEntropy(Op):
     flushed small probabilities to zero by then.
     """
 
+    depends_on, multiply_adds = "all", 0
     gz: Any
 
     def __init__(self, label_smoothing: float, reduction: str):

@@ -74,6 +74,16 @@ class Linear(Op):
     def __init__(self, precision: str = "ieee", activation: str | None = None):
         self.precision, self.activation = precision, activation
 
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        """Pixels of x, w and b: of x the same pixel, unless its pixels lie in the last axis."""
+        return "pixel" if len(self.x_shape) == 4 else "all", "all", "all"
+
+    @property
+    def multiply_adds(self) -> int:
+        """Number of products: K for each number of x."""
+        return math.prod(self.x_shape) * self.w_shape[0]
+
     def forward_cpu(self, x, w, b):
         rows = self.keep(x, w)
         y = gemm(wide(rows), wide(w).T)

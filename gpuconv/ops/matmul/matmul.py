@@ -6,6 +6,7 @@ Leading axes are a batch, and broadcast; a gradient is summed over those along w
 broadcast. 16-bit numbers are summed in float32 and rounded once.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,19 @@ class MatMul(Op):
 
     a: Any
     b: Any
+
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        """Pixels of a and b: of images a the same pixel."""
+        return "pixel" if len(self.shapes[0]) == 4 else "all", "all"
+
+    @property
+    def multiply_adds(self) -> int:
+        """Number of products: N C K for each pair of matrices."""
+        a, b = self.shapes
+        rows = a if len(a) > 1 else (1, *a)        # (..., N, C)
+        columns = b[-1] if len(b) > 1 else 1       # K
+        return math.prod(np.broadcast_shapes(a[:-2], b[:-2])) * rows[-2] * rows[-1] * columns
 
     def forward_cpu(self, a, b):
         return self.product(wide(a), wide(b), a, b).astype(a.dtype, copy=False)

@@ -152,6 +152,7 @@ class BatchNorm(Op):
     beta, x and the residual as well; with ReLU on the CPU one bit for each element of y.
     """
 
+    multiply_adds = 0
     x: Any
     gamma: Any
     mean: Any
@@ -163,6 +164,11 @@ class BatchNorm(Op):
         self.running, self.batches = (running_mean, running_var), batches
         self.training, self.activation = training, activation
         self.momentum, self.eps = momentum, eps
+
+    @property
+    def depends_on(self) -> str:
+        """Pixels of x: the same one in inference; in training all, through mean and variance."""
+        return "all" if self.training else "pixel"
 
     # -- CPU -------------------------------------------------------------------------
 
@@ -182,7 +188,6 @@ class BatchNorm(Op):
                 self.batches += 1
         else:
             mean, var = np.zeros(x.shape[-1]), np.ones(x.shape[-1])
-
         inv_std = (1 / np.sqrt(var + self.eps)).astype(wide)
         scale = inv_std if gamma is None else gamma.astype(wide) * inv_std
         center = mean.astype(wide) if cpu_batch.far(mean, var) else np.zeros_like(inv_std)
@@ -225,14 +230,10 @@ class BatchNorm(Op):
 
     def forward_gpu(self, x: Any, gamma: Any, beta: Any, residual: Any = None,
                     moments: Any = None, moment_rows: int = 0) -> Any:
-        """The value.
+        """Return y.
 
-        Args:
-            x, gamma, beta, residual: the operands.
-            moments: (means, variances), each (slices, C) in the accumulator dtype: those of
-                moment_rows consecutive rows of x.reshape(-1, C); the last slice holds what is
-                left. They take the place of a pass over x.
-            moment_rows: of a slice.
+        ``moments`` replaces a pass over x: means and variances of slices of x.reshape(-1, C), each
+        (slices, C) in the accumulator dtype. A slice has ``moment_rows`` rows, the last one fewer.
         """
         cp, C, wide = cupy(), x.shape[-1], accumulator(x.dtype)
         V = row_partition.channels(x, gamma, beta, residual)

@@ -71,6 +71,8 @@ def avg_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None
 class AvgPool2d(Op):
     """Saves: the shape of x."""
 
+    depends_on, multiply_adds = "window", 0
+
     def __init__(self, window: Window, count_include_pad: bool = True):
         self.window, self.count_include_pad = window, count_include_pad
 

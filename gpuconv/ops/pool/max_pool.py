@@ -75,6 +75,7 @@ class MaxPool2d(Op):
     A window of over 256 pixels makes argmax int32. With ``mark`` it is saved in any case.
     """
 
+    depends_on, multiply_adds = "window", 0
     argmax: Any
 
     def __init__(self, window: Window, mark: bool = False):

@@ -77,8 +77,15 @@ def max_(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 class Reduction(Op):
     """What all of them know: ``axes``, rising, and the shape of x."""
 
+    multiply_adds = 0
+
     def __init__(self, axes, keepdims):
         self.axes, self.keepdims = axes, keepdims
+
+    @property
+    def depends_on(self) -> str:
+        """Pixels of x: the same one, where x is images and only channels or images are reduced."""
+        return "all" if len(self.x_shape) != 4 or {1, 2} & {*self.axes} else "pixel"
 
     def measure(self, x):
         """Note the shape of x, how much becomes one element, and the shape that y keeps."""

@@ -68,6 +68,8 @@ def pad2d(x: Array, padding: IntOrPair | tuple[Pair, Pair], mode: str = "zeros")
 class Pad2d(Op):
     """Saves: nothing but the numbers it was made with."""
 
+    depends_on, multiply_adds = "pixel", 0
+
     def __init__(self, pads: tuple[Pair, Pair], mode: str):
         self.pads, self.mode = pads, mode
 

@@ -136,6 +136,8 @@ def _index(part: Any) -> Any:
 class Reshape(Op):
     """Saves: the shape of x."""
 
+    depends_on, multiply_adds = "pixel", 0
+
     def __init__(self, shape):
         self.shape = shape
 
@@ -152,6 +154,8 @@ class Reshape(Op):
 class Transpose(Op):
     """Saves: the order of the axes."""
 
+    depends_on, multiply_adds = "pixel", 0
+
     def __init__(self, axes):
         self.axes = axes
 
@@ -166,6 +170,8 @@ class Transpose(Op):
 
 class GetItem(Op):
     """Saves: the key and the shape of x."""
+
+    depends_on, multiply_adds = "pixel", 0
 
     def __init__(self, key):
         self.key = key
