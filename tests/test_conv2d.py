@@ -291,7 +291,7 @@ def test_relu_in_the_op_keeps_y_and_nothing_else(cp):
     x, w = cp.ones((1, 4, 4, 2), "float32"), cp.ones((3, 3, 3, 2), "float32")
     y = conv2d(x, Tensor(w, requires_grad=True), activation="relu")
     op = y.creator
-    assert op.fused.saved is y.data and op.x is x and op.w is None
+    assert op.activation_op.saved is y.data and op.x is x and op.w is None
     assert type(op).__name__ == "Conv2d"
     gelu_of = conv2d(x, Tensor(w, requires_grad=True), activation="gelu").creator
     assert type(gelu_of).__name__ == "GELU"

@@ -187,7 +187,7 @@ class Conv2d(Op):
     """Saves: x if w needs a gradient, w if x does; y if an activation is fused."""
 
     depends_on = "window", "all", "all", "pixel"  # x, w, b, residual
-    fused: Elementwise | None = None
+    activation_op: Elementwise | None = None
     biased = False
 
     def __init__(self, window: Window, groups: int, precision: str = "ieee",
@@ -273,12 +273,12 @@ class Conv2d(Op):
         y = cupy().empty(self.y_shape, x.dtype)
         gpu_dispatch.forward(p, x, taps, y, self.precision, bias=b, residual=residual,
                        activation=self.activation)
-        self.fused = fused_activation(self.activation, y, self.needs)
+        self.activation_op = fused_activation(self.activation, y, self.needs)
         return y
 
     def backward_gpu(self, gy):
-        if self.fused:
-            gy, = self.fused.backward_gpu(gy)
+        if self.activation_op:
+            gy, = self.activation_op.backward_gpu(gy)
         gx, gw, gb = gpu_dispatch.gradients(self.problem, gy, self.x, self.w, self.needs,
                                             self.precision)
         if gw is not None and not (self.all_taps and self.level.meets):

@@ -99,12 +99,12 @@ class ConvMaxPool(Op):
             gpu_dispatch.forward(conv.problem, x, taps, z, conv.precision, bias=b,
                                  activation=self.activation)
             y = pool.forward_gpu(z)
-        self.fused = fused_activation(self.activation, y, self.needs)
+        self.activation_op = fused_activation(self.activation, y, self.needs)
         return y
 
     def backward_gpu(self, gy: Any) -> tuple:
-        if self.fused:
-            gy, = self.fused.backward_gpu(gy)
+        if self.activation_op:
+            gy, = self.activation_op.backward_gpu(gy)
         gy, = self.pool.backward_gpu(gy)
         self.pool.free()
         return self.conv.backward_gpu(gy)

@@ -69,7 +69,7 @@ class Linear(Op):
 
     rows: Any
     w: Any
-    fused: Elementwise | None = None
+    activation_op: Elementwise | None = None
 
     def __init__(self, precision: str = "ieee", activation: str | None = None):
         self.precision, self.activation = precision, activation
@@ -119,12 +119,12 @@ class Linear(Op):
         y = cupy().empty((*x.shape[:-1], len(w)), x.dtype)
         gpu_dispatch.forward(self.problem, rows, w, y, self.precision, bias=b,
                        activation=self.activation)
-        self.fused = fused_activation(self.activation, y, self.needs)
+        self.activation_op = fused_activation(self.activation, y, self.needs)
         return y
 
     def backward_gpu(self, gy):
-        if self.fused:
-            gy, = self.fused.backward_gpu(gy)
+        if self.activation_op:
+            gy, = self.activation_op.backward_gpu(gy)
         gx, gw, gb = gpu_dispatch.gradients(self.problem, gy, self.rows, self.w, self.needs,
                                       self.precision)
         return (gx if gx is None else gx.reshape(self.x_shape),

@@ -64,8 +64,7 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
         training: normalise with the statistics of this batch, or with the running ones?
         momentum: weight of this batch in the running statistics.
         eps: added to the variance before the root.
-        activation: name of an activation, such as "relu", applied to the result with the same bits
-            as by two ops; or None.
+        activation: name of an activation, such as "relu", with the bits of two ops; or None.
         residual: shape and dtype of x, added before the activation. None: nothing.
         num_batches_tracked: (), int64. Training adds 1 in place. None: nobody counts.
 
