@@ -55,7 +55,7 @@ from gpuconv import kernels  # noqa: E402
 from hostcuda import hostcuda  # noqa: E402
 
 SEED = 0
-CONFIGURATIONS = 15  # for one source, at most: a survivor is compiled in each
+CONFIGURATIONS = 30  # for one source, at most: a survivor is compiled in each
 JOURNAL = hostcuda.CACHE.with_name("gpuconv-mutants.jsonl")
 REASONS = HERE / "mutants.toml"
 PATIENCE = 2.0  # seconds of CPU for a test, beside ten times what it takes without a mutant
@@ -75,7 +75,8 @@ SIMT = simt("R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=1 LX=4 LY=4 BM=32", "R=2 S
 # They are named by some of their constants: T (float if not given) and I (int), and the window's.
 CASES = {
     "common/accumulate.cu": ("accumulate", ["", "T=__half", "T=double"]),
-    "elementwise/activation.cu": ("activation", ["", "T=__half", "I=long long"]),
+    "elementwise/activation.cu": ("activation", [
+        "", "T=__half ACTIVATION=relu", "I=long long ACTIVATION=relu"]),
     "optim/adam.cu": ("adam master control", ["", "T=__half MASTER=1", "I=long long"]),
     "data/augment.cu": ("augment", [
         "C=3", "T=__half C=3", "I=long long C=3", "C=1", "T=__half C=1"]),
@@ -88,7 +89,8 @@ CASES = {
     "common/common.cuh": ("max_pool ema", ["pool/max_pool.cu SAVE=1 R=2 S=3", "optim/ema.cu",
                                     "pool/max_pool.cu SAVE=1 R=3 SH=2 PT=1 PL=1"]),
     "elementwise/functors.cuh": ("activation batch_norm_fused", [
-        "elementwise/activation.cu", "norm/batch_norm.cu V=8 T=__half"]),
+        "elementwise/activation.cu", "elementwise/activation.cu T=double ACTIVATION=gelu",
+        "norm/batch_norm.cu V=1", "norm/batch_norm.cu V=4"]),
     "optim/step_state.cu": ("step_state", [""]),
     "reduce/column_sums.cu": ("column_sums", ["T=float O=float V=4", "T=__half O=float V=8",
                                        "T=float O=float V=1"]),
@@ -140,7 +142,8 @@ CASES = {
         "pool/max_pool.cu SAVE=1 R=2 S=3", "pool/avg_pool.cu R=3 PT=0 PL=1",
         "conv/im2col.cu R=3 S=2"]),
     "common/pack.cuh": ("pack activation", [
-        "common/pack.cuh", "elementwise/activation.cu", "elementwise/activation.cu T=__half"]),
+        "common/pack.cuh", "elementwise/activation.cu ACTIVATION=relu",
+        "elementwise/activation.cu T=__half ACTIVATION=relu"]),
     "common/philox.cuh": ("random dropout augment", [
         "common/philox.cuh", "elementwise/dropout.cu", "data/augment.cu"]),
     "common/rows.cuh": ("batch_norm_fused batch_norm bias_relu", [
