@@ -3,7 +3,7 @@
     sgemm    one product of the matrices of the definition, all threads, into memory that is there:
              y = col(x) w^T, col = gy w, gw = gy^T col(x); where the stride is 1, the input gradient
              is also gx = col(gy) times the rotated filters, and the faster of both products counts
-    im2col   cpu_reference.py
+    im2col   gpuconv.reference.conv2d_im2col: the patches of the whole batch, and one product
 
 Rates count the multiplications of the definition, whatever the algorithm.
 
@@ -17,7 +17,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import cpu_reference as reference
 import harness
 import numpy as np
 from cpu_rounds import OURS, TORCH, Run, Size, Timed, best, race
@@ -25,7 +24,8 @@ from cpu_table import Found, Target, mean, ratio
 from harness import Work
 from report import written
 
-from gpuconv.ops import conv2d
+from gpuconv import reference
+from gpuconv.ops import conv2d, im2col
 
 MEMORY = 128 << 20  # bytes that x and y of a layer may take
 LEAST = 2           # images
@@ -106,11 +106,12 @@ class Case:
         R, C, K, P = layer.R, layer.C, layer.K, layer.out
         x, w, gy = (harness.common(rng.standard_normal(shape, "float32")) for shape in
                     [(N, layer.H, layer.H, C), (K, R, R, C), (N, P, P, K)])
-        self.arrays, around = dict(x=x, w=w, gy=gy), (layer.stride, layer.padding)
+        self.arrays = dict(x=x, w=w, gy=gy)
+        around: dict[str, Any] = dict(stride=layer.stride, padding=layer.padding)
         self.im2col: dict[str, Run] = {
-            "forward": lambda: reference.forward(x, w, *around),
-            "gx": lambda: reference.input_gradient(gy, w, x.shape, *around),
-            "gw": lambda: reference.weight_gradient(x, gy, R, *around)}
+            "forward": lambda: reference.conv2d_im2col(x, w, **around),
+            "gx": lambda: reference.conv2d_im2col_dgrad(gy, x, w, **around),
+            "gw": lambda: reference.conv2d_im2col_wgrad(gy, x, w, **around)}
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -124,13 +125,12 @@ class Case:
         if product == "gx":
             found = {"sgemm": (gy, w)}  # -> (N*P*Q, R*S*C)
             if layer.stride == 1:
-                rows = reference.patches(self.arrays["gy"], layer.R, 1,
-                                         layer.R - 1 - layer.padding)  # (N*H*W, R*S*K)
+                rows = im2col(self.arrays["gy"], layer.R, 1, layer.R - 1 - layer.padding)
                 rotated = np.ascontiguousarray(  # (R*S*K, C)
                     np.moveaxis(self.arrays["w"][:, ::-1, ::-1], 0, 2)).reshape(-1, layer.C)
-                found["sgemm gather"] = rows, rotated
+                found["sgemm gather"] = rows.reshape(-1, len(rotated)), rotated  # (N*H*W, R*S*K)
         else:
-            col = reference.patches(self.arrays["x"], layer.R, layer.stride, layer.padding)
+            col = im2col(self.arrays["x"], layer.R, layer.stride, layer.padding).reshape(M, RSC)
             found = {"sgemm": (col, w.T) if product == "forward" else (gy.T, col)}
         return {name: multiplying(*factors) for name, factors in found.items()}
 

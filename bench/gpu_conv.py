@@ -24,9 +24,10 @@ from gpu_table import geometric
 
 from gpuconv import backend
 from gpuconv.ops.conv import gpu_dispatch
-from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.conv.autotune import RUN
+from gpuconv.ops.window import ConvShape
 
-DIRECTIONS = ("forward", "input_gradient", "weight_gradient")
+DIRECTIONS = {"forward": "forward", "input_gradient": "dgrad", "weight_gradient": "wgrad"}
 WANTED = 0.6   # geometric mean of all ratios, at least
 BLOCK = 1_000_003  # random numbers, which are repeated
 
@@ -82,18 +83,17 @@ def libraries(stand_in: bool) -> tuple[harness.Library, harness.Library | None]:
 def compare(findings: Findings, layer: Layer, N: int, direction: str, ours: harness.Library,
             peer: harness.Library | None) -> float | None:
     """One layer, one direction: the ratio; None without a peer."""
-    p = layer.problem(N)
+    p = layer.sizes(N)
     x, w, gy = (noise(shape, seed) for seed, shape in enumerate(
         [(N, p.H, p.W, p.C), (p.K, p.R, p.S, p.C), (N, p.P, p.Q, p.K)]))
     a, b, out = {"forward": (x, w, gy), "input_gradient": (gy, w, x),
                  "weight_gradient": (x, gy, w)}[direction]
     result = backend.cupy().empty(out.shape, out.dtype)
-    chosen = gpu_dispatch.choose(direction, p, x.dtype, "ieee")
+    chosen = gpu_dispatch.dispatch(DIRECTIONS[direction], p, x.dtype, "ieee")
     work = f"{layer} {direction}, {N} images"
 
     def run() -> Any:
-        gpu_dispatch.compute(chosen, direction, p, a, b, result)
-        return result
+        return RUN[DIRECTIONS[direction]](p, a, b, out=result, algorithm=chosen)
 
     keep(findings, work, ours, p, milliseconds(ours, run), x.nbytes + w.nbytes + gy.nbytes)
     if peer is None:
@@ -110,7 +110,7 @@ def compare(findings: Findings, layer: Layer, N: int, direction: str, ours: harn
     return other / mine
 
 
-def keep(findings: Findings, work: str, library: harness.Library, p: Problem, ms: float,
+def keep(findings: Findings, work: str, library: harness.Library, p: ConvShape, ms: float,
          traffic: int) -> None:
     """A measurement, as the table of the day knows them."""
     flops = 2 * p.pixels * p.K * p.depth
@@ -139,14 +139,15 @@ def as_torch(a: Any, library: harness.Library) -> Any:
     return t.permute(0, 3, 1, 2)
 
 
-def torch_run(p: Problem, direction: str, x: Any, w: Any, gy: Any) -> Callable[[], Any]:
+def torch_run(p: ConvShape, direction: str, x: Any, w: Any, gy: Any) -> Callable[[], Any]:
     """What PyTorch does: a convolution, or one gradient of it."""
     import torch
+    stride, pad = p.window.stride, tuple(near for near, _ in p.window.pad)
     if direction == "forward":
-        return lambda: torch.nn.functional.conv2d(x, w, stride=p.stride, padding=p.pad)
+        return lambda: torch.nn.functional.conv2d(x, w, stride=stride, padding=pad)
     mask = [direction == "input_gradient", direction == "weight_gradient", False]
     backward = torch.ops.aten.convolution_backward
-    return lambda: backward(gy, x, w, None, p.stride, p.pad, (1, 1), False, (0, 0), 1,
+    return lambda: backward(gy, x, w, None, stride, pad, (1, 1), False, (0, 0), 1,
                             mask)[mask.index(True)]
 
 

@@ -7,8 +7,7 @@ layers, as everybody trains it.
 
 from typing import NamedTuple
 
-from gpuconv.ops.conv.shape import Problem, problem
-from gpuconv.ops.window import Window
+from gpuconv.ops.window import ConvShape, Window
 
 
 class Layer(NamedTuple):
@@ -21,11 +20,11 @@ class Layer(NamedTuple):
     stride: int = 1
     count: int = 1   # of such layers in the net
 
-    def problem(self, N: int) -> Problem:
-        """With padding that keeps the image, 2x2 filters without."""
+    def sizes(self, N: int) -> ConvShape:
+        """Return the sizes for N images, padded to keep their size; not for 2x2 filters."""
         pad, size = (self.size - 1) // 2, self.size
         window = Window((size, size), (self.stride,) * 2, ((pad, pad), (pad, pad)))
-        return problem((N, self.side, self.side, self.C), (self.K, size, size, self.C), window)
+        return ConvShape(N, self.side, self.side, self.C, self.K, window)
 
     def __str__(self) -> str:
         stride = f"/{self.stride}" if self.stride > 1 else ""

@@ -4,6 +4,7 @@
 
 ``gpc.ops`` are functions on arrays, ``gpc.nn`` layers made of them, ``gpc.models`` networks,
 ``gpc.optim`` what updates them, ``gpc.data`` what they learn from, ``gpc.train`` the loop.
+``gpc.reference`` says in short code what each op computes.
 """
 
 import importlib
@@ -17,19 +18,19 @@ from gpuconv.gradients import gradcheck, value_and_grad, vjp
 from gpuconv.random import seed
 
 if TYPE_CHECKING:
-    from gpuconv import data, train
+    from gpuconv import data, reference, train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Parameter", "Tensor", "asarray", "data", "device_info", "get_array_module", "gradcheck",
-    "load", "models", "nn", "no_grad", "ops", "optim", "save", "seed", "to_cpu", "to_gpu", "train",
-    "value_and_grad", "vjp",
+    "load", "models", "nn", "no_grad", "ops", "optim", "reference", "save", "seed", "to_cpu",
+    "to_gpu", "train", "value_and_grad", "vjp",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """``data`` and ``train``, imported on first use: half of the time that all of it takes."""
-    if name in ("data", "train"):
+    """Import ``data``, ``reference`` or ``train`` on first use: half of the time that all take."""
+    if name in ("data", "reference", "train"):
         return importlib.import_module(f"gpuconv.{name}")
     raise AttributeError(f"module 'gpuconv' has no attribute {name!r}")

@@ -283,7 +283,7 @@ CALLS |= {f"gpuconv.optim.{kind} {T}": lambda kind=kind, T=T: step(kind, T, mast
 
 EXEMPT = {  # by reason
     "modules": ["gpuconv.data", "gpuconv.models", "gpuconv.nn", "gpuconv.ops", "gpuconv.optim",
-                "gpuconv.train"],
+                "gpuconv.reference", "gpuconv.train"],
     "base classes, and what other calls take or return": [
         "gpuconv.ops.tuned", "gpuconv.nn.Summary", "gpuconv.optim.Constant",
         "gpuconv.optim.Cosine", "gpuconv.optim.Linear", "gpuconv.optim.OneCycle",

@@ -25,10 +25,11 @@ from gpuconv.nn import Module
 from gpuconv.ops.conv import gpu_mma as engine
 from gpuconv.ops.conv.gpu_tile import Tile
 from gpuconv.ops.conv.im2col import im2col
-from gpuconv.ops.conv.shape import Problem
 from gpuconv.ops.elementwise import ACTIVATIONS, FUNCTIONS
+from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct as count_right
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
+from gpuconv.ops.window import ConvShape, Window
 from gpuconv.train import step
 
 IMAGES = 2, 9, 7, 5  # N, H, W, C
@@ -103,7 +104,7 @@ def tensor_cores(unit, **flags):
     """A product of tensor cores with its epilogue, and the gradient of its images."""
     def run(xp, make):
         N, H, W, C, K = 2, 9, 6, unit, 4 * unit
-        p = Problem(N, H, W, C, K, 3, 3, 5, 3, (2, 2), (1, 1), (1, 1), 1)
+        p = ConvShape(N, H, W, C, K, Window((3, 3), (2, 2), ((1, 1), (1, 1))))
         x, w, gy, b, residual = (  # tf32 has the bits of float16
             make(*shape).astype(np.float16) for shape in (
                 (N, H, W, C), (K, 3, 3, C), (N, 5, 3, K), (K,), (N, 5, 3, K)))
@@ -119,15 +120,16 @@ def tensor_cores(unit, **flags):
             rows = best.reshape(-1, K)
             return [gx, best, marks.astype(np.uint8), rows.mean(0)[None], rows.var(0)[None]]
         gx, tile = xp.empty(x.shape, dtype), Tile(64, 32, 64 // dtype.itemsize, 32, 16, 3)
-        engine.input_gradient(p, gy, w, gx, tile=tile)
+        engine.dgrad(p, gy, w, gx, tile=tile)
         if not flags:
             y = xp.empty(gy.shape, dtype)
-            engine.forward(p, x, w, y, bias=b, residual=residual, activation="relu", tile=tile)
+            engine.forward(p, x, w, y, Epilogue(b, residual, "relu"), tile=tile)
             return [gx, y]
         y, means, variances = xp.empty((N, 2, 1, K), dtype), *(
             xp.empty((1, K), np.float32) for _ in range(2))
         marks = xp.empty(y.shape, np.uint8)
-        engine.forward(p, x, w, y, bias=b, pool=marks, moments=(means, variances), tile=tile)
+        engine.forward(p, x, w, y, Epilogue(b, pool=marks, moments=(means, variances)),
+                       tile=tile)
         return [gx, y, marks, means, variances]
 
     return run

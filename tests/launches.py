@@ -26,12 +26,12 @@ from gpuconv import backend, kernels, models, nn, ops, optim
 from gpuconv.data import Augment, augment, augment_batch
 from gpuconv.data.loader import order_of
 from gpuconv.ops.conv import gpu_mma
-from gpuconv.ops.conv.shape import problem
 from gpuconv.ops.elementwise import ACTIVATIONS, FUNCTIONS
+from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.shape import pad
-from gpuconv.ops.window import Window
+from gpuconv.ops.window import ConvShape, Window
 from gpuconv.train import step
 from hostcuda import parted
 
@@ -312,18 +312,18 @@ def drive_tensor_cores(cp, dtype):
     x, w, row = cp.zeros((N, H, W, C), dtype), cp.zeros((K, 3, 3, C), dtype), cp.zeros(K, dtype)
     y, best = cp.zeros((N, H, W, K), dtype), cp.zeros((N, 6, 6, K), dtype)
     marks, part = cp.zeros(best.shape, np.uint8), cp.zeros((9, K), np.float32)
-    p = problem(x.shape, w.shape, Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)))
-    strided = problem(x.shape, w.shape, Window((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)))
+    p = ConvShape(*x.shape, K, Window((3, 3), (1, 1), ((1, 1), (1, 1))))
+    strided = ConvShape(*x.shape, K, Window((3, 3), (2, 2), ((1, 1), (1, 1))))
     tile = gpu_mma.tiles(dtype)[0]
     gpu_mma.forward(p, x, w, y, tile=tile)
-    gpu_mma.input_gradient(p, y, w, x, tile=tile)
+    gpu_mma.dgrad(p, y, w, x, tile=tile)
     for how in (*(dict(activation=name) for name in ACTIVATIONS),
                 dict(residual=y, activation="relu"), dict(moments=(part, part))):
-        gpu_mma.forward(p, x, w, y, bias=row, **how)
-    gpu_mma.forward(p, x, w, best, bias=row, pool=marks, moments=(part, part))
+        gpu_mma.forward(p, x, w, y, Epilogue(row, **how))
+    gpu_mma.forward(p, x, w, best, Epilogue(row, pool=marks, moments=(part, part)))
     gy = cp.zeros((N, strided.P, strided.Q, K), dtype)
     gpu_mma.forward(strided, x, w, gy)
-    gpu_mma.input_gradient(strided, gy, w, x)
+    gpu_mma.dgrad(strided, gy, w, x)
 
 
 def drive_training(cp, dtype):

@@ -7,9 +7,9 @@ import numpy as np
 import gpuconv as gpc
 from gpuconv import backend, ops
 from gpuconv.ops.conv import gpu_simt
-from gpuconv.ops.conv.shape import problem
 from gpuconv.ops.elementwise import ACTIVATIONS
-from gpuconv.ops.window import Window, sides
+from gpuconv.ops.engine.epilogue import Epilogue
+from gpuconv.ops.window import ConvShape, Window, sides
 
 KINDS = {  # how many channels, filters and groups
     "packs": (8, 12, 1), "single": (3, 5, 1), "groups": (16, 24, 2), "depthwise": (6, 6, 6),
@@ -29,11 +29,11 @@ def kernel_case(kind, stride=1):
             gx, gw = gpc.vjp(lambda x, w: ops.conv2d(x, w, **how), x, w)[1](gy)
             return [ops.relu(ops.conv2d(x, w, b, **how) + residual), gx, gw]
         y, gx, gw = xp.empty_like(gy), xp.empty_like(x), xp.empty_like(w)
-        p = problem(shape, w.shape, window(3, stride, 1), groups)
-        gpu_simt.forward(p, x, w, y, bias=b, residual=residual, activation="relu")
-        gpu_simt.input_gradient(p, gy, w, gx)
+        p = ConvShape(*shape, K, window(3, stride, 1), groups)
+        gpu_simt.forward(p, x, w, y, Epilogue(b, residual, "relu"))
+        gpu_simt.dgrad(p, gy, w, gx)
         with mock.patch.object(gpu_simt, "SLICE", 16):
-            gpu_simt.weight_gradient(p, x, gy, gw)
+            gpu_simt.wgrad(p, x, gy, gw)
         return [y, gx, gw]
 
     return run
@@ -53,11 +53,11 @@ def drive(cp, dtype, geometries=None):
             *((8, 32, 1, 200, 1, name) for name in ACTIVATIONS),
             *((4, 4, 4, 40, 1, name) for name in ACTIVATIONS)][:geometries]:
         x, w = cp.empty((1, pixels, pixels, C), dtype), cp.empty((K, 3, 3, C // groups), dtype)
-        p = problem(x.shape, w.shape, window(3, stride, 1), groups)
+        p = ConvShape(*x.shape, K, window(3, stride, 1), groups)
         y, row = cp.empty((1, p.P, p.Q, K), dtype), cp.empty(K, dtype)
-        gpu_simt.forward(p, x, w, y, bias=row, residual=y, activation=activation)
-        gpu_simt.input_gradient(p, y, w, x)
-        gpu_simt.weight_gradient(p, x, y, w)
+        gpu_simt.forward(p, x, w, y, Epilogue(row, y, activation))
+        gpu_simt.dgrad(p, y, w, x)
+        gpu_simt.wgrad(p, x, y, w)
 
 
 def traffic(*directions, groups=None):
@@ -67,14 +67,14 @@ def traffic(*directions, groups=None):
         each = 1 if groups is None else o.shape[-1]
         win = window(o.kernel_size, o.stride or 1, o.padding, o.dilation)
         x, w = make(*o.shape), make(K, o.kernel_size, o.kernel_size, o.shape[-1] // each)
-        p = problem(x.shape, w.shape, win, each)
+        p = ConvShape(*x.shape, K, win, each)
         y = make(p.N, p.P, p.Q, p.K)
         if "forward" in directions:
-            gpu_simt.forward(p, x, w, y, bias=make(K), residual=make(*y.shape))
-        if "input_gradient" in directions:
-            gpu_simt.input_gradient(p, y, w, x)
-        if "weight_gradient" in directions:
+            gpu_simt.forward(p, x, w, y, Epilogue(make(K), make(*y.shape)))
+        if "dgrad" in directions:
+            gpu_simt.dgrad(p, y, w, x)
+        if "wgrad" in directions:
             wide = backend.accumulator(o.dtype)
-            gpu_simt.weight_gradient(p, x, y, make(*w.shape).astype(wide))
+            gpu_simt.wgrad(p, x, y, make(*w.shape).astype(wide))
 
     return run

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from check import DTYPES, close, grad_check, host, make, nchw, nhwc, shifted
+from check import DTYPES, close, defined, grad_check, host, make, nchw, nhwc, shifted
 from gpuconv import kernels
 from gpuconv.autograd import Tensor
 from gpuconv.ops.pool.avg_pool import avg_pool2d
-from gpuconv.ops.window import sides
 
 GEOMETRIES = [  # (H, W), (size, stride, padding, ceil_mode, count_include_pad)
     pytest.param((8, 8), (2,), id="halving"),
@@ -30,23 +29,9 @@ ON_THE_CPU = [
 ]
 
 
-def by_loops(x, gy, size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
-    """The definition of y and gx in float64, one window at a time."""
-    stride = size if stride is None else stride
-    (R, S), (SH, SW) = (np.broadcast_to(v, 2) for v in (size, stride))
-    (top, bottom), (left, right) = sides(padding)
-    _, H, W, _ = x.shape
-    exact, gx = np.zeros(gy.shape), np.zeros(x.shape)
-    for n, p, q, c in np.ndindex(gy.shape):
-        rows, columns = p * SH - top + np.arange(R), q * SW - left + np.arange(S)
-        pixels = [(n, h, w, c) for h in rows if 0 <= h < H for w in columns if 0 <= w < W]
-        counted = len(pixels)
-        if count_include_pad:
-            counted = sum(h < H + bottom and w < W + right for h in rows for w in columns)
-        exact[n, p, q, c] = sum(float(x[at]) for at in pixels) / counted
-        for at in pixels:
-            gx[at] += float(gy[n, p, q, c]) / counted
-    return exact.astype(x.dtype), gx.astype(x.dtype)
+def definition(x, gy, *options):
+    """y and gx."""
+    return [a.astype(x.dtype) for a in defined("avg_pool2d", gy, x, *options)]
 
 
 def run(xp, x, *options, gy=None):
@@ -63,7 +48,7 @@ def run(xp, x, *options, gy=None):
 def test_channels_in_packs_of_16_bytes(cp, rng, image, options, dtype):
     x = make(rng.standard_normal((1, *image, 8)), dtype)
     y, gx, gy = run(cp, x, *options, gy=rng.standard_normal)
-    want_y, want_gx = by_loops(x, gy, *options)
+    want_y, want_gx = definition(x, gy, *options)
     close(y, want_y, terms=9)
     close(gx, want_gx, terms=9)
 
@@ -75,7 +60,7 @@ def test_arrays_that_begin_anywhere(cp, rng, options):
     y = avg_pool2d(x, *options)
     gy = rng.standard_normal(y.shape).astype("float32")
     y.backward(shifted(cp, gy))
-    want_y, want_gx = by_loops(a, gy, *options)
+    want_y, want_gx = definition(a, gy, *options)
     close(y.data, want_y, terms=9)
     close(x.grad, want_gx, terms=9)
 
@@ -85,7 +70,7 @@ def test_arrays_that_begin_anywhere(cp, rng, options):
 def test_is_the_definition(xp, rng, image, options, dtype):
     x = make(rng.standard_normal((2, *image, 3)), dtype)
     y, gx, gy = run(xp, x, *options, gy=rng.standard_normal)
-    want_y, want_gx = by_loops(x, gy, *options)
+    want_y, want_gx = definition(x, gy, *options)
     close(y, want_y, terms=9)
     close(gx, want_gx, terms=9)
 
@@ -95,7 +80,7 @@ def test_is_the_definition(xp, rng, image, options, dtype):
 def test_is_the_definition_on_the_cpu(rng, image, options, dtype):
     x = make(rng.standard_normal((2, *image, 3)), dtype)
     y, gx, gy = run(np, x, *options, gy=rng.standard_normal)
-    want_y, want_gx = by_loops(x, gy, *options)
+    want_y, want_gx = definition(x, gy, *options)
     close(y, want_y, terms=30)
     close(gx, want_gx, terms=9)
 
@@ -164,7 +149,7 @@ def test_as_on_huge_arrays(cp, rng, monkeypatch, limit, value):
     monkeypatch.setattr(kernels, limit, value)  # 64-bit offsets; threads that take many turns
     x = rng.standard_normal((2, 9, 7, 33)).astype("float32")
     y, gx, gy = run(cp, x, 3, 2, 1, gy=rng.standard_normal)
-    want_y, want_gx = by_loops(x, gy, 3, 2, 1)
+    want_y, want_gx = definition(x, gy, 3, 2, 1)
     close(y, want_y, terms=9)
     close(gx, want_gx, terms=4)
 
@@ -188,7 +173,7 @@ def test_views_and_broadcast_gradients(xp, rng, view, options):
     x = Tensor(view(xp.asarray(a)), requires_grad=True)
     y = avg_pool2d(x, *options)
     y.backward(xp.broadcast_to(xp.ones(1, "float32"), y.shape))
-    want_y, want_gx = by_loops(view(a), np.ones(y.shape), *options)
+    want_y, want_gx = definition(view(a), np.ones(y.shape), *options)
     close(y.data, want_y, terms=9)
     close(x.grad, want_gx, terms=9)
 
@@ -198,7 +183,7 @@ def test_a_broadcast_image_and_a_strided_gradient(xp, rng):
     x = Tensor(xp.broadcast_to(xp.asarray(a), (2, 6, 6, 3)), requires_grad=True)
     y = avg_pool2d(x, 2)
     y.backward(xp.asarray(g)[:, ::-2])
-    want_y, want_gx = by_loops(np.broadcast_to(a, x.shape), g[:, ::-2], 2)
+    want_y, want_gx = definition(np.broadcast_to(a, x.shape), g[:, ::-2], 2)
     close(y.data, want_y, terms=4)
     close(x.grad, want_gx)
 

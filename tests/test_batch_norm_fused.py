@@ -291,7 +291,7 @@ def test_arrays_that_begin_anywhere(cp, rng, which):
 def test_every_row_and_channel_is_in_one_part(itemsize, V):
     for n in (1, 7, 255, 256, 4097, 10**6, 10**9):
         for columns in (1, 2, 3, 8, 13, 32, 33, 40, 65, 256):
-            cut = row_partition.cut((n, columns * V), V, itemsize)
+            cut = row_partition.partition((n, columns * V), V, itemsize)
             assert (cut.S - 1) * cut.per < n <= cut.S * cut.per
             assert 1 <= cut.lanes <= min(32, columns)
             tiles = -(-columns // cut.lanes)
@@ -299,7 +299,7 @@ def test_every_row_and_channel_is_in_one_part(itemsize, V):
             assert cut.threads(V) == tiles * cut.S * kernels.BLOCK
             assert tiles == 1 or cut.lanes * V * itemsize % row_partition.SECTOR == 0
             assert columns > (tiles - 1) * cut.lanes
-    assert row_partition.cut((0, 8), V, itemsize).threads(V) == 0
+    assert row_partition.partition((0, 8), V, itemsize).threads(V) == 0
 
 
 def test_on_the_gpu_an_activation_costs_no_memory(cp, rng):

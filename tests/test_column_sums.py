@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from test_tensor_cores import on_the_cpu
+from test_gpu_mma import on_the_cpu
 
 from check import DTYPES, close, make
 from gpuconv.backend import accumulator
-from gpuconv.ops.engine.column_sums import column_sums as engine
+from gpuconv.ops.engine import column_sums as engine
 from hostcuda import changed, fake_cupy
 from hostcuda.hostcuda import HostKernel
 
@@ -94,7 +94,7 @@ def test_can_be_captured(rng):
 @pytest.mark.parametrize("K", [1, 3, 10, 32, 64, 100, 130, 512, 1000, 2048, 2051, 10**6])
 def test_a_pass_over_much_fills_the_device_and_the_next_has_little_to_do(K, itemsize):
     for n in (10**4, 10**6, 10**8):
-        how = engine.cut(n, K, itemsize)
+        how = engine.first_pass(n, K, itemsize)
         tiles = -(-how.line // how.V // how.lanes)
         assert how.line % K == 0 and how.line % how.V == 0 and 1 <= how.lanes <= 32
         if how.slices > 1:
@@ -105,6 +105,6 @@ def test_a_pass_over_much_fills_the_device_and_the_next_has_little_to_do(K, item
         assert 2 * (tiles * how.lanes - how.line // how.V) < max(2, tiles * how.lanes)
 
 
-def test_the_cut_does_not_depend_on_anything_but_the_shape():
-    assert engine.cut(128 * 1024, 64, 2) == engine.Cut(V=8, line=64, lanes=8, slices=512)
-    assert engine.cut(16, 64, 2) == engine.last_cut(16, 64, 2)
+def test_a_pass_depends_on_nothing_but_the_shape():
+    assert engine.first_pass(128 * 1024, 64, 2) == engine.Pass(V=8, line=64, lanes=8, slices=512)
+    assert engine.first_pass(16, 64, 2) == engine.last_pass(16, 64, 2)

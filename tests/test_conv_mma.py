@@ -1,12 +1,14 @@
 """The kernels of tensor cores: their tiles, what the compiler and memory say, planted mistakes."""
 
+import dataclasses
+
 import numpy as np
 import nvrtc
 import pytest
 import sass
 from conftest import ampere
 from test_capture import Captured
-from test_tensor_cores import (
+from test_gpu_mma import (
     DTYPES,
     GEOMETRIES,
     SMALL,
@@ -24,7 +26,7 @@ from check import close
 from gpuconv import backend, kernels
 from gpuconv.ops.conv import gpu_mma as tc
 from gpuconv.ops.conv.gpu_dispatch import architecture
-from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.window import ConvShape, Window
 from hostcuda import traffic
 
 
@@ -38,7 +40,7 @@ def cp(cp):
 
 
 def tile_of(N, H, C, K, R, dtype="float16", direction="forward", architecture=90):
-    p = Problem(N, H, H, C, K, R, R, H, H, (1, 1), (R // 2, R // 2), (1, 1), 1)
+    p = ConvShape(N, H, H, C, K, Window((R, R), pad=((R // 2, R // 2), (R // 2, R // 2))))
     return tc.default_tile(p, dtype, direction, architecture)[:3]
 
 
@@ -46,7 +48,7 @@ def test_the_default_tile_fits_the_problem():
     assert tile_of(256, 56, 256, 256, 3) == (128, 128, 32)
     assert tile_of(256, 56, 256, 256, 3, "float32") == (128, 128, 16)
     assert tile_of(256, 56, 256, 64, 3) == (256, 64, 32)
-    assert tile_of(256, 56, 64, 256, 3, direction="input_gradient") == (256, 64, 32)
+    assert tile_of(256, 56, 64, 256, 3, direction="dgrad") == (256, 64, 32)
     assert tile_of(128, 32, 32, 32, 3) == (256, 32, 32)
     assert tile_of(2000, 1, 256, 10, 1) == (64, 32, 32)  # few rows: over all multiprocessors
     assert tile_of(8, 8, 64, 64, 3)[:2] == (64, 32)
@@ -61,11 +63,12 @@ def test_a_default_fits_the_device(architecture):
 
 
 def test_supported():
-    p = GEOMETRIES["3x3"].problem
+    p = GEOMETRIES["3x3"].sizes
     assert all(tc.supported(p, dtype) for dtype in DTYPES)
     assert not tc.supported(p, "float64")
-    for change in (dict(groups=2), dict(R=16, S=16), dict(N=2**26), dict(H=2**16, W=2**15)):
-        assert not tc.supported(p._replace(**change), "float16")
+    for change in (dict(groups=2), dict(window=Window((16, 16), pad=((8, 8), (8, 8)))),
+                   dict(N=2**26), dict(H=2**16, W=2**15)):
+        assert not tc.supported(dataclasses.replace(p, **change), "float16")
 
 
 @pytest.mark.parametrize("tile", [tc.TILES[0], tc.TILES[5], tc.TILES[10]], ids=str)
@@ -83,7 +86,7 @@ def test_every_tile(cp, rng, tile, T):
 def check_tile(cp, rng, tile, T):
     if not tc.fits(of(tile, T), T, architecture()):
         pytest.skip("more shared memory than a block may have here")
-    p = Geometry((3, 10, 11, 16), (2 * tile.BN + 8, 3, 3)).problem
+    p = Geometry((3, 10, 11, 16), (2 * tile.BN + 8, 3, 3)).sizes
     x, w = data(rng, p, T)
     close(forward(cp, p, x, w, T, tile), convolved(p, x, w).astype(x.dtype), terms=p.depth)
 
@@ -157,13 +160,13 @@ def test_the_main_loop_is_lean(T, arch, most):
 @on_the_cpu
 @pytest.mark.parametrize("T, K", [("float16", 32), ("float32", 32)])
 def test_chunks_of_16_bytes_meet_no_bank_twice(cp, rng, T, K):
-    p = Geometry((1, 8, 8, 16), (K, 3, 3)).problem
+    p = Geometry((1, 8, 8, 16), (K, 3, 3)).sizes
     x, w = data(rng, p, T)
     marks, part = cp.empty((1, 4, 4, K), np.uint8), cp.empty((1, K), np.float32)
     with traffic.recording() as launches:
         forward(cp, p, x, w, T, shape=marks.shape, pool=marks, moments=(part, part.copy()))
         forward(cp, p, x, w, T, residual=numbers(rng, (1, 8, 8, K), T))
-        tc.input_gradient(p, cp.asarray(numbers(rng, (1, 8, 8, K), T)), cp.asarray(w),
+        tc.dgrad(p, cp.asarray(numbers(rng, (1, 8, 8, K), T)), cp.asarray(w),
                           cp.empty(x.shape, x.dtype), tile=of(SMALL, T))
     assert [launch.kernel for launch in launches] == ["conv_mma"] * 2 + [
         "conv_rotate_filters", "conv_mma"]
@@ -178,14 +181,14 @@ def test_chunks_of_16_bytes_meet_no_bank_twice(cp, rng, T, K):
 @on_the_cpu
 def test_a_captured_step_may_launch_them(cp, rng):
     """A replay reads what lies at the same addresses then; filters are turned anew."""
-    p = GEOMETRIES["3x3 stride 2"].problem
+    p = GEOMETRIES["3x3 stride 2"].sizes
     x, w = data(rng, p, "float16")
     gy = numbers(rng, (p.N, p.P, p.Q, p.K), "float16")
     x_gpu, w_gpu, gy_gpu, y, gx = map(cp.asarray, (x, w, gy, gy, x))
 
     def step():
         tc.forward(p, x_gpu, w_gpu, y, tile=SMALL)
-        tc.input_gradient(p, gy_gpu, w_gpu, gx, tile=SMALL)
+        tc.dgrad(p, gy_gpu, w_gpu, gx, tile=SMALL)
 
     captured = Captured(step)
     w_gpu[...] = cp.asarray(w[::-1].copy())
@@ -243,7 +246,7 @@ def edited(monkeypatch):
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_kernel_is_seen(cp, edited, mistake):
     rng = np.random.default_rng(0)
-    p = Geometry((2, 8, 9, 24), (40, 3, 3)).problem
+    p = Geometry((2, 8, 9, 24), (40, 3, 3)).sizes
     x, w = data(rng, p, "float16")
     bias = np.zeros(40, np.float16)
     w[:8] = 0  # ties

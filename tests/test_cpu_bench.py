@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from check import close
-from gpuconv import models, nn, ops, threads
+from gpuconv import models, nn, threads
 from gpuconv.autograd import Tensor
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -20,7 +20,6 @@ import cpu_day  # noqa: E402
 import cpu_layers  # noqa: E402
 import cpu_memory  # noqa: E402
 import cpu_passes  # noqa: E402
-import cpu_reference  # noqa: E402
 import cpu_rounds  # noqa: E402
 import cpu_scaling  # noqa: E402
 import cpu_train  # noqa: E402
@@ -39,21 +38,6 @@ SMALL = [  # one of each kind
 
 
 # -- what gpuconv is held against ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layer", SMALL, ids=str)
-def test_the_reference_is_convolution(layer, rng):
-    R, around = layer.R, dict(stride=layer.stride, padding=layer.padding)
-    x = rng.standard_normal((2, layer.H, layer.H, layer.C))
-    w = rng.standard_normal((layer.K, R, R, layer.C))
-    tx, tw = Tensor(x, requires_grad=True), Tensor(w, requires_grad=True)
-    y = ops.conv2d(tx, tw, **around)
-    assert y.shape == (2, layer.out, layer.out, layer.K)
-    gy = rng.standard_normal(y.shape)
-    y.backward(gy)
-    close(cpu_reference.forward(x, w, **around), y, terms=w[0].size)
-    close(cpu_reference.input_gradient(gy, w, x.shape, **around), tx.grad, terms=w[..., 0].size)
-    close(cpu_reference.weight_gradient(x, gy, R, **around), tw.grad, terms=gy[..., 0].size)
 
 
 @pytest.mark.parametrize("layer", SMALL, ids=str)

@@ -1,4 +1,4 @@
-"""The CPU's convolution engine: each route against the definition, however it is cut."""
+"""Convolution on the CPU: each algorithm against the definition, in chunks of any size."""
 
 import numpy as np
 import pytest
@@ -6,66 +6,64 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import gpuconv as gpc
-from check import close, nchw, nhwc
-from gpuconv import threads
+from check import around, close, defined, nchw, nhwc
+from gpuconv import reference, threads
 from gpuconv.ops.conv import cpu_dispatch, cpu_im2col, cpu_winograd
 from gpuconv.ops.conv.conv2d import conv2d
-from gpuconv.ops.engine.chunks import Slide, copy_framed, cut
-from gpuconv.ops.window import Window
+from gpuconv.ops.engine.chunks import copy_framed, image_chunks
+from gpuconv.ops.window import ConvShape, Window, spanning
 
-ROUTES = dict(patches=cpu_dispatch.PATCHES, planes=cpu_dispatch.PLANES,
-              winograd=cpu_dispatch.WINOGRAD)
-
-
-def definition(x, taps, slide, P, Q):
-    """y (N, P, Q, K) in float64: zeros outside x, one filter pixel after the other."""
-    (R, S, _, K), (_, H, W, _) = taps.shape, x.shape
-    x, taps = x.astype(np.float64), taps.astype(np.float64)
-    y = np.zeros((len(x), P, Q, K))
-    for r, s, p, q in np.ndindex(R, S, P, Q):
-        h = slide.start[0] + p * slide.step[0] + r * slide.apart[0]
-        w = slide.start[1] + q * slide.step[1] + s * slide.apart[1]
-        if 0 <= h < H and 0 <= w < W:
-            y[:, p, q] += x[:, h, w] @ taps[r, s]
-    return y
+ALGORITHMS = dict(im2col=cpu_dispatch.IM2COL, planar=cpu_dispatch.PLANAR,
+                  winograd=cpu_dispatch.WINOGRAD)
 
 
-def gradient_definition(x, gy, taps, slide):
+def sizes(x, K, window, groups=1):
+    """The convolution of images x with K filters."""
+    return ConvShape(*x.shape, K, window, groups)
+
+
+def square(size, pad):
+    """A window of stride 1."""
+    return Window((size, size), pad=((pad, pad), (pad, pad)))
+
+
+def definition(x, taps, shape):
+    """y (N, P, Q, K) in float64, of taps (R, S, C, K)."""
+    w = taps.transpose(3, 0, 1, 2).astype(np.float64)
+    return reference.conv2d(x.astype(np.float64), w, **around(shape))
+
+
+def gradient_definition(x, gy, taps, window):
     """Of the filters, (K, R, S, C) in float64."""
-    x, gy, gw = x.astype(np.float64), gy.astype(np.float64), np.zeros(taps.shape)
-    (_, H, W, _), (_, P, Q, _) = x.shape, gy.shape
-    for r, s, p, q in np.ndindex(*taps.shape[:2], P, Q):
-        h = slide.start[0] + p * slide.step[0] + r * slide.apart[0]
-        w = slide.start[1] + q * slide.step[1] + s * slide.apart[1]
-        if 0 <= h < H and 0 <= w < W:
-            gw[r, s] += x[:, h, w].T @ gy[:, p, q]
-    return gw.transpose(3, 0, 1, 2)
+    return defined("conv2d", gy, x, taps.transpose(3, 0, 1, 2),
+                   **around(sizes(x, gy.shape[3], window)))[2]
 
 
-def check_route(route, x, taps, b, slide, P, Q, rng, strided=False):
-    """Both products of a route, into arrays with holes where ``strided``."""
-    N, K = len(x), taps.shape[3]
+def check_algorithm(algorithm, x, taps, b, window, rng, strided=False):
+    """Both products of an algorithm, into arrays with holes where ``strided``."""
+    shape = sizes(x, taps.shape[3], window)
+    N, P, Q, K = shape.y_shape
     y = np.full((N, 2 * P, 3 * Q, K), np.nan, x.dtype)[:, ::2, ::3] if strided else (
         np.full((N, P, Q, K), np.nan, x.dtype))
-    route.correlate(x, taps, b, slide, y)
-    want = definition(x, taps, slide, P, Q) + (0 if b is None else b)
-    near(route, np.array(y), want.astype(x.dtype), taps[..., 0].size,
+    algorithm.forward(shape, x, taps, b, y)
+    want = definition(x, taps, shape) + (0 if b is None else b)
+    near(algorithm, np.array(y), want.astype(x.dtype), taps[..., 0].size,
          np.abs(x).max() * np.abs(taps).sum(axis=(0, 1, 2)).max())
 
     gy = rng.standard_normal((N, P, Q, K)).astype(x.dtype)
     total = 0
-    for piece in route.gradient_pieces(gy.shape, taps.shape, taps.dtype):
-        part = np.full(route.gradient_shape(taps.shape), np.nan, taps.dtype)
-        route.weight_gradient(x, gy, slide, piece, part)
+    for chunk in algorithm.wgrad_chunks(shape, taps.dtype):
+        part = np.full(algorithm.partial_shape(shape), np.nan, taps.dtype)
+        algorithm.wgrad(shape, x, gy, chunk, part)
         total = total + part
-    near(route, route.filter_gradient(total, taps.shape),
-         gradient_definition(x, gy, taps, slide).astype(taps.dtype), N * P * Q,
+    near(algorithm, algorithm.filter_gradient(shape, total),
+         gradient_definition(x, gy, taps, window).astype(taps.dtype), N * P * Q,
          np.abs(x).max() * np.abs(gy).sum(axis=(0, 1, 2)).max())
 
 
-def near(route, got, want, terms, largest):
+def near(algorithm, got, want, terms, largest):
     """As ``close``, but Winograd's sums also hold what cancels: it rounds relative to all of it."""
-    if route is not cpu_dispatch.WINOGRAD:
+    if algorithm is not cpu_dispatch.WINOGRAD:
         close(got, want, terms)
     else:
         assert (got.dtype, got.shape) == (want.dtype, want.shape)
@@ -74,11 +72,11 @@ def near(route, got, want, terms, largest):
             want))
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("strided", [False, True])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_routes_are_the_definition(route, strided, data):
+def test_algorithms_are_the_definition(name, strided, data):
     def pair(low, high):
         return data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
 
@@ -87,55 +85,55 @@ def test_routes_are_the_definition(route, strided, data):
 
     rng = np.random.default_rng(number(0, 99))
     (H, W), (P, Q), C, K, N = pair(1, 9), pair(1, 9), number(1, 5), number(1, 5), number(1, 3)
-    slide = Slide(pair(1, 4), pair(1, 3), pair(1, 2), pair(-4, 3))
-    if route == "winograd":
-        slide = Slide((3, 3), (1, 1), (1, 1), slide.start)
-    elif route == "planes":
-        slide = slide._replace(step=(slide.step[0], 1))
+    size, stride, dilation, near = pair(1, 4), pair(1, 3), pair(1, 2), pair(-3, 4)
+    if name == "winograd":
+        size, stride, dilation = (3, 3), (1, 1), (1, 1)
+    elif name == "planar":
+        stride = stride[0], 1
+    window = spanning(size, stride, near, dilation, (H, W), (P, Q))
     x = rng.standard_normal((N, H, W, C), "float32")
-    taps = rng.standard_normal((*slide.size, C, K), "float32")
+    taps = rng.standard_normal((*size, C, K), "float32")
     if data.draw(st.booleans()):  # as the filters of a layer lie in memory
         taps = np.ascontiguousarray(taps.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)
     b = rng.standard_normal(K, "float32") if data.draw(st.booleans()) else None
-    check_route(ROUTES[route], x, taps, b, slide, P, Q, rng, strided)
+    check_algorithm(ALGORITHMS[name], x, taps, b, window, rng, strided)
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_routes_cut_images_by_rows(route, rng, monkeypatch):
-    monkeypatch.setattr(ROUTES[route], "workspace", 1, raising=False)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_chunk_may_be_a_row(name, rng, monkeypatch):
+    monkeypatch.setattr(ALGORITHMS[name], "workspace", 1, raising=False)
     monkeypatch.setattr(cpu_winograd, "WORKSPACE", 1)
     monkeypatch.setattr(cpu_im2col, "ROWS", 1)
     x, taps = (rng.standard_normal(s, "float32") for s in ((2, 14, 9, 3), (3, 3, 3, 5)))
-    slide, engine = Slide((3, 3), (1, 1), (1, 1), (-1, -1)), ROUTES[route]
-    if route == "winograd":
-        monkeypatch.setattr(cpu_winograd.Winograd.pieces, "__defaults__", (None, 1))
-    pieces = engine.pieces((2, 14, 9, 5), taps.shape, taps.dtype)
-    assert len(pieces) == 2 * (4 if route == "winograd" else 14)
-    check_route(engine, x, taps, None, slide, 14, 9, rng)
+    algorithm = ALGORITHMS[name]
+    if name == "winograd":
+        monkeypatch.setattr(cpu_winograd.WinogradConv.chunks, "__defaults__", (None, 1))
+    chunks = algorithm.chunks(sizes(x, 5, square(3, 1)), taps.dtype)
+    assert len(chunks) == 2 * (4 if name == "winograd" else 14)
+    check_algorithm(algorithm, x, taps, None, square(3, 1), rng)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
-def test_routes_compute_in_the_dtype_of_the_filters(dtype, rng):
+def test_algorithms_compute_in_the_dtype_of_the_filters(dtype, rng):
     x = rng.standard_normal((2, 8, 8, 3)).astype(dtype)
     taps = rng.standard_normal((3, 3, 3, 4)).astype("float32" if dtype == "float16" else dtype)
-    slide = Slide((3, 3), (1, 1), (1, 1), (-1, -1))
-    for name, route in ROUTES.items():
+    for name, algorithm in ALGORITHMS.items():
         if name != "winograd" or dtype == "float16":
-            check_route(route, x, taps, None, slide, 8, 8, rng)
+            check_algorithm(algorithm, x, taps, None, square(3, 1), rng)
 
 
 def test_winograd_errors_stay_within_what_its_file_says(rng):
     x = rng.standard_normal((4, 32, 32, 64), "float32")
     w = rng.standard_normal((64, 3, 3, 64), "float32")
     gy = rng.standard_normal((4, 32, 32, 64), "float32")
-    slide = Slide((3, 3), (1, 1), (1, 1), (-1, -1))
+    shape = sizes(x, 64, square(3, 1))
     y = np.empty_like(gy)
-    cpu_dispatch.correlate(x, w, None, slide, 1, y)
+    cpu_dispatch.forward(shape, x, w, None, y)
     want = conv2d(x.astype("float64"), w.astype("float64"), padding=1)
     assert np.abs(y - want).max() <= 1.5e-5 * np.abs(want).max()
     got, want = ([np.empty(a.shape, dtype) for a in (x, w)] for dtype in ("float32", "float64"))
-    cpu_dispatch.gradients(x, w, gy, slide, 1, *got)
-    cpu_dispatch.gradients(*(a.astype("float64") for a in (x, w, gy)), slide, 1, *want)
+    cpu_dispatch.gradients(shape, x, w, gy, *got)
+    cpu_dispatch.gradients(shape, *(a.astype("float64") for a in (x, w, gy)), *want)
     for g, exact in zip(got, want, strict=True):
         assert np.abs(g - exact).max() <= 1.5e-5 * np.abs(exact).max()
 
@@ -153,35 +151,39 @@ def test_both_gradients_at_once_are_those_of_the_definition(data):
     x, w, gy = (rng.standard_normal(s, "float32") for s in (
         (N, H, W, 16), (18, 3, 3, 16), (N, P, Q, 18)))
     gx, gw = np.full(x.shape, np.nan, "float32"), np.full(w.shape, np.nan, "float32")
-    slide = Slide((3, 3), (1, 1), (1, 1), (-top, -left))
-    assume(cpu_dispatch._together(gw, slide, x.shape, gy.shape))
-    cpu_dispatch.gradients(x, w, gy, slide, 1, gx, gw)
+    window = Window((3, 3), pad=((top, top), (left, left)))
+    shape = sizes(x, 18, window)
+    assume(cpu_dispatch._both_by_winograd(shape, gw.dtype))
+    cpu_dispatch.gradients(shape, x, w, gy, gx, gw)
     alone_x, alone_w = np.empty_like(gx), np.empty_like(gw)
-    cpu_dispatch.gradients(None, w, gy, slide, 1, alone_x, None)
-    cpu_dispatch.gradients(x, None, gy, slide, 1, None, alone_w)
+    cpu_dispatch.gradients(shape, None, w, gy, alone_x, None)
+    cpu_dispatch.gradients(shape, x, None, gy, None, alone_w)
     np.testing.assert_array_equal(gx, alone_x)
     taps = w.transpose(1, 2, 3, 0)
-    want = gradient_definition(x, gy, taps, slide)
+    want = gradient_definition(x, gy, taps, window)
     largest = np.abs(x).max() * np.abs(gy).sum(axis=(0, 1, 2)).max()
     for got in (gw, alone_w):
         near(cpu_dispatch.WINOGRAD, got, want.astype("float32"), N * P * Q, largest)
 
 
-@pytest.mark.parametrize("taps, step, dtype, y, route", [
+@pytest.mark.parametrize("taps, stride, dtype, y, name", [
     ((3, 3, 64, 64), 1, "float32", (8, 16, 16, 64), "winograd"),
-    ((3, 3, 64, 64), 1, "float64", (8, 16, 16, 64), "patches"),
-    ((3, 3, 64, 64), 2, "float32", (8, 16, 16, 64), "patches"),
-    ((3, 3, 64, 64), 1, "float32", (8, 2, 2, 64), "patches"),
-    ((3, 3, 64, 64), 1, "float32", (8, 5, 5, 64), "patches"),
+    ((3, 3, 64, 64), 1, "float64", (8, 16, 16, 64), "im2col"),
+    ((3, 3, 64, 64), 2, "float32", (8, 16, 16, 64), "im2col"),
+    ((3, 3, 64, 64), 1, "float32", (8, 2, 2, 64), "im2col"),
+    ((3, 3, 64, 64), 1, "float32", (8, 5, 5, 64), "im2col"),
     ((3, 3, 64, 64), 1, "float32", (8, 7, 7, 64), "winograd"),
-    ((3, 3, 3, 64), 1, "float32", (8, 32, 32, 64), "planes"),
-    ((5, 5, 1, 6), 1, "float32", (8, 28, 28, 6), "planes"),
-    ((7, 7, 3, 64), 2, "float32", (8, 112, 112, 64), "patches"),
-    ((1, 1, 3, 64), 1, "float32", (8, 32, 32, 64), "patches"),
+    ((3, 3, 3, 64), 1, "float32", (8, 32, 32, 64), "planar"),
+    ((5, 5, 1, 6), 1, "float32", (8, 28, 28, 6), "planar"),
+    ((7, 7, 3, 64), 2, "float32", (8, 112, 112, 64), "im2col"),
+    ((1, 1, 3, 64), 1, "float32", (8, 32, 32, 64), "im2col"),
 ])
-def test_the_route_follows_from_the_shapes(taps, step, dtype, y, route):
-    slide = Slide(taps[:2], (step, step), (1, 1), (0, 0))
-    assert cpu_dispatch._route(taps, slide, np.dtype(dtype), y) is ROUTES[route]
+def test_the_algorithm_follows_from_the_shapes(taps, stride, dtype, y, name):
+    (*size, C, K), (N, P, Q, _) = taps, y
+    image = P * stride, Q * stride
+    window = spanning(tuple(size), (stride, stride), (0, 0), (1, 1), image, (P, Q))
+    shape = ConvShape(N, *image, C, K, window)
+    assert cpu_dispatch.select(shape, np.dtype(dtype)) is ALGORITHMS[name]
 
 
 @settings(max_examples=40, deadline=None)
@@ -191,9 +193,9 @@ def test_strided_input_gradients_are_the_transpose(data):
     def pair(low, high):
         return data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
 
-    size, step, apart, (H, W) = pair(1, 4), pair(1, 4), pair(1, 3), pair(1, 8)
+    size, stride, dilation, (H, W) = pair(1, 4), pair(1, 4), pair(1, 3), pair(1, 8)
     pad = tuple((data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))) for _ in range(2))
-    window = Window(size, step, pad, apart)
+    window = Window(size, stride, pad, dilation)
     try:
         P, Q = window.out_shape(H, W)
     except ValueError:
@@ -201,22 +203,18 @@ def test_strided_input_gradients_are_the_transpose(data):
     rng = np.random.default_rng(0)
     w, gy = rng.standard_normal((2, *size, 3)), rng.standard_normal((2, P, Q, 2))
     gx = np.full((2, H, W, 3), np.nan)
-    slide = Slide(size, step, apart, (-pad[0][0], -pad[1][0]))
-    cpu_dispatch.gradients(None, w, gy, slide, 1, gx, None)
-    want = np.zeros(gx.shape)
-    for r, s, p, q in np.ndindex(*size, P, Q):
-        h = p * step[0] - pad[0][0] + r * apart[0]
-        v = q * step[1] - pad[1][0] + s * apart[1]
-        if 0 <= h < H and 0 <= v < W:
-            want[:, h, v] += gy[:, p, q] @ w[:, r, s]
+    shape = sizes(gx, 2, window)
+    cpu_dispatch.gradients(shape, None, w, gy, gx, None)
+    want = defined("conv2d", gy, np.zeros(gx.shape), w, **around(shape))[1]
     close(gx, want, terms=2 * size[0] * size[1])
 
 
 def test_a_strided_input_gradient_visits_only_pixels_that_filters_read(monkeypatch):
-    made, turned = [], cpu_dispatch._turned
-    monkeypatch.setattr(cpu_dispatch, "_turned", lambda *how: made.append(how) or turned(*how))
+    made, rotated = [], cpu_dispatch._rotated
+    monkeypatch.setattr(cpu_dispatch, "_rotated", lambda *how: made.append(how) or rotated(*how))
     gx, gy, w = np.full((1, 64, 64, 16), np.nan), np.ones((1, 4, 4, 2)), np.ones((2, 3, 2, 16))
-    cpu_dispatch.gradients(None, w, gy, Slide((3, 2), (16, 16), (1, 1), (0, 5)), 1, gx, None)
+    window = spanning((3, 2), (16, 16), (0, -5), (1, 1), (64, 64), (4, 4))
+    cpu_dispatch.gradients(sizes(gx, 2, window), None, w, gy, gx, None)
     assert len(made) == 6  # of 256 classes of pixels
     assert gx.sum() == 16 * 6 * 2 * 16 and np.count_nonzero(gx) == 16 * 6 * 16
 
@@ -234,11 +232,11 @@ def test_a_window_of_one_pixel_or_of_all_copies_nothing(rng, monkeypatch):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 20), st.integers(1, 500), st.integers(1, 5000))
-def test_pieces_cover_all_rows_once(images, rows, row_bytes, budget):
+def test_chunks_cover_all_rows_once(images, rows, row_bytes, budget):
     seen = np.zeros((images, rows), int)
-    for piece in cut(images, rows, row_bytes, budget):
-        assert seen[piece.images, piece.rows].size * row_bytes <= max(budget, row_bytes)
-        seen[piece.images, piece.rows] += 1
+    for chunk in image_chunks(images, rows, row_bytes, budget):
+        assert seen[chunk].size * row_bytes <= max(budget, row_bytes)
+        seen[chunk] += 1
     assert (seen == 1).all()
 
 
@@ -264,10 +262,10 @@ def test_one_large_image_never_has_all_its_patches_in_memory(rng, monkeypatch):
     x = rng.standard_normal((1, 512, 512, 16), "float32")
     for size, K in ((3, 16), (5, 8)):
         w = rng.standard_normal((K, size, size, 16), "float32")
-        slide = Slide((size, size), (1, 1), (1, 1), (-(size // 2),) * 2)
+        shape = sizes(x, K, square(size, size // 2))
         y = np.empty((1, 512, 512, K), "float32")
-        cpu_dispatch.correlate(x, w, None, slide, 1, y)
-        cpu_dispatch.gradients(x, w, y, slide, 1, np.empty_like(x), np.empty_like(w))
+        cpu_dispatch.forward(shape, x, w, None, y)
+        cpu_dispatch.gradients(shape, x, w, y, np.empty_like(x), np.empty_like(w))
     assert max(largest) < 8 << 20  # bytes; all patches of 5x5 would be 420 MB
 
 
@@ -338,7 +336,7 @@ def test_several_partial_sums_are_pytorchs(name, dtype, rng):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(150))
 def test_random_geometries_of_several_chunks_are_pytorchs(seed):
-    """Sizes at which every route divides its work, most often with one filter in each group."""
+    """Sizes at which every algorithm divides its work, most often with one filter in each group."""
     rng = np.random.default_rng(seed)
     groups, per, each = (
         int(rng.choice(a)) for a in ([1, 1, 2, 5, 16], [1, 2, 3, 16], [1, 1, 2, 8]))
@@ -354,14 +352,14 @@ def test_random_geometries_of_several_chunks_are_pytorchs(seed):
 def test_bits_do_not_depend_on_the_number_of_threads(shape, rng):
     N, H, W, C, K = shape
     x, w = (rng.standard_normal(s, "float32") for s in ((N, H, W, C), (K, 3, 3, C)))
-    gy, slide, results = None, Slide((3, 3), (1, 1), (1, 1), (-1, -1)), []
+    gy, shape, results = None, sizes(x, K, square(3, 1)), []
     try:
         for count in (1, 2, 3):
             threads.set_count(count)
             y, gx, gw = np.empty((N, H, W, K), "float32"), np.empty_like(x), np.empty_like(w)
-            cpu_dispatch.correlate(x, w, None, slide, 1, y)
+            cpu_dispatch.forward(shape, x, w, None, y)
             gy = y.copy() if gy is None else gy
-            cpu_dispatch.gradients(x, w, gy, slide, 1, gx, gw)
+            cpu_dispatch.gradients(shape, x, w, gy, gx, gw)
             results.append((y, gx, gw))
     finally:
         threads.set_count(None)

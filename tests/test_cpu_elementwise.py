@@ -11,7 +11,7 @@ from gpuconv.ops.elementwise import cpu_gelu
 from gpuconv.ops.elementwise.cpu_philox import words_at_least
 from gpuconv.ops.elementwise.cpu_relu import masked, nonzero, rectify
 from gpuconv.ops.engine import row_broadcast
-from gpuconv.ops.engine.maxima import give_back, largest_middle
+from gpuconv.ops.engine.maxima import max_middle, scatter_middle
 from gpuconv.ops.engine.sums import sum_axes, sum_middle
 from gpuconv.ops.engine.zeros import zeros
 from gpuconv.ops.norm import cpu_batch
@@ -56,7 +56,7 @@ def test_sum_middle(rng, monkeypatch, shape, dtype, budget):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_largest_middle_and_back(rng, shape, dtype):
+def test_max_middle_and_back(rng, shape, dtype):
     """Many ties, NaN and infinities; the first of equals, and of NaN, gets the gradient."""
     values = [0, 1, 2, np.nan, np.inf, -np.inf]
     x = make(rng.choice(values, shape, p=[.5, .2, .2, .02, .03, .05]), dtype)
@@ -64,15 +64,15 @@ def test_largest_middle_and_back(rng, shape, dtype):
     want = x.argmax(axis=1) if x.size else np.zeros((A, C), int)
     for mark in ("uint8", "int64") if B <= 256 else ("int32",):
         y, at = make(np.zeros((A, C)), dtype), np.full((A, C), 7, mark)
-        largest_middle(x, y, at)
+        max_middle(x, y, at)
         np.testing.assert_array_equal(at, want)
         np.testing.assert_array_equal(y, np.take_along_axis(x, want[:, None], axis=1)[:, 0])
         value = np.zeros_like(y)
-        largest_middle(x, value, None)
+        max_middle(x, value, None)
         np.testing.assert_array_equal(value, y)
         gy = make(rng.choice(SPECIAL, y.shape), dtype)
         gx, want_gx = np.ones_like(x), np.zeros_like(x)
-        give_back(gy, at, gx)
+        scatter_middle(gy, at, gx)
         np.put_along_axis(want_gx, want[:, None], gy[:, None], axis=1)
         np.testing.assert_array_equal(gx, want_gx)
 

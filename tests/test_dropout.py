@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from check import DTYPES, close, grad_check, host, make
-from gpuconv import kernels, nn, random
+from gpuconv import kernels, nn, random, reference
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backend import accumulator
 from gpuconv.ops.elementwise.dropout import dropout
@@ -13,10 +13,9 @@ KEY, STEP = (7, 0xFFFFFFFF), 2**32 + 5  # every word of the counter and of the k
 SIZES = [pytest.param(s, id=str(s)) for s in ((), (1,), (3,), (4,), (8, 3, 5), (1023,))]
 
 
-def definition(x, p, key=KEY, step=STEP):
-    keep = random.words(x.size, key, step).reshape(x.shape) >= p * 2**32
+def definition(x, p):
     wide = accumulator(x.dtype)
-    return np.where(keep, x.astype(wide) * wide.type(1 / (1 - p)), 0).astype(x.dtype)
+    return reference.dropout(x.astype(wide), p, key=KEY, step=STEP).astype(x.dtype)
 
 
 def run(xp, x, gy, p, **options):

@@ -289,7 +289,7 @@ def test_files_that_only_need_a_kernel_compiler_without_a_gpu_are_tested():
 def test_networks_have_their_layers():
     assert tuple(gpu_nets.NETS) == gpu_parts.NETS
     flops = {name: sum(layer.count * 2 * p.K * p.depth * p.P * p.Q for layer in layers
-                       for p in [layer.problem(1)])
+                       for p in [layer.sizes(1)])
              for name, (_, layers) in gpu_nets.NETS.items()}  # of one image
     weights = {name: sum(layer.count * layer.K * layer.size**2 * layer.C for layer in layers)
                for name, (_, layers) in gpu_nets.NETS.items()}

@@ -1,5 +1,6 @@
 """Which engine computes a convolution: the rule, tables that say otherwise, and captures."""
 
+import dataclasses
 import json
 import re
 import threading
@@ -12,12 +13,12 @@ from test_streams import fresh, same  # noqa: F401  # fresh is a fixture
 from check import close, host
 from gpuconv import autograd, backend, nn, ops, optim
 from gpuconv.ops.conv import gpu_dispatch, gpu_mma
-from gpuconv.ops.conv.shape import Problem
-from gpuconv.ops.conv.tuning_table import Choice, Table, here, load_table, tuned
+from gpuconv.ops.conv.tuning_table import Algorithm, Table, here, load_table, tuned
+from gpuconv.ops.window import ConvShape, Window
 from hostcuda import compiler, fake_cupy
 
-CONV = Problem(2, 8, 8, 16, 8, 3, 3, 8, 8, (1, 1), (1, 1), (1, 1), 1)
-DIRECTIONS = "forward", "input_gradient", "weight_gradient"
+CONV = ConvShape(2, 8, 8, 16, 8, Window((3, 3), pad=((1, 1), (1, 1))))
+DIRECTIONS = "forward", "dgrad", "wgrad"
 
 
 @pytest.fixture
@@ -28,14 +29,14 @@ def cp(cp):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """(direction, choice) of what is computed, in order."""
-    seen, compute = [], gpu_dispatch.compute
+    """(direction, algorithm) of what is computed, in order."""
+    seen, dispatch = [], gpu_dispatch.dispatch
 
-    def noting(chosen, direction, *arrays, **epilogue):
-        seen.append((direction, chosen))
-        compute(chosen, direction, *arrays, **epilogue)
+    def noting(direction, *how):
+        seen.append((direction, dispatch(direction, *how)))
+        return seen[-1][1]
 
-    monkeypatch.setattr(gpu_dispatch, "compute", noting)
+    monkeypatch.setattr(gpu_dispatch, "dispatch", noting)
     return seen
 
 
@@ -47,17 +48,17 @@ def computed(monkeypatch):
     ("float32", "ieee", 90, {}, "simt"), ("float32", "tf32", 90, {}, "tensor_cores"),
     ("float64", "tf32", 90, {}, "simt"), ("float16", "ieee", 75, {}, "simt"),
     ("float32", "tf32", 75, {}, "simt"), ("float16", "ieee", 90, dict(groups=4), "simt"),
-    ("float16", "tf32", 120, dict(dilation=(2, 2), H=10, W=10), "tensor_cores"),
+    ("float16", "tf32", 120, dict(window=Window((3, 3), dilation=(2, 2))), "tensor_cores"),
 ])
 def test_the_engine_follows_from_dtype_precision_and_architecture(
         dtype, precision, architecture, changes, engine):
     for direction in DIRECTIONS:
-        chosen = gpu_dispatch.default(
-            direction, CONV._replace(**changes), backend.float_dtype(dtype),
-                                precision, architecture)
+        chosen = gpu_dispatch.default_algorithm(
+            direction, dataclasses.replace(CONV, **changes), backend.float_dtype(dtype),
+            precision, architecture)
         assert chosen.engine == engine
         assert (chosen.tile is None) == (engine == "simt")
-        assert (chosen.splits is None) == (engine == "simt" or direction != "weight_gradient")
+        assert (chosen.splits is None) == (engine == "simt" or direction != "wgrad")
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -65,7 +66,7 @@ def test_candidates_begin_with_the_default_and_are_different(direction):
     for dtype, precision in (("float16", "ieee"), ("float32", "tf32"), ("float64", "ieee")):
         args = direction, CONV, backend.float_dtype(dtype), precision, 90
         found = list(gpu_dispatch.candidates(*args))
-        assert found[0] == gpu_dispatch.default(*args) and len(set(found)) == len(found)
+        assert found[0] == gpu_dispatch.default_algorithm(*args) and len(set(found)) == len(found)
         assert {c.engine for c in found} == (
             {"simt"} if dtype == "float64" else {"tensor_cores", "simt"})
 
@@ -125,7 +126,7 @@ def entry(direction, *timed, p=CONV, dtype="float16", precision="ieee"):
     return (direction, p, dtype, precision), list(timed)
 
 
-OTHER = Choice("tensor_cores", gpu_mma.TILES[0])  # not the default of CONV
+OTHER = Algorithm("tensor_cores", gpu_mma.TILES[0])  # not the default of CONV
 
 
 def arrays(cp, rng):
@@ -135,7 +136,7 @@ def arrays(cp, rng):
 
 def test_a_table_decides_and_only_inside(cp, rng, computed):
     x, w = arrays(cp, rng)
-    with tuned(table(entry("forward", (OTHER, 2.0), (Choice("simt"), 1.0)))):
+    with tuned(table(entry("forward", (OTHER, 2.0), (Algorithm("simt"), 1.0)))):
         y = ops.conv2d(x, w, padding=1)
         ops.conv2d(x, w)  # another problem
         ops.conv2d(x, w, padding=1, activation="relu")
@@ -153,8 +154,8 @@ def test_a_table_belongs_to_a_thread_and_nests(cp, rng, computed):
 
     usual = chosen()
     with tuned(table(entry("forward", (OTHER, 1.0)))):
-        with tuned(table(entry("forward", (Choice("simt"), 1.0)))):
-            assert chosen() == Choice("simt")
+        with tuned(table(entry("forward", (Algorithm("simt"), 1.0)))):
+            assert chosen() == Algorithm("simt")
         assert chosen() == OTHER
         other = []
         thread = threading.Thread(target=lambda: other.append(chosen()))
@@ -167,17 +168,45 @@ def test_a_table_belongs_to_a_thread_and_nests(cp, rng, computed):
 
 def test_a_table_is_a_file(cp, tmp_path):
     tile = gpu_mma.TILES[0]
-    before = table(entry("weight_gradient", (Choice("simt"), 0.5),
-                         (Choice("tensor_cores", tile, 4), 0.25)))
+    before = table(entry("wgrad", (Algorithm("simt"), 0.5),
+                         (Algorithm("tensor_cores", tile, 4), 0.25)))
     before.save(tmp_path / "t.json")
     after = load_table(tmp_path / "t.json")
     assert after.entries == before.entries and after.where == here()
     key, = after.entries
-    assert after.find(key) == [Choice("tensor_cores", tile, 4), Choice("simt")]
+    assert after.find(key) == [Algorithm("tensor_cores", tile, 4), Algorithm("simt")]
     assert type(after.find(key)[0].tile) is type(tile)
     assert after.hash == before.hash and len(after.hash) == 64
     assert table().hash != after.hash
     after.check()
+
+
+def test_a_table_of_an_older_version(tmp_path):
+    """Its names of directions and sizes, and candidates of an engine that is gone."""
+    sizes = dict(N=2, H=9, W=8, C=16, K=8, R=3, S=2, P=3, Q=7, stride=[2, 1], pad=[-1, 0],
+                 dilation=[1, 1], groups=1)
+    explicit, simt = (dict(engine=engine, tile=None, splits=None, milliseconds=ms)
+                      for engine, ms in (("explicit", 1.0), ("simt", 2.0)))
+    told = {"format": "gpuconv tuned", "version": 1, "device": "d", "architecture": 90,
+            "cupy": "14", "nvrtc": "13", "entries": [
+                {"direction": direction, "dtype": "float16", "precision": "ieee", "problem": sizes,
+                 "candidates": candidates} for direction, candidates in (
+                     ("forward", [simt]), ("input_gradient", [explicit, simt]),
+                     ("weight_gradient", [explicit]))]}
+    (tmp_path / "t.json").write_text(json.dumps(told))
+    found = load_table(tmp_path / "t.json")
+    assert [(direction, *more, found.find((direction, shape, *more)))
+            for direction, shape, *more in found.entries] == [
+        ("forward", "float16", "ieee", [Algorithm("simt")]),
+        ("dgrad", "float16", "ieee", [Algorithm("simt")]), ("wgrad", "float16", "ieee", [])]
+    shape, = {shape for _, shape, *_ in found.entries}
+    assert (shape.x_shape, shape.w_shape, shape.y_shape) == ((2, 9, 8, 16), (8, 3, 2, 16),
+                                                             (2, 3, 7, 8))
+    assert shape.window.pad == ((-1, -1), (0, 0)) and shape.window.stride == (2, 1)
+    found.save(tmp_path / "again.json")
+    again = json.loads((tmp_path / "again.json").read_text())
+    told["entries"][1]["candidates"], told["entries"][2]["candidates"] = [simt], []
+    assert again == told
 
 
 @pytest.mark.parametrize("change", [

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from conftest import ampere
 
-from check import close, elementwise_by_torch
-from gpuconv import backend
+from check import around, close, elementwise_by_torch
+from gpuconv import backend, reference
 from gpuconv.ops.conv import gpu_mma as tc
 from gpuconv.ops.conv.gpu_tile import Tile
-from gpuconv.ops.conv.shape import Problem
 from gpuconv.ops.elementwise import ACTIVATIONS
+from gpuconv.ops.engine.epilogue import Epilogue
+from gpuconv.ops.window import ConvShape, Window
 from hostcuda import fake_cupy
 from hostcuda.hostcuda import HostKernel
 
@@ -29,13 +30,11 @@ class Geometry(NamedTuple):
     dilation: tuple = (1, 1)
 
     @property
-    def problem(self):
+    def sizes(self):
         (N, H, W, C), (K, R, S) = self.images, self.filters
         top, bottom, left, right = self.pad
-        (SH, SW), (DH, DW) = self.stride, self.dilation
-        P, Q = (H + top + bottom - DH * (R - 1) - 1) // SH + 1, (
-            W + left + right - DW * (S - 1) - 1) // SW + 1
-        return Problem(N, H, W, C, K, R, S, P, Q, self.stride, (top, left), self.dilation, 1)
+        return ConvShape(N, H, W, C, K, Window(
+            (R, S), self.stride, ((top, bottom), (left, right)), self.dilation))
 
 
 NONE = 0, 0, 0, 0
@@ -62,36 +61,15 @@ def numbers(rng, shape, T):
     return rng.standard_normal(shape).astype(np.float16).astype(backend.float_dtype(T))
 
 
-def taps(p, padded):
-    """(r, s, the pixels of padded that every output pixel meets there): (N, P, Q, C)."""
-    (SH, SW), (DH, DW) = p.stride, p.dilation
-    for r in range(p.R):
-        for s in range(p.S):
-            yield r, s, padded[:, r * DH : r * DH + (p.P - 1) * SH + 1 : SH,
-                               s * DW : s * DW + (p.Q - 1) * SW + 1 : SW]
-
-
-def padded(p, x=None):
-    """x in float64 with zeros around it, or zeros alone, as large as any window reaches."""
-    (SH, SW), (DH, DW), (top, left) = p.stride, p.dilation, p.pad
-    room = np.zeros((p.N, max(top + p.H, (p.P - 1) * SH + (p.R - 1) * DH + 1),
-                     max(left + p.W, (p.Q - 1) * SW + (p.S - 1) * DW + 1), p.C))
-    if x is not None:
-        room[:, top : top + p.H, left : left + p.W] = x
-    return room
-
-
 def convolved(p, x, w):
     """The definition, in float64."""
-    return sum(pixels @ w[:, r, s].astype(float).T for r, s, pixels in taps(p, padded(p, x)))
+    return reference.conv2d(x.astype(float), w.astype(float), **around(p))
 
 
 def gradient(p, gy, w):
-    """The definition's adjoint, in float64."""
-    room, (top, left) = padded(p), p.pad
-    for r, s, pixels in taps(p, room):
-        pixels += gy.astype(float) @ w[:, r, s].astype(float)
-    return room[:, top : top + p.H, left : left + p.W]
+    """The definition's input gradient, in float64."""
+    x = np.zeros((p.N, p.H, p.W, p.C))
+    return reference.conv2d_backward(gy.astype(float), x, w.astype(float), **around(p))[0]
 
 
 def of(tile, T):
@@ -109,7 +87,7 @@ def forward(cp, p, x, w, T, tile=SMALL, shape=None, **how):
     """y as NumPy array, and whatever else was written."""
     y = cp.empty(shape or (p.N, p.P, p.Q, p.K), x.dtype)
     how = {key: cp.asarray(v) if isinstance(v, np.ndarray) else v for key, v in how.items()}
-    tc.forward(p, cp.asarray(x), cp.asarray(w), y, tile=of(tile, T), **how)
+    tc.forward(p, cp.asarray(x), cp.asarray(w), y, Epilogue(**how), tile=of(tile, T))
     return y.get()
 
 
@@ -128,7 +106,7 @@ in_all_dtypes = pytest.mark.parametrize("name, T", [
 
 @in_all_dtypes
 def test_forward(cp, rng, name, T):
-    p = GEOMETRIES[name].problem
+    p = GEOMETRIES[name].sizes
     x, w = data(rng, p, T)
     close(forward(cp, p, x, w, T), convolved(p, x, w).astype(x.dtype), terms=p.depth)
 
@@ -136,7 +114,7 @@ def test_forward(cp, rng, name, T):
 @pytest.mark.parametrize("name", [*GEOMETRIES, "several tiles"])
 def test_filters_turn(cp, rng, name):
     """Class after class of pixels, in each the taps that lead there, the last one first."""
-    p = GEOMETRIES.get(name, Geometry((1, 4, 4, 40), (100, 3, 3))).problem
+    p = GEOMETRIES.get(name, Geometry((1, 4, 4, 40), (100, 3, 3))).sizes
     _, w = data(rng, p, "float16")
     def classes(size, step, apart):
         """Taps that lead to the same place modulo the stride, each class by its first tap."""
@@ -145,42 +123,26 @@ def test_filters_turn(cp, rng, name):
             found.setdefault(tap * apart % step, []).insert(0, tap)
         return found.values()
 
-    parts, (rows, columns) = [], map(classes, (p.R, p.S), p.stride, p.dilation)
+    parts, (rows, columns) = [], map(
+        classes, (p.R, p.S), p.window.stride, p.window.dilation)
     for rs in rows:
         for ss in columns:
             parts.append(w[:, rs][:, :, ss].transpose(3, 1, 2, 0).ravel())  # (C, its taps, K)
-    np.testing.assert_array_equal(tc.turn(p, cp.asarray(w)).get(), np.concatenate(parts))
+    np.testing.assert_array_equal(tc.rotate_filters(p, cp.asarray(w)).get(), np.concatenate(parts))
 
 
 @in_all_dtypes
 def test_input_gradient(cp, rng, name, T):
-    p = GEOMETRIES[name].problem
+    p = GEOMETRIES[name].sizes
     x, w = data(rng, p, T)
     gy, gx = numbers(rng, (p.N, p.P, p.Q, p.K), T), cp.empty(x.shape, x.dtype)
-    tc.input_gradient(p, cp.asarray(gy), cp.asarray(w), gx, tile=of(SMALL, T))
+    tc.dgrad(p, cp.asarray(gy), cp.asarray(w), gx, tile=of(SMALL, T))
     close(gx, gradient(p, gy, w).astype(x.dtype), terms=p.R * p.S * p.K)
-
-
-def test_the_definition_is_pytorchs(rng):
-    torch = pytest.importorskip("torch")
-    for geometry in GEOMETRIES.values():
-        p, (top, bottom, left, right) = geometry.problem, geometry.pad
-        x, w = (torch.from_numpy(a.astype(float)).permute(0, 3, 1, 2)
-                for a in data(rng, p, "float16"))
-        x.requires_grad_()
-        y = torch.nn.functional.conv2d(
-            torch.nn.functional.pad(x, (left, right, top, bottom)), w, stride=p.stride,
-            dilation=p.dilation)
-        gy = torch.randn(y.shape, dtype=y.dtype)
-        y.backward(gy)
-        x, w, y, gy, gx = (a.detach().permute(0, 2, 3, 1).numpy() for a in (x, w, y, gy, x.grad))
-        np.testing.assert_allclose(convolved(p, x, w), y, rtol=0, atol=1e-10)
-        np.testing.assert_allclose(gradient(p, gy, w), gx, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("T", ["float16", "float32"])
 def test_deeper_stages_change_no_bit(cp, rng, T):
-    p = GEOMETRIES["3x3"].problem
+    p = GEOMETRIES["3x3"].sizes
     x, w = data(rng, p, T)
     deeper = next(tile for tile in tc.TILES if tile.BK == 64)
     y = forward(cp, p, x, w, T, tile=deeper)
@@ -188,7 +150,7 @@ def test_deeper_stages_change_no_bit(cp, rng, T):
 
 
 def test_float32_is_rounded_to_tf32(cp, rng):
-    p = GEOMETRIES["one whole tile"].problem
+    p = GEOMETRIES["one whole tile"].sizes
     x, w = (rng.standard_normal(a.shape).astype(np.float32) for a in data(rng, p, "float32"))
 
     def tf32(a):
@@ -203,29 +165,29 @@ def test_float32_is_rounded_to_tf32(cp, rng):
 @on_the_cpu
 @pytest.mark.parametrize("name", ["3x3", "5x5 of 3 channels", "3x3 stride 2"])
 def test_the_same_bits_in_every_order_of_threads(cp, rng, monkeypatch, name):
-    p = GEOMETRIES[name].problem
+    p = GEOMETRIES[name].sizes
     x, w = data(rng, p, "float16")
     gy, results = numbers(rng, (p.N, p.P, p.Q, p.K), "float16"), set()
     for seed in (0, 1, 2, 2):
         monkeypatch.setattr(HostKernel, "seed", seed)
         gx = cp.empty(x.shape, x.dtype)
-        tc.input_gradient(p, cp.asarray(gy), cp.asarray(w), gx, tile=SMALL)
+        tc.dgrad(p, cp.asarray(gy), cp.asarray(w), gx, tile=SMALL)
         results.add(forward(cp, p, x, w, "float16").tobytes() + gx.get().tobytes())
     assert len(results) == 1
 
 
 def test_an_empty_batch(cp, rng):
-    p = Geometry((0, 9, 7, 16), (40, 3, 3)).problem
+    p = Geometry((0, 9, 7, 16), (40, 3, 3)).sizes
     x, w = data(rng, p, "float16")
     assert forward(cp, p, x, w, "float16").shape == (0, 9, 7, 40)
     gy, gx = cp.empty((0, 9, 7, 40), x.dtype), cp.empty(x.shape, x.dtype)
-    tc.input_gradient(p, gy, cp.asarray(w), gx)
+    tc.dgrad(p, gy, cp.asarray(w), gx)
 
 
 @pytest.mark.parametrize("odd", ["x", "w", "y"])
 @pytest.mark.parametrize("T", ["float16", "float32"])
 def test_views_that_start_anywhere(cp, rng, odd, T):
-    p = GEOMETRIES["3x3"].problem
+    p = GEOMETRIES["3x3"].sizes
     x, w = data(rng, p, T)
     y = np.zeros((p.N, p.P, p.Q, p.K), x.dtype)
 
@@ -249,7 +211,7 @@ def test_views_that_start_anywhere(cp, rng, odd, T):
     ("bias relu", 10, "bfloat16"), ("bias residual gelu", 10, "bfloat16"),
     ("residual relu", 36, "float32"), ("bias gelu", 36, "float32")])
 def test_epilogues(cp, rng, how, K, T):
-    p = Geometry((2, 6, 7, 8), (K, 3, 3)).problem
+    p = Geometry((2, 6, 7, 8), (K, 3, 3)).sizes
     x, w = data(rng, p, T)
     y, given = convolved(p, x, w), {}
     if "bias" in how:
@@ -264,17 +226,10 @@ def test_epilogues(cp, rng, how, K, T):
 
 
 def pooled(y):
-    """Maxima and marks of 2x2 windows, by loops: NaN wins, else the first maximum."""
-    N, P, Q, K = y.shape
-    best = np.empty((N, P // 2, Q // 2, K), y.dtype)
-    marks = np.zeros(best.shape, np.uint8)
-    for at in np.ndindex(best.shape):
-        n, p, q, k = at
-        window = y[n, 2 * p : 2 * p + 2, 2 * q : 2 * q + 2, k].ravel().astype(float)
-        nan = np.isnan(window)
-        marks[at] = nan.argmax() if nan.any() else window.argmax()
-        best[at] = y[n, 2 * p + marks[at] // 2, 2 * q + marks[at] % 2, k]
-    return best, marks
+    """Maxima of 2x2 windows and their marks, 2*r + s."""
+    best, places = reference.max_pool2d(y.astype(float), 2, return_indices=True)
+    h, w = np.divmod(places, y.shape[2])
+    return best.astype(y.dtype), (h % 2 * 2 + w % 2).astype(np.uint8)
 
 
 POOLS = {  # images, filters, dtype, and what happens before
@@ -289,7 +244,7 @@ POOLS = {  # images, filters, dtype, and what happens before
 def test_pool(cp, rng, case):
     """The maxima of what is stored without it, bit for bit: with ties, NaN and infinity."""
     images, K, T, how = POOLS[case]
-    p = Geometry(images, (K, 3, 3)).problem
+    p = Geometry(images, (K, 3, 3)).sizes
     x, w = (np.rint(a * 2).astype(a.dtype) for a in data(rng, p, T))
     w[: K // 2] = np.rint(w[: K // 2] / 8)
     x[0, 1, 1, 0], x[1, 0, 0, 1] = np.nan, np.inf
@@ -307,7 +262,7 @@ def test_pool(cp, rng, case):
 def test_moments(cp, rng, case, pool):
     """Of the stored values, per slice of rows; far from zero, where one pass would lose them."""
     images, K, T, _ = POOLS[case]
-    p = Geometry(images, (K, 3, 3)).problem
+    p = Geometry(images, (K, 3, 3)).sizes
     x, w = data(rng, p, T)
     bias = (numbers(rng, K, T).astype(float) + 50).astype(x.dtype)
     height = tc.moment_rows(p, SMALL, pool)
@@ -325,7 +280,7 @@ def test_moments(cp, rng, case, pool):
 
 def test_moments_of_small_numbers(cp, rng):
     """They have as many digits as those of large ones."""
-    p = GEOMETRIES["one whole tile"].problem
+    p = GEOMETRIES["one whole tile"].sizes
     x, w = data(rng, p, "float32")
     x /= 2**16
     means, variances = (cp.empty((1, p.K), np.float32) for _ in range(2))
@@ -335,7 +290,7 @@ def test_moments_of_small_numbers(cp, rng):
 
 
 def test_refuses_what_no_layer_needs(cp, rng):
-    p = GEOMETRIES["3x3"].problem
+    p = GEOMETRIES["3x3"].sizes
     x, w = data(rng, p, "float16")
     for how in (dict(moments=(1, 2), activation="relu"), dict(pool=1, residual=x)):
         with pytest.raises(ValueError, match="separately"):

@@ -7,15 +7,15 @@ import nvrtc
 import pytest
 import sass
 from conftest import ampere
-from test_tensor_cores import DTYPES, GEOMETRIES, NONE, Geometry, numbers, on_the_cpu, padded, taps
+from test_gpu_mma import DTYPES, GEOMETRIES, NONE, Geometry, numbers, on_the_cpu
 from weight_cases import SMALL, of
 
-from check import close
-from gpuconv import backend, kernels
+from check import around, close
+from gpuconv import backend, kernels, reference
 from gpuconv.backend import float_dtype
 from gpuconv.ops.conv import gpu_mma
 from gpuconv.ops.conv import gpu_mma_wgrad as engine
-from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.window import ConvShape, Window
 from hostcuda import changed, fake_cupy
 from hostcuda.hostcuda import HostKernel
 
@@ -41,11 +41,8 @@ def cp(cp):
 
 def definition(p, x, gy):
     """gw in float64."""
-    gw = np.zeros((p.K, p.R, p.S, p.C))
-    rows = gy.reshape(-1, p.K).astype(float)
-    for r, s, pixels in taps(p, padded(p, x)):
-        gw[:, r, s] = rows.T @ pixels.reshape(-1, p.C)
-    return gw
+    w = np.zeros((p.K, p.R, p.S, p.C))
+    return reference.conv2d_backward(gy.astype(float), x.astype(float), w, **around(p))[1]
 
 
 def data(rng, p, T):
@@ -55,7 +52,7 @@ def data(rng, p, T):
 def gradient(cp, p, x, gy, out=None, tile=SMALL, splits=1):
     """gw as a NumPy array of dtype ``out``, or of x's."""
     gw = cp.empty((p.K, p.R, p.S, p.C), out or x.dtype)
-    engine.weight_gradient(p, cp.asarray(x), cp.asarray(gy), gw, splits=splits,
+    engine.wgrad(p, cp.asarray(x), cp.asarray(gy), gw, splits=splits,
                            tile=tile and of(tile, x.dtype))
     return gw.get()
 
@@ -74,20 +71,7 @@ def check(cp, rng, p, T, **how):
     *((name, T) for name in ("3x3", "first layer", "2x3, moved unevenly", "linear")
       for T in ("bfloat16", "float32"))])
 def test_is_the_definition(cp, rng, name, T):
-    check(cp, rng, ALL[name].problem, T, out="float32")
-
-
-def test_the_definition_is_pytorchs(rng):
-    torch = pytest.importorskip("torch")
-    for geometry in ALL.values():
-        p, (top, bottom, left, right) = geometry.problem, geometry.pad
-        x, gy = (torch.from_numpy(a.astype(float)).permute(0, 3, 1, 2)
-                 for a in data(rng, p, "float16"))
-        w = torch.zeros(p.K, p.C, p.R, p.S, dtype=torch.float64, requires_grad=True)
-        torch.nn.functional.conv2d(torch.nn.functional.pad(x, (left, right, top, bottom)), w,
-                                   stride=p.stride, dilation=p.dilation).backward(gy)
-        x, gy, gw = (a.permute(0, 2, 3, 1).numpy() for a in (x, gy, w.grad))
-        np.testing.assert_allclose(definition(p, x, gy), gw, rtol=0, atol=1e-10)
+    check(cp, rng, ALL[name].sizes, T, out="float32")
 
 
 @pytest.mark.parametrize("splits", [1, 2, 7, 40])
@@ -95,7 +79,7 @@ def test_the_definition_is_pytorchs(rng):
                                      ("first layer", "float16")])
 def test_splits(cp, rng, name, T, splits):
     """More of them than stages, too; gw in its own dtype and, for 16 bits, in float32."""
-    p = ALL[name].problem
+    p = ALL[name].sizes
     x, gy = data(rng, p, T)
     want = definition(p, x, gy)
     for out in {T, "float32"}:
@@ -106,9 +90,9 @@ def test_splits(cp, rng, name, T, splits):
 @on_the_cpu
 def test_each_run_has_its_own_sums(cp, rng, monkeypatch):
     """Whole tiles, several of them; the last run is shorter, one more has no pixels."""
-    p, partial = Geometry((3, 6, 5, 8), (128, 2, 2), (1, 0, 0, 1)).problem, []
+    p, partial = Geometry((3, 6, 5, 8), (128, 2, 2), (1, 0, 0, 1)).sizes, []
     x, gy = data(rng, p, "float16")
-    monkeypatch.setattr(engine.column_sums, "column_sums", lambda rows, out: partial.append(rows))
+    monkeypatch.setattr(engine, "column_sums", lambda rows, out: partial.append(rows))
     gradient(cp, p, x, gy, splits=4)
     run, number = 32, np.arange(p.pixels).reshape(p.N, p.P, p.Q, 1)
     for i, got in enumerate(partial[0].get().reshape(4, p.K, p.R, p.S, p.C)):
@@ -119,7 +103,7 @@ def test_each_run_has_its_own_sums(cp, rng, monkeypatch):
 
 def test_rounds_once(cp, rng):
     """Partial sums keep float32: with 16-bit ones, 1 would vanish beside 4096."""
-    p = Problem(4, 16, 16, 8, 8, 1, 1, 16, 16, (1, 1), (0, 0), (1, 1), 1)
+    p = ConvShape(4, 16, 16, 8, 8, Window((1, 1)))
     x, gy = np.ones((4, 16, 16, 8), np.float16), np.zeros((4, 16, 16, 8), np.float16)
     gy[0], gy[1:, 0, 0] = 16, 1
     assert (gradient(cp, p, x, gy, out="float32", splits=8) == 4099).all()
@@ -127,7 +111,7 @@ def test_rounds_once(cp, rng):
 
 
 def test_float32_is_rounded_to_tf32(cp, rng):
-    p = ALL["3x3"].problem
+    p = ALL["3x3"].sizes
     x, gy = (rng.standard_normal(a.shape).astype(np.float32) for a in data(rng, p, "float32"))
 
     def tf32(a):
@@ -141,7 +125,7 @@ def test_float32_is_rounded_to_tf32(cp, rng):
 
 @pytest.mark.parametrize("T", ["float16", "float32"])
 def test_not_a_number_reaches_its_own_sums_alone(cp, rng, T):
-    p = ALL["1x1"].problem
+    p = ALL["1x1"].sizes
     x, gy = data(rng, p, T)
     x[2, 3, 1, 5] = np.nan
     nan = np.isnan(gradient(cp, p, x, gy, splits=3))
@@ -150,7 +134,7 @@ def test_not_a_number_reaches_its_own_sums_alone(cp, rng, T):
 
 @pytest.mark.parametrize("out, splits", [("float16", 1), ("float32", 1), ("float16", 3)])
 def test_an_empty_batch_gives_zeros(cp, rng, out, splits):
-    p = Geometry((0, 9, 7, 16), (40, 3, 3)).problem
+    p = Geometry((0, 9, 7, 16), (40, 3, 3)).sizes
     assert not gradient(cp, p, *data(rng, p, "float16"), out=out, splits=splits).any()
     assert not gradient(cp, p, *data(rng, p, "float16"), out=out, tile=None, splits=None).any()
 
@@ -159,7 +143,7 @@ def test_an_empty_batch_gives_zeros(cp, rng, out, splits):
 @pytest.mark.parametrize("T", ["float16", "float32"])
 def test_views_that_start_anywhere(cp, rng, odd, T):
     """The same bits as from and into arrays that start at a multiple of 16 bytes."""
-    p = ALL["first layer" if odd == "gw" else "3x3"].problem
+    p = ALL["first layer" if odd == "gw" else "3x3"].sizes
     x, gy = data(rng, p, T)
 
     def given(name, a):
@@ -169,7 +153,7 @@ def test_views_that_start_anywhere(cp, rng, odd, T):
         return room[1:].reshape(a.shape)
 
     gw = given("gw", np.zeros((p.K, p.R, p.S, p.C), x.dtype))
-    engine.weight_gradient(p, given("x", x), given("gy", gy), gw, tile=of(SMALL, x.dtype), splits=1)
+    engine.wgrad(p, given("x", x), given("gy", gy), gw, tile=of(SMALL, x.dtype), splits=1)
     np.testing.assert_array_equal(gw.get(), gradient(cp, p, x, gy))
 
 
@@ -189,14 +173,14 @@ def test_every_tile(cp, rng, tile, T):
 
 
 def check_tile(cp, rng, tile, T):
-    check(cp, rng, Geometry((3, 10, 11, 16), (tile.BM + 8, 3, 3)).problem, T, tile=tile, splits=2)
+    check(cp, rng, Geometry((3, 10, 11, 16), (tile.BM + 8, 3, 3)).sizes, T, tile=tile, splits=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("T", DTYPES)
 @pytest.mark.parametrize("name", ALL)
 def test_every_geometry_as_chosen(cp, rng, name, T):
-    check(cp, rng, ALL[name].problem, T, tile=None, splits=None)
+    check(cp, rng, ALL[name].sizes, T, tile=None, splits=None)
 
 
 NETS = {  # N, H, W, C; K, size; stride
@@ -211,12 +195,16 @@ NETS = {  # N, H, W, C; K, size; stride
 }
 
 
+def around(size, stride):
+    """A window whose padding keeps the image, but for the stride."""
+    return Window((size, size), (stride, stride), ((size // 2, size // 2),) * 2)
+
+
 @pytest.mark.parametrize("architecture", gpu_mma.SMS)
 @pytest.mark.parametrize("T", DTYPES)
 def test_what_is_chosen_fills_the_device(T, architecture):
     for (N, H, W, C), (K, size), stride in NETS.values():
-        pad, P, Q = size // 2, (H - 1) // stride + 1, (W - 1) // stride + 1
-        p = Problem(N, H, W, C, K, size, size, P, Q, (stride,) * 2, (pad,) * 2, (1, 1), 1)
+        p = ConvShape(N, H, W, C, K, around(size, stride))
         tile = engine.default_tile(p, float_dtype(T), architecture)
         splits = engine.default_splits(p, float_dtype(T), tile, architecture)
         assert tile in engine.tiles(T) and engine.runs_on(tile, p, T)
@@ -230,8 +218,8 @@ def test_what_is_chosen_fills_the_device(T, architecture):
 def test_a_tile_for_what_there_is():
     def chosen(name):
         (N, H, W, C), (K, size), stride = NETS[name]
-        p = Problem(N, H, W, C, K, size, size, H, W, (stride,) * 2, (size // 2,) * 2, (1, 1), 1)
-        return engine.default_tile(p, float_dtype("float16"), 90)[:2]
+        return engine.default_tile(
+            ConvShape(N, H, W, C, K, around(size, stride)), float_dtype("float16"), 90)[:2]
 
     assert chosen("cifar first") == (32, 32) and chosen("vgg 512") == (128, 128)
     assert chosen("cifar head") == (32, 128) and chosen("cifar 32") == (32, 128)
@@ -243,7 +231,7 @@ def test_a_tile_for_what_there_is():
 @on_the_cpu
 @pytest.mark.parametrize("name", ["3x3", "first layer"])
 def test_the_same_bits_in_every_order_of_threads(cp, rng, monkeypatch, name):
-    p = ALL[name].problem
+    p = ALL[name].sizes
     x, gy = data(rng, p, "float16")
     results = set()
     for seed in (0, 1, 2, 2):
@@ -255,13 +243,13 @@ def test_the_same_bits_in_every_order_of_threads(cp, rng, monkeypatch, name):
 @on_the_cpu
 def test_can_be_captured(rng):
     from test_capture import Captured
-    p = ALL["3x3"].problem
+    p = ALL["3x3"].sizes
     (x, gy), (x2, gy2) = data(rng, p, "float16"), data(rng, p, "float16")
     given, gw = [fake_cupy.asarray(a) for a in (x, gy)], fake_cupy.empty((40, 3, 3, 16), x.dtype)
     want = gradient(fake_cupy, p, x2, gy2, tile=None, splits=2)
 
     def step():
-        engine.weight_gradient(p, *given, gw, splits=2)
+        engine.wgrad(p, *given, gw, splits=2)
 
     first, second = Captured(step), Captured(step)
     assert changed(first.graph, second.graph) == []

@@ -1,5 +1,7 @@
 """Convolution on the ordinary cores, against its definition: geometries, dtypes, starts, splits."""
 
+import dataclasses
+
 import numpy as np
 import nvrtc
 import nvrtc_cases
@@ -7,12 +9,12 @@ import pytest
 import sass
 from test_capture import Captured
 
-from check import DTYPES, close, elementwise_by_torch, make
+from check import DTYPES, around, close, defined, elementwise_by_torch, make
 from gpuconv import backend, kernels
 from gpuconv.ops.conv import gpu_simt
-from gpuconv.ops.conv.shape import problem
 from gpuconv.ops.elementwise import ACTIVATIONS
-from gpuconv.ops.window import Window
+from gpuconv.ops.engine.epilogue import Epilogue
+from gpuconv.ops.window import ConvShape, Window
 from hostcuda import fake_cupy
 
 
@@ -50,30 +52,9 @@ CASES = [(name, T) for name in GEOMETRIES for T in DTYPES
          if T == "float32" or name in EVERY_DTYPE]
 
 
-def taps(p, x):
-    """x's pixels inside zeros, and the views of them that each tap (r, s) meets; float64."""
-    (SH, SW), (DH, DW), (PT, PL) = p.stride, p.dilation, p.pad
-    high, wide = (p.P - 1) * SH + 1, (p.Q - 1) * SW + 1  # from the first pixel to the last
-    padded = np.zeros((p.N, max(p.H + PT, high + (p.R - 1) * DH),
-                       max(p.W + PL, wide + (p.S - 1) * DW), p.C))
-    inside = padded[:, PT:PT + p.H, PL:PL + p.W]
-    inside[...] = x
-    return inside, {(r, s): padded[:, r * DH:r * DH + high:SH, s * DW:s * DW + wide:SW]
-                    for r in range(p.R) for s in range(p.S)}
-
-
 def definition(p, x, w, gy):
-    """(y, gx, gw) in float64, by the sums of the definition: a group and a tap at a time."""
-    x, w, gy = (a.astype(np.float64) for a in (x, w, gy))
-    y, gw, (_, met), (gx, spread) = np.zeros(gy.shape), np.zeros(w.shape), taps(p, x), taps(p, 0)
-    C, K = p.C // p.groups, p.K // p.groups
-    for g in range(p.groups):
-        c, k = slice(g * C, (g + 1) * C), slice(g * K, (g + 1) * K)
-        for r, s in met:
-            y[..., k] += np.einsum("npqc,kc->npqk", met[r, s][..., c], w[k, r, s])
-            gw[k, r, s] = np.einsum("npqk,npqc->kc", gy[..., k], met[r, s][..., c])
-            spread[r, s][..., c] += np.einsum("npqk,kc->npqc", gy[..., k], w[k, r, s])
-    return y, gx, gw
+    """(y, gx, gw) in float64."""
+    return defined("conv2d", gy, x, w, **around(p))[:3]
 
 
 def whole(rng, shape, T):
@@ -82,10 +63,10 @@ def whole(rng, shape, T):
 
 
 def draw(name, T, rng, numbers=whole):
-    """The problem of this name, x, w and gy."""
+    """The sizes of this name, x, w and gy."""
     x, K, groups, win = GEOMETRIES[name]
     w = (K, *win.size, x[3] // groups)
-    p = problem(x, w, win, groups)
+    p = ConvShape(*x, K, win, groups)
     return p, *(numbers(rng, shape, T) for shape in (x, w, (p.N, p.P, p.Q, K)))
 
 
@@ -93,9 +74,9 @@ def results(cp, p, x, w, gy, **epilogue):
     """(y, gx, gw), by the kernels, as NumPy arrays."""
     x, w, gy = map(cp.asarray, (x, w, gy))
     y, gx, gw = cp.empty(gy.shape, x.dtype), cp.empty(x.shape, x.dtype), cp.empty(w.shape, x.dtype)
-    gpu_simt.forward(p, x, w, y, **epilogue)
-    gpu_simt.input_gradient(p, gy, w, gx)
-    gpu_simt.weight_gradient(p, x, gy, gw)
+    gpu_simt.forward(p, x, w, y, Epilogue(**epilogue))
+    gpu_simt.dgrad(p, gy, w, gx)
+    gpu_simt.wgrad(p, x, gy, gw)
     return y.get(), gx.get(), gw.get()
 
 
@@ -122,8 +103,9 @@ def test_sums_that_round_are_close_to_pytorch(cp, rng, name, T):
     p, x, w, gy = draw(name, T, rng, lambda rng, shape, T: make(rng.standard_normal(shape), T))
     tx, tw = (torch.tensor(a.astype("f8"), requires_grad=True) for a in (x, w))
     ty = torch.nn.functional.conv2d(
-        tx.permute(0, 3, 1, 2), tw.permute(0, 3, 1, 2), stride=p.stride, padding=p.pad,
-        dilation=p.dilation, groups=p.groups).permute(0, 2, 3, 1)
+        tx.permute(0, 3, 1, 2), tw.permute(0, 3, 1, 2), stride=p.window.stride,
+        padding=[near for near, _ in p.window.pad], dilation=p.window.dilation,
+        groups=p.groups).permute(0, 2, 3, 1)
     ty.backward(torch.tensor(gy.astype("f8")))
     for got, want in zip(results(cp, p, x, w, gy), (ty.detach(), tx.grad, tw.grad), strict=True):
         close(got, want.numpy().astype(T), terms=max(p.depth, p.pixels, p.R * p.S * p.K))
@@ -133,7 +115,7 @@ def test_sums_that_round_are_close_to_pytorch(cp, rng, name, T):
 def test_one_kernel_for_images_of_all_sizes(cp, rng, sizes):
     N, H, W = sizes
     win = window(3, pad=1)
-    p = problem((N, H, W, 4), (8, 3, 3, 4), win)
+    p = ConvShape(N, H, W, 4, 8, win)
     arrays = [whole(rng, s, "float32") for s in ((N, H, W, 4), (8, 3, 3, 4), (N, H, W, 8))]
     equal(results(cp, p, *arrays), definition(p, *arrays))
 
@@ -166,8 +148,8 @@ def test_bias_residual_and_activation_before_the_one_rounding(cp, rng, name, act
     p, x, w, gy = draw(name, T, rng)
     bias, residual = whole(rng, p.K, T), whole(rng, gy.shape, T)
     y = cp.empty(gy.shape, x.dtype)
-    gpu_simt.forward(p, *map(cp.asarray, (x, w)), y, bias=cp.asarray(bias),
-                 residual=cp.asarray(residual), activation=activation)
+    gpu_simt.forward(p, *map(cp.asarray, (x, w)), y, Epilogue(
+        cp.asarray(bias), cp.asarray(residual), activation))
     want = definition(p, x, w, gy)[0] + bias.astype("f8") + residual.astype("f8")
     want = elementwise_by_torch(activation, want)
     close(y.get(), want.astype(x.dtype), terms=p.depth)
@@ -178,7 +160,7 @@ def test_either_may_be_missing(cp, rng, given):
     p, x, w, gy = draw("3x3", "float32", rng)
     extra = whole(rng, p.K if given == "bias" else gy.shape, "float32")
     y = cp.empty(gy.shape, x.dtype)
-    gpu_simt.forward(p, *map(cp.asarray, (x, w)), y, **{given: cp.asarray(extra)})
+    gpu_simt.forward(p, *map(cp.asarray, (x, w)), y, Epilogue(**{given: cp.asarray(extra)}))
     equal([y.get()], [definition(p, x, w, gy)[0] + extra])
 
 
@@ -187,7 +169,7 @@ def test_a_nan_stays_in_its_window_through_the_activation(cp, rng):
     x[0, 0, 0, 0] = np.nan
     w[0] = 1
     y = cp.empty(gy.shape, x.dtype)
-    gpu_simt.forward(p, *map(cp.asarray, (x, w)), y, activation="relu")
+    gpu_simt.forward(p, *map(cp.asarray, (x, w)), y, Epilogue(activation="relu"))
     nan = np.isnan(y.get()).any(axis=3)
     assert nan[0, :2, :2].all() and nan.sum() == 4
 
@@ -212,8 +194,8 @@ def test_arrays_may_begin_anywhere(cp, rng, name, T):
         for a in (y, gx, gw):
             a.fill(7)
         gpu_simt.forward(p, x_, w_, y)
-        gpu_simt.input_gradient(p, gy_, w_, gx)
-        gpu_simt.weight_gradient(p, x_, gy_, gw)
+        gpu_simt.dgrad(p, gy_, w_, gx)
+        gpu_simt.wgrad(p, x_, gy_, gw)
         equal([a.get() for a in (y, gx, gw)], want)
 
 
@@ -250,7 +232,7 @@ def test_the_path_of_huge_arrays(cp, rng, monkeypatch, name):
 @pytest.mark.parametrize("name", ["3x3", "3x3 stride 2", "depthwise"])
 def test_no_images(cp, rng, name):
     p, x, w, gy = draw(name, "float32", rng)
-    y, gx, gw = results(cp, p._replace(N=0), x[:0], w, gy[:0])
+    y, gx, gw = results(cp, dataclasses.replace(p, N=0), x[:0], w, gy[:0])
     assert y.shape == (0, *gy.shape[1:]) and gx.shape == (0, *x.shape[1:])
     assert gw.tobytes() == bytes(gw.nbytes)
 
@@ -284,7 +266,7 @@ def test_a_gradient_in_float32_for_weights_of_16_bits(cp, rng, monkeypatch, T):
     for size in (8, 512):  # with partial sums, and without
         monkeypatch.setattr(gpu_simt, "SLICE", size)
         gw = cp.empty(w.shape, "float32")
-        gpu_simt.weight_gradient(p, *map(cp.asarray, (x, gy)), gw)
+        gpu_simt.wgrad(p, *map(cp.asarray, (x, gy)), gw)
         equal([gw.get()], [want])
 
 
@@ -310,8 +292,8 @@ def test_all_three_can_be_captured(cp, rng, monkeypatch, name):
 
     def step():
         gpu_simt.forward(p, x, w, y)
-        gpu_simt.input_gradient(p, gy, w, gx)
-        gpu_simt.weight_gradient(p, x, gy, gw)
+        gpu_simt.dgrad(p, gy, w, gx)
+        gpu_simt.wgrad(p, x, gy, gw)
 
     captured = Captured(step)
     for _ in range(2):

@@ -19,8 +19,8 @@ import gpuconv as gpc
 from gpuconv import cli, files, models, nn, ops, runs, train
 from gpuconv.data import Dataset, Source
 from gpuconv.data.manifest import Manifest
-from gpuconv.ops.conv.shape import Problem
-from gpuconv.ops.conv.tuning_table import Choice, Table, Tile
+from gpuconv.ops.conv.tuning_table import Algorithm, Table, Tile
+from gpuconv.ops.window import ConvShape, Window
 from gpuconv.runs import Config, RunFolder
 from gpuconv.train import Settings
 
@@ -54,10 +54,11 @@ def run(tmp_path_factory):
 
 
 def table():
-    p = Problem(8, 8, 8, 3, 4, 3, 3, 2, 2, (4, 4), (1, 1), (1, 1), 1)
+    p = ConvShape(8, 8, 8, 3, 4, Window((3, 3), (4, 4), ((1, 0), (1, 0))))
     where = {"device": "x", "architecture": 90, "cupy": "14", "nvrtc": "13"}
-    choices = [(Choice("tensor_cores", Tile(128, 64, 32, 64, 32, 3), 2), 0.5), (Choice("simt"), 1.)]
-    return Table(where, {("weight_gradient", p, "float16", "ieee"): choices})
+    timed = [(Algorithm("tensor_cores", Tile(128, 64, 32, 64, 32, 3), 2), 0.5),
+             (Algorithm("simt"), 1.)]
+    return Table(where, {("wgrad", p, "float16", "ieee"): timed})
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def measured(make, n, dtype="float32", optimizer=sgd, enough=0):
 
     def steps():
         gc.collect()
-        zeros._held.clear()
+        zeros._buffers.clear()
         free_all_blocks()
         tracemalloc.start()
         try:
@@ -189,7 +189,7 @@ def test_one_value_per_channel_is_no_obstacle():
 
 
 def noted():
-    return threads.chunks, threads.each, threads.workspace, zeros.held, Op.__call__
+    return threads.chunks, threads.each, threads.workspace, zeros.buffer, Op.__call__
 
 
 def test_everything_is_as_before():

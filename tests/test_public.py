@@ -133,7 +133,7 @@ def test_data_sets_have_their_fields():
 
 
 @pytest.mark.parametrize("module", [gpc, gpc.data, gpc.models, gpc.nn, gpc.ops, gpc.optim,
-                                    gpc.train], ids=lambda m: m.__name__)
+                                    gpc.reference, gpc.train], ids=lambda m: m.__name__)
 def test_all_names_what_is_there(module):
     assert sorted(module.__all__) == sorted(set(module.__all__))
     assert all(hasattr(module, name) for name in module.__all__)

@@ -11,7 +11,7 @@ from test_train import same, tiny, weights
 from gpuconv import backend, models, nn, ops, optim, random, train
 from gpuconv.data import Augment, Dataset
 from gpuconv.ops.conv import autotune
-from gpuconv.ops.conv.tuning_table import Choice, Table, here
+from gpuconv.ops.conv.tuning_table import Algorithm, Table, here
 from gpuconv.recipes import RECIPES
 from gpuconv.train import Callback, Checkpoint, fit
 from gpuconv.train import step as steps
@@ -302,7 +302,7 @@ def table(cp):
     model = network("float16")
     keys = autotune.asked(lambda: fit(model, tiny(12), epochs=1, batch_size=8, eager=True,
                                      optimizer=optim.SGD(model.parameters(), 0.1)))
-    return Table(here(), {key: [(Choice("simt"), 1.0)] for key in keys})
+    return Table(here(), {key: [(Algorithm("simt"), 1.0)] for key in keys})
 
 
 def test_a_tuned_run_is_the_same_in_either_kind(graphs, table, tmp_path):

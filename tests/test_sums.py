@@ -11,11 +11,10 @@ from check import host
 from gpuconv import ops, threads
 from gpuconv.autograd import Tensor
 from gpuconv.ops.conv import gpu_mma_wgrad, gpu_simt
-from gpuconv.ops.conv.shape import problem
 from gpuconv.ops.engine.column_sums import column_sums
 from gpuconv.ops.engine.elements import total
 from gpuconv.ops.engine.sums import block_sums, multiply
-from gpuconv.ops.window import Window
+from gpuconv.ops.window import ConvShape, Window
 
 MOST = 1e-6
 TERM = np.float32(1.1)
@@ -187,7 +186,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(rng):
 
 def test_no_run_of_pixels_is_long_on_a_gpu():
     """Partial sums of a weight gradient may take 64 MiB, which bounds their number."""
-    p = problem((10**4, 100, 100, 3), (64, 3, 3, 3), Window((3, 3), (1, 1), ((1, 1), (1, 1))))
+    p = ConvShape(10**4, 100, 100, 3, 64, Window((3, 3), (1, 1), ((1, 1), (1, 1))))
     *_, run, runs = gpu_simt._plan(p, np.dtype("float32"))
     assert run < 11_000 and 4 * runs * 64 * 27 <= 64 << 20
     for dtype in "float16", "float32":

@@ -11,8 +11,8 @@ from conftest import HAS_GPU
 import gpuconv as gpc
 from gpuconv import cli, ops
 from gpuconv.ops.conv import autotune, gpu_dispatch
-from gpuconv.ops.conv.shape import Problem
-from gpuconv.ops.conv.tuning_table import Choice, load_table
+from gpuconv.ops.conv.tuning_table import Algorithm, load_table
+from gpuconv.ops.window import ConvShape, Window
 
 NET = "INPUT 4x4x8 | CONV3-8 RELU | FC 5"
 SMALL = ["tune", "--model", NET, "--batch-size", "2", "--device", "cuda"]
@@ -61,10 +61,9 @@ def test_measures_what_a_training_step_asks_for(quick, tmp_path, capsys):
 def test_the_table_is_used_and_gives_the_same_step(quick, tmp_path, capsys, monkeypatch):
     tune("--dtype", "float32", "--output", tmp_path / "t.json", capsys=capsys)
     table = load_table(tmp_path / "t.json")
-    cp, seen, compute = gpc.backend.cupy(), [], gpu_dispatch.compute
-    monkeypatch.setattr(
-        gpu_dispatch, "compute", lambda chosen, *a, **k: seen.append(chosen) or compute(
-        chosen, *a, **k))
+    cp, seen, dispatch = gpc.backend.cupy(), [], gpu_dispatch.dispatch
+    monkeypatch.setattr(gpu_dispatch, "dispatch", lambda *how: (
+        seen.append(dispatch(*how)) or seen[-1]))
     x, w = cp.ones((2, 4, 4, 8), "float32"), cp.ones((8, 3, 3, 8), "float32")
     with ops.tuned(table):
         ops.conv2d(x, w, padding=1)
@@ -78,32 +77,30 @@ def test_tf32(quick, tmp_path, capsys):
 
 
 def test_what_fails_or_errs_is_left_out(quick, monkeypatch):
-    p = Problem(1, 4, 4, 8, 8, 1, 1, 4, 4, (1, 1), (0, 0), (1, 1), 1)
-    key = "forward", p, "float16", "ieee"
-    real, failed = gpu_dispatch.compute, []
+    key = "forward", ConvShape(1, 4, 4, 8, 8, Window((1, 1))), "float16", "ieee"
+    failed = []
 
-    def compute(chosen, direction, p, a, b, out, **more):
-        real(chosen, direction, p, a, b, out, **more)
-        if chosen.engine == "simt":
+    def forward(*arrays, out, algorithm):
+        gpu_dispatch.forward(*arrays, out=out, algorithm=algorithm)
+        if algorithm.engine == "simt":
             out *= 1.25
 
-    monkeypatch.setattr(gpu_dispatch, "compute", compute)
+    monkeypatch.setitem(autotune.RUN, "forward", forward)
     found = autotune.measured([key], lambda *failure: failed.append(failure))
-    assert [choice.engine for choice in found.find(key)] == ["tensor_cores"]
+    assert [algorithm.engine for algorithm in found.find(key)] == ["tensor_cores"]
     (_, chosen, why), = failed
-    assert chosen == Choice("simt") and re.fullmatch(r"its result is 2.5e-01 off", why)
+    assert chosen == Algorithm("simt") and re.fullmatch(r"its result is 2.5e-01 off", why)
 
     def broken(*arguments, **more):
         raise MemoryError("of the device")
 
-    monkeypatch.setattr(gpu_dispatch, "compute", broken)
+    monkeypatch.setitem(autotune.RUN, "forward", broken)
     assert autotune.measured([key]).find(key) == []
 
 
 def test_operands_have_the_shapes(cp):
-    p = Problem(2, 5, 4, 6, 9, 2, 3, 4, 2, (1, 1), (0, 0), (1, 1), 3)
-    for direction, want in (("forward", "xwy"), ("input_gradient", "ywx"),
-                            ("weight_gradient", "xyw")):
+    p = ConvShape(2, 5, 4, 6, 9, Window((2, 3)), 3)
+    for direction, want in (("forward", "xwy"), ("dgrad", "ywx"), ("wgrad", "xyw")):
         shapes = dict(x=(2, 5, 4, 6), w=(9, 2, 3, 2), y=(2, 4, 2, 9))
         got = autotune.operands((direction, p, "bfloat16", "ieee"))
         assert [a.shape for a in got] == [shapes[name] for name in want]

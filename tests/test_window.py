@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gpuconv.ops.window import Window, pair, sides
+from gpuconv.ops.window import Window, pair, sides, window_from
 
 small = st.integers(1, 4)
 pads = st.tuples(st.integers(0, 4), st.integers(0, 4))
@@ -50,14 +50,14 @@ def test_out_shape_counts_the_positions(window, image):
 
 @each
 @hypothesis.given(windows, images)
-def test_apart_and_tiles(window, image):
+def test_disjoint_and_tiles(window, image):
     hypothesis.assume(fits(window, image))
     hits = np.zeros(image, int)
     rows, columns = (pixel(window, axis, positions(window, axis, n)).ravel()
                      for axis, n in enumerate(image))
     for h in rows[(rows >= 0) & (rows < image[0])]:
         np.add.at(hits[h], columns[(columns >= 0) & (columns < image[1])], 1)
-    assert hits.max() <= 1 or not window.apart
+    assert hits.max() <= 1 or not window.disjoint
     assert (hits == 1).all() or not window.tiles(*image)
 
 
@@ -90,9 +90,10 @@ def test_one_number_stands_for_two():
     (lambda: pair((1, 2, 3)), ValueError, r"\(1, 2, 3\) has 3 numbers, wanted \(height, width\)"),
     (lambda: pair(1.5), TypeError, "1.5: wanted a whole number"),
     (lambda: sides((1, (2, 3))), ValueError, r"padding \(1, \(2, 3\)\): wanted \(\(top, bottom\)"),
-    (lambda: Window((0, 1)), ValueError, r"window \(0, 1\), .*: at least 1"),
-    (lambda: Window((1, 1), (1, 0)), ValueError, r"stride \(1, 0\), .*: at least 1"),
-    (lambda: Window((1, 1), pad=((0, -1), (0, 0))), ValueError, r"padding \(\(0, -1\), \(0, 0\)\)"),
+    (lambda: window_from("op", (0, 1), 1, 0, 1), ValueError, r"window \(0, 1\), .*: at least 1"),
+    (lambda: window_from("op", 1, (1, 0), 0, 1), ValueError, r"stride \(1, 0\), .*: at least 1"),
+    (lambda: window_from("op", 1, 1, ((0, -1), (0, 0)), 1), ValueError,
+     r"padding \(\(0, -1\), \(0, 0\)\)"),
     (lambda: Window((3, 3), dilation=(2, 2)).out_shape(4, 4), ValueError,
      r"window \(3, 3\), dilation \(2, 2\), padding .* does not fit \(4, 4\)"),
 ])

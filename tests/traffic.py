@@ -24,12 +24,12 @@ from gpuconv import backend, ops, optim, train, undo
 from gpuconv.data.loader import order_of
 from gpuconv.ops.conv import gpu_mma as engine
 from gpuconv.ops.conv.gpu_tile import Tile
-from gpuconv.ops.conv.shape import problem
 from gpuconv.ops.elementwise import FUNCTIONS
+from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.shape.pad import MODES
-from gpuconv.ops.window import Window, sides
+from gpuconv.ops.window import ConvShape, Window, sides
 from gpuconv.optim.muon import orthogonalized
 from hostcuda import fake_cupy
 from hostcuda.traffic import Access, Launch, recording
@@ -96,22 +96,21 @@ def batch_norm(make: Callable, o: Any) -> None:
 def tensor_cores(make: Callable, o: Any) -> None:
     N, H, W, C = o.shape
     K, size, edge = o.filters, o.kernel_size, 2 if o.pool else 1
-    p = problem(o.shape, (K, size, size, C), Window((size, size), (o.stride or 1,) * 2, sides(
-        o.padding), (1, 1)))
+    p = ConvShape(*o.shape, K, Window((size, size), (o.stride or 1,) * 2, sides(o.padding)))
     y = fake_cupy.empty((N, p.P // edge, p.Q // edge, K), o.dtype)
     tile = Tile(64, 32, 64 // o.dtype.itemsize, 32, 16, 3)
     slices = -(-p.N * p.P * p.Q // tile.BM)
     moments = tuple(fake_cupy.empty((slices, K), np.float32) for _ in range(2))
     how = dict(pool=fake_cupy.empty(y.shape, np.uint8), moments=moments) if o.pool else dict(
         residual=make(*y.shape))
-    engine.forward(p, make(*o.shape), make(K, size, size, C), y, bias=make(K), tile=tile,
-                             **how)
+    engine.forward(p, make(*o.shape), make(K, size, size, C), y, Epilogue(make(K), **how),
+                   tile=tile)
 
 
 def conv_rotate_filters(make: Callable, o: Any) -> None:
     K, C, size = o.filters, o.shape[-1], o.kernel_size
     window = Window((size, size), (o.stride or 1,) * 2, sides(o.padding), (1, 1))
-    engine.turn(problem(o.shape, (K, size, size, C), window), make(K, size, size, C))
+    engine.rotate_filters(ConvShape(*o.shape, K, window), make(K, size, size, C))
 
 
 def softmax_cross_entropy(make: Callable, o: Any) -> None:
@@ -211,11 +210,11 @@ CASES = {
                                 "kernel_size stride padding filters"),
     "conv_mma": Case("2x32x32x64", tensor_cores, "kernel_size stride padding filters pool"),
     "conv_depthwise": Case("2x32x32x64", simt_cases.traffic(
-        "forward", "input_gradient", "weight_gradient", groups=True),
+        "forward", "dgrad", "wgrad", groups=True),
         "kernel_size stride padding dilation"),
-    "conv_simt": Case("2x32x32x64", simt_cases.traffic("forward", "input_gradient"),
+    "conv_simt": Case("2x32x32x64", simt_cases.traffic("forward", "dgrad"),
                       "kernel_size stride padding dilation filters"),
-    "conv_simt_wgrad": Case("1x16x16x64", simt_cases.traffic("weight_gradient"),
+    "conv_simt_wgrad": Case("1x16x16x64", simt_cases.traffic("wgrad"),
                              "kernel_size stride padding dilation filters"),
     "column_sums": Case("4096x256", weight_cases.column_traffic),
     "conv_mma_wgrad": Case("2x32x32x64", weight_cases.traffic,

@@ -6,9 +6,8 @@ import gpuconv as gpc
 from gpuconv import backend, kernels, ops
 from gpuconv.ops.conv import gpu_mma_wgrad as engine
 from gpuconv.ops.conv.gpu_tile import Tile
-from gpuconv.ops.conv.shape import problem
 from gpuconv.ops.engine.column_sums import column_sums
-from gpuconv.ops.window import Window, sides
+from gpuconv.ops.window import ConvShape, Window, sides
 
 SMALL = Tile(64, 32, 32, 32, 16, 3)  # for 16-bit floats; float32 has half of its depth
 
@@ -31,8 +30,8 @@ def kernel_case(C, K, splits):
         x, gy, w = x.astype(dtype), gy.astype(dtype), make(K, 3, 3, C)
         if xp is np:
             return [gpc.vjp(lambda w: ops.conv2d(x, w, stride=2, padding=1), w)[1](gy)[0]]
-        p = problem(x.shape, w.shape, window(3, 2, 1))
-        engine.weight_gradient(p, x, gy, w, tile=of(SMALL, dtype), splits=splits)
+        p = ConvShape(*x.shape, K, window(3, 2, 1))
+        engine.wgrad(p, x, gy, w, tile=of(SMALL, dtype), splits=splits)
         return [w]
 
     return run
@@ -60,21 +59,21 @@ def drive(cp, dtype):
     shapes = [(16, 32, 3), (3, 32, 3), (16, 7, 3), (1, 1, 1), (10, 6, 3), (16, 16, 1)]
     for C, K, size in shapes if kernels.INT_ITEMS else shapes[1:2]:
         x, w = cp.empty((2, 12, 13, C), dtype), cp.empty((K, size, size, C), dtype)
-        p = problem(x.shape, w.shape, window(size, 1, size // 2))
+        p = ConvShape(*x.shape, K, window(size, 1, size // 2))
         gy = cp.empty((2, 12, 13, K), dtype)
         default = engine.default_tile(p, dtype, 80)
-        engine.weight_gradient(p, x, gy, w, tile=default, splits=1)
+        engine.wgrad(p, x, gy, w, tile=default, splits=1)
         first = {t[:2]: t for t in reversed(engine.tiles(dtype))}
         for tile in first.values() if (C, K) == (16, 32) else [default]:
-            engine.weight_gradient(p, x, gy, w, tile=tile, splits=2)
+            engine.wgrad(p, x, gy, w, tile=tile, splits=2)
 
 
 def traffic(make, o):
     """The weight gradient, on the shapes of tests/traffic.py; no second pass."""
     win, K = window(o.kernel_size, o.stride or 1, o.padding), o.filters
     w = make(K, o.kernel_size, o.kernel_size, o.shape[-1])
-    p = problem(o.shape, w.shape, win)
-    engine.weight_gradient(p, make(*o.shape), make(p.N, p.P, p.Q, K), w, splits=1,
+    p = ConvShape(*o.shape, K, win)
+    engine.wgrad(p, make(*o.shape), make(p.N, p.P, p.Q, K), w, splits=1,
                            tile=of(SMALL, o.dtype))
 
 

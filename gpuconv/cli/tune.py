@@ -12,7 +12,7 @@ from gpuconv.messages import program, quoted
 if TYPE_CHECKING:
     from gpuconv.nn import Module
     from gpuconv.ops.conv import Table
-    from gpuconv.ops.conv.tuning_table import Choice, Key
+    from gpuconv.ops.conv.tuning_table import Algorithm, Key
 
 SAYS = "Measure what computes a model's convolutions fastest on this GPU."
 EXAMPLES = ("gpuconv tune --dtype float16",
@@ -23,8 +23,7 @@ it they are the same on every GPU of an architecture.
 
 to use it: gpuconv train --tuned FILE with the same --model, --batch-size and --dtype (what was
 not measured runs as always), or in Python: with gpuconv.ops.tuned(table)"""
-WORDS = {"forward": "forward", "input_gradient": "input gradient",
-         "weight_gradient": "weight gradient"}
+WORDS = {"forward": "forward", "dgrad": "input gradient", "wgrad": "weight gradient"}
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def step(model: "Module", x: backend.Array) -> None:
-    """Forward and backward, as in training."""
+    """Run forward and backward as in training."""
     from gpuconv.autograd import Tensor
     y = model.train()(Tensor(x))
     if y.requires_grad:
@@ -87,13 +86,13 @@ def step(model: "Module", x: backend.Array) -> None:
 
 
 def show_table(out: Any, found: "Table") -> None:
-    """A row per convolution: the default's time, the fastest, and how it is computed."""
-    from gpuconv.ops.conv import gpu_dispatch
+    """Print a row per convolution: the default's time, the fastest, and its algorithm."""
+    from gpuconv.ops.conv import default_algorithm
     rows = []
     for key, timed in found.entries.items():
-        direction, p, dtype, precision = key
-        usual = gpu_dispatch.default(direction, p, backend.float_dtype(dtype), precision,
-                               found.where["architecture"])
+        direction, shape, dtype, precision = key
+        usual = default_algorithm(direction, shape, backend.float_dtype(dtype), precision,
+                                  found.where["architecture"])
         before = dict(timed).get(usual)
         for best, least in timed[:1]:
             gain = ("-", "-") if before is None else (f"{before:.3f}", f"{before / least:.2f}x")
@@ -104,18 +103,18 @@ def show_table(out: Any, found: "Table") -> None:
 
 
 def layer(key: "Key") -> str:
-    """32x32x64 -> 128, 3x3/2."""
-    p = key[1]
-    if (p.H, p.W, p.R, p.S) == (1, 1, 1, 1):
-        return f"{p.C} -> {p.K}"
-    stride = "" if p.stride == (1, 1) else f"/{'x'.join(map(str, dict.fromkeys(p.stride)))}"
-    groups = "" if p.groups == 1 else f", {p.groups} groups"
-    return f"{p.H}x{p.W}x{p.C} -> {p.K}, {p.R}x{p.S}{stride}{groups}"
+    """Return the sizes of a convolution, as in 32x32x64 -> 128, 3x3/2."""
+    shape, stride = key[1], key[1].window.stride
+    if (shape.H, shape.W, shape.R, shape.S) == (1, 1, 1, 1):
+        return f"{shape.C} -> {shape.K}"
+    steps = "" if stride == (1, 1) else f"/{'x'.join(map(str, dict.fromkeys(stride)))}"
+    groups = "" if shape.groups == 1 else f", {shape.groups} groups"
+    return f"{shape.H}x{shape.W}x{shape.C} -> {shape.K}, {shape.R}x{shape.S}{steps}{groups}"
 
 
-def spelt(chosen: "Choice") -> str:
-    """tensor cores, 128x64x32 by 64x32, 3 stages, 4 splits."""
-    engine, tile, splits = chosen
+def spelt(algorithm: "Algorithm") -> str:
+    """Return an algorithm in words, as in tensor cores, 128x64x32 by 64x32, 3 stages, 4 splits."""
+    engine, tile, splits = algorithm
     words = [engine.replace("_", " ")]
     if tile:
         words += [f"{tile.BM}x{tile.BN}x{tile.BK} by {tile.WM}x{tile.WN}", f"{tile.STAGES} stages"]

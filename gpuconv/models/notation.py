@@ -35,7 +35,7 @@ from gpuconv import nn
 from gpuconv.messages import did_you_mean
 from gpuconv.nn import Module, Sequential
 from gpuconv.nn.layers import ACTIVATION_LAYERS
-from gpuconv.ops.window import Window, sides
+from gpuconv.ops.window import window_from
 
 Volume = tuple[int, ...]  # (H, W, C); or (n,), behind FC and global pools
 
@@ -268,7 +268,7 @@ def _window(net: Net, word: Word, volume: Volume) -> Planned:
     if not conv and 2 * padding > f:
         raise net.refusal(word, f"padding {padding} is more than half of the window, {f}")
     try:
-        P, Q = Window((f, f), (stride, stride), sides(padding)).out_shape(H, W)
+        P, Q = window_from(word.name, f, stride, padding, 1).out_shape(H, W)
     except ValueError:
         raise net.refusal(word, f"a window of {f}x{f} pixels with padding {padding} does not fit "
                                 f"an image of {H}x{W}") from None

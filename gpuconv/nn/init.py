@@ -149,7 +149,7 @@ def whitening_(p: Parameter, images: Array, eps: float = 5e-4) -> None:
     if not 0 < K <= 2 * R * S * C or images.ndim != 4 or images.shape[3] != C or not len(images):
         raise ValueError(f"whitening_: weight {p.shape}, images {images.shape}, wanted "
                          "(K, R, S, C) with K at most 2*R*S*C, and (N, H, W, C)"
-                         + channels_last("images", images, C))
+                         + channels_last("images", images.shape, C))
     moments, count = np.zeros((R * S * C, R * S * C)), 0
     for some in threads.chunks(len(images), R * S * images[:1].nbytes, PATCHES):
         patches = im2col(images[some], (R, S)).reshape(-1, R * S * C)

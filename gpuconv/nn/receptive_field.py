@@ -97,7 +97,7 @@ def _through(op: Any, word: str, before: Field, image: Pair) -> Field:
         for part in op.fused_ops:
             before = _through(part, _words(part)[0], before, image)
         return before
-    window = levelled(op.window, *op.x_shape[1:3], "met").window
+    window = levelled(op.window, *op.x_shape[1:3], "met")
     pairs = zip(before.size, window.extent, before.step, image, strict=True)
     size = _pair(min(n + (extent - 1) * step, whole) for n, extent, step, whole in pairs)
     return Field(size, _pair(map(operator.mul, before.step, window.stride)))

@@ -1,28 +1,28 @@
-"""Geometry of a sliding 2-d window, shared by convolution and pooling."""
+"""The one geometry of convolution and pooling: ``Window`` and ``ConvShape``.
+
+``levelled`` reduces what a user asked for to the numbers that make a difference for images of one
+size (a stride beyond the image, the dilation of a single tap, taps that never meet the image). All
+engines, on both devices, compute with levelled windows.
+"""
 
 import dataclasses
 import functools
 import math
 import operator
-import sys
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from gpuconv.autograd import Tensor
-from gpuconv.backend import Array, is_gpu
 from gpuconv.checks import short
+from gpuconv.ops.engine.levelling import Axis, Taps, level_axis
 
 Pair = tuple[int, int]
 IntOrPair = int | Pair
 Padding = IntOrPair | tuple[Pair, Pair]
-Taps = Literal["met", "pooled", "all"]
 
 LARGEST = 1 << 60      # stride, dilation or padding, pixels: sums of them fit 64 bits
-LARGEST_INT = 1 << 30  # pixels: sums of two such numbers fit an int of a CUDA kernel
-POOL_WORKSPACE = 2 << 20  # bytes of images that a thread pools at a time; fewer cost more in calls
 
 
 def pair(value: Any) -> Pair:
-    """3 -> (3, 3); (3, 5) -> (3, 5): height and width, as plain ints.
+    """Return height and width as plain ints: 3 -> (3, 3); (3, 5) -> (3, 5).
 
     Raises:
         TypeError, ValueError: it is neither one int nor two.
@@ -42,7 +42,9 @@ def pair(value: Any) -> Pair:
 
 
 def sides(padding: Any) -> tuple[Pair, Pair]:
-    """1 or (PH, PW) or ((top, bottom), (left, right)) -> ((top, bottom), (left, right)), pixels.
+    """Return ((top, bottom), (left, right)), pixels, of a user's padding.
+
+    The padding is one int, (PH, PW), or ((top, bottom), (left, right)).
 
     >>> sides((1, 2)), sides(((0, 1), (2, 3)))
     (((1, 1), (2, 2)), ((0, 1), (2, 3)))
@@ -63,7 +65,8 @@ def window_from(op: str, size: Any, stride: Any, padding: Any, dilation: Any,
         TypeError, ValueError: they are no numbers, too small or too large; begins with ``op``.
     """
     try:
-        return Window(pair(size), pair(stride), sides(padding), pair(dilation), ceil_mode)
+        return check_window(Window(pair(size), pair(stride), sides(padding), pair(dilation),
+                                   ceil_mode))
     except (TypeError, ValueError) as error:
         raise type(error)(f"{op}: {error}") from None
 
@@ -72,11 +75,13 @@ def window_from(op: str, size: Any, stride: Any, padding: Any, dilation: Any,
 class Window:
     """Window size, stride and dilation, each (height, width) in pixels, and the padding.
 
-    ``pad`` is ((top, bottom), (left, right)). With ``ceil_mode`` a last window may hang over the
-    far edge by less than a stride, as long as it starts inside the image or the near padding.
+    ``pad`` is ((top, bottom), (left, right)). Position (p, q) of the window begins at pixel
+    (p*SH - top, q*SW - left) of the image, and there are zeros outside of the image. With
+    ``ceil_mode`` a last window may hang over the far edge by less than a stride, as long as it
+    starts inside the image or the near padding.
 
-    A window from ``levelled`` has ``positions`` (P, Q), which then do not follow from the padding.
-    Its near padding may be negative: the first window then starts inside the image.
+    Users give paddings of 0 and more. A window that ``levelled`` or ``spanning`` makes may have
+    negative ones: it begins inside the image, or its last position ends before the image does.
     """
 
     size: Pair
@@ -84,33 +89,27 @@ class Window:
     pad: tuple[Pair, Pair] = ((0, 0), (0, 0))
     dilation: Pair = (1, 1)
     ceil_mode: bool = False
-    positions: Pair | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that are too small or too large."""
-        sizes, pads = self.size + self.stride + self.dilation, self.pad[0] + self.pad[1]
-        if min(sizes) < 1 or (min(pads) < 0 and self.positions is None):
-            raise ValueError(f"window {short(self.size)}, stride {short(self.stride)}, dilation "
-                             f"{short(self.dilation)}: at least 1; padding {short(self.pad)}: at "
-                             "least 0")
-        if max(sizes + pads) > LARGEST:
-            raise ValueError(f"window {short(self.size)}, stride {short(self.stride)}, dilation "
-                             f"{short(self.dilation)}, padding {short(self.pad)}: at most 2**60")
 
     @property
     def extent(self) -> Pair:
-        """Pixels from the first to the last that a window touches, inclusive."""
-        (R, S), (DH, DW) = self.size, self.dilation
-        return DH * (R - 1) + 1, DW * (S - 1) + 1
+        """Height and width from the first to the last pixel of one position, inclusive."""
+        return self.reach(1, 1)
+
+    def reach(self, rows: int, columns: int) -> Pair:
+        """Return height and width of the pixels under so many rows and columns of positions."""
+        (R, S), (SH, SW), (DH, DW) = self.size, self.stride, self.dilation
+        return (rows - 1) * SH + (R - 1) * DH + 1, (columns - 1) * SW + (S - 1) * DW + 1
+
+    def first(self, row: int) -> Pair:
+        """Return the pixel (h, w) at which the first position of a row of positions begins."""
+        return row * self.stride[0] - self.pad[0][0], -self.pad[1][0]
 
     def out_shape(self, height: int, width: int) -> Pair:
-        """Number of window positions (P, Q) over an image of (height, width) pixels.
+        """Return the number of positions (P, Q) over an image of (height, width) pixels.
 
         Raises:
             ValueError: the window does not fit the padded image.
         """
-        if self.positions:
-            return self.positions
         P, Q = (self._positions(axis, n) for axis, n in enumerate((height, width)))
         if P < 1 or Q < 1:
             dilated = "" if self.dilation == (1, 1) else f", dilation {self.dilation}"
@@ -126,170 +125,194 @@ class Window:
         return min(-(-room // stride) + 1, -(-(n + near) // stride))  # start before the far padding
 
     @property
-    def apart(self) -> bool:
-        """True if no pixel can belong to two windows."""
+    def inside(self) -> bool:
+        """True if no position of this levelled window reaches outside of the image."""
+        return max(self.pad[0] + self.pad[1]) <= 0
+
+    @property
+    def disjoint(self) -> bool:
+        """True if no pixel can belong to two positions."""
         return all(step >= e for step, e in zip(self.stride, self.extent, strict=True))
 
     def tiles(self, height: int, width: int) -> bool:
-        """True if every pixel of the image belongs to exactly one window."""
+        """Return True if every pixel of the image belongs to exactly one position."""
         if self.size != self.stride or self.dilation != (1, 1):
             return False
         return all(count * step >= n + near for count, step, n, (near, _) in zip(
             self.out_shape(height, width), self.stride, (height, width), self.pad, strict=True))
 
     def macros(self) -> dict[str, int]:
-        """The compile-time constants the CUDA kernels know this window by."""
+        """Return the compile-time constants of this window in the CUDA kernels."""
         (R, S), (SH, SW), (DH, DW) = self.size, self.stride, self.dilation
         (PT, _), (PL, _) = self.pad
         return dict(R=R, S=S, SH=SH, SW=SW, DH=DH, DW=DW, PT=PT, PL=PL)
 
 
-class Levelled(NamedTuple):
-    """A window without the numbers that make no difference, for images of one height and width."""
+def check_window(window: Window) -> Window:
+    """Return a window whose numbers a user may give.
 
+    Raises:
+        ValueError: a number is too small or too large.
+    """
+    sizes, pads = window.size + window.stride + window.dilation, window.pad[0] + window.pad[1]
+    if min(sizes) < 1 or min(pads) < 0 or max(sizes + pads) > LARGEST:
+        raise ValueError(f"window {short(window.size)}, stride {short(window.stride)}, dilation "
+                         f"{short(window.dilation)}: at least 1; padding {short(window.pad)}: at "
+                         "least 0; all at most 2**60")
+    return window
+
+
+def spanning(size: Pair, stride: Pair, near: Pair, dilation: Pair, image: Pair,
+             positions: Pair) -> Window:
+    """Return the window that has ``positions`` (P, Q) over an image of (height, width) pixels.
+
+    ``near`` is its padding (top, left); the far padding ends at the last pixel of the last
+    position, so it is negative where the image goes on.
+
+    >>> spanning((3, 3), (2, 2), (1, 0), (1, 1), (8, 8), (4, 3)).pad
+    ((1, 0), (0, -1))
+    """
+    window = Window(size, stride, dilation=dilation)
+    top, left = ((before, reach - before - n) for before, reach, n in zip(
+        near, window.reach(*positions), image, strict=True))
+    return dataclasses.replace(window, pad=(top, left))
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvShape:
+    """Sizes of a convolution: x (N, H, W, C), filters (K, R, S, C/groups), y (N, P, Q, K).
+
+    ``conv_shape`` makes it with a levelled window. The input gradient is a convolution as well, of
+    gy (N, P, Q, K) with C filters for each of some windows: ``dgrad_parts`` in cpu_dispatch.py.
+    """
+
+    N: int
+    H: int
+    W: int
+    C: int
+    K: int
     window: Window
-    taps: tuple[slice, slice]  # rows and columns of the filter that remain
-    meets: bool                # does any tap meet a pixel at any position?
+    groups: int = 1
+    R: int = dataclasses.field(init=False, compare=False)
+    S: int = dataclasses.field(init=False, compare=False)
+    P: int = dataclasses.field(init=False, compare=False)
+    Q: int = dataclasses.field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Set the sizes that follow from the window."""
+        for name, size in zip("RSPQ", (*self.window.size, *self.window.out_shape(self.H, self.W)),
+                              strict=True):
+            object.__setattr__(self, name, size)
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        """Shape (N, H, W, C) of the images."""
+        return self.N, self.H, self.W, self.C
+
+    @property
+    def w_shape(self) -> tuple[int, int, int, int]:
+        """Shape (K, R, S, C/groups) of the filters."""
+        return self.K, self.R, self.S, self.C // self.groups
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        """Shape (N, P, Q, K) of the result."""
+        return self.N, self.P, self.Q, self.K
+
+    @property
+    def group(self) -> "ConvShape":
+        """Sizes of the convolution of one group."""
+        return self if self.groups == 1 else dataclasses.replace(
+            self, C=self.C // self.groups, K=self.K // self.groups, groups=1)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes (h % SH, w % SW) of pixels of x that filters meet.
+
+        All pixels of a class meet the same taps. Where the stride is larger than the filter, there
+        are fewer classes than SH*SW.
+        """
+        rows, columns = (min(size, step // math.gcd(step, gap)) for size, step, gap in zip(
+            self.window.size, self.window.stride, self.window.dilation, strict=True))
+        return rows * columns
+
+    @property
+    def depth(self) -> int:
+        """Number of terms in a sum of y: R*S*C/groups."""
+        return self.R * self.S * self.C // self.groups
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels of y in all images: N*P*Q."""
+        return self.N * self.P * self.Q
 
 
 @functools.lru_cache(4096)
-def levelled(window: Window, height: int, width: int, taps: Taps) -> Levelled:
+def conv_shape(x_shape: tuple[int, ...], filters: int, window: Window,
+               groups: int = 1) -> ConvShape:
+    """Return the sizes to compute a convolution with: its window levelled for images x_shape.
+
+    Args:
+        x_shape: (N, H, W, C).
+        filters: K.
+        window: as the user gave it; it fits the images.
+        groups: of the channels and filters.
+
+    >>> conv_shape((2, 8, 8, 3), 4, Window((3, 3), (1, 1), ((1, 1), (1, 1)))).pixels
+    128
+    """
+    N, H, W, C = x_shape
+    return ConvShape(N, H, W, C, filters, levelled(window, H, W, "met"), groups)
+
+
+@functools.lru_cache(4096)
+def levelled(window: Window, height: int, width: int, taps: Taps) -> Window:
     """Return an equivalent window whose numbers are in proportion to the image.
 
     A tap (r, s) is a pixel of the window. It meets row p*SH - PT + r*DH of the image at position
-    (p, q), unless that is outside of the image. The taps that remain meet the same pixels at the
-    same positions as before; those outside of the image are still outside, but not as far.
+    (p, q), unless that is outside of the image. The taps that remain (``kept_taps``) meet the same
+    pixels at the same positions as before; those outside of the image are still outside, but not
+    as far.
 
     Args:
         window: as the user gave it.
         height: of the image, pixels.
-        width: likewise.
+        width: of the image, pixels.
         taps: which taps remain. "met": rows and columns that meet the image at some position; where
             a stride skips the image, every k-th of them. At least one. "pooled": from the first to
             the last of these, and those on either side of the first pixel of the image, which mark
             the maximum of a window in the padding. "all": every tap.
 
-    >>> window, taps, _ = levelled(Window((3, 3), (9, 1), ((0, 0), (20, 20)), (1, 20)), 7, 7, "met")
-    >>> window.size, window.stride, window.dilation, window.pad[1], taps[1]
-    ((3, 1), (9, 1), (1, 1), (0, 0), slice(1, 2, 1))
+    >>> window = levelled(Window((3, 3), (9, 1), ((0, 0), (20, 20)), (1, 20)), 7, 7, "met")
+    >>> window.size, window.stride, window.dilation, window.pad[1]
+    ((3, 1), (9, 1), (1, 1), (0, 0))
     """
-    P, Q = window.out_shape(height, width)
-    r, SH, DH, top, rows = _level(window, 0, height, P, taps)
-    s, SW, DW, left, columns = _level(window, 1, width, Q, taps)
-    made = Window((len(r), len(s)), (SH, SW), ((top, 0), (left, 0)), (DH, DW), positions=(P, Q))
-    return Levelled(made, (slice(r.start, r.stop, r.step), slice(s.start, s.stop, s.step)),
-                    rows and columns)
+    rows, columns = _axes(window, height, width, taps)
+    return spanning((len(rows.kept), len(columns.kept)), (rows.stride, columns.stride),
+                    (rows.near, columns.near), (rows.dilation, columns.dilation),
+                    (height, width), window.out_shape(height, width))
 
 
-def _level(window: Window, axis: int, n: int, count: int,
-           taps: Taps) -> tuple[range, int, int, int, bool]:
-    """Return the taps that remain, stride, dilation, near padding, and whether any tap is met.
+@functools.lru_cache(4096)
+def kept_taps(window: Window, height: int, width: int, taps: Taps) -> tuple[slice, slice]:
+    """Return the rows and the columns of a filter that remain in the levelled window.
 
-    Args:
-        window: as for ``levelled``.
-        axis: 0 for rows, 1 for columns.
-        n: pixels of the image along this axis.
-        count: positions of the window.
-        taps: as for ``levelled``.
+    The arguments are those of ``levelled``. With "met" an axis on which no tap meets the image
+    gives an empty slice: the levelled window has one tap there, which reads zeros.
+
+    >>> kept_taps(Window((3, 3), (9, 1), ((0, 0), (20, 20)), (1, 20)), 7, 7, "met")
+    (slice(0, 3, 1), slice(1, 2, 1))
     """
-    size, step, apart = window.size[axis], window.stride[axis], window.dilation[axis]
-    near = window.pad[axis][0]
-    met = _met(n, count, size, step, apart, near)
-    if taps == "all":
-        kept = range(size)
-    elif taps == "met":
-        kept = met or range(1)
-    else:
-        before, after = near // apart, -(-near // apart)
-        kept = range(min(before, *met[:1]), max(after, *met[-1:]) + 1) if met else range(
-            before, after + 1)
-    if not met:  # one place before the image, and all others beyond it
-        return kept, n + 1, n + 1 if len(kept) > 1 else 1, 1, False
-    near -= kept.start * apart
-    apart *= kept.step
-    common = math.gcd(step, apart) if count > 1 and len(kept) > 1 else 0
-    if common > n + 1:  # pixels that are met lie that far apart, so at most one is in the image
-        first = -near % common
-        near = (near + first) // common * (n + 1) - first
-        step, apart = step // common * (n + 1), apart // common * (n + 1)
-    apart, near = _cut(n, near, apart, len(kept), (count - 1) * step)
-    step, near = _cut(n, near, step, count, (len(kept) - 1) * apart)
-    return kept, step, apart if len(kept) > 1 else 1, near, True
+    rows, columns = (slice(0, 0) if taps == "met" and not axis.met else
+                     slice(axis.kept.start, axis.kept.stop, axis.kept.step)
+                     for axis in _axes(window, height, width, taps))
+    return rows, columns
 
 
-def _met(n: int, count: int, size: int, step: int, apart: int, near: int) -> range:
-    """Return the smallest range with every tap that meets one of n pixels; may be empty."""
-    low = max(0, -((near - (count - 1) * step) // -apart))
-    high = min(size - 1, (near + n - 1) // apart)
-    if step <= n or count == 1:  # no tap can jump over the image from one position to the next
-        return range(low, high + 1)
-
-    def meets(tap: int) -> bool:
-        first = max(0, -((near - tap * apart) // -step))  # position at or after pixel 0
-        return first < count and first * step + tap * apart - near < n
-
-    found = [tap for tap in range(low, high + 1) if meets(tap)]
-    if len(found) < 2:
-        return range(found[0], found[0] + 1) if found else range(0)
-    regular = range(found[0], found[-1] + 1, found[1] - found[0])
-    return regular if list(regular) == found else range(found[0], found[-1] + 1)
-
-
-def _cut(n: int, near: int, step: int, count: int, span: int) -> tuple[int, int]:
-    """Return the smallest step, and its near padding, that meet the same pixels.
-
-    For k < count, the pixels k*step - near ... k*step - near + span are met if they are among the n
-    of the image. With a step beyond span + n that is so for one k at most: it keeps its place.
-    """
-    most = span + n + 1
-    if step <= most:
-        return step, near
-    k = min(max(0, -((near - span) // -step)), count)  # the first that is not before the image
-    at = k * step - near
-    return most, k * most - (at if -span <= at <= n else n)
-
-
-def check_result(op: str, x: Array, window: Window, channels: int, taps: Taps) -> None:
-    """Refuse a result (N, P, Q, channels) that no memory holds; then as ``check_numbers``."""
-    N, (P, Q) = x.shape[0], window.out_shape(*x.shape[1:3])
-    if max(P, Q, max(N, 1) * P * Q * channels * x.dtype.itemsize) > sys.maxsize:
-        raise ValueError(f"{op}: the result would have shape {(N, P, Q, channels)}, more than fits "
-                         f"an address space: less padding or a larger stride makes it smaller")
-    check_numbers(op, x, x.shape, window, taps)
-
-
-def check_numbers(op: str, a: Array, x_shape: tuple[int, ...], window: Window, taps: Taps) -> None:
-    """Refuse a window whose numbers do not fit the ints of a CUDA kernel, if ``a`` is on a GPU.
-
-    Args:
-        op: name of the op, for messages.
-        a: one of its arrays.
-        x_shape: of its images, (N, H, W, C).
-        window: as the user gave it; it fits the images.
-        taps: as for ``levelled``.
-
-    Raises:
-        ValueError: levelling leaves a number that is too large.
-    """
-    if not is_gpu(a.data if isinstance(a, Tensor) else a):
-        return
-    H, W = x_shape[1:3]
-    made = levelled(window, H, W, taps).window
-    reach = [count * step + extent + abs(near) + n for count, step, extent, (near, _), n in zip(
-        made.out_shape(H, W), made.stride, made.extent, made.pad, (H, W), strict=True)]
-    if max(reach) >= LARGEST_INT:
-        raise ValueError(
-            f"{op}: window {window.size}, stride {window.stride}, padding {window.pad}, dilation "
-            f"{window.dilation} over images of {(H, W)} pixels: on a GPU stride, padding and "
-            f"dilation may reach over 2**30 pixels together; on the CPU over any number")
-
-
-def packs(a: Array, channels: int) -> int:
-    """Threads for an array (..., C): one for 16 bytes of channels where C allows, else for each."""
-    per = 16 // a.dtype.itemsize
-    return a.size // per if channels % per == 0 else a.size
-
-
-def tile_packs(a: Array, channels: int, window: Window) -> int:
-    """Threads for a backward pass to a, each of which has a stride of pixels by a stride."""
-    return -(-packs(a, channels) // (window.stride[0] * window.stride[1]))
+def _axes(window: Window, height: int, width: int, taps: Taps) -> tuple[Axis, Axis]:
+    """Return the numbers of the levelled window along both axes."""
+    rows, columns = (level_axis(size, stride, dilation, near, count, n, taps)
+                     for size, stride, dilation, (near, _), count, n in zip(
+                         window.size, window.stride, window.dilation, window.pad,
+                         window.out_shape(height, width), (height, width), strict=True))
+    return rows, columns

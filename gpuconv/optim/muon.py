@@ -29,9 +29,9 @@ from gpuconv import kernels, memory
 from gpuconv.autograd import Parameter
 from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_gpu
 from gpuconv.checks import check_flag, check_number, listed
-from gpuconv.ops.conv import gpu_dispatch
-from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.conv import conv_wgrad_gpu
 from gpuconv.ops.matmul.linear import linear
+from gpuconv.ops.window import ConvShape, Window
 from gpuconv.optim.flat import Flat, behind
 from gpuconv.optim.sgd import SGD
 
@@ -153,9 +153,8 @@ def _iterated_gpu(x: Array) -> Array:
     kernels.kernel("optim/newton_schulz.cu", "newton_schulz_mix", T=x.dtype)(
         mix.size, gram, mix, a, b, c, len(mix), mix.size)
     M, N = x.shape
-    one = Problem(M, 1, 1, N, M, 1, 1, 1, 1, (1, 1), (0, 0), (1, 1), 1)
-    y: Any = gpu_dispatch.gradients(one, mix, x, None, (False, True), "ieee")[1]  # mix^T x
-    return y.reshape(M, N)
+    one = ConvShape(M, 1, 1, N, M, Window((1, 1)))
+    return conv_wgrad_gpu(one, x, mix).reshape(M, N)  # mix^T x
 
 
 def _blend_cpu(alpha: float, p: np.ndarray, beta: float, q: np.ndarray) -> np.ndarray:

@@ -7,22 +7,22 @@ the partial sums of weight gradients: their number is chosen for each size
 """
 
 import contextlib
-import threading
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuconv.backend import cupy
-from gpuconv.ops.conv import gpu_dispatch
-from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.conv import wgrad_observed, wgrad_workspace
+from gpuconv.ops.window import ConvShape
 
 
 def graph_pool() -> Any:
-    """A memory pool for graphs, which hold addresses: it gives nothing back while it lives.
+    """Return a memory pool for graphs, which hold addresses: it never frees a block.
 
-    CuPy's own pools do, when memory runs out or their limit is reached: they free all blocks that
-    no array holds, and ask again. A graph captured before would go on writing there.
+    CuPy's own pools free all blocks that no array uses when memory runs out or their limit is
+    reached, and allocate again. A graph captured before would go on writing there.
     """
     pool = cupy().cuda.MemoryPool(Kept())
     pool.set_limit(size=0)  # of this device: none, Kept minds that of all other arrays
@@ -30,16 +30,16 @@ def graph_pool() -> Any:
 
 
 class Kept:
-    """An allocator for a pool: memory that is not there is an error that the pool cannot mend."""
+    """Allocator of a pool that cannot free blocks: without memory it raises MemoryError."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
     def __call__(self, size: int) -> Any:
-        """A block.
+        """Return a block of memory.
 
         Raises:
-            MemoryError: there is none, or the limit of CuPy's default pool is reached.
+            MemoryError: no memory is left, or the limit of CuPy's default pool is reached.
         """
         cp = cupy()
         others = cp.get_default_memory_pool()
@@ -55,21 +55,21 @@ class Kept:
 
 
 class Work(NamedTuple):
-    """A weight gradient."""
+    """Weight gradient of a step."""
 
     before: int      # bytes in use when it begins
-    chosen: Any      # the engine
-    problem: Problem
+    algorithm: Any   # of gpu_dispatch.py
+    shape: ConvShape
     dtype: np.dtype
 
     def workspace(self, factor: float) -> int:
-        """Bytes of its partial sums, with so many times the images."""
-        grown = self.problem._replace(N=max(1, round(self.problem.N * factor)))
-        return gpu_dispatch.workspace(self.chosen, grown, self.dtype)
+        """Return the bytes of its partial sums, with so many times the images."""
+        grown = dataclasses.replace(self.shape, N=max(1, round(self.shape.N * factor)))
+        return wgrad_workspace(self.algorithm, grown, self.dtype)
 
 
 class Meter:
-    """Bytes in use, of what this thread allocates ``noting``."""
+    """Meter of the bytes that this thread allocates inside ``noting``."""
 
     def __init__(self) -> None:
         self.pool = cupy().cuda.MemoryPool()
@@ -77,36 +77,34 @@ class Meter:
         self.works: list[Work] = []
 
     def malloc(self, size: int) -> Any:
-        """An allocator of CuPy's kind."""
+        """Return a block of the pool, as CuPy's allocators do."""
         found = self.pool.malloc(size)
         self.peak = max(self.peak, self.pool.used_bytes())
         return found
 
     def take(self) -> tuple[int, list[Work]]:
-        """(most bytes in use since the last call, but for partial sums; the weight gradients)."""
+        """Return the most bytes in use since the last call, and the weight gradients since then.
+
+        Partial sums of weight gradients do not count.
+        """
         found = self.peak, self.works
         self.peak, self.works = self.pool.used_bytes(), []
         return found
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
-        """Inside, this thread's arrays come from the pool, and weight gradients are noted."""
-        compute, here = gpu_dispatch.compute, threading.get_ident()
-
-        def noting_compute(chosen: Any, direction: Any, p: Problem, a: Any, *rest: Any,
-                           **epilogue: Any) -> None:
-            if direction != "weight_gradient" or threading.get_ident() != here:
-                compute(chosen, direction, p, a, *rest, **epilogue)
-                return
-            self.works.append(Work(self.pool.used_bytes(), chosen, p, a.dtype))
-            peak = self.peak
-            compute(chosen, direction, p, a, *rest, **epilogue)
-            self.peak = peak
-
+        """Allocate this thread's arrays in the pool, and note weight gradients, in the block."""
         with cupy().cuda.using_allocator(self.malloc):
-            gpu_dispatch.compute = noting_compute
             try:
-                yield
+                with wgrad_observed(self.note):
+                    yield
             finally:
-                gpu_dispatch.compute = compute
                 self.pool.free_all_blocks()  # a pool that goes would take them along
+
+    @contextlib.contextmanager
+    def note(self, algorithm: Any, shape: ConvShape, dtype: np.dtype) -> Iterator[None]:
+        """Note a weight gradient; what it allocates in the block does not count in ``peak``."""
+        self.works.append(Work(self.pool.used_bytes(), algorithm, shape, dtype))
+        peak = self.peak
+        yield
+        self.peak = peak

@@ -22,7 +22,7 @@ from gpuconv.backend import accumulator, cupy, free_memory
 from gpuconv.memory import free_all_blocks
 from gpuconv.nn import Module
 from gpuconv.nn.summary import human
-from gpuconv.ops.conv.cpu_dispatch import most_sums
+from gpuconv.ops.conv import most_sums
 from gpuconv.optim import Optimizer
 from gpuconv.optim.flat import ALIGN, PIECE
 from gpuconv.train.tape_memory import SHARED, Moment, Span, trace

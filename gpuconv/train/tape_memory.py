@@ -179,7 +179,7 @@ class _Step:
     def noting(self) -> Iterator[None]:
         """Note what ops give, and what they ask of ``threads``; it is answered by one thread."""
         call, chunks, each = Op.__call__, threads.chunks, threads.each
-        workspaces, held = threads.workspace, zeros.held
+        workspaces, held = threads.workspace, zeros.buffer
         here = threading.get_ident()
 
         def only_here(noting: Any, real: Any) -> Any:
@@ -241,13 +241,13 @@ class _Step:
                 threads.chunks = only_here(noting_chunks, chunks)
                 threads.each = only_here(noting_each, each)
                 threads.workspace = only_here(noting_workspace, workspaces)
-                zeros.held = only_here(noting_held, held)
+                zeros.buffer = only_here(noting_held, held)
                 with self.meter.noting() if self.meter else contextlib.nullcontext():
                     yield
             finally:
                 Op.__call__ = call  # type: ignore[method-assign]
                 threads.chunks, threads.each = chunks, each
-                threads.workspace, zeros.held = workspaces, held
+                threads.workspace, zeros.buffer = workspaces, held
 
 
 _one_at_a_time = threading.Lock()

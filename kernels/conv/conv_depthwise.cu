@@ -5,17 +5,17 @@
 //   gw[k,r,s,c] = sum over n,p,q of  gy[n,p,q,k] * x[n,h,v,c]
 //                 h = p*SH - PT + r*DH,  v = q*SW - PL + s*DW,  c and k of one group
 //
-// Launch   forward, input_gradient: 1-d, a thread per number, any grid and block, no shared memory.
-//          weight_gradient: a block of BLOCK threads for LANES neighbouring pairs (k, c), a row r
+// Launch   forward, dgrad: 1-d, a thread per number, any grid and block, no shared memory.
+//          wgrad: a block of BLOCK threads for LANES neighbouring pairs (k, c), a row r
 //          of the filter and a run of the pixels; thread t takes t / LANES, + BLOCK/LANES, ... of
 //          them, for S sums; shared memory: a number of A a thread. column_sums.cu adds up the runs.
 // Traffic  All overlaps hit L1 and L2.
 //          forward         reads x <= N*H*W*C (asks <= N*P*Q*R*S*C*K/groups), w <= K*R*S*C/groups
 //                          (asks <= N*P*Q*R*S*K*C/groups, sectors <= 8), bias K (asks <= N*P*Q*K),
 //                          residual N*P*Q*K, writes y N*P*Q*K.
-//          input_gradient  reads gy <= N*P*Q*K (asks <= N*H*W*R*S*C*K/groups), w <= K*R*S*C/groups
+//          dgrad           reads gy <= N*P*Q*K (asks <= N*H*W*R*S*C*K/groups), w <= K*R*S*C/groups
 //                          (asks <= N*H*W*R*S*K*C/groups, sectors <= 8), writes gx N*H*W*C.
-//          weight_gradient  reads x <= N*H*W*C (asks <= N*P*Q*R*S*K*C/groups), gy N*P*Q*K (asks <=
+//          wgrad           reads x <= N*H*W*C (asks <= N*P*Q*R*S*K*C/groups), gy N*P*Q*K (asks <=
 //                          N*P*Q*R*K*C/groups), writes sums splits*K*R*S*C/groups (sectors <= 8).
 //          Coalesced where C/groups fills whole sectors, else at most 8 times the sectors. No bank
 //          conflicts.

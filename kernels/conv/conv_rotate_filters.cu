@@ -1,15 +1,15 @@
 // Filters as the input gradient of a convolution reads them.       gpuconv/ops/conv/gpu_mma.py
 //
-//   turned[c, i, j, k] = w[k, r, s, c]    for each class (a, b) of pixels of gx, a < RH, b < RW:
-//       its taps are r = a, a + RH, a + 2*RH ..., i = 0 at the largest, and alike s, j
+//   rotated[c, i, j, k] = w[k, r, s, c]    for each class (a, b) of pixels of gx, a < RH, b < RW:
+//       its taps are r = a, a + RH, a + 2*RH ..., i = 0 at the largest, and s, j in the same way
 //       RH = SH / gcd(SH, DH): that many taps lie between two that lead to the same h % SH
 //
 // The classes lie one after the other, a first: a tap belongs to one class, so there are as many
-// numbers as in w. Without a stride there is one class: w turned by half a turn, k and c exchanged.
+// numbers as in w. Without a stride there is one class: w rotated by 180 degrees, k and c exchanged.
 //
 // Dtypes   float16, bfloat16, float32: those of conv_mma.cu
 // Launch   1-d, blocks of 256 threads, each takes tiles of 32 x 32 (k, c) of one tap, any grid.
-// Traffic  filters  reads w K*R*S*C, writes turned K*R*S*C.
+// Traffic  filters  reads w K*R*S*C, writes rotated K*R*S*C.
 //          Coalesced where C fills whole sectors, else at most 4 times the sectors. No bank
 //          conflicts.
 // Order    moves only.
@@ -38,7 +38,7 @@ struct Tap {
 
 extern "C" __global__ void conv_rotate_filters(
     const T* __restrict__ w,                     // (K, R, S, C)
-    T* __restrict__ turned,                      // (classes, C, their taps, K)
+    T* __restrict__ rotated,                     // (classes, C, their taps, K)
     int K, int C)
 {
     __shared__ A tile[EDGE][EDGE + 1];
@@ -53,7 +53,7 @@ extern "C" __global__ void conv_rotate_filters(
         }
         __syncthreads();
         const Tap r(rs / S, R, RH), s(rs % S, S, RW);
-        T* const filters = turned + (long long)(r.before * S + r.taps * s.before) * C * K;
+        T* const filters = rotated + (long long)(r.before * S + r.taps * s.before) * C * K;
         for (int i = v; i < EDGE; i += ROWS) {
             if (c0 + i < C && k0 + u < K) {
                 const long long to = ((c0 + i) * (long long)r.taps + r.at) * s.taps + s.at;

@@ -10,7 +10,8 @@ from gpuconv.nn import init
 from gpuconv.nn.layers.norm import BatchNorm2d
 from gpuconv.nn.module import Module
 from gpuconv.nn.sizes import positive
-from gpuconv.ops.conv import check_precision, conv2d, conv_batch_norm, conv_max_pool
+from gpuconv.ops.checks import check_precision
+from gpuconv.ops.conv import conv2d, conv_batch_norm, conv_max_pool
 from gpuconv.ops.shape import MODES
 from gpuconv.ops.window import IntOrPair, Padding, window_from
 

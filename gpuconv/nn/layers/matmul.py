@@ -6,7 +6,7 @@ from gpuconv.autograd import Parameter, Tensor
 from gpuconv.nn import init
 from gpuconv.nn.module import Module
 from gpuconv.nn.sizes import positive
-from gpuconv.ops.conv import check_precision
+from gpuconv.ops.checks import check_precision
 from gpuconv.ops.matmul import linear
 
 

@@ -1,4 +1,4 @@
-"""Measuring what computes a convolution fastest on this device: what fills a table.
+"""Autotune: measure which algorithm computes a convolution fastest on this device.
 
 Every candidate runs on the same random numbers and must agree with the default's result before it
 is timed. A time is the median of ROUNDS between two events of the device, the L2 cache flushed
@@ -14,8 +14,7 @@ import numpy as np
 
 from gpuconv.backend import Array, cupy, float_dtype, to_cpu
 from gpuconv.ops.conv import gpu_dispatch
-from gpuconv.ops.conv.shape import Problem
-from gpuconv.ops.conv.tuning_table import Choice, Key, Table, here, used
+from gpuconv.ops.conv.tuning_table import Algorithm, Key, Table, here, used
 
 ROUNDS, WARMUP = 20, 3
 FLUSH = 256 << 20  # bytes: more than any L2
@@ -23,23 +22,24 @@ DRAWN = 1 << 20    # random numbers, again and again
 FAR = {"float32": 2.0**-12, "float64": 2.0**-40}  # of the default's result, in norm
 FAR_ROUNDED = 2.0**-7                             # where factors or results are rounded more
 
-Timed = list[tuple[Choice, float]]
+RUN: dict[str, Callable[..., Any]] = {
+    "forward": gpu_dispatch.forward, "dgrad": gpu_dispatch.dgrad, "wgrad": gpu_dispatch.wgrad}
 
 
 class _Noted(Table):
-    """An empty table that notes what it is asked for."""
+    """An empty table that notes the convolutions that are looked up."""
 
     def __init__(self) -> None:
         super().__init__(here(), {})
 
-    def find(self, key: Key) -> list[Choice]:
-        """Nothing."""
+    def find(self, key: Key) -> list[Algorithm]:
+        """Return nothing, and note the key."""
         self.entries.setdefault(key, [])
         return []
 
 
 def asked(step: Callable[[], Any]) -> list[Key]:
-    """The convolutions that a step asks for, each once, in their order."""
+    """Return the convolutions that a step computes, each once, in their order."""
     noted = _Noted()
     with used(noted):
         step()
@@ -47,26 +47,28 @@ def asked(step: Callable[[], Any]) -> list[Key]:
 
 
 def measured(keys: Iterable[Key],
-             failed: Callable[[Key, Choice, str], None] = lambda *_: None) -> Table:
-    """What computes each fastest on the current device.
+             failed: Callable[[Key, Algorithm, str], None] = lambda *_: None) -> Table:
+    """Return a table of the convolutions, measured on the current device.
 
     Args:
-        keys: (direction, problem, dtype's name, precision) of each.
-        failed: called with what did not run, or gave another result than the default, and why.
+        keys: (direction, shape, dtype's name, precision) of each.
+        failed: called with each algorithm that did not run, or gave another result than the
+            default, and the reason.
     """
     return Table(here(), {key: list(times(key, failed)) for key in keys})
 
 
-def times(key: Key, failed: Callable[[Key, Choice, str], None]) -> Iterator[tuple[Choice, float]]:
-    """Milliseconds of each candidate that works."""
-    direction, p, dtype, precision = key
+def times(key: Key, failed: Callable[[Key, Algorithm, str], None],
+          ) -> Iterator[tuple[Algorithm, float]]:
+    """Yield the milliseconds of each candidate that works."""
+    direction, shape, dtype, precision = key
     exact = float_dtype(dtype)
     a, b, out = operands(key)
     flush, want = cupy().empty(FLUSH, np.uint8), None
     architecture = gpu_dispatch.architecture()
-    for candidate in gpu_dispatch.candidates(direction, p, exact, precision, architecture):
-        def run(candidate: Choice = candidate) -> None:
-            gpu_dispatch.compute(candidate, direction, p, a, b, out)
+    for candidate in gpu_dispatch.candidates(direction, shape, exact, precision, architecture):
+        def run(candidate: Algorithm = candidate) -> None:
+            RUN[direction](shape, a, b, precision, out=out, algorithm=candidate)
 
         out.fill(math.nan)
         try:
@@ -84,30 +86,21 @@ def times(key: Key, failed: Callable[[Key, Choice, str], None]) -> Iterator[tupl
 
 
 def operands(key: Key) -> tuple[Array, Array, Array]:
-    """Random numbers in the shapes of a convolution, and the array for its result."""
-    direction, p, dtype, _ = key
+    """Return random numbers in the shapes of a convolution, and the array for its result."""
+    direction, shape, dtype, _ = key
     drawn = np.random.default_rng(0).standard_normal(DRAWN, np.float32).astype(float_dtype(dtype))
-    images, filters, results = shapes(p)
 
     def draw(shape: tuple[int, ...]) -> Array:
         return cupy().asarray(np.resize(drawn, shape))
 
-    out = cupy().empty({"forward": results, "input_gradient": images,
-                        "weight_gradient": filters}[direction], drawn.dtype)
-    if direction == "forward":
-        return draw(images), draw(filters), out
-    if direction == "input_gradient":
-        return draw(results), draw(filters), out
-    return draw(images), draw(results), out
-
-
-def shapes(p: Problem) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Of x, w and y."""
-    return (p.N, p.H, p.W, p.C), (p.K, p.R, p.S, p.C // p.groups), (p.N, p.P, p.Q, p.K)
+    a, b, out = {"forward": (shape.x_shape, shape.w_shape, shape.y_shape),
+                 "dgrad": (shape.y_shape, shape.w_shape, shape.x_shape),
+                 "wgrad": (shape.x_shape, shape.y_shape, shape.w_shape)}[direction]
+    return draw(a), draw(b), cupy().empty(out, drawn.dtype)
 
 
 def milliseconds(run: Callable[[], Any], flush: Array) -> float:
-    """Median, on the device."""
+    """Return the median time of ``run`` on the device, milliseconds."""
     cuda, spans = cupy().cuda, []
     for _ in range(WARMUP):
         run()

@@ -17,6 +17,7 @@ from typing import Any
 
 from gpuconv.autograd import Op
 from gpuconv.backend import Array
+from gpuconv.ops.checks import check_precision
 from gpuconv.ops.conv import gpu_dispatch
 from gpuconv.ops.conv.conv2d import Conv2d, conv2d, conv_window
 from gpuconv.ops.conv.conv_max_pool import HALVES, HalvingPool
@@ -59,7 +60,7 @@ def conv_batch_norm(x: Array, w: Array, gamma: Array | None, beta: Array | None,
     Source: see ``batch_norm``; Chan, Golub, LeVeque 1979 for the merging of sums.
     """
     window = conv_window("conv_batch_norm", x, w, None, stride, padding, dilation)
-    gpu_dispatch.check_precision("conv_batch_norm", precision)
+    check_precision("conv_batch_norm", precision)
     P, Q = window.out_shape(*x.shape[1:3])
     if pool:
         try:
@@ -105,15 +106,17 @@ class ConvBatchNorm(Op):
         conv.needs = self.needs[:2]
         norm.needs = any(conv.needs), *self.needs[2:]
         taps = conv.save(x, w)
-        fused = gpu_dispatch.forward_fused(conv.problem, x, taps, conv.precision,
-                                           pool=pool is not None, moments=norm.training)
-        z = fused.y if fused else conv.forward_gpu(x, w)
+        epilogue = gpu_dispatch.fused_epilogue(conv.shape, x.dtype, conv.precision,
+                                               pool=pool is not None, moments=norm.training)
+        z = conv.forward_gpu(x, w) if epilogue is None else gpu_dispatch.forward(
+            conv.shape, x, taps, conv.precision, epilogue)
         if pool:
             pool.needs = norm.needs[:1]
-            z = pool.pooled(conv.y_shape, *fused[:2]) if fused else pool.forward_gpu(z)
-        if not (fused and fused.moments):
+            z = pool.pooled(conv.shape.y_shape, z, epilogue.pool) if epilogue else (
+                pool.forward_gpu(z))
+        if not (epilogue and epilogue.moments):
             return norm.forward_gpu(z, gamma, beta, residual)
-        return norm.forward_gpu(z, gamma, beta, residual, fused.moments, fused.rows)
+        return norm.forward_gpu(z, gamma, beta, residual, epilogue.moments, epilogue.rows)
 
     def backward_gpu(self, gy: Any) -> tuple:
         g, *others = self.norm.backward_gpu(gy)

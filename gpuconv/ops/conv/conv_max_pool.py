@@ -11,11 +11,12 @@ the pool as an op of its own; the CPU runs all three one after the other.
 from typing import Any
 
 from gpuconv.autograd import Op
-from gpuconv.backend import Array, cupy
+from gpuconv.backend import Array
+from gpuconv.ops.checks import check_precision
 from gpuconv.ops.conv import gpu_dispatch
 from gpuconv.ops.conv.conv2d import Conv2d, conv2d, conv_window
 from gpuconv.ops.elementwise import activated, check_activation, fused_activation, saves_result
-from gpuconv.ops.engine.epilogue import fits_epilogue
+from gpuconv.ops.engine.epilogue import Epilogue, fits_epilogue
 from gpuconv.ops.pool import MaxPool2d, max_pool2d
 from gpuconv.ops.window import IntOrPair, Padding, Window
 
@@ -44,7 +45,7 @@ def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPa
     3.0
     """
     window = conv_window("conv_max_pool", x, w, b, stride, padding, dilation)
-    gpu_dispatch.check_precision("conv_max_pool", precision)
+    check_precision("conv_max_pool", precision)
     check_activation("conv_max_pool", activation)
     try:
         HALVES.out_shape(*window.out_shape(*x.shape[1:3]))
@@ -90,15 +91,11 @@ class ConvMaxPool(Op):
         conv.needs, pool.needs = self.needs, (any(self.needs),)
         conv.biased = b is not None
         taps = conv.save(x, w)
-        fused = gpu_dispatch.forward_fused(conv.problem, x, taps, conv.precision, bias=b,
-                                     activation=self.activation, pool=True)
-        if fused:
-            y = pool.pooled(conv.y_shape, fused.y, fused.marks)
-        else:
-            z = cupy().empty(conv.y_shape, x.dtype)
-            gpu_dispatch.forward(conv.problem, x, taps, z, conv.precision, bias=b,
-                                 activation=self.activation)
-            y = pool.forward_gpu(z)
+        epilogue = gpu_dispatch.fused_epilogue(conv.shape, x.dtype, conv.precision, bias=b,
+                                               activation=self.activation, pool=True)
+        y = gpu_dispatch.forward(conv.shape, x, taps, conv.precision,
+                                 epilogue or Epilogue(b, activation=self.activation))
+        y = pool.pooled(conv.shape.y_shape, y, epilogue.pool) if epilogue else pool.forward_gpu(y)
         self.activation_op = fused_activation(self.activation, y, self.needs)
         return y
 

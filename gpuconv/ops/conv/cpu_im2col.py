@@ -1,4 +1,4 @@
-"""im2col and col2im for the piece of a batch that one thread works on, in reused memory."""
+"""im2col on the CPU: patches of a chunk of the batch in reused memory, and convolution by GEMM."""
 
 import math
 
@@ -7,100 +7,102 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpuconv import threads
 from gpuconv.backend import accumulator
-from gpuconv.ops.engine.chunks import Piece, Slide, copy_framed, copy_taps, cut, overlap
+from gpuconv.ops.engine.chunks import Chunk, copy_framed, copy_taps, image_chunks, overlap
 from gpuconv.ops.engine.sums import multiply
-from gpuconv.ops.window import Window
+from gpuconv.ops.window import ConvShape, Window
 
-ROWS = 192    # patches in a piece, at least: or products would wait for the filters
-FEWEST = 64   # likewise, where the work is cut for threads to share
+ROWS = 192    # patches of a chunk, at least: fewer make products that wait for the filters
+FEWEST = 64   # patches of a chunk, at least, where there are few chunks for threads to share
 
 
-class Patches:
-    """Convolution as a product of patches and filters; see cpu_dispatch.py.
+class Im2colConv:
+    """Convolution of one group as a product of patches and filters; see cpu_dispatch.py.
 
-    x is (N, H, W, C), of any float dtype; taps, the filters, are (R, S, C, K), in the dtype to
-    compute in, and lie in memory either so or as (K, R, S, C).
+    x is (N, H, W, C), of any float dtype. The taps, which are the filters, are (R, S, C, K), in the
+    dtype to compute in, and lie in memory either so or as (K, R, S, C).
     """
 
     workspace = 1 << 20  # bytes of patches that a thread works on at a time
 
     @staticmethod
-    def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int,
+    def unfold(x: np.ndarray, window: Window, rows: slice, columns: int,
                dtype: np.dtype) -> np.ndarray:
-        """The matrix of patches: (n * rows * columns, R*S*C)."""
-        return unfold(x, slide, rows, columns, dtype)
+        """Return the matrix of patches (n * rows * columns, R*S*C)."""
+        return unfold(x, window, rows, columns, dtype)
 
-    def correlate(self, x: np.ndarray, taps: np.ndarray, b: np.ndarray | None, slide: Slide,
-                  y: np.ndarray) -> None:
-        """Into y (N, P, Q, K), of any float dtype and strides; b is (K,) or None."""
-        (Q, K), dtype = y.shape[2:], taps.dtype
-        filters = taps.reshape(-1, K)
+    def forward(self, shape: ConvShape, x: np.ndarray, taps: np.ndarray, b: np.ndarray | None,
+                y: np.ndarray) -> None:
+        """Write conv(x, taps) + b into y (N, P, Q, K), of any float dtype and strides.
 
-        def work(piece: Piece) -> None:
-            col = self.unfold(x[piece.images], slide, piece.rows, Q, dtype)
-            into = y[piece.images, piece.rows]
+        b is (K,) or None.
+        """
+        dtype, filters = taps.dtype, taps.reshape(-1, shape.K)
+
+        def work(chunk: Chunk) -> None:
+            col = self.unfold(x[chunk.images], shape.window, chunk.rows, shape.Q, dtype)
+            into = y[chunk.images, chunk.rows]
             direct = into.flags.c_contiguous and into.dtype == dtype
             out = into if direct else threads.workspace("product", into.size, dtype)
-            out = out.reshape(len(col), K)
+            out = out.reshape(len(col), shape.K)
             np.matmul(col, filters, out=out)
             if b is not None:
                 out += b
             if not direct:
                 into[...] = out.reshape(into.shape)
 
-        threads.each(work, self.pieces(y.shape, taps.shape, dtype))
+        threads.each(work, self.chunks(shape, dtype))
 
-    def pieces(self, y: tuple[int, ...], taps: tuple[int, ...], dtype: np.dtype) -> list[Piece]:
-        """The work on outputs of shape y."""
-        N, P, Q, _ = y
-        patch = math.prod(taps[:3]) * dtype.itemsize
-        return cut(N, P, Q * patch, max(self.workspace, ROWS * patch), N * P * Q / FEWEST)
+    def chunks(self, shape: ConvShape, dtype: np.dtype) -> list[Chunk]:
+        """Return the chunks of y."""
+        patch = shape.depth * dtype.itemsize
+        return image_chunks(shape.N, shape.P, shape.Q * patch, max(self.workspace, ROWS * patch),
+                            shape.pixels / FEWEST)
 
-    def gradient_shape(self, taps: tuple[int, ...]) -> tuple[int, ...]:
-        """Of what ``weight_gradient`` gives."""
-        return taps[3], math.prod(taps[:3])
+    wgrad_chunks = chunks
 
-    gradient_pieces = pieces  # that it takes
+    def partial_shape(self, shape: ConvShape) -> tuple[int, ...]:
+        """Return the shape of the partial sums of ``wgrad``: (K, R*S*C)."""
+        return shape.K, shape.depth
 
-    def weight_gradient(self, x: np.ndarray, gy: np.ndarray, slide: Slide, piece: Piece,
-                        out: np.ndarray) -> None:
-        """Into out: the share of a piece; gy is (N, P, Q, K)."""
-        col = self.unfold(x[piece.images], slide, piece.rows, gy.shape[2], out.dtype)
-        g = gy[piece.images, piece.rows].astype(out.dtype, copy=False).reshape(len(col), -1)
+    def wgrad(self, shape: ConvShape, x: np.ndarray, gy: np.ndarray, chunk: Chunk,
+              out: np.ndarray) -> None:
+        """Write the weight gradient of one chunk of gy (N, P, Q, K) into ``out``."""
+        col = self.unfold(x[chunk.images], shape.window, chunk.rows, shape.Q, out.dtype)
+        g = gy[chunk.images, chunk.rows].astype(out.dtype, copy=False).reshape(len(col), -1)
         self.multiply(col, g, out)
 
     @staticmethod
     def multiply(col: np.ndarray, g: np.ndarray, out: np.ndarray) -> None:
-        """Into out (K, R*S*C): patches (M, R*S*C) times gradients (M, K)."""
+        """Write patches (M, R*S*C) times gradients (M, K) into out (K, R*S*C)."""
         multiply(g.T, col, out)
 
-    def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
+    def filter_gradient(self, shape: ConvShape, total: np.ndarray) -> np.ndarray:
         """Return the sum of all partial gradients as a new array (K, R, S, C)."""
-        return total.reshape(taps[3], *taps[:3]).copy()
+        return total.reshape(shape.w_shape).copy()
 
 
-def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int, dtype: np.dtype,
+def unfold(x: np.ndarray, window: Window, rows: slice, columns: int, dtype: np.dtype,
            out: np.ndarray | None = None) -> np.ndarray:
-    """im2col of some rows of windows: (n * rows * columns, R*S*C).
+    """Return the im2col of some rows of positions: (n * rows * columns, R*S*C).
 
     Args:
         x: (n, H, W, C), any float dtype.
-        slide: where the windows are.
-        rows: of windows.
-        columns: of windows.
+        window: its padding says where the first position begins.
+        rows: of positions.
+        columns: of positions.
         dtype: of the result.
         out: where to put it. Default: a workspace, or where no pixel moves, x itself.
     """
     n, H, W, C = x.shape
-    (R, S), (SH, SW), (DH, DW) = slide.size, slide.step, slide.apart
+    (R, S), (SH, SW), (DH, DW) = window.size, window.stride, window.dilation
     P, Q = rows.stop - rows.start, columns
-    (h, w), (height, width) = slide.first(rows.start), slide.reach(P, Q)
+    (h, w), (height, width) = window.first(rows.start), window.reach(P, Q)
     if h >= 0 and w >= 0 and h + height <= H and w + width <= W and x.dtype == dtype:
         image = x[:, h : h + height, w : w + width]
     elif height * width > P * Q * R * S:
         if out is None:
             out = threads.workspace("col", n * P * Q * R * S * C, dtype)
-        copy_taps(x, slide, rows.start, out.reshape(n, P, Q, R, S, C))
+        copy_taps(x, window, rows.start, out.reshape(n, P, Q, R, S, C))
         return out.reshape(n * P * Q, R * S * C)
     else:
         image = threads.workspace("framed", (n, height, width, C), dtype)

@@ -1,4 +1,4 @@
-"""im2col for images of few channels, as the first layer has them: patches as columns.
+"""im2col for images of few channels, such as the input of the first layer: patches as columns.
 
 A row of a patch is a run of S*C numbers in channels-last memory, 9 for a 3x3 filter over RGB, and
 copying such short runs takes longer than the product. So each channel becomes a plane of its own
@@ -10,35 +10,34 @@ in two steps: first what a row of a filter sees, in runs of Q numbers, then, fro
 all its rows see, in runs of P*Q. The stride along a row must be 1.
 """
 
-import math
-
 import numpy as np
 
 from gpuconv import threads
-from gpuconv.ops.conv.cpu_im2col import Patches
-from gpuconv.ops.engine.chunks import Slide, copy_framed, copy_taps, overlap
+from gpuconv.ops.conv.cpu_im2col import Im2colConv
+from gpuconv.ops.engine.chunks import copy_framed, copy_taps, overlap
 from gpuconv.ops.engine.sums import multiply
+from gpuconv.ops.window import ConvShape, Window
 
 
-class Planes(Patches):
-    """``Patches``, made in another order."""
+class PlanarConv(Im2colConv):
+    """``Im2colConv`` with the matrix of patches written column by column."""
 
     workspace = 2 << 20
 
     @staticmethod
-    def unfold(x: np.ndarray, slide: Slide, rows: slice, columns: int,
+    def unfold(x: np.ndarray, window: Window, rows: slice, columns: int,
                dtype: np.dtype) -> np.ndarray:
-        """The matrix of patches (n * rows * columns, R*S*C), column by column."""
+        """Return the matrix of patches (n * rows * columns, R*S*C), column by column."""
         n, C = len(x), x.shape[3]
-        (R, S), (SH, _), (DH, DW) = slide.size, slide.step, slide.apart
+        (R, S), (SH, _), (DH, DW) = window.size, window.stride, window.dilation
         P, Q = rows.stop - rows.start, columns
-        height, width = slide.reach(P, Q)
+        height, width = window.reach(P, Q)
         if height * width > P * Q * R * S:
             col = threads.workspace("col", (R, S, C, n, P, Q), dtype)
-            copy_taps(x, slide, rows.start, col.transpose(3, 4, 5, 0, 1, 2))
+            copy_taps(x, window, rows.start, col.transpose(3, 4, 5, 0, 1, 2))
             return col.reshape(R * S * C, -1).T
         image = threads.workspace("framed", (C, n, height, width), dtype)
-        copy_framed(x, slide.first(rows.start), image.transpose(1, 2, 3, 0))
+        copy_framed(x, window.first(rows.start), image.transpose(1, 2, 3, 0))
         sc, sn, sh, sw = image.strides
         lines = threads.workspace("lines", (S, C, n, height, Q), dtype)
         lines[...] = np.ndarray(lines.shape, dtype, image, 0, (DW * sw, sc, sn, sh, sw))
@@ -47,38 +46,39 @@ class Planes(Patches):
         col[...] = np.ndarray(col.shape, dtype, lines, 0, (DH * sh, ss, sc, sn, SH * sh, sw))
         return col.reshape(R * S * C, -1).T
 
-    def gradient_shape(self, taps: tuple[int, ...]) -> tuple[int, ...]:
-        """Of what ``weight_gradient`` gives: (R*S*C, K), by far the faster product here."""
-        return math.prod(taps[:3]), taps[3]
+    def partial_shape(self, shape: ConvShape) -> tuple[int, ...]:
+        """Return the shape of the partial sums of ``wgrad``: (R*S*C, K), the faster product."""
+        return shape.depth, shape.K
 
     @staticmethod
     def multiply(col: np.ndarray, g: np.ndarray, out: np.ndarray) -> None:
-        """Into out (R*S*C, K)."""
+        """Write patches (M, R*S*C) times gradients (M, K) into out (R*S*C, K)."""
         multiply(col.T, g, out)
 
-    def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
+    def filter_gradient(self, shape: ConvShape, total: np.ndarray) -> np.ndarray:
         """Return the sum of all partial gradients as a new array (K, R, S, C)."""
-        return total.T.copy().reshape(taps[3], *taps[:3])
+        return total.T.copy().reshape(shape.w_shape)
 
-    def scatter(self, gy: np.ndarray, w: np.ndarray, slide: Slide, gx: np.ndarray) -> None:
-        """Into gx (N, H, W, C): gy (N, P, Q, K) times w (K, R, S, C), each to where it belongs.
+    def dgrad(self, shape: ConvShape, gy: np.ndarray, w: np.ndarray, gx: np.ndarray) -> None:
+        """Write col2im(gy w) into gx (N, H, W, C), for any stride.
 
-        Any stride; w in the dtype to compute in.
+        gy is (N, P, Q, K); w (K, R, S, C) has the dtype to compute in.
         """
-        (_, P, Q, K), (_, R, S, C), dtype = gy.shape, w.shape, w.dtype
-        (SH, SW), (DH, DW), (H, W) = slide.step, slide.apart, gx.shape[1:3]
+        (_, H, W, C), (K, R, S, _), (N, P, Q, _) = shape.x_shape, shape.w_shape, shape.y_shape
+        window, dtype = shape.window, w.dtype
+        (SH, SW), (DH, DW), start = window.stride, window.dilation, window.first(0)
         (top, bottom), (left, right) = (  # of the pixels under the windows, those that gx has
-            (max(0, start), min(n, start + reach)) for start, reach, n in zip(
-                slide.start, slide.reach(P, Q), (H, W), strict=True))
+            (max(0, first), min(n, first + reach)) for first, reach, n in zip(
+                start, window.reach(P, Q), (H, W), strict=True))
         height, width = max(0, bottom - top), max(0, right - left)
-        down = [overlap(slide.start[0] + r * DH - top, P, height, SH) for r in range(R)]
-        across = [overlap(slide.start[1] + s * DW - left, Q, width, SW) for s in range(S)]
+        down = [overlap(start[0] + r * DH - top, P, height, SH) for r in range(R)]
+        across = [overlap(start[1] + s * DW - left, Q, width, SW) for s in range(S)]
         filters = w.reshape(K, -1)
 
         def work(images: slice) -> None:
             g = gy[images].astype(dtype, copy=False).reshape(-1, K)
             n = len(g) // (P * Q)
-            if (P, Q, R, S) == (1, 1, H, W) and slide.start == (0, 0):  # each pixel has one
+            if (P, Q, R, S) == (1, 1, H, W) and start == (0, 0):  # each pixel has one product
                 gx[images] = (g @ filters).reshape(n, H, W, C)
                 return
             col = threads.workspace("col", (R, S, C, n, P, Q), dtype)
@@ -93,5 +93,4 @@ class Planes(Patches):
                 image[..., pixels] += lines[s][..., windows]
             copy_framed(image.transpose(1, 2, 3, 0), (-top, -left), gx[images])
 
-        threads.each(work, threads.chunks(len(gy), P * Q * filters[0].nbytes, self.workspace))
-
+        threads.each(work, threads.chunks(N, P * Q * filters[0].nbytes, self.workspace))

@@ -12,8 +12,8 @@ transforms of all tiles are products as well, of a 6x6, 6x4 or 4x6 matrix with a
 they take more multiplications than Winograd's own sums, but few and long calls, which is what
 NumPy and several threads are good at. A few images at a time, so that all stays in the cache.
 
-Both gradients in one go need one transform of gy only: it is the input of the convolution that
-gives gx, and with the roles of x and gy exchanged, gw turned by 180 degrees is
+Both gradients together need only one transform of gy: it is the input of the convolution that
+makes gx, and with the roles of x and gy exchanged, gw rotated by 180 degrees is
 Gt ((A x At) * (Bt gy B)) G as well.
 
 The order of the sums differs from the definition's, and numbers of different size meet in them: in
@@ -23,12 +23,11 @@ that are not finite spoil the whole tile they are in.
 Source: Lavin, Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
 
-from typing import Any
-
 import numpy as np
 
 from gpuconv import threads
-from gpuconv.ops.engine.chunks import Piece, Slide, cut, overlap
+from gpuconv.ops.engine.chunks import Chunk, image_chunks, overlap
+from gpuconv.ops.window import ConvShape
 
 M = 4  # outputs of a tile are M x M
 E = 6  # inputs are E x E
@@ -53,99 +52,105 @@ FILTERS = np.einsum("ir,js->jirs", G, G).reshape(E * E, 9).astype(np.float32)  #
 CHANNELS = 16        # on either side, at least: or the transforms take longer than they save
 SAVED = 2            # times fewer products, at least, in tiles that hang over the edge
 WORKSPACE = 3 << 19  # bytes of the planes of one side that a thread works on at a time
-TILES = 64, 128      # in a piece, at least, or its products would wait for the filters; and for
-                     # gradients of filters, or the sums of these would take as long as the products
-FEWEST = 32          # likewise, where the work is cut for threads to share
+TILES = 64           # of a chunk, at least: fewer make products that wait for the filters
+WGRAD_TILES = 128    # of a chunk of a weight gradient, at least: or adding partial sums takes as
+                     # long as the products
+FEWEST = 32          # tiles of a chunk, at least, where there are few chunks for threads to share
 COLUMNS = 1 << 14    # of a transform, at most: OpenBLAS copies larger matrices before it multiplies
 
 
-class Winograd:
-    """Convolution in 36 places; see cpu_dispatch.py.
+class WinogradConv:
+    """Convolution of one group with 36 products per tile; see cpu_dispatch.py.
 
-    x is (N, H, W, C), of any float dtype; taps, the filters, are (3, 3, C, K), float32, and lie
-    in memory either so or as (K, 3, 3, C).
+    x is (N, H, W, C), of any float dtype. The taps, which are the filters, are (3, 3, C, K),
+    float32, and lie in memory either so or as (K, 3, 3, C).
     """
 
-    def correlate(self, x: np.ndarray, taps: np.ndarray, b: np.ndarray | None, slide: Slide,
-                  y: np.ndarray) -> None:
-        """Into y (N, P, Q, K), of any float dtype and strides; b is (K,) or None."""
+    def forward(self, shape: ConvShape, x: np.ndarray, taps: np.ndarray, b: np.ndarray | None,
+                y: np.ndarray) -> None:
+        """Write conv(x, taps) + b into y (N, P, Q, K), of any float dtype and strides.
+
+        b is (K,) or None.
+        """
         filters = self.filters(taps)
 
-        def work(piece: Piece) -> None:
-            tiles = _tiles(piece, y.shape[2])
-            planes = _planes(x[piece.images], slide.first(piece.rows.start), tiles, Bt, "a", "b")
-            _outputs(planes, filters, b, tiles, y[piece.images, piece.rows], "b", "a")
+        def work(chunk: Chunk) -> None:
+            tiles = _tiles(chunk, shape.Q)
+            planes = _planes(x[chunk.images], shape.window.first(chunk.rows.start), tiles, Bt, "a",
+                             "b")
+            _outputs(planes, filters, b, tiles, y[chunk.images, chunk.rows], "b", "a")
 
-        threads.each(work, self.pieces(y.shape, taps.shape))
+        threads.each(work, self.chunks(shape))
 
     def filters(self, taps: np.ndarray) -> np.ndarray:
-        """(6*6, C, K): G g Gt; made of long runs of memory, however the filters lie there."""
+        """Return G g Gt (6*6, C, K), from long runs of memory however the taps lie there."""
         C, K = taps.shape[2:]
         if taps.strides[2] < taps.strides[3]:
             filters = _product(FILTERS, taps.swapaxes(2, 3).reshape(9, K * C))
             return filters.reshape(E * E, K, C).swapaxes(1, 2)
         return _product(FILTERS, taps.reshape(9, C * K)).reshape(E * E, C, K)
 
-    def pieces(self, y: tuple[int, ...], taps: tuple[int, ...], _: Any = None,
-               least: int = TILES[0]) -> list[Piece]:
-        """The work on outputs of shape y, in whole tiles, ``least`` or more of them."""
-        N, P, rows, columns = y[0], y[1], -(-y[1] // M), -(-y[2] // M)
-        tile = E * E * max(taps[2:]) * 4  # bytes
-        return [Piece(images, slice(some.start * M, min(P, some.stop * M)))
-                for images, some in cut(N, rows, columns * tile, max(WORKSPACE, least * tile),
-                                        N * rows * columns / FEWEST)]
+    def chunks(self, shape: ConvShape, dtype: np.dtype | None = None,
+               least: int = TILES) -> list[Chunk]:
+        """Return the chunks of y, of whole tiles, ``least`` or more of them."""
+        rows, columns = -(-shape.P // M), -(-shape.Q // M)
+        tile = E * E * max(shape.C, shape.K) * 4  # bytes
+        return [Chunk(images, slice(some.start * M, min(shape.P, some.stop * M)))
+                for images, some in image_chunks(
+                    shape.N, rows, columns * tile, max(WORKSPACE, least * tile),
+                    shape.N * rows * columns / FEWEST)]
 
-    def gradient_pieces(self, y: tuple[int, ...], taps: tuple[int, ...],
-                        _: Any = None) -> list[Piece]:
-        """Likewise, for ``weight_gradient`` and ``gradients``."""
-        return self.pieces(y, taps, least=TILES[1])
+    def wgrad_chunks(self, shape: ConvShape, dtype: np.dtype | None = None) -> list[Chunk]:
+        """Return the chunks for ``wgrad`` and ``dgrad_wgrad``."""
+        return self.chunks(shape, least=WGRAD_TILES)
 
-    def gradient_shape(self, taps: tuple[int, ...]) -> tuple[int, ...]:
-        """Of what ``weight_gradient`` and ``gradients`` give."""
-        return E * E, taps[3], taps[2]
+    def partial_shape(self, shape: ConvShape) -> tuple[int, ...]:
+        """Return the shape of the partial sums of ``wgrad`` and ``dgrad_wgrad``: (6*6, K, C)."""
+        return E * E, shape.K, shape.C
 
-    def weight_gradient(self, x: np.ndarray, gy: np.ndarray, slide: Slide, piece: Piece,
-                        out: np.ndarray) -> None:
-        """Into out (6*6, K, C): the share of a piece; gy is (N, P, Q, K)."""
-        tiles = _tiles(piece, gy.shape[2])
-        planes = _planes(x[piece.images], slide.first(piece.rows.start), tiles, Bt, "a", "b")
-        pulls = _planes(gy[piece.images, piece.rows], (0, 0), tiles, At.T, "c", "b")
+    def wgrad(self, shape: ConvShape, x: np.ndarray, gy: np.ndarray, chunk: Chunk,
+              out: np.ndarray) -> None:
+        """Write the weight gradient of one chunk of gy (N, P, Q, K) into out (6*6, K, C)."""
+        tiles = _tiles(chunk, shape.Q)
+        planes = _planes(x[chunk.images], shape.window.first(chunk.rows.start), tiles, Bt, "a", "b")
+        pulls = _planes(gy[chunk.images, chunk.rows], (0, 0), tiles, At.T, "c", "b")
         np.matmul(pulls.transpose(0, 2, 1), planes, out=out)  # (36, K, T) (36, T, C)
 
-    def gradients(self, x: np.ndarray, gy: np.ndarray, filters: np.ndarray, slide: Slide,
-                  piece: Piece, gx: np.ndarray, out: np.ndarray) -> None:
-        """Both gradients: a piece of gx (N, H, W, C), and into out (6*6, K, C) its share of gw.
+    def dgrad_wgrad(self, back: ConvShape, x: np.ndarray, gy: np.ndarray, filters: np.ndarray,
+                    chunk: Chunk, gx: np.ndarray, out: np.ndarray) -> None:
+        """Write both gradients of one chunk: into gx (N, H, W, C) and out (6*6, K, C).
 
-        ``filters`` are those of the convolution that makes gx, (6*6, K, C); ``slide`` and
-        ``piece`` are its, too. What ``filter_gradient`` makes of out is turned by 180 degrees.
+        ``back`` is the convolution of gy that makes gx, ``filters`` (6*6, K, C) are its filters and
+        ``chunk`` is one of its chunks. What ``filter_gradient`` makes of ``out`` is rotated by 180
+        degrees.
         """
-        tiles = _tiles(piece, gx.shape[2])
-        planes = _planes(gy[piece.images], slide.first(piece.rows.start), tiles, Bt, "a", "b")
-        _outputs(planes, filters, None, tiles, gx[piece.images, piece.rows], "b", "c")
-        pulls = _planes(x[piece.images, piece.rows], (0, 0), tiles, At.T, "c", "b")
+        tiles = _tiles(chunk, back.Q)
+        planes = _planes(gy[chunk.images], back.window.first(chunk.rows.start), tiles, Bt, "a", "b")
+        _outputs(planes, filters, None, tiles, gx[chunk.images, chunk.rows], "b", "c")
+        pulls = _planes(x[chunk.images, chunk.rows], (0, 0), tiles, At.T, "c", "b")
         np.matmul(planes.transpose(0, 2, 1), pulls, out=out)  # (36, K, T) (36, T, C)
 
-    def filter_gradient(self, total: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
+    def filter_gradient(self, shape: ConvShape, total: np.ndarray) -> np.ndarray:
         """Return the sum of all partial gradients as a new array (K, 3, 3, C)."""
-        gw = (FILTERS.T @ total.reshape(E * E, -1)).reshape(3, 3, taps[3], taps[2])
+        gw = (FILTERS.T @ total.reshape(E * E, -1)).reshape(3, 3, shape.K, shape.C)
         return np.ascontiguousarray(gw.transpose(2, 0, 1, 3))
 
 
 def pays(C: int, K: int, P: int, Q: int) -> bool:
-    """Is this the faster way from C channels to K, for outputs of P x Q pixels?"""
+    """Return True if this is the fastest algorithm from C channels to K, for P x Q outputs."""
     products = E * E * -(-P // M) * -(-Q // M)
     return min(C, K) >= CHANNELS and 9 * P * Q >= SAVED * products
 
 
-def _tiles(piece: Piece, Q: int) -> tuple[int, int, int]:
-    """Images, rows and columns of tiles of a piece."""
-    return (piece.images.stop - piece.images.start,
-            -(-(piece.rows.stop - piece.rows.start) // M), -(-Q // M))
+def _tiles(chunk: Chunk, Q: int) -> tuple[int, int, int]:
+    """Return the number of images, and of rows and columns of tiles, of a chunk."""
+    return (chunk.images.stop - chunk.images.start,
+            -(-(chunk.rows.stop - chunk.rows.start) // M), -(-Q // M))
 
 
 def _planes(x: np.ndarray, first: tuple[int, int], tiles: tuple[int, int, int],
             matrix: np.ndarray, here: str, there: str) -> np.ndarray:
-    """``matrix`` d ``matrix``t of all tiles d, transposed: (6*6, images * rows * columns, C).
+    """Return ``matrix`` d ``matrix``t of all tiles d, transposed: (6*6, images*rows*columns, C).
 
     Tiles are as large as ``matrix`` (6, 6) or (6, 4) is wide, and M pixels apart; the first begins
     at pixel ``first`` of x. The result is in the workspace called ``here``.
@@ -172,7 +177,7 @@ def _planes(x: np.ndarray, first: tuple[int, int], tiles: tuple[int, int, int],
 
 def _outputs(planes: np.ndarray, filters: np.ndarray, b: np.ndarray | None,
              tiles: tuple[int, int, int], y: np.ndarray, here: str, there: str) -> None:
-    """At (planes filters) A of all tiles, plus b, to where they belong in y (n, P, Q, K)."""
+    """Write At (planes filters) A of all tiles, plus b, into y (n, P, Q, K)."""
     (n, rows, columns), K, T = tiles, y.shape[3], planes.shape[1]
     products = _workspace(here, (E * E, T, K))
     np.matmul(planes, filters, out=products)
@@ -194,7 +199,7 @@ def _outputs(planes: np.ndarray, filters: np.ndarray, b: np.ndarray | None,
 
 
 def _transform(matrix: np.ndarray, lines: np.ndarray, out: np.ndarray) -> None:
-    """``out[:, i] = matrix @ lines[:, i]``, for a matrix (e, k) and lines (k, B, L)."""
+    """Write ``matrix @ lines[:, i]`` into out[:, i], for a matrix (e, k) and lines (k, B, L)."""
     k, B, L = lines.shape
     parts = -(-L // COLUMNS)
     if parts > 1 and L % parts == 0:
@@ -203,11 +208,11 @@ def _transform(matrix: np.ndarray, lines: np.ndarray, out: np.ndarray) -> None:
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``a @ b`` for a few rows and many columns, cut into runs of columns."""
+    """Return ``a @ b`` for a few rows and many columns, computed in chunks of columns."""
     out = np.empty((len(a), b.shape[1]), b.dtype)
 
-    def work(piece: slice) -> None:
-        np.matmul(a, b[:, piece], out=out[:, piece])
+    def work(chunk: slice) -> None:
+        np.matmul(a, b[:, chunk], out=out[:, chunk])
 
     threads.each(work, threads.chunks(b.shape[1], (len(a) + len(b)) * b.itemsize))
     return out

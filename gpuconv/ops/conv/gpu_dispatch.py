@@ -1,212 +1,210 @@
-"""Which engine computes a convolution on the GPU, with which tiles; and has it computed.
+"""Dispatch of convolutions on the GPU: which kernels compute one, with which tiles.
 
     tensor_cores   float16, bfloat16, and float32 with precision="tf32"; one group; devices of
                    compute capability 8.0 or more
-    simt           all the rest: exact float32 ("ieee"), float64, groups, older devices
+    simt           everything else: exact float32 ("ieee"), float64, groups, older devices
 
-The default is a pure function of (direction, problem, dtype, precision, architecture) and names
-only engines that a stream can capture: an eager step and a captured one have the same bits, today,
-tomorrow and after resume. What `gpuconv tune` has measured is used inside ``tuned(table)`` alone,
-see tuning_table.py.
+The default is a pure function of (direction, shape, dtype, precision, architecture), and a stream
+can capture every kernel: an eager step and a captured one have the same bits, and so has a resumed
+run. What `gpuconv tune` has measured is used inside ``tuned(table)`` alone, see tuning_table.py.
 
 A Linear layer is a convolution of N images of one pixel under filters of one pixel.
 """
 
+import contextlib
 import functools
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from gpuconv.backend import Array, accumulator, cupy
-from gpuconv.checks import check_choice
 from gpuconv.ops.conv import gpu_mma, gpu_mma_wgrad, gpu_simt, tuning_table
-from gpuconv.ops.conv.shape import Problem
-from gpuconv.ops.conv.tuning_table import Choice, Direction
-from gpuconv.ops.engine.column_sums import column_sums
+from gpuconv.ops.conv.tuning_table import Algorithm, Direction
+from gpuconv.ops.engine.epilogue import NO_EPILOGUE, Epilogue
+from gpuconv.ops.window import ConvShape
 
-PRECISIONS = "ieee", "tf32"
-
-
-def check_precision(op: str, precision: str) -> None:
-    """It must be one of PRECISIONS.
-
-    >>> check_precision("conv2d", "fp8")
-    Traceback (most recent call last):
-    ValueError: conv2d: precision is 'fp8', wanted 'ieee' or 'tf32'
-    """
-    check_choice(op, "precision", precision, PRECISIONS)
-
-
-# -- choosing ------------------------------------------------------------------------------
+# -- selection -----------------------------------------------------------------------------
 
 
 @functools.lru_cache(4096)
-def default(direction: Direction, p: Problem, dtype: np.dtype, precision: str,
-            architecture: int) -> Choice:
-    """What computes it where nothing was measured.
+def default_algorithm(direction: Direction, shape: ConvShape, dtype: np.dtype, precision: str,
+                      architecture: int) -> Algorithm:
+    """Return the algorithm of a convolution that was not measured.
 
     Args:
-        direction: one of DIRECTIONS.
-        p: its sizes.
+        direction: "forward", "dgrad" or "wgrad".
+        shape: sizes of the convolution.
         dtype: of x, w and y.
         precision: "ieee", or "tf32": float32 products may be rounded to 10 bits of mantissa.
         architecture: of the device: 90 for compute capability 9.0.
     """
-    if not on_tensor_cores(p, dtype, precision, architecture):
-        return Choice("simt")
-    if direction == "weight_gradient":
-        tile = gpu_mma_wgrad.default_tile(p, dtype, architecture)
-        splits = gpu_mma_wgrad.default_splits(p, dtype, tile, architecture)
-        return Choice("tensor_cores", tile, splits)
-    return Choice("tensor_cores", gpu_mma.default_tile(p, dtype, direction, architecture))
+    if not on_tensor_cores(shape, dtype, precision, architecture):
+        return Algorithm("simt")
+    if direction == "wgrad":
+        tile = gpu_mma_wgrad.default_tile(shape, dtype, architecture)
+        splits = gpu_mma_wgrad.default_splits(shape, dtype, tile, architecture)
+        return Algorithm("tensor_cores", tile, splits)
+    return Algorithm("tensor_cores", gpu_mma.default_tile(shape, dtype, direction, architecture))
 
 
-def on_tensor_cores(p: Problem, dtype: np.dtype, precision: str, architecture: int) -> bool:
-    """Can tensor cores compute it, as exactly as is asked for?"""
+def on_tensor_cores(shape: ConvShape, dtype: np.dtype, precision: str, architecture: int) -> bool:
+    """Return True if tensor cores can compute it, as exactly as ``precision`` says."""
     narrow = dtype.itemsize == 2 or (dtype.name == "float32" and precision == "tf32")
-    return narrow and architecture >= 80 and gpu_mma.supported(p, dtype)
+    return narrow and architecture >= 80 and gpu_mma.supported(shape, dtype)
 
 
-def candidates(direction: Direction, p: Problem, dtype: np.dtype, precision: str,
-               architecture: int) -> Iterator[Choice]:
-    """All that could compute it, the default first: what ``gpuconv tune`` measures."""
-    first = default(direction, p, dtype, precision, architecture)
+def candidates(direction: Direction, shape: ConvShape, dtype: np.dtype, precision: str,
+               architecture: int) -> Iterator[Algorithm]:
+    """Yield all algorithms that ``gpuconv tune`` measures, the default first."""
+    first = default_algorithm(direction, shape, dtype, precision, architecture)
     found = [first]
-    if first.engine == "tensor_cores" and direction == "weight_gradient":
+    if first.engine == "tensor_cores" and direction == "wgrad":
         for tile in gpu_mma_wgrad.tiles(dtype):
-            if not gpu_mma_wgrad.runs_on(tile, p, dtype):
+            if not gpu_mma_wgrad.runs_on(tile, shape, dtype):
                 continue
-            usual = gpu_mma_wgrad.default_splits(p, dtype, tile, architecture)
-            found += [Choice("tensor_cores", tile, splits)
+            usual = gpu_mma_wgrad.default_splits(shape, dtype, tile, architecture)
+            found += [Algorithm("tensor_cores", tile, splits)
                       for splits in (usual, max(1, usual // 2), 2 * usual)]
     elif first.engine == "tensor_cores":
-        found += [Choice("tensor_cores", tile) for tile in gpu_mma.tiles(dtype)
+        found += [Algorithm("tensor_cores", tile) for tile in gpu_mma.tiles(dtype)
                   if gpu_mma.fits(tile, dtype, architecture)]
-    yield from dict.fromkeys([*found, Choice("simt")])
+    yield from dict.fromkeys([*found, Algorithm("simt")])
 
 
-def choose(direction: Direction, p: Problem, dtype: np.dtype, precision: str) -> Choice:
-    """Return the fastest measured choice of this thread's tuning table, else the default."""
-    measured = tuning_table.find(direction, p, dtype, precision)
-    return measured[0] if measured else default(direction, p, dtype, precision, architecture())
+def dispatch(direction: Direction, shape: ConvShape, dtype: np.dtype, precision: str) -> Algorithm:
+    """Return the fastest algorithm of this thread's tuning table, else the default."""
+    measured = tuning_table.find(direction, shape, dtype, precision)
+    return measured[0] if measured else default_algorithm(
+        direction, shape, dtype, precision, architecture())
 
 
 def architecture() -> int:
-    """Of the current device: 90 for compute capability 9.0."""
+    """Return the compute capability of the current device: 90 for 9.0."""
     return int(cupy().cuda.Device().compute_capability)
 
 
-def workspace(chosen: Choice, p: Problem, dtype: np.dtype) -> int:
-    """Bytes of partial sums that the weight gradient takes, of that engine, with its own tiles."""
-    if chosen.engine == "simt":
-        return gpu_simt.workspace(p, dtype)
-    return gpu_mma_wgrad.workspace(p, dtype, architecture())
+# -- computation ---------------------------------------------------------------------------
 
 
-# -- computing -----------------------------------------------------------------------------
-
-
-def compute(chosen: Choice, direction: Direction, p: Problem, a: Array, b: Array, out: Array,
-            **epilogue: Any) -> None:
-    """Have it computed so: ``a`` and ``b`` into ``out``, as the direction's function has them."""
-    if chosen.engine == "simt":
-        getattr(gpu_simt, direction)(p, a, b, out, **epilogue)
-    elif direction == "weight_gradient":
-        gpu_mma_wgrad.weight_gradient(p, a, b, out, tile=chosen.tile, splits=chosen.splits)
-    else:
-        getattr(gpu_mma, direction)(p, a, b, out, tile=chosen.tile, **epilogue)
-
-
-def forward(p: Problem, x: Array, w: Array, y: Array, precision: str, *, bias: Array | None = None,
-            residual: Array | None = None, activation: str | None = None) -> None:
-    """y (N, P, Q, K) = activation(conv(x, w) + bias + residual).
-
-    Arrays have any shape of that order.
-    """
-    fused = residual is not None or activation is not None
-    chosen = choose("forward", p, x.dtype, precision)
-    more = dict(residual=residual, activation=activation) if fused else {}
-    if not w.size:  # a Linear layer of no features
-        y[...] = 0 if bias is None else bias
-    elif y.size:
-        compute(chosen, "forward", p, *_images(p, x, w, y), bias=bias, **more)
-
-
-class Fused(NamedTuple):
-    """What a convolution with more in its epilogue gives."""
-
-    y: Array                             # (N, P, Q, K), or (N, P // 2, Q // 2, K) after the pool
-    marks: Array | None                  # of the pool: where each maximum sat, uint8
-    moments: tuple[Array, Array] | None  # means and variances, (slices, K) each, of y's rows
-    rows: int                            # of y in a slice
-
-
-def forward_fused(p: Problem, x: Array, w: Array, precision: str, *, bias: Array | None = None,
-                  activation: str | None = None, pool: bool = False,
-                  moments: bool = False) -> Fused | None:
-    """The largest of each 2x2 pixels of activation(conv(x, w) + bias), and moments of it.
+def forward(shape: ConvShape, x: Array, w: Array, precision: str = "ieee",
+            epilogue: Epilogue = NO_EPILOGUE, *, out: Array | None = None,
+            algorithm: Algorithm | None = None) -> Array:
+    """Return y (N, P, Q, K) = conv(x, w), finished by the epilogue; pooled (N, P//2, Q//2, K).
 
     Args:
-        p, x, w, precision, bias, activation: as for ``forward``.
-        pool: or every pixel.
-        moments: are they wanted? Not with an activation.
+        shape: sizes of the convolution. Arrays may have any shape with elements in this order.
+        x: images (N, H, W, C).
+        w: filters (K, R, S, C/groups), dtype of x.
+        precision: "ieee" or "tf32".
+        epilogue: with ``pool`` or ``moments`` it is one of ``fused_epilogue``.
+        out: y, to write into. Default: a new array.
+        algorithm: default: ``dispatch`` selects one.
+    """
+    pooled = epilogue.pool is not None
+    y = cupy().empty(epilogue.pool.shape if pooled else shape.y_shape,  # type: ignore[union-attr]
+                     x.dtype) if out is None else out
+    if not w.size:  # a Linear layer of no features
+        y[...] = 0 if epilogue.bias is None else epilogue.bias
+    elif y.size:
+        algorithm = algorithm or dispatch("forward", shape, x.dtype, precision)
+        if algorithm.engine == "simt":
+            gpu_simt.forward(shape, x, w, y, epilogue)
+        else:
+            gpu_mma.forward(shape, x, w, y, epilogue, tile=algorithm.tile)
+    return y
+
+
+def fused_epilogue(shape: ConvShape, dtype: np.dtype, precision: str, *, bias: Array | None = None,
+                   activation: str | None = None, pool: bool = False,
+                   moments: bool = False) -> Epilogue | None:
+    """Return an epilogue of ``forward`` with a 2x2 max pool, or moments of y for batch_norm.
+
+    Args:
+        shape, dtype, precision: the convolution.
+        bias: (K,), or None.
+        activation: its name, or None; before the pool.
+        pool: keep the largest of each 2x2 pixels?
+        moments: are moments needed? Not with an activation.
 
     Returns:
-        None where no engine can do it here.
+        None where no kernel has such an epilogue: then the ops run one after the other.
     """
-    chosen = choose("forward", p, x.dtype, precision)
-    if chosen.tile is None or not p.N or (pool and min(p.P, p.Q) < 2):
+    tile = dispatch("forward", shape, dtype, precision).tile
+    if tile is None or not shape.N or (pool and min(shape.P, shape.Q) < 2):
         return None
-    cp, wide = cupy(), accumulator(x.dtype)
-    shape = (p.N, p.P // 2, p.Q // 2, p.K) if pool else (p.N, p.P, p.Q, p.K)
-    y, marks = cp.empty(shape, x.dtype), cp.empty(shape, np.uint8) if pool else None
-    rows = gpu_mma.moment_rows(p, chosen.tile, pool)
-    slices = -(-(y.size // p.K) // rows)
-    sums = (cp.empty((slices, p.K), wide), cp.empty((slices, p.K), wide)) if moments else None
-    compute(chosen, "forward", p, x, w, y, bias=bias, activation=activation, moments=sums,
-            pool=marks)
-    return Fused(y, marks, sums, rows)
+    cp, wide = cupy(), accumulator(dtype)
+    N, P, Q, K = shape.y_shape
+    P, Q = (P // 2, Q // 2) if pool else (P, Q)
+    rows = gpu_mma.moment_rows(tile, pool)
+    slices = -(-N * P * Q // rows)
+    return Epilogue(
+        bias, None, activation, cp.empty((N, P, Q, K), np.uint8) if pool else None,
+        (cp.empty((slices, K), wide), cp.empty((slices, K), wide)) if moments else None, rows)
 
 
-def gradients(p: Problem, gy: Array, x: Array | None, w: Array | None, needs: tuple[bool, ...],
-              precision: str) -> tuple[Array | None, Array | None, Array | None]:
-    """Those of gx (N, H, W, C), gw (K, R, S, C/groups) and gb (K,) that are needed.
+def dgrad(shape: ConvShape, gy: Array, w: Array, precision: str = "ieee", *,
+          out: Array | None = None, algorithm: Algorithm | None = None) -> Array:
+    """Return the input gradient gx (N, H, W, C), from gy (N, P, Q, K) and the filters w.
 
-    Args:
-        p, precision: the convolution.
-        gy: (N, P, Q, K); this and the others in any shape of that order.
-        x: where gw is needed.
-        w: where gx is.
-        needs: of x, w and perhaps b.
+    The other arguments are those of ``forward``.
     """
-    cp, gx, gw, gb = cupy(), None, None, None
-    x, w, gy = _images(p, x, w, gy)
-    if needs[0]:
-        gx = cp.empty((p.N, p.H, p.W, p.C), gy.dtype)
-        if not p.K:
-            gx.fill(0)
-        elif gx.size:
-            chosen = choose("input_gradient", p, gy.dtype, precision)
-            compute(chosen, "input_gradient", p, gy, w, gx)
-    if needs[1]:
-        gw = cp.empty((p.K, p.R, p.S, p.C // p.groups), gy.dtype)
-        if not p.N:
-            gw.fill(0)
-        elif gw.size:
-            chosen = choose("weight_gradient", p, gy.dtype, precision)
-            compute(chosen, "weight_gradient", p, x, gy, gw)
-    if needs[2:3] == (True,):
-        gb = cp.empty(p.K, gy.dtype)
-        if not p.N:
-            gb.fill(0)
-        elif gb.size:
-            column_sums(gy.reshape(-1, p.K), gb)
-    return gx, gw, gb
+    gx = cupy().empty(shape.x_shape, gy.dtype) if out is None else out
+    if not shape.K:
+        gx.fill(0)
+    elif gx.size:
+        algorithm = algorithm or dispatch("dgrad", shape, gy.dtype, precision)
+        if algorithm.engine == "simt":
+            gpu_simt.dgrad(shape, gy, w, gx)
+        else:
+            gpu_mma.dgrad(shape, gy, w, gx, tile=algorithm.tile)
+    return gx
 
 
-def _images(p: Problem, x: Array | None, w: Array | None, y: Array) -> tuple:
-    """x, w and y with the axes of images and filters."""
-    return (x if x is None else x.reshape(p.N, p.H, p.W, p.C),
-            w if w is None else w.reshape(p.K, p.R, p.S, p.C // p.groups),
-            y.reshape(p.N, p.P, p.Q, p.K))
+def wgrad(shape: ConvShape, x: Array, gy: Array, precision: str = "ieee", *,
+          out: Array | None = None, algorithm: Algorithm | None = None) -> Array:
+    """Return the weight gradient gw (K, R, S, C/groups), from x (N, H, W, C) and gy (N, P, Q, K).
+
+    The other arguments are those of ``forward``.
+    """
+    gw = cupy().empty(shape.w_shape, gy.dtype) if out is None else out
+    if not shape.N:
+        gw.fill(0)
+    elif gw.size:
+        algorithm = algorithm or dispatch("wgrad", shape, gy.dtype, precision)
+        with _here.observer(algorithm, shape, x.dtype):
+            if algorithm.engine == "simt":
+                gpu_simt.wgrad(shape, x, gy, gw)
+            else:
+                gpu_mma_wgrad.wgrad(shape, x, gy, gw, tile=algorithm.tile, splits=algorithm.splits)
+    return gw
+
+
+# -- workspaces of weight gradients, for train/gpu_memory.py ---------------------------------
+
+
+class _Here(threading.local):
+    """Observer of this thread's weight gradients."""
+
+    observer: Any = staticmethod(lambda *_: contextlib.nullcontext())
+
+
+_here = _Here()
+
+
+@contextlib.contextmanager
+def wgrad_observed(observer: Callable[[Algorithm, ConvShape, np.dtype], Any]) -> Iterator[None]:
+    """Enter ``observer(algorithm, shape, dtype)`` around each weight gradient of this thread."""
+    before, _here.observer = _here.observer, observer
+    try:
+        yield
+    finally:
+        _here.observer = before
+
+
+def wgrad_workspace(algorithm: Algorithm, shape: ConvShape, dtype: np.dtype) -> int:
+    """Return the bytes of partial sums of a weight gradient, with the engine's default tiles."""
+    if algorithm.engine == "simt":
+        return gpu_simt.workspace(shape, dtype)
+    return gpu_mma_wgrad.workspace(shape, dtype, architecture())

@@ -1,10 +1,10 @@
-"""How a tensor-core kernel cuts its matrix product."""
+"""Tile sizes of the tensor-core kernels."""
 
 from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """A block computes BM x BN of the result, one warp WM x WN of it, in steps of BK of depth.
+    """Tile of a thread block: BM x BN of the product, WM x WN for a warp, in steps of BK of depth.
 
     >>> Tile(128, 128, 32, 64, 64, 3).threads
     128
@@ -19,5 +19,5 @@ class Tile(NamedTuple):
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Threads per block."""
         return self.BM // self.WM * (self.BN // self.WN) * 32

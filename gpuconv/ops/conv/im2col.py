@@ -7,7 +7,7 @@ A convolution is a product of this matrix with the filters: a row holds what one
 sees. Because channels come last, a row is R runs of S*C contiguous values (without dilation).
 Each op is the other's backward pass; nothing is saved but the shape.
 
-On the CPU, cpu_im2col.py does it for the piece of a batch that one thread works on.
+On the CPU, cpu_im2col.py computes both for one chunk of a batch.
 """
 
 import math
@@ -15,27 +15,18 @@ import math
 import numpy as np
 
 from gpuconv import kernels, memory, threads
-from gpuconv.autograd import Op
-from gpuconv.backend import Array, cupy
+from gpuconv.autograd import Op, Tensor
+from gpuconv.backend import Array, cupy, is_gpu
 from gpuconv.checks import check_shape
-from gpuconv.ops.checks import check_arrays, check_images
+from gpuconv.ops.checks import check_arrays, check_images, check_numbers, check_size
 from gpuconv.ops.conv.cpu_im2col import fold, unfold
-from gpuconv.ops.engine.chunks import Slide
-from gpuconv.ops.window import (
-    IntOrPair,
-    Pair,
-    Window,
-    check_numbers,
-    check_result,
-    levelled,
-    packs,
-    window_from,
-)
+from gpuconv.ops.engine.packs import packs
+from gpuconv.ops.window import IntOrPair, Pair, Window, levelled, window_from
 
 
 def im2col(x: Array, kernel_size: IntOrPair, stride: IntOrPair = 1,
            padding: IntOrPair | tuple[Pair, Pair] = 0, dilation: IntOrPair = 1) -> Array:
-    """The pixels under each window position, as one row.
+    """Return the pixels under each position of the window as one row.
 
     Args:
         x: Tensor or array (N, H, W, C), any float dtype.
@@ -65,7 +56,8 @@ def im2col(x: Array, kernel_size: IntOrPair, stride: IntOrPair = 1,
         window.out_shape(*x.shape[1:3])
     except ValueError as error:
         raise ValueError(f"im2col: {error}") from None
-    check_result("im2col", x, window, math.prod(window.size) * x.shape[3], "all")
+    check_size("im2col", x.shape, x.dtype.itemsize, window, math.prod(window.size) * x.shape[3])
+    _check_on_gpu("im2col", x, x.shape, window)
     return Im2col(window)(x)
 
 
@@ -83,7 +75,7 @@ def col2im(col: Array, input_shape: tuple[int, int, int, int], kernel_size: IntO
         (N, H, W, C), dtype of col; 16-bit values are added in float32.
 
     Raises:
-        ValueError: col is not what im2col gives for these images.
+        ValueError: col has not the shape of ``im2col`` of such images.
         TypeError: col is not floating-point.
 
     >>> col2im(np.ones((1, 2, 2, 4)), (1, 3, 3, 1), 2)[0, :, :, 0]
@@ -101,12 +93,17 @@ def col2im(col: Array, input_shape: tuple[int, int, int, int], kernel_size: IntO
     if tuple(col.shape) != want:
         raise ValueError(f"col2im: col has shape {tuple(col.shape)}, images {images} "
                          f"under this window give {want}")
-    check_numbers("col2im", col, images, window, "all")
+    _check_on_gpu("col2im", col, images, window)
     return Col2im(window, images)(col)
 
 
+def _check_on_gpu(op: str, a: Array, x_shape: tuple[int, ...], window: Window) -> None:
+    if is_gpu(a.data if isinstance(a, Tensor) else a):
+        check_numbers(op, x_shape, window, "all")
+
+
 def col_shape(x_shape: tuple[int, ...], window: Window) -> tuple[int, int, int, int]:
-    """(N, P, Q, R*S*C): what im2col makes of images of this shape."""
+    """Return the shape (N, P, Q, R*S*C) of the im2col of images of this shape."""
     N, H, W, C = x_shape
     R, S = window.size
     return N, *window.out_shape(H, W), R * S * C
@@ -156,56 +153,51 @@ class Col2im(Op):
         return (rows_of_gpu(gy, self.window),)
 
 
-# -- CPU: cpu_im2col.py, piece by piece --------------------------------------------------
+# -- CPU: cpu_im2col.py, chunk by chunk --------------------------------------------------
 
 
 def rows_of(x: np.ndarray, window: Window) -> np.ndarray:
-    """im2col of NumPy images."""
+    """Return the im2col of NumPy images."""
     col = memory.empty(col_shape(x.shape, window), x.dtype)
-    (top, _), (left, _) = window.pad
-    slide = Slide(window.size, window.stride, window.dilation, (-top, -left))
 
-    def piece_of(piece: slice) -> None:
-        unfold(x[piece], slide, slice(0, col.shape[1]), col.shape[2], x.dtype, col[piece])
+    def work(chunk: slice) -> None:
+        unfold(x[chunk], window, slice(0, col.shape[1]), col.shape[2], x.dtype, col[chunk])
 
-    threads.each(piece_of, threads.chunks(len(x), col[:1].nbytes))
+    threads.each(work, threads.chunks(len(x), col[:1].nbytes))
     return col
 
 
 def images_of(col: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np.ndarray:
-    """col2im of NumPy rows."""
+    """Return the col2im of NumPy rows."""
     x = memory.empty(x_shape, col.dtype)
 
-    def piece_of(piece: slice) -> None:
-        x[piece] = fold(col[piece], x[piece].shape, window)
+    def work(chunk: slice) -> None:
+        x[chunk] = fold(col[chunk], x[chunk].shape, window)
 
-    threads.each(piece_of, threads.chunks(len(x), col[:1].nbytes))
+    threads.each(work, threads.chunks(len(x), col[:1].nbytes))
     return x
 
 
 # -- GPU: kernels/conv/im2col.cu, same names, same order --------------------------------------
 
 
-def rows_of_gpu(x: Array, window: Window, groups: int = 1, col: Array | None = None) -> Array:
-    """im2col of CuPy images: (N, P, Q, R*S*C), or (groups, N*P*Q, R*S*C/groups) in ``col``."""
+def rows_of_gpu(x: Array, window: Window) -> Array:
+    """Return the im2col of CuPy images: (N, P, Q, R*S*C)."""
     N, H, W, C = x.shape
     P, Q = window.out_shape(H, W)
-    if col is None:
-        col = cupy().empty(col_shape(x.shape, window), x.dtype)
+    col = cupy().empty(col_shape(x.shape, window), x.dtype)
     call = kernels.kernel("conv/im2col.cu", "im2col", T=x.dtype, I=kernels.index(x, col),
-                          **levelled(window, H, W, "all").window.macros())
-    call(packs(col, C // groups), x, col, N, H, W, C, P, Q, groups)
+                          **levelled(window, H, W, "all").macros())
+    call(packs(col, C), x, col, N, H, W, C, P, Q)
     return col
 
 
-def images_of_gpu(col: Array, x_shape: tuple[int, ...], window: Window, groups: int = 1,
-                  x: Array | None = None) -> Array:
-    """col2im of CuPy rows, laid out as ``rows_of_gpu`` does; into x where it is given."""
+def images_of_gpu(col: Array, x_shape: tuple[int, ...], window: Window) -> Array:
+    """Return the col2im of CuPy rows (N, P, Q, R*S*C)."""
     N, H, W, C = x_shape
     P, Q = window.out_shape(H, W)
-    if x is None:
-        x = cupy().empty(x_shape, col.dtype)
+    x = cupy().empty(x_shape, col.dtype)
     call = kernels.kernel("conv/im2col.cu", "col2im", T=col.dtype, I=kernels.index(x, col),
-                          **levelled(window, H, W, "all").window.macros())
-    call(packs(x, C // groups), col, x, N, H, W, C, P, Q, groups)
+                          **levelled(window, H, W, "all").macros())
+    call(packs(x, C), col, x, N, H, W, C, P, Q)
     return x

@@ -1,15 +1,17 @@
-"""Measured choices: what was fastest on one device, by `gpuconv tune`, stored as JSON.
+"""Tuning table: the algorithms that `gpuconv tune` measured on one device, stored as JSON.
 
     {"format": "gpuconv tuned", "version": 1,
      "device": "NVIDIA H200", "architecture": 90, "cupy": "14.2.0", "nvrtc": "13.0",
      "entries": [{"direction": "forward", "dtype": "float16", "precision": "ieee",
-                  "problem": {"N": 128, ...},
+                  "problem": {"N": 128, ..., "groups": 1},
                   "candidates": [{"engine": "tensor_cores", "tile": [128, 64, 32, 64, 32, 3],
                                   "splits": null, "milliseconds": 0.021}, ...]}, ...]}
 
-Candidates stand fastest first. A table holds for the device and the versions it was measured with,
-and only where it is asked for: ``with ops.tuned(table):``. It changes which engine computes, and so
-the last bits; its ``hash`` says which table it was.
+The directions are "forward", "input_gradient" (dgrad) and "weight_gradient" (wgrad); "problem"
+holds the sizes of a ``ConvShape``. Candidates stand fastest first; those of the engine "explicit",
+which older versions had, are skipped on loading. A table is valid for the device and the versions
+it was measured with, and is used only inside ``with ops.tuned(table):``. It changes the algorithm,
+and so the last bits; its ``hash`` says which table it was.
 """
 
 import contextlib
@@ -28,26 +30,28 @@ from gpuconv.checks import check_kind, check_path
 from gpuconv.jsontext import is_count, is_number
 from gpuconv.messages import program
 from gpuconv.ops.conv.gpu_tile import Tile
-from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.window import ConvShape, spanning
 
 FORMAT, VERSION = "gpuconv tuned", 1
-Direction = Literal["forward", "input_gradient", "weight_gradient"]
-DIRECTIONS: tuple[Direction, ...] = "forward", "input_gradient", "weight_gradient"
-ENGINES = "tensor_cores", "simt", "explicit"
+Direction = Literal["forward", "dgrad", "wgrad"]
+STORED: dict[Direction, str] = {  # names of the directions in a file
+    "forward": "forward", "dgrad": "input_gradient", "wgrad": "weight_gradient"}
+ENGINES = "tensor_cores", "simt", "explicit"  # in a file
+REMOVED = "explicit"   # of ENGINES
 MOST_SPLITS = 1 << 16  # what a grid of CUDA has in its third direction
-Key = tuple[Direction, Problem, str, str]  # direction, sizes, name of the dtype, precision
+Key = tuple[Direction, ConvShape, str, str]  # direction, sizes, name of the dtype, precision
 
 
-class Choice(NamedTuple):
-    """An engine, and how it cuts the work where that is open."""
+class Algorithm(NamedTuple):
+    """An engine, with its tile and the number of partial sums where these can be selected."""
 
-    engine: str                # one of ENGINES
+    engine: str                # "tensor_cores" or "simt"
     tile: Tile | None = None   # of tensor cores
     splits: int | None = None  # of the weight gradient on tensor cores: partial sums
 
 
 def here() -> dict[str, Any]:
-    """What a table depends on, of the current device.
+    """Return the properties of the current device that a table depends on.
 
     Raises:
         RuntimeError: there is no usable GPU.
@@ -63,29 +67,29 @@ class Table:
     """Candidates with their milliseconds, fastest first, for each convolution that was measured.
 
     Args:
-        where: what ``here`` gave when it was measured.
-        entries: {(direction, problem, dtype's name, precision): [(choice, milliseconds), ...]}.
+        where: result of ``here`` when it was measured.
+        entries: {(direction, shape, dtype's name, precision): [(algorithm, milliseconds), ...]}.
     """
 
-    def __init__(self, where: dict[str, Any], entries: dict[Key, list[tuple[Choice, float]]]):
+    def __init__(self, where: dict[str, Any], entries: dict[Key, list[tuple[Algorithm, float]]]):
         self.where = where
         self.entries = {key: sorted(timed, key=lambda one: one[1])
                         for key, timed in entries.items()}
 
-    def find(self, key: Key) -> list[Choice]:
-        """Fastest first; none if it was not measured."""
-        return [choice for choice, _ in self.entries.get(key, ())]
+    def find(self, key: Key) -> list[Algorithm]:
+        """Return the measured algorithms, fastest first; none if it was not measured."""
+        return [algorithm for algorithm, _ in self.entries.get(key, ())]
 
     @property
     def hash(self) -> str:
-        """Of all that it says, in hex: two tables with one hash give the same bits."""
+        """Hash of the stored text, in hex: two tables with one hash give the same bits."""
         return hashlib.sha256(json.dumps(self._told(), sort_keys=True).encode()).hexdigest()
 
     def check(self) -> None:
-        """It must have been measured on this device, with these versions.
+        """Refuse a table of another device or other versions.
 
         Raises:
-            ValueError: it was not; says what differs.
+            ValueError: it was measured elsewhere; says what differs.
         """
         now = here()
         other = [f"{name} {self.where.get(name)}, here {now[name]}" for name in now
@@ -95,17 +99,17 @@ class Table:
                              f"{program()} tune here")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write it as JSON, as a whole or not at all."""
+        """Write the table as JSON, as a whole or not at all."""
         with files.atomic_write(path, "w") as file:
             json.dump(self._told(), file, indent=1)
             file.write("\n")
 
     def _told(self) -> dict[str, Any]:
         entries = [
-            {"direction": direction, "dtype": dtype, "precision": precision,
-             "problem": p._asdict(),
-             "candidates": [{**choice._asdict(), "milliseconds": ms} for choice, ms in timed]}
-            for (direction, p, dtype, precision), timed in self.entries.items()]
+            {"direction": STORED[direction], "dtype": dtype, "precision": precision,
+             "problem": _sizes(shape),
+             "candidates": [{**one._asdict(), "milliseconds": ms} for one, ms in timed]}
+            for (direction, shape, dtype, precision), timed in self.entries.items()]
         return {"format": FORMAT, "version": VERSION, **self.where, "entries": entries}
 
 
@@ -137,23 +141,41 @@ def load_table(path: str | os.PathLike) -> Table:
                          f"{program()} tune again") from None
 
 
-def _entry(told: dict[str, Any]) -> tuple[Key, list[tuple[Choice, float]]]:
+def _sizes(shape: ConvShape) -> dict[str, Any]:
+    """Return the sizes of a convolution as a file holds them."""
+    (top, _), (left, _) = shape.window.pad
+    return {**{name: getattr(shape, name) for name in "NHWCKRSPQ"}, "stride": shape.window.stride,
+            "pad": (top, left), "dilation": shape.window.dilation, "groups": shape.groups}
+
+
+def _shape(told: dict[str, Any]) -> ConvShape:
+    """Return the convolution of ``_sizes``.
+
+    Raises:
+        ValueError: a size makes no sense.
+    """
+    N, H, W, C, K, R, S, P, Q = sizes = [told[name] for name in "NHWCKRSPQ"]
+    stride, pad, dilation = pairs = [tuple(told[name]) for name in ("stride", "pad", "dilation")]
+    if not all(len(pair) == 2 for pair in pairs) or not all(map(is_count, sizes)) or not all(
+            is_count(n, 1) for n in (R, S, P, Q, *stride, *dilation, told["groups"])) or not all(
+            type(n) is int for n in pad):
+        raise ValueError(f"sizes {told!r:.100}")
+    return ConvShape(N, H, W, C, K, spanning((R, S), stride, pad, dilation, (H, W), (P, Q)),
+                     told["groups"])
+
+
+def _entry(told: dict[str, Any]) -> tuple[Key, list[tuple[Algorithm, float]]]:
     """Return a convolution of a file, and its candidates."""
-    sizes: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v
-                             for name, v in told["problem"].items()}
-    p, direction, dtype = Problem(**sizes), told["direction"], told["dtype"]
-    if direction not in DIRECTIONS or not isinstance(dtype, str) or not isinstance(
-            told["precision"], str):
-        raise ValueError(f"direction {direction!r:.40}, dtype {dtype!r:.40}")
-    pairs = p.stride, p.pad, p.dilation
-    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs) or not all(
-            is_count(size) for size in (*p[:9], p.groups, *(n for pair in pairs for n in pair))):
-        raise ValueError(f"sizes {p!r:.100}")
-    return (direction, p, dtype, told["precision"]), [
-        (_choice(one), float(one["milliseconds"])) for one in told["candidates"]]
+    shape, dtype = _shape(told["problem"]), told["dtype"]
+    direction = {name: key for key, name in STORED.items()}.get(told["direction"])
+    if direction is None or not isinstance(dtype, str) or not isinstance(told["precision"], str):
+        raise ValueError(f"direction {told['direction']!r:.40}, dtype {dtype!r:.40}")
+    timed = [(_algorithm(one), float(one["milliseconds"])) for one in told["candidates"]]
+    return (direction, shape, dtype, told["precision"]), [
+        (algorithm, ms) for algorithm, ms in timed if algorithm.engine != REMOVED]
 
 
-def _choice(told: dict[str, Any]) -> Choice:
+def _algorithm(told: dict[str, Any]) -> Algorithm:
     """Return a candidate of a file.
 
     Raises:
@@ -165,7 +187,7 @@ def _choice(told: dict[str, Any]) -> Choice:
             (tile is None) == (engine == "tensor_cores")) or not (
             tile is None or len(tile) == 6 and all(is_count(size, 1, 1024) for size in tile)):
         raise ValueError(f"candidate {told!r:.100}")
-    return Choice(engine, tile and Tile(*tile), splits)
+    return Algorithm(engine, tile and Tile(*tile), splits)
 
 
 class _Here(threading.local):
@@ -177,9 +199,10 @@ _here = _Here()
 
 @contextlib.contextmanager
 def tuned(table: Table) -> Iterator[None]:
-    """Inside, in this thread, convolutions and Linear layers run as the table says.
+    """Compute convolutions and Linear layers with the table's algorithms, inside the block.
 
-    Backward passes, too, where they lie inside. What was not measured runs as always.
+    This concerns this thread only, and backward passes inside the block too. What was not measured
+    runs with its default.
 
     Args:
         table: of ``load_table``, from a file that ``gpuconv tune`` wrote.
@@ -195,7 +218,7 @@ def tuned(table: Table) -> Iterator[None]:
 
 @contextlib.contextmanager
 def used(table: Table) -> Iterator[None]:
-    """As ``tuned``, wherever it was measured."""
+    """Use a table inside the block as ``tuned`` does, without a check of the device."""
     before, _here.table = _here.table, table
     try:
         yield
@@ -203,12 +226,13 @@ def used(table: Table) -> Iterator[None]:
         _here.table = before
 
 
-def find(direction: Direction, p: Problem, dtype: np.dtype, precision: str) -> list[Choice]:
-    """What the table of this thread says, fastest first; none where there is no table."""
+def find(direction: Direction, shape: ConvShape, dtype: np.dtype,
+         precision: str) -> list[Algorithm]:
+    """Return the algorithms of this thread's table, fastest first; none without a table."""
     table = _here.table
-    return [] if table is None else table.find((direction, p, dtype.name, precision))
+    return [] if table is None else table.find((direction, shape, dtype.name, precision))
 
 
 def current() -> Table | None:
-    """The table of this thread, where there is one."""
+    """Return the table of this thread, or None."""
     return _here.table

@@ -20,7 +20,7 @@ from gpuconv.ops.elementwise.cpu_relu import masked, nonzero, positive_part
 from gpuconv.ops.engine import row_partition
 from gpuconv.ops.engine.elements import wide
 from gpuconv.ops.engine.row_broadcast import with_row
-from gpuconv.ops.engine.row_partition import Cut
+from gpuconv.ops.engine.row_partition import Partition
 from gpuconv.ops.engine.sums import block_sums
 
 
@@ -97,7 +97,7 @@ class BiasReLU(Op):
     def forward_gpu(self, x, b):
         y = cupy().empty(x.shape, x.dtype)
         V = row_partition.channels(x, b)
-        cut = row_partition.cut(x.shape, V, x.dtype.itemsize)
+        cut = row_partition.partition(x.shape, V, x.dtype.itemsize)
         self.kernel("bias_relu_forward", y, V)(cut.threads(V), x, b, y, *cut)
         self.y = y if any(self.needs) else None
         return y
@@ -105,13 +105,13 @@ class BiasReLU(Op):
     def backward_gpu(self, gy):
         cp, C = cupy(), gy.shape[-1]
         V = row_partition.channels(gy, self.y)
-        cut = row_partition.cut(gy.shape, V, gy.dtype.itemsize)
+        cut = row_partition.partition(gy.shape, V, gy.dtype.itemsize)
         gx = cp.empty(gy.shape, gy.dtype) if self.needs[0] else None
         gb = cp.empty(C, gy.dtype) if self.needs[1] else None
         partial = None if gb is None else cp.empty((cut.S, C), accumulator(gy.dtype))
         self.kernel("bias_relu_backward", gy, V)(cut.threads(V), gy, self.y, gx, partial, *cut)
         if gb is not None and cut.rows:
-            last = Cut(cut.S, C, 1, cut.S, row_partition.totals(C))
+            last = Partition(cut.S, C, 1, cut.S, row_partition.totals(C))
             self.kernel("bias_relu_sum", gy, V)(last.threads(1), partial, gb, C, cut.S, last.lanes)
         elif gb is not None:
             gb.fill(0)

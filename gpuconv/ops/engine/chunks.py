@@ -1,67 +1,53 @@
-"""How the work of a convolution is cut, and where its windows lie."""
+"""Chunks of a batch for CPU threads, and copies of the pixels under windows."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from gpuconv import threads
+from gpuconv.ops.window import Pair, Window
 
-Pair = tuple[int, int]
-
-
-class Slide(NamedTuple):
-    """Windows that slide over images: each pair is (height, width), pixels.
-
-    Window (p, q) begins at pixel ``start + step * (p, q)``, which may be outside the image, where
-    there are zeros; its pixels are ``apart``.
-    """
-
-    size: Pair
-    step: Pair
-    apart: Pair
-    start: Pair
-
-    def first(self, row: int) -> Pair:
-        """The pixel where the first window of a row begins."""
-        return self.start[0] + row * self.step[0], self.start[1]
-
-    def reach(self, rows: int, columns: int) -> Pair:
-        """Height and width of the pixels under so many windows."""
-        height, width = ((count - 1) * step + (size - 1) * apart + 1 for count, size, step, apart
-                         in zip((rows, columns), self.size, self.step, self.apart, strict=True))
-        return height, width
+POOL_WORKSPACE = 2 << 20  # bytes of images that a thread pools at a time; fewer cost more in calls
 
 
-class Piece(NamedTuple):
-    """Some rows of the outputs of some images."""
+class Chunk(NamedTuple):
+    """Some rows of the outputs of some images: the part of a batch that a thread computes."""
 
     images: slice
     rows: slice
 
 
-def cut(images: int, rows: int, row_bytes: int, budget: int, worth: float = 0) -> list[Piece]:
-    """Pieces whose workspace fits the budget: whole images, or rows of one image.
+def image_chunks(images: int, rows: int, row_bytes: int, budget: int,
+                 at_least: float = 0) -> list[Chunk]:
+    """Return chunks of a batch: whole images, or rows of one image.
 
-    For threads to share there are as many as the work is ``worth``, up to threads.SHARES. The cut
-    depends on these numbers only, never on the number of threads.
+    They depend on these numbers only, never on the number of threads.
 
-    >>> cut(4, 2, 100, 400)
-    [Piece(images=slice(0, 2, None), rows=slice(0, 2, None)), \
-Piece(images=slice(2, 4, None), rows=slice(0, 2, None))]
-    >>> cut(1, 4, 100, 200)
-    [Piece(images=slice(0, 1, None), rows=slice(0, 2, None)), \
-Piece(images=slice(0, 1, None), rows=slice(2, 4, None))]
+    Args:
+        images: of the batch.
+        rows: of the output of an image.
+        row_bytes: workspace for one row, bytes.
+        budget: workspace for one chunk, bytes; a chunk has at least one row.
+        at_least: number of chunks to make even if fewer would fit the budget, so that threads can
+            share the work; at most ``threads.SHARES`` count.
+
+    >>> image_chunks(4, 2, 100, 400)
+    [Chunk(images=slice(0, 2, None), rows=slice(0, 2, None)), \
+Chunk(images=slice(2, 4, None), rows=slice(0, 2, None))]
+    >>> image_chunks(1, 4, 100, 200)
+    [Chunk(images=slice(0, 1, None), rows=slice(0, 2, None)), \
+Chunk(images=slice(0, 1, None), rows=slice(2, 4, None))]
     """
-    shares = min(threads.SHARES, int(worth))
-    if rows * row_bytes <= budget and images >= shares:
-        return [Piece(some, slice(0, rows))
-                for some in threads.chunks(images, rows * row_bytes, budget, worth)]
-    pieces = threads.chunks(rows, row_bytes, budget, -(-shares // max(1, images)))
-    return [Piece(slice(i, i + 1), some) for i in range(images) for some in pieces]
+    fewest = min(threads.SHARES, int(at_least))
+    if rows * row_bytes <= budget and images >= fewest:
+        return [Chunk(some, slice(0, rows))
+                for some in threads.chunks(images, rows * row_bytes, budget, at_least)]
+    runs = threads.chunks(rows, row_bytes, budget, -(-fewest // max(1, images)))
+    return [Chunk(slice(i, i + 1), some) for i in range(images) for some in runs]
 
 
 def copy_framed(x: np.ndarray, start: Pair, out: np.ndarray) -> None:
-    """Into out (n, h, w, C): x (n, H, W, C) from pixel ``start`` on, zeros where x has none.
+    """Copy x (n, H, W, C) from pixel ``start`` on into out (n, h, w, C); zeros outside of x.
 
     >>> out = np.empty((1, 2, 3, 1)); copy_framed(np.ones((1, 2, 2, 1)), (-1, 0), out)
     >>> out[0, :, :, 0]
@@ -71,26 +57,26 @@ def copy_framed(x: np.ndarray, start: Pair, out: np.ndarray) -> None:
     into, source = zip(*(overlap(first, room, size) for first, room, size
                          in zip(start, out.shape[1:3], x.shape[1:3], strict=True)), strict=True)
     if any(some != slice(0, room) for some, room in zip(into, out.shape[1:3], strict=True)):
-        out.fill(0)  # all of it: fewer calls than the four sides
+        out.fill(0)  # everywhere: fewer calls than the four sides
     out[:, *into] = x[:, *source]
 
 
-def copy_taps(x: np.ndarray, slide: Slide, row: int, out: np.ndarray, beside: float = 0) -> None:
+def copy_taps(x: np.ndarray, window: Window, row: int, out: np.ndarray, fill: float = 0) -> None:
     """Copy the pixels under windows into out (n, P, Q, R, S, C), one tap at a time.
 
     A copy of all pixels that the windows span, which ``copy_framed`` makes, is larger than that
-    where the taps or the windows lie far apart.
+    where stride or dilation is large.
 
     Args:
         x: (n, H, W, C).
-        slide: where the windows are.
-        row: of windows, which the first of out is.
+        window: its padding says where the first position begins.
+        row: of positions, which the first of out is.
         out: any dtype and strides.
-        beside: what there is outside of x.
+        fill: value of the pixels outside of x.
     """
     (_, P, Q, R, S, _), (H, W) = out.shape, x.shape[1:3]
-    out.fill(beside)
-    (top, left), (SH, SW), (DH, DW) = slide.first(row), slide.step, slide.apart
+    out.fill(fill)
+    (top, left), (SH, SW), (DH, DW) = window.first(row), window.stride, window.dilation
     across = [overlap(left + s * DW, Q, W, SW) for s in range(S)]
     for r in range(R):
         into_h, from_h = overlap(top + r * DH, P, H, SH)
@@ -99,7 +85,7 @@ def copy_taps(x: np.ndarray, slide: Slide, row: int, out: np.ndarray, beside: fl
 
 
 def overlap(first: int, count: int, size: int, step: int = 1) -> tuple[slice, slice]:
-    """Which of ``count`` places first, first + step, ... are inside 0..size, and where that is.
+    """Return which of ``count`` places first, first + step, ... are inside 0..size, and where.
 
     >>> overlap(-1, 4, 2)
     (slice(1, 3, None), slice(0, 2, 1))

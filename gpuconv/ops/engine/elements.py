@@ -20,14 +20,14 @@ UFUNCS: dict[Any, Any] = {
 
 
 def wide(a: Any) -> Any:
-    """The array in the dtype that arithmetic on it takes; itself if that is its own."""
+    """Return the array in its accumulator's dtype, or itself if that is its own."""
     return a.astype(accumulator(a.dtype), copy=False) if hasattr(a, "dtype") else a
 
 
 def calculate(f: Callable[..., Array], *operands: Any) -> Array:
-    """``f(*operands)`` for an f that treats all elements alike, in the dtype of the arrays.
+    """Return ``f(*operands)`` for an elementwise f, in the dtype of the arrays.
 
-    Arrays of one shape on the CPU are cut into chunks for all processors. f sees 16-bit arrays as
+    Arrays of one shape on the CPU are computed in chunks on all processors. f sees 16-bit arrays as
     float32, and other operands as they are.
     """
     arrays = [a for a in operands if hasattr(a, "dtype")]
@@ -44,14 +44,14 @@ def calculate(f: Callable[..., Array], *operands: Any) -> Array:
 
 
 def write(f: Callable[..., Any], *operands: Any) -> Array:
-    """What ``f(*operands, out=y)`` leaves in y, for CPU arrays of one shape, in chunks."""
+    """Return the result of ``f(*operands, out=y)`` for CPU arrays of one shape, in chunks."""
     arrays = [a for a in operands if hasattr(a, "dtype")]
     y, flat = memory.empty(arrays[0].shape, arrays[0].dtype), [
         a.reshape(-1) if hasattr(a, "dtype") else a for a in operands]
     out, accumulated = y.reshape(-1), accumulator(y.dtype)
 
-    def work(piece: slice) -> None:
-        parts, here = (wide(a[piece]) if hasattr(a, "dtype") else a for a in flat), out[piece]
+    def work(chunk: slice) -> None:
+        parts, here = (wide(a[chunk]) if hasattr(a, "dtype") else a for a in flat), out[chunk]
         into = here if y.dtype == accumulated else threads.workspace("y", here.size, accumulated)
         with np.errstate(all="ignore"):  # each thread has its own error state
             f(*parts, out=into)

@@ -6,9 +6,8 @@ import numpy as np
 
 from gpuconv import threads
 from gpuconv.backend import accumulator
-from gpuconv.ops.engine.chunks import copy_pixels
+from gpuconv.ops.engine.chunks import POOL_WORKSPACE, copy_pixels
 from gpuconv.ops.engine.row_broadcast import RUN
-from gpuconv.ops.window import POOL_WORKSPACE
 
 LONG = 512  # elements: a tournament between shorter runs does not pay
 
@@ -82,7 +81,7 @@ def _first_nan(planes: np.ndarray, argmax: np.ndarray) -> None:
         np.copyto(argmax, argmax.dtype.type(number), where=np.isnan(planes[number]))
 
 
-def largest_middle(x: np.ndarray, y: np.ndarray, argmax: np.ndarray | None) -> None:
+def max_middle(x: np.ndarray, y: np.ndarray, argmax: np.ndarray | None) -> None:
     """Write the maximum of x (A, B, C) over B > 0 into y (A, C), its place along B into argmax.
 
     NaN is the largest of all; of equals the first one counts.
@@ -121,8 +120,8 @@ def _power_of_2(most: int) -> int:
     return 1 << max(0, most.bit_length() - 1)
 
 
-def give_back(gy: np.ndarray, argmax: np.ndarray, gx: np.ndarray) -> None:
-    """Write gy (A, C) into gx (A, B, C) where ``largest_middle`` found the maximum, 0 elsewhere."""
+def scatter_middle(gy: np.ndarray, argmax: np.ndarray, gx: np.ndarray) -> None:
+    """Write gy (A, C) into gx (A, B, C) where ``max_middle`` found the maximum, 0 elsewhere."""
     A, B, C = gx.shape
 
     def work(some: slice) -> None:

@@ -14,7 +14,7 @@ RUN = 4096  # elements: their partner stays in L1
 
 
 def rows_at_once(rows: int, columns: int) -> int:
-    """How many rows to take for one.
+    """Return the number of rows to compute as one.
 
     >>> rows_at_once(1000, 32), rows_at_once(3, 32), rows_at_once(10, 5000)
     (128, 3, 1)
@@ -23,7 +23,7 @@ def rows_at_once(rows: int, columns: int) -> int:
 
 
 def with_row(f: Callable[..., Any], x: np.ndarray, row: np.ndarray, out: np.ndarray) -> None:
-    """``f(x, row, out=out)`` for contiguous x and out (M, C) and a row (C,).
+    """Call ``f(x, row, out=out)`` for contiguous x and out (M, C) and a row (C,), in long runs.
 
     >>> a = np.arange(6.0).reshape(3, 2); with_row(np.add, a, np.array([10.0, 20.0]), a); a
     array([[10., 21.],

@@ -6,14 +6,14 @@ from typing import NamedTuple
 from gpuconv import kernels
 from gpuconv.backend import Array
 
-PARTS = 512, 2048  # of one array: enough for the largest device, and as many as it gets at most
-DEEP = 4, 8        # rows of a thread, at least, before there are so many
-WARP = 32          # columns of a part, at most
+PARTS = 512, 2048  # slices times tiles: enough for the largest device, and the most
+DEEP = 4, 8        # rows of a thread, at least, with so many
+WARP = 32          # columns of a tile, at most
 SECTOR = 32        # bytes
 
 
-class Cut(NamedTuple):
-    """What the kernels want to know, from the shape alone."""
+class Partition(NamedTuple):
+    """Partition of the rows of an array (..., C), from the shape alone."""
 
     rows: int
     C: int
@@ -22,12 +22,14 @@ class Cut(NamedTuple):
     lanes: int  # columns of a tile, V channels each; the last may hold fewer
 
     def threads(self, V: int) -> int:
-        """To launch."""
+        """Return the threads to launch."""
         return -(-self.C // (V * self.lanes)) * self.S * kernels.BLOCK if self.rows else 0
 
 
 def channels(*arrays: Array | None) -> int:
-    """How many a thread takes at once: 16 bytes of them, where C and all addresses allow, or 1.
+    """Return the channels that a thread reads at once: 16 bytes of them, or 1.
+
+    16 bytes where C and all addresses allow.
 
     Args:
         arrays: of one dtype, shapes (..., C). None: a null pointer.
@@ -37,11 +39,11 @@ def channels(*arrays: Array | None) -> int:
     return V if given[0].shape[-1] % V == 0 and all(a.data.ptr % 16 == 0 for a in given) else 1
 
 
-def cut(shape: tuple[int, ...], V: int, itemsize: int) -> Cut:
-    """Tiles that are no wider than a warp and begin at sectors; slices that fill a device.
+def partition(shape: tuple[int, ...], V: int, itemsize: int) -> Partition:
+    """Return tiles that are no wider than a warp and begin at sectors; slices that fill a device.
 
-    >>> cut((100, 8, 8, 64), V=8, itemsize=2)  # a warp reads four rows
-    Cut(rows=6400, C=64, S=50, per=128, lanes=8)
+    >>> partition((100, 8, 8, 64), V=8, itemsize=2)  # a warp reads four rows
+    Partition(rows=6400, C=64, S=50, per=128, lanes=8)
     """
     C, columns = shape[-1], max(1, shape[-1] // V)
     rows = math.prod(shape[:-1]) if C else 0
@@ -53,9 +55,9 @@ def cut(shape: tuple[int, ...], V: int, itemsize: int) -> Cut:
                  for deep, parts in zip(DEEP, PARTS, strict=True)))
     per = max(1, -(-rows // S))
     per = -(-per // height) * height if S > 1 else per
-    return Cut(rows, C, max(1, -(-rows // per)), per, lanes)
+    return Partition(rows, C, max(1, -(-rows // per)), per, lanes)
 
 
 def totals(C: int) -> int:
-    """Lanes where one channel of float32 is a column: as many as fill a sector."""
+    """Return the lanes where one channel of float32 is a column: as many as fill a sector."""
     return min(8, C)

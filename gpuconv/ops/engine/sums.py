@@ -18,11 +18,11 @@ import numpy as np
 
 from gpuconv import threads
 from gpuconv.backend import accumulator
-from gpuconv.ops.engine.chunks import Piece, cut
+from gpuconv.ops.engine.chunks import Chunk, image_chunks
 
 BLOCK = 64       # terms of one sum in the accumulator dtype
 SMALL = 1 << 16  # bytes that NumPy adds before BLAS is ready to
-LONG = 1 << 12   # terms: a product of more is cut into runs, see multiply
+LONG = 1 << 12   # terms: a product of more is split into runs, see multiply
 FEW = 1 << 12    # elements of a small product, where BLAS may add all terms of a run one by one
 RUNS = BLOCK, 1 << 15  # terms of a run: of a small product, of a larger one
 
@@ -59,17 +59,17 @@ def sum_middle(x: np.ndarray) -> np.ndarray:
     """
     (A, B, C), dtype = x.shape, accumulator(x.dtype)
 
-    def work(piece: Piece) -> np.ndarray:
-        return block_sums(x[piece].astype(dtype, copy=False))
+    def work(chunk: Chunk) -> np.ndarray:
+        return block_sums(x[chunk].astype(dtype, copy=False))
 
     with np.errstate(all="ignore"):  # inf - inf
         small = threads.CACHE if A == 1 and x.dtype == dtype else SMALL
         if x.size * dtype.itemsize <= small:  # nothing to share
             return block_sums(x.astype(dtype, copy=False), _plain_sums)
         y = np.zeros((A, C))
-        pieces = cut(A, B, C * dtype.itemsize, threads.CACHE)
-        for piece, part in zip(pieces, threads.each(work, pieces), strict=True):
-            y[piece.images] += part
+        chunks = image_chunks(A, B, C * dtype.itemsize, threads.CACHE)
+        for chunk, part in zip(chunks, threads.each(work, chunks), strict=True):
+            y[chunk.images] += part
     return y
 
 
@@ -103,14 +103,14 @@ def block_sums(x: np.ndarray,
 
 
 def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-    """Write ``a @ b`` into out, for matrices (M, n) and (n, K): a long sum over n is cut into runs.
+    """Write ``a @ b`` into out, for matrices (M, n) and (n, K), a long sum over n in runs.
 
-    The runs are added in float64. For a large product BLAS cuts a run again, into a few hundred
-    terms. In this thread: where BLAS uses one.
+    The runs are added in float64. For a large product BLAS splits a run again, into a few
+    hundred terms. It runs in this thread, where BLAS uses one.
     """
     (M, n), K = a.shape, b.shape[1]
     run = RUNS[M * K > FEW]
-    if n <= max(LONG, run):  # BLAS's own cut will do
+    if n <= max(LONG, run):  # BLAS splits it well enough
         np.matmul(a, b, out=out)
         return
     total = threads.workspace("total", (M, K), np.float64)

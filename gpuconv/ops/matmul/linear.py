@@ -15,9 +15,8 @@ from typing import Any
 
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, cupy
-from gpuconv.ops.checks import check_arrays
-from gpuconv.ops.conv import gpu_dispatch
-from gpuconv.ops.conv.shape import Problem
+from gpuconv.ops.checks import check_arrays, check_precision
+from gpuconv.ops.conv import conv_dgrad_gpu, conv_forward_gpu, conv_wgrad_gpu
 from gpuconv.ops.elementwise import (
     Elementwise,
     activated,
@@ -25,9 +24,11 @@ from gpuconv.ops.elementwise import (
     fused_activation,
     saves_result,
 )
+from gpuconv.ops.engine.column_sums import bias_gradient
 from gpuconv.ops.engine.elements import sum_to, wide
-from gpuconv.ops.engine.epilogue import fits_epilogue
+from gpuconv.ops.engine.epilogue import Epilogue, fits_epilogue
 from gpuconv.ops.matmul.matmul import gemm
+from gpuconv.ops.window import ConvShape, Window
 
 
 def linear(x: Array, w: Array, b: Array | None = None, *, precision: str = "ieee",
@@ -57,7 +58,7 @@ def linear(x: Array, w: Array, b: Array | None = None, *, precision: str = "ieee
         raise ValueError(f"linear: x has shape {x.shape}, w {w.shape}, wanted (..., C) and (K, C)")
     if b is not None and b.shape != w.shape[:1]:
         raise ValueError(f"linear: b has shape {b.shape}, w {w.shape}, wanted (K,) and (K, C)")
-    gpu_dispatch.check_precision("linear", precision)
+    check_precision("linear", precision)
     check_activation("linear", activation)
     if w.size and fits_epilogue(saves_result(activation), x, w, b):
         return Linear(precision, activation)(x, w, b)
@@ -117,21 +118,26 @@ class Linear(Op):
     def forward_gpu(self, x, w, b):
         rows = self.keep(x, w)
         y = cupy().empty((*x.shape[:-1], len(w)), x.dtype)
-        gpu_dispatch.forward(self.problem, rows, w, y, self.precision, bias=b,
-                       activation=self.activation)
+        conv_forward_gpu(self.shape, rows, w, self.precision,
+                         Epilogue(b, activation=self.activation), out=y)
         self.activation_op = fused_activation(self.activation, y, self.needs)
         return y
 
     def backward_gpu(self, gy):
         if self.activation_op:
             gy, = self.activation_op.backward_gpu(gy)
-        gx, gw, gb = gpu_dispatch.gradients(self.problem, gy, self.rows, self.w, self.needs,
-                                      self.precision)
-        return (gx if gx is None else gx.reshape(self.x_shape),
-                gw if gw is None else gw.reshape(self.w_shape), gb)
+        gx = gw = gb = None
+        if self.needs[0]:
+            gx = conv_dgrad_gpu(self.shape, gy, self.w, self.precision).reshape(self.x_shape)
+        if self.needs[1]:
+            gw = conv_wgrad_gpu(self.shape, self.rows, gy, self.precision)
+            gw = gw.reshape(self.w_shape)
+        if self.needs[2]:
+            gb = bias_gradient(gy)
+        return gx, gw, gb
 
     @property
-    def problem(self) -> Problem:
-        """As a convolution: an image for each row, of one pixel."""
+    def shape(self) -> ConvShape:
+        """Sizes of the convolution that computes it: an image of one pixel for each row."""
         (K, C), N = self.w_shape, math.prod(self.x_shape[:-1])
-        return Problem(N, 1, 1, C, K, 1, 1, 1, 1, (1, 1), (0, 0), (1, 1), 1)
+        return ConvShape(N, 1, 1, C, K, Window((1, 1)))

@@ -121,7 +121,7 @@ def normaliser(op: str, shape: tuple[int, ...], x: Array, gamma: Array | None, b
                          running_var=var, num_batches_tracked=batches)
     for name, a in (("gamma", gamma), ("beta", beta), ("running_mean", mean), ("running_var", var)):
         if a is not None and tuple(a.shape) != (C,):
-            hint = channels_last("x", x, a.size) if len(a.shape) == 1 else ""
+            hint = channels_last("x", x.shape, a.size) if len(a.shape) == 1 else ""
             raise ValueError(f"{op}: {name} has shape {a.shape}, wanted ({C},) for x {shape}{hint}")
     for name, a in (("running_mean", mean), ("running_var", var)):
         if a is not None and a.dtype != accumulator(x.dtype):
@@ -236,7 +236,7 @@ class BatchNorm(Op):
         """
         cp, C, wide = cupy(), x.shape[-1], accumulator(x.dtype)
         V = row_partition.channels(x, gamma, beta, residual)
-        cut = row_partition.cut(x.shape, V, x.dtype.itemsize)
+        cut = row_partition.partition(x.shape, V, x.dtype.itemsize)
         y, mean, inv_std = cp.empty(x.shape, x.dtype), cp.empty(C, wide), cp.empty(C, wide)
         if not self.training:
             self.kernel("batch_norm_fixed", x, V)(C, *self.running, mean, inv_std, C, self.eps)
@@ -251,7 +251,7 @@ class BatchNorm(Op):
             self.beta, self.residual = beta, residual
         return y
 
-    def moments(self, x: Any, cut: row_partition.Cut, V: int) -> Any:
+    def moments(self, x: Any, cut: row_partition.Partition, V: int) -> Any:
         """Return means and variances of the slices of x, each (S, C)."""
         both = cupy().empty((2, cut.S, cut.C), accumulator(x.dtype))
         self.kernel("batch_norm_moments", x, V)(cut.threads(V), x, both[0], both[1], *cut)
@@ -262,16 +262,16 @@ class BatchNorm(Op):
         """Into mean and inv_std those of ``count`` rows; the running ones learn of them."""
         (slices, C), lanes = moments[0].shape, row_partition.totals(x.shape[-1])
         if slices > SLICES:
-            few = row_partition.Cut(slices, C, -(-slices // MERGED), MERGED, lanes)
+            few = row_partition.Partition(slices, C, -(-slices // MERGED), MERGED, lanes)
             both = cupy().empty((2, few.S, C), mean.dtype)
             self.kernel("batch_norm_merge", x, V)(
                 few.threads(1), moments[0], moments[1], both[0], both[1], count, slices, each,
                 *few[1:])
             moments, slices, each = both, few.S, each * MERGED
         self.kernel("batch_norm_statistics", x, V)(
-            row_partition.Cut(slices, C, 1, slices, lanes).threads(1), *moments, mean, inv_std,
-            *self.running, self.batches, count, each, C, slices, lanes, self.momentum, self.eps,
-            LARGEST[mean.itemsize])
+            row_partition.Partition(slices, C, 1, slices, lanes).threads(1), *moments, mean,
+            inv_std, *self.running, self.batches, count, each, C, slices, lanes, self.momentum,
+            self.eps, LARGEST[mean.itemsize])
 
     def backward_gpu(self, gy: Any) -> tuple:
         cp, C = cupy(), gy.shape[-1]
@@ -289,7 +289,7 @@ class BatchNorm(Op):
         if gx is not None:
             x = self.x if self.training or activation else None
             V = row_partition.channels(gy, x, self.gamma, self.beta)
-            cut = row_partition.cut(gy.shape, V, gy.dtype.itemsize)
+            cut = row_partition.partition(gy.shape, V, gy.dtype.itemsize)
             self.kernel("batch_norm_backward", gy, V, activation)(
                 cut.threads(V), gy, x, self.gamma, self.beta, self.mean, self.inv_std,
                 *(totals if self.training else (None, None)), gx, *cut)
@@ -299,7 +299,7 @@ class BatchNorm(Op):
     def sums(self, gy: Any, gz: Any, totals: Any, ggamma: Any, gbeta: Any) -> None:
         """Sums over the batch, in both dtypes, and into gz what the activation lets pass of gy."""
         V = row_partition.channels(gy, self.x, self.gamma, self.beta, self.residual)
-        cut = row_partition.cut(gy.shape, V, gy.dtype.itemsize)
+        cut = row_partition.partition(gy.shape, V, gy.dtype.itemsize)
         lanes = row_partition.totals(cut.C)
         slices = cupy().empty((2, cut.S, cut.C), totals.dtype)
         if not cut.rows:
@@ -310,8 +310,8 @@ class BatchNorm(Op):
             cut.threads(V), gy, self.x, self.gamma, self.beta, self.mean, self.inv_std,
             self.residual, gz, slices[0], slices[1], *cut)
         self.kernel("batch_norm_backward_totals", gy, V)(
-            row_partition.Cut(cut.S, cut.C, 1, cut.S, lanes).threads(1), *slices, self.inv_std,
-            totals[0], totals[1], ggamma, gbeta, cut.C, cut.S, lanes)
+            row_partition.Partition(cut.S, cut.C, 1, cut.S, lanes).threads(1), *slices,
+            self.inv_std, totals[0], totals[1], ggamma, gbeta, cut.C, cut.S, lanes)
 
     def kernel(self, function: str, x: Any, V: int, activation: str | None = "its own") -> Any:
         """The CUDA function, compiled for arrays like x."""

@@ -8,6 +8,7 @@ its padding. What hangs over the far edge by ``ceil_mode`` is neither. The backw
 nothing but shapes.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,28 +16,19 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
-from gpuconv.ops.checks import check_images
-from gpuconv.ops.engine.chunks import Piece, clear, copy_pixels, cut
+from gpuconv.ops.checks import LARGEST_INT, check_images
+from gpuconv.ops.engine.chunks import POOL_WORKSPACE, Chunk, clear, copy_pixels, image_chunks
+from gpuconv.ops.engine.packs import packs, tile_packs
 from gpuconv.ops.engine.sums import BLOCK, block_sums
-from gpuconv.ops.pool.cpu_windows import Windows, add_back
+from gpuconv.ops.pool.cpu_windows import planes_of, scatter_add, windows_view
 from gpuconv.ops.pool.pool_window import pool_window
-from gpuconv.ops.window import (
-    LARGEST_INT,
-    POOL_WORKSPACE,
-    IntOrPair,
-    Levelled,
-    Padding,
-    Window,
-    levelled,
-    packs,
-    tile_packs,
-)
+from gpuconv.ops.window import IntOrPair, Padding, Window, kept_taps, levelled
 
 
 def avg_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None,
                padding: Padding = 0, ceil_mode: bool = False,
                count_include_pad: bool = True) -> Array:
-    """Mean of each window, per channel.
+    """Return the mean of each window, per channel.
 
     Args:
         x: Tensor or array (N, H, W, C), any float dtype.
@@ -77,62 +69,62 @@ class AvgPool2d(Op):
         self.window, self.count_include_pad = window, count_include_pad
 
     @property
-    def level(self) -> Levelled:
-        """The window without the numbers that make no difference, to add up pixels with."""
+    def level(self) -> Window:
+        """Levelled window of these images."""
         return levelled(self.window, *self.x_shape[1:3], "pooled")
 
     # -- CPU -------------------------------------------------------------------------
 
     def forward_cpu(self, x):
         N, H, W, C = self.x_shape = x.shape
-        dtype, windows = accumulator(x.dtype), Windows(self.level.window, H, W)
-        y = memory.empty((N, windows.P, windows.Q, C), x.dtype)
-        planes_of, divisor = windows.planes(x, dtype, 0), self.divisor(dtype)
+        window, dtype = self.level, accumulator(x.dtype)
+        (P, Q), taps = window.out_shape(H, W), math.prod(window.size)
+        y = memory.empty((N, P, Q, C), x.dtype)
+        planes_under, divisor = planes_of(x, window, dtype, 0), self.divisor(dtype)
 
-        def work(piece: Piece) -> None:
-            here = y[piece]
+        def work(chunk: Chunk) -> None:
+            here = y[chunk]
             total = here if here.dtype == dtype else threads.workspace("total", here.shape, dtype)
-            pixels = planes_of(piece)
+            pixels = planes_under(chunk)
             planes = threads.workspace("planes", pixels.shape, dtype)
             copy_pixels(pixels, planes)
-            if windows.taps <= BLOCK:
-                np.add.reduce(planes.reshape(windows.taps, *here.shape), axis=0, out=total)
+            if taps <= BLOCK:
+                np.add.reduce(planes.reshape(taps, *here.shape), axis=0, out=total)
             else:
-                total[...] = block_sums(
-                    planes.reshape(1, windows.taps, here.size)).reshape(here.shape)
-            np.divide(total, divisor[piece.rows], out=total)
+                total[...] = block_sums(planes.reshape(1, taps, here.size)).reshape(here.shape)
+            np.divide(total, divisor[chunk.rows], out=total)
             if total is not here:
                 here[...] = total
 
-        row = windows.taps * windows.Q * C * dtype.itemsize  # bytes of the planes
-        threads.each(work, cut(N, windows.P, row, POOL_WORKSPACE))
+        row = taps * Q * C * dtype.itemsize  # bytes of the planes
+        threads.each(work, image_chunks(N, P, row, POOL_WORKSPACE))
         return y
 
     def backward_cpu(self, gy):
-        window, dtype = self.level.window, accumulator(gy.dtype)
-        gx, windows = memory.empty(self.x_shape, gy.dtype), Windows(window, *self.x_shape[1:3])
-        share, divisor = memory.empty(gy.shape, dtype), self.divisor(dtype)
+        window, dtype = self.level, accumulator(gy.dtype)
+        gx = memory.empty(self.x_shape, gy.dtype)
+        scaled, divisor = memory.empty(gy.shape, dtype), self.divisor(dtype)
         threads.each(lambda some: np.divide(gy[some].astype(dtype, copy=False), divisor,
-                                            out=share[some]),
-                     threads.chunks(len(gy), share[:1].nbytes))
-        if not (windows.inside and window.apart):
-            add_back(share, None, windows, gx)
+                                            out=scaled[some]),
+                     threads.chunks(len(gy), scaled[:1].nbytes))
+        if not (window.inside and window.disjoint):
+            scatter_add(scaled, None, window, gx)
             return (gx,)
-        if not window.tiles(*windows.image):
+        if not window.tiles(*gx.shape[1:3]):
             clear(gx)
-        pixels = windows.view(gx, windows.P)  # (R, S, N, P, Q, C)
-        threads.each(lambda some: copy_pixels(share[some], pixels[:, :, some]),
+        pixels = windows_view(gx, window, *gy.shape[1:3])  # (R, S, N, P, Q, C)
+        threads.each(lambda some: copy_pixels(scaled[some], pixels[:, :, some]),
                      threads.chunks(len(gx), gx[:1].nbytes))
         return (gx,)
 
     def divisor(self, dtype: np.dtype) -> np.ndarray:
-        """(P, Q, C): how many pixels each window's mean is over; (P, 1, 1) if all are alike."""
+        """Return the number of pixels of each window's mean: (P, Q, C); (P, 1, 1) if equal."""
         H, W = self.x_shape[1:3]
         counts = []
         for axis, (n, out) in enumerate(zip((H, W), self.window.out_shape(H, W), strict=True)):
             near, far = self.window.pad[axis]
             low, high = (-near, n + far) if self.count_include_pad else (0, n)
-            start = np.arange(out) * self.level.window.stride[axis] - near
+            start = np.arange(out) * self.level.stride[axis] - near
             stop = np.minimum(start + self.window.size[axis], high)
             counts.append(stop - np.maximum(start, low))
         rows, columns = counts
@@ -153,16 +145,17 @@ class AvgPool2d(Op):
         _, P, Q, _ = gy.shape
         gx = cupy().empty(self.x_shape, gy.dtype)
         self.kernel("avg_pool_backward", gx, gy)(
-            tile_packs(gx, C, self.level.window), gy, gx, N, H, W, C, P, Q)
+            tile_packs(gx, C, self.level), gy, gx, N, H, W, C, P, Q)
         return (gx,)
 
     def kernel(self, function: str, x: Array, y: Array) -> Any:
         """Return the CUDA function, compiled for this window and for arrays like these."""
         (_, PB), (_, PR) = self.window.pad
-        (FULL_R, FULL_S), (r, s) = self.window.size, self.level.taps
+        FULL_R, FULL_S = self.window.size
+        r, s = kept_taps(self.window, *self.x_shape[1:3], "pooled")
         if max(FULL_R, FULL_S) >= LARGEST_INT:
             raise ValueError(f"avg_pool2d: window {self.window.size}: on a GPU below 2**30 pixels "
                              f"high and wide")
         return kernels.kernel("pool/avg_pool.cu", function, T=x.dtype, I=kernels.index(x, y), PB=PB,
                               PR=PR, FULL_R=FULL_R, FULL_S=FULL_S, CUT_R=r.start, CUT_S=s.start,
-                              INCLUDE=int(self.count_include_pad), **self.level.window.macros())
+                              INCLUDE=int(self.count_include_pad), **self.level.macros())

@@ -14,15 +14,17 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.ops.checks import check_images
-from gpuconv.ops.engine.maxima import give_back, largest_middle
+from gpuconv.ops.engine.chunks import POOL_WORKSPACE
+from gpuconv.ops.engine.maxima import max_middle, scatter_middle
+from gpuconv.ops.engine.packs import packs
 from gpuconv.ops.engine.sums import sum_middle
 from gpuconv.ops.pool.avg_pool import AvgPool2d
 from gpuconv.ops.pool.max_pool import MaxPool2d
-from gpuconv.ops.window import POOL_WORKSPACE, Window, packs
+from gpuconv.ops.window import Window
 
 
 def global_avg_pool2d(x: Array) -> Array:
-    """Mean over all pixels, per image and channel.
+    """Return the mean over all pixels, per image and channel.
 
     Args:
         x: Tensor or array (N, H, W, C), any float dtype.
@@ -44,7 +46,7 @@ def global_avg_pool2d(x: Array) -> Array:
 
 
 def global_max_pool2d(x: Array) -> Array:
-    """Largest value of all pixels, per image and channel.
+    """Return the largest value of all pixels, per image and channel.
 
     Args:
         x: Tensor or array (N, H, W, C), any float dtype.
@@ -80,11 +82,12 @@ class GlobalAvgPool2d(AvgPool2d):
         gx, dtype = memory.empty(self.x_shape, gy.dtype), accumulator(gy.dtype)
         _, H, W, _ = self.x_shape
 
-        def piece_of(piece: slice) -> None:
-            share = gy[piece].astype(dtype, copy=False) / dtype.type(H * W)
-            gx[piece] = share.astype(gx.dtype, copy=False)[:, None, None]  # (n, 1, 1, C)
+        def work(chunk: slice) -> None:
+            scaled = gy[chunk].astype(dtype, copy=False) / dtype.type(H * W)
+            gx[chunk] = scaled.astype(gx.dtype, copy=False)[:, None, None]  # (n, 1, 1, C)
 
-        threads.each(piece_of, _pieces(gx.shape, dtype))
+        threads.each(work, threads.chunks(len(gx), H * W * gx.shape[3] * dtype.itemsize,
+                                          POOL_WORKSPACE))
         return (gx,)
 
     # -- GPU: kernels/pool/global_pool.cu -------------------------------------------------
@@ -110,13 +113,13 @@ class GlobalMaxPool2d(MaxPool2d):
         N, H, W, C = self.x_shape = x.shape
         y = np.empty((N, C), x.dtype)
         self.argmax = np.empty((N, C), self.mark_dtype) if self.saving else None
-        largest_middle(x.reshape(N, H * W, C), y, self.argmax)
+        max_middle(x.reshape(N, H * W, C), y, self.argmax)
         return y
 
     def backward_cpu(self, gy):
         N, H, W, C = self.x_shape
         gx = memory.empty(self.x_shape, gy.dtype)
-        give_back(gy, self.argmax, gx.reshape(N, H * W, C))
+        scatter_middle(gy, self.argmax, gx.reshape(N, H * W, C))
         return (gx,)
 
     # -- GPU: kernels/pool/global_pool.cu -------------------------------------------------
@@ -132,11 +135,6 @@ class GlobalMaxPool2d(MaxPool2d):
         gx = cupy().empty(self.x_shape, gy.dtype)
         _launch("max_backward", gx, gy, self.argmax, gx, mark=self.mark_dtype, save=self.saving)
         return (gx,)
-
-
-def _pieces(x_shape: tuple[int, ...], dtype: np.dtype) -> list[slice]:
-    N, H, W, C = x_shape
-    return threads.chunks(N, H * W * C * dtype.itemsize, POOL_WORKSPACE)
 
 
 def _launch(function: str, images: Array, *arrays: Any, mark: Any = np.uint8,
@@ -155,5 +153,5 @@ def _launch(function: str, images: Array, *arrays: Any, mark: Any = np.uint8,
 
 
 def _power(n: int) -> int:
-    """The largest power of two up to n; 1 for 0."""
+    """Return the largest power of two up to n; 1 for 0."""
     return 1 << max(0, n.bit_length() - 1)

@@ -18,22 +18,16 @@ from gpuconv import kernels, memory
 from gpuconv.autograd import Op
 from gpuconv.backend import Array, array_device, cupy, get_array_module
 from gpuconv.ops.checks import check_images
-from gpuconv.ops.pool.cpu_max import largest, scatter_to_argmax
+from gpuconv.ops.engine.packs import packs, tile_packs
+from gpuconv.ops.pool.cpu_max import max_pool, scatter_to_argmax
 from gpuconv.ops.pool.pool_window import pool_window
-from gpuconv.ops.window import (
-    IntOrPair,
-    Padding,
-    Window,
-    levelled,
-    packs,
-    tile_packs,
-)
+from gpuconv.ops.window import IntOrPair, Padding, Window, levelled
 
 
 def max_pool2d(x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None,
                padding: Padding = 0, dilation: IntOrPair = 1, ceil_mode: bool = False,
                return_indices: bool = False) -> Any:
-    """Largest value of each window, per channel.
+    """Return the largest value of each window, per channel.
 
     Args:
         x: Tensor or array (N, H, W, C), any float dtype.
@@ -85,11 +79,11 @@ class MaxPool2d(Op):
 
     @property
     def saving(self) -> bool:
-        """Will somebody ask where the maxima sat?"""
+        """True if forward has to save where the maxima sit."""
         return self.needs[0] or self.mark
 
     def indices(self) -> Array:
-        """(N, P, Q, C) int64: h*W + w of each maximum, -1 for a window without a pixel of x."""
+        """Return h*W + w of each maximum: (N, P, Q, C), int64; -1 for a window without pixels."""
         xp: Any = get_array_module(self.argmax)
         window = self.level
         (_, S), (SH, SW), (DH, DW) = window.size, window.stride, window.dilation
@@ -104,8 +98,8 @@ class MaxPool2d(Op):
 
     @property
     def level(self) -> Window:
-        """The window without the numbers that make no difference: argmax counts its pixels."""
-        return levelled(self.window, *self.x_shape[1:3], "pooled").window
+        """Levelled window of these images; argmax counts its pixels."""
+        return levelled(self.window, *self.x_shape[1:3], "pooled")
 
     # -- CPU -------------------------------------------------------------------------
 
@@ -114,7 +108,7 @@ class MaxPool2d(Op):
         shape = len(x), *self.window.out_shape(*x.shape[1:3]), x.shape[-1]
         y = memory.empty(shape, x.dtype)
         self.argmax = memory.empty(shape, self.mark_dtype) if self.saving else None
-        largest(x, self.level, y, self.argmax)
+        max_pool(x, self.level, y, self.argmax)
         return y
 
     def backward_cpu(self, gy):

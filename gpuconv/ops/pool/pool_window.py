@@ -1,10 +1,11 @@
-"""The window of pooling ops and layers, from a user's arguments."""
+"""Window of pooling ops and layers, from a user's arguments."""
 
 from typing import Any
 
-from gpuconv.backend import Array
-from gpuconv.ops.checks import channels_last
-from gpuconv.ops.window import Window, check_result, window_from
+from gpuconv.autograd import Tensor
+from gpuconv.backend import Array, is_gpu
+from gpuconv.ops.checks import channels_last, check_numbers, check_size
+from gpuconv.ops.window import Window, window_from
 
 
 def pool_window(op: str, x: Array, kernel_size: Any, stride: Any, padding: Any,
@@ -27,9 +28,11 @@ def pool_window(op: str, x: Array, kernel_size: Any, stride: Any, padding: Any,
         window.out_shape(*x.shape[1:3])
     except ValueError as error:
         H, W, C = x.shape[1:]
-        hint = channels_last("x", x, H) if H < C else ""
+        hint = channels_last("x", x.shape, H) if H < C else ""
         raise ValueError(f"{op}: {error}{hint}") from None
-    check_result(op, x, window, x.shape[3], "pooled")
+    check_size(op, x.shape, x.dtype.itemsize, window, x.shape[3])
+    if is_gpu(x.data if isinstance(x, Tensor) else x):
+        check_numbers(op, x.shape, window, "pooled")
     return window
 
 

@@ -18,7 +18,7 @@ from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import Array, cupy, get_array_module
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.engine.elements import total, wide
-from gpuconv.ops.engine.maxima import give_back, largest_middle
+from gpuconv.ops.engine.maxima import max_middle, scatter_middle
 from gpuconv.ops.shape import check_axes
 
 Axis = int | tuple[int, ...] | None
@@ -162,7 +162,7 @@ class Max(Reduction):
         self.first = None
         if self.needs[0]:
             self.first = np.empty(y.shape, np.uint8 if self.count <= 256 else np.int64)
-        largest_middle(middle, y, self.first)
+        max_middle(middle, y, self.first)
         return y.reshape(self.y_shape)
 
     def forward_gpu(self, x):
@@ -176,7 +176,7 @@ class Max(Reduction):
     def backward_cpu(self, gy):
         shape = [self.x_shape[a] for a in self.order]
         gx = memory.empty(tuple(shape), gy.dtype)
-        give_back(gy.reshape(self.first.shape), self.first,
+        scatter_middle(gy.reshape(self.first.shape), self.first,
                   gx.reshape(len(self.first), self.count, self.first.shape[1]))
         return (gx.transpose(np.argsort(self.order)),)
 

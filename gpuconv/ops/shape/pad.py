@@ -20,7 +20,8 @@ from gpuconv.autograd import Op
 from gpuconv.backend import Array, accumulator, cupy
 from gpuconv.checks import check_choice, short
 from gpuconv.ops.checks import check_images
-from gpuconv.ops.window import IntOrPair, Pair, packs, sides
+from gpuconv.ops.engine.packs import packs
+from gpuconv.ops.window import IntOrPair, Pair, sides
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 
