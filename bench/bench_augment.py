@@ -4,7 +4,7 @@ import numpy as np
 from harness import Work, measure, one_layout_float32
 
 from gpuconv.data import Augment, augment_batch
-from gpuconv.data.moves import moves
+from gpuconv.data.augment import image_moves
 
 N, B, PAD = 10_000, 128, 4
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -14,7 +14,7 @@ MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 def test_augment(benchmark, library, rng):
     images = rng.integers(0, 256, (N, 32, 32, 3), dtype=np.uint8)
     index = rng.permutation(N)[:B].astype(np.int32)
-    oh, ow, flip = moves(index, (0, 0), 0, Augment(pad=PAD))  # PyTorch gets them for nothing
+    oh, ow, flip = image_moves(index, (0, 0), 0, Augment(pad=PAD))  # PyTorch gets them for nothing
     given = [library.array(a) for a in (oh, ow, flip)] if library.torch else ()
     work = Work(
         "augment 128x32x32x3", dict(images=images, index=index),

@@ -19,13 +19,13 @@ if __name__ == "__main__":  # in a checkout, from anywhere
 
 from gpuconv import Parameter, Tensor, backend, nn, ops, optim, undo
 from gpuconv.accumulate import accumulate
-from gpuconv.data import Augment, augment, augment_batch
-from gpuconv.data.loader import order_of
+from gpuconv.data import Augment, augment_batch
+from gpuconv.data.loader import epoch_order, fetch_batch, gather_batch
 from gpuconv.ops.elementwise import FUNCTIONS
 from gpuconv.ops.loss import count_correct
 from gpuconv.ops.norm import BatchNorm
 from gpuconv.ops.norm.batch_norm import SLICES
-from gpuconv.train import step_state as clocks
+from gpuconv.train.step_state import advance_step_state, halt_if_not_finite
 
 Arrays = list[Any]
 
@@ -130,6 +130,7 @@ def _ops(size: Size, dtype: np.dtype) -> Iterator[Case]:
                    x, gpu(K, 3, 3, C), gpu(K), gpu(K))
     yield case("linear", ops.linear, gpu(N, C * W), gpu(K, C * W), gpu(K))
     yield case("matmul", ops.matmul, gpu(N, K, C), gpu(N, C, W))
+    yield case("matmul, long sums", ops.matmul, gpu(K, 5000), gpu(5000, C))
     yield case("log_softmax", ops.log_softmax, gpu(N, size.classes))
     for classes in (5, size.classes):  # a warp a row, a block a row
         labels = backend.to_gpu(rng.integers(0, classes, N * H).astype(np.int32))
@@ -231,7 +232,7 @@ def _augment(size: Size, dtype: str) -> Case:
 
 
 def _captured(size: Size, dtype: np.dtype) -> Iterator[Case]:
-    """Batches fetched by a clock in device memory, right answers counted, the clock moved on."""
+    """Batches fetched by the step state, correct answers counted, the step state advanced."""
     cp, rng, N = backend.cupy(), np.random.default_rng(5), size.N
     pixels = backend.to_gpu(rng.integers(0, 256, (N, size.H, size.W, size.C), np.uint8))
     floats = backend.to_gpu(rng.standard_normal(pixels.shape, "float32").astype(dtype))
@@ -249,19 +250,19 @@ def _captured(size: Size, dtype: np.dtype) -> Iterator[Case]:
 
         return run
 
-    def tick() -> Arrays:
+    def advanced() -> Arrays:
         wide = backend.accumulator(dtype)
-        clock, loss, right = begin.copy(), cp.ones((), wide), cp.zeros((), np.int64)
-        count_correct(logits, labels, right)
-        control, records = cp.ones(4, np.float64), cp.zeros((4, 4), np.float64)
-        clocks.tick(clock, loss, right, None, cp.ones(9, np.float64), control, records)
-        clocks.tick(clock, loss, right, cp.ones(1, np.float32), cp.ones(9, np.float64), control,
-                  records)
-        return [clock, control, records, right]
+        step_state, loss, correct = begin.copy(), cp.ones((), wide), cp.zeros((), np.int64)
+        count_correct(logits, labels, correct)
+        control, results = cp.ones(4, np.float64), cp.zeros((4, 4), np.float64)
+        for scale in (None, cp.ones(1, np.float32)):
+            advance_step_state(step_state, loss, correct, scale, cp.ones(9, np.float64), control,
+                               results)
+        return [step_state, control, results, correct]
 
     def halted() -> Arrays:
         control = cp.ones(8, np.float64)
-        clocks.halt(cp.full((), np.nan, backend.accumulator(dtype)), control, False)
+        halt_if_not_finite(cp.full((), np.nan, backend.accumulator(dtype)), control, False)
         return [control]
 
     def put_back() -> Arrays:
@@ -269,11 +270,11 @@ def _captured(size: Size, dtype: np.dtype) -> Iterator[Case]:
         undo.put_back(pairs, cp.ones((), np.float64))
         return [a for a, _ in pairs]
 
-    yield Case("fetch", fetched(pixels, augment.fetch_batch, mean=half, std=half, key=(4, 5),
+    yield Case("fetch", fetched(pixels, fetch_batch, mean=half, std=half, key=(4, 5),
                                 augment=Augment(pad=2)))
-    yield Case("gather", fetched(floats, augment.gather_batch))
-    yield Case("shuffle", lambda: [order_of(cp.zeros(size.N * 100), 6, 7)])
-    yield Case("clock", tick)
+    yield Case("gather", fetched(floats, gather_batch))
+    yield Case("shuffle", lambda: [epoch_order(cp.zeros(size.N * 100), 6, 7)])
+    yield Case("step state", advanced)
     yield Case("halt", halted)
     yield Case("copy", put_back)
 

@@ -16,7 +16,7 @@ OPS_FIRST = ["gpu_mma", "gpu_mma_wgrad", "gpu_simt", "column_sums", "max_pool", 
              "bias_relu", "dropout", "augment", "sgd", "adam"]
 NOT_OF_THE_GPU = ["architecture", "check", "gpu_day", "hostcuda", "launches", "mutants", "mutate",
                   "null_driver", "nvrtc", "races", "stand_in", "traffic"]  # of the tests themselves
-BENCHES = [["conv2d"], ["im2col", "linear"], ["max_pool", "avg_pool", "global_pool"],
+BENCHES = [["conv2d"], ["im2col", "linear", "matmul"], ["max_pool", "avg_pool", "global_pool"],
            ["batch_norm", "activation"], ["arithmetic", "reduction"],
            ["softmax", "softmax_cross_entropy", "dropout", "augment"], ["sgd", "adam"]]
 

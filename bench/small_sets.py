@@ -141,7 +141,8 @@ def measured(name: str, make: Callable[[pathlib.Path, int], pathlib.Path], varia
     """Yield a row of the table for each variant."""
     with tempfile.TemporaryDirectory() as folder:
         places = [make(pathlib.Path(folder, str(seed)), seed) for seed in range(seeds)]
-        loaded = [data.Source.of(place, seed=seed).load() for seed, place in enumerate(places)]
+        loaded = [data.Source.from_options(place, seed=seed).load()
+                  for seed, place in enumerate(places)]
     learn, test = loaded[0]
     N, H, W = learn.images.shape[:3]
     done: set[Settings] = set()

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``data``, ``reference`` or ``train`` on first use: half of the time that all take."""
+    """Import ``data``, ``reference`` and ``train`` on first use: half of the import time."""
     if name in ("data", "reference", "train"):
         return importlib.import_module(f"gpuconv.{name}")
     raise AttributeError(f"module 'gpuconv' has no attribute {name!r}")

@@ -14,7 +14,7 @@ PAIRS = 8  # of a launch
 
 
 def accumulate(pairs: Iterable[tuple[Array, Array]]) -> None:
-    """y += x for each pair (y, x).
+    """Add x to y in place for each pair (y, x).
 
     Args:
         pairs: x and y of one shape, dtype and device; a float dtype. No y comes twice.

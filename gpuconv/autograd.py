@@ -124,7 +124,7 @@ class Tensor:
         raise TypeError("a Tensor is no array: take its .data, or .numpy() for one on the CPU")
 
     def __dlpack__(self, **options: Any) -> Any:
-        """The memory, for another library to share: ``torch.from_dlpack(y.detach())``.
+        """Share the memory with another library: ``torch.from_dlpack(y.detach())``.
 
         Raises:
             BufferError: requires_grad is set, or the array is of a kind that DLPack cannot share.
@@ -141,11 +141,11 @@ class Tensor:
         return self._data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """(1, 0) on the CPU, (2, number) on a GPU."""
+        """Return (1, 0) on the CPU, (2, number) on a GPU."""
         return self._data.__dlpack_device__()
 
     def __len__(self) -> int:
-        """Length of the first axis."""
+        """Return the length of the first axis."""
         return len(self._data)
 
     def __repr__(self) -> str:
@@ -155,11 +155,11 @@ class Tensor:
         return f"{type(self).__name__}({values}{grad})"
 
     def detach(self) -> "Tensor":
-        """The same array, without its history."""
+        """Return a Tensor of the same array, without its history."""
         return Tensor(self._data)
 
     def item(self) -> float:
-        """The one element, as a Python number.
+        """Return the only element, as a Python number.
 
         Raises:
             ValueError: there is more than one, or a GPU kernel reported a bad label.
@@ -169,7 +169,7 @@ class Tensor:
         return self.numpy().item()
 
     def numpy(self) -> np.ndarray:
-        """The array on the CPU: itself, or a copy of what is on the GPU."""
+        """Return the array on the CPU: itself, or a copy of an array on the GPU."""
         return to_cpu(self._data)
 
     def zero_grad(self) -> None:
@@ -219,7 +219,7 @@ class Parameter(Tensor):
         return None if self._holder is None else self._holder()
 
     def rebind(self, data: Array, grad: Array | None = None, holder: Any = None) -> None:
-        """Live in these arrays from now on; ``holder`` is the object they are packed in, if any."""
+        """Use these arrays from now on; ``holder`` is the object that packs them, if any."""
         self._data, self.grad = data, grad
         self._holder = None if holder is None else weakref.ref(holder)
 
@@ -273,7 +273,7 @@ class Op:
         return self.record(y, inputs, any(self.needs))
 
     def record(self, y: Array, inputs: tuple, wanted: bool) -> Tensor:
-        """The value as a Tensor, behind this node on the tape if a gradient is wanted."""
+        """Return the value as a Tensor, with this node on the tape if a gradient is needed."""
         tensor = Tensor(y, requires_grad=wanted)
         if wanted:
             self.parents = tuple((x.creator or x) if need else None
@@ -283,23 +283,23 @@ class Op:
         return tensor
 
     def forward_cpu(self, *inputs: Any) -> Any:
-        """The value, from NumPy arrays."""
+        """Compute the value from NumPy arrays."""
         raise TypeError(f"{type(self).__name__} does not run on the CPU")
 
     def backward_cpu(self, gy: Any) -> Any:
-        """What ``backward`` gives, for a NumPy array."""
+        """Compute ``backward`` for a NumPy array."""
         raise TypeError(f"{type(self).__name__} does not run backwards on the CPU")
 
     def forward_gpu(self, *inputs: Any) -> Any:
-        """The value, from C-contiguous CuPy arrays."""
+        """Compute the value from C-contiguous CuPy arrays."""
         raise TypeError(f"{type(self).__name__} does not run on the GPU")
 
     def backward_gpu(self, gy: Any) -> Any:
-        """What ``backward`` gives, for a C-contiguous CuPy array."""
+        """Compute ``backward`` for a C-contiguous CuPy array."""
         raise TypeError(f"{type(self).__name__} does not run backwards on the GPU")
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        """Gradients of the inputs, one per input; None where ``self.needs`` is False."""
+        """Return the gradient of each input; None where ``self.needs`` is False."""
         if not is_gpu(gy):
             return self.backward_cpu(gy)
         with gy.device:
@@ -312,12 +312,12 @@ class Op:
 
 
 def needs(inputs: tuple) -> tuple[bool, ...]:
-    """For each input: is this thread recording, and will it want a gradient?"""
+    """Return, for each input, whether this thread records and the input needs a gradient."""
     return tuple(_mode.recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
 def recording() -> bool:
-    """Does this thread record, or is it inside ``no_grad``?"""
+    """Return whether this thread records, i.e. is not inside ``no_grad``."""
     return _mode.recording
 
 
@@ -367,12 +367,12 @@ def _walk(y: Tensor, gy: Array) -> None:
 
 
 def _sum(a: Array, b: Array) -> Array:
-    """In memory of its own: either may be in other hands, too."""
+    """Return a + b in a new array; both inputs may be shared."""
     return a + b if is_gpu(a) else np.add(a, b, out=memory.empty(a.shape, a.dtype))
 
 
 def _add_grads(gradients: dict[Tensor, Array]) -> None:
-    """To the ``grad`` of each leaf."""
+    """Add gradients to the ``grad`` of each leaf."""
     for leaf, g in gradients.items():
         _check_like("gradient of a leaf", g, leaf)
     accumulate((leaf.grad, g) for leaf, g in gradients.items() if leaf.grad is not None)
@@ -390,11 +390,11 @@ def _check_like(what: str, g: Any, tensor: Tensor) -> None:
 
 
 def _storing(arrays: Iterable[Any]) -> contextlib.AbstractContextManager:
-    """Context for ops on arrays: what is too large for 16 bits becomes inf without a warning."""
+    """Return a context in which values too large for 16 bits become inf without a warning."""
     narrow = any(isinstance(a, np.ndarray) and a.dtype.itemsize == 2 for a in arrays)
     return np.errstate(over="ignore") if narrow else contextlib.nullcontext()
 
 
 def _dense(a: Any) -> Any:
-    """The array itself if C-contiguous, else a copy that is: kernels index raw memory."""
+    """Return the array itself if C-contiguous, else a contiguous copy: kernels index raw memory."""
     return a.copy(order="C") if is_gpu(a) and not a.flags.c_contiguous else a

@@ -31,7 +31,7 @@ _cupy: Any = None  # what cupy() returns, once it has been asked; tests put a st
 
 
 def cupy() -> Any:
-    """The cupy module, imported on first use.
+    """Return the cupy module, imported on first use.
 
     Raises:
         RuntimeError: it is not installed, or the machine cannot run it: says which, and what helps.
@@ -46,17 +46,17 @@ def cupy() -> Any:
 
 
 def is_gpu(array: object) -> bool:
-    """True for a cupy.ndarray."""
+    """Return whether this is a cupy.ndarray."""
     return isinstance(array, getattr(_cupy or sys.modules.get("cupy"), "ndarray", ()))
 
 
 def is_array(x: object) -> bool:
-    """True for an array of numpy or cupy, but not for a masked array, np.matrix and the like."""
+    """Return whether this is a NumPy or CuPy array, but not a masked array or np.matrix."""
     return type(x) in PLAIN or is_gpu(x)
 
 
 def get_array_module(*arrays: object) -> ModuleType:
-    """The library that all arrays belong to: numpy or cupy; numpy where there is no array.
+    """Return the library of all arrays, numpy or cupy; numpy if there are none.
 
     Scalars and None go with either library and decide nothing.
 
@@ -106,7 +106,7 @@ def check_arrays(caller: str, **arrays: Any) -> ModuleType:
 
 
 def accumulator(dtype: Any) -> np.dtype:
-    """The dtype that sums of ``dtype`` are taken in: itself, but float32 for the 16-bit floats.
+    """Return the dtype that sums of ``dtype`` are taken in: itself; float32 for 16-bit floats.
 
     >>> accumulator(np.float16), accumulator(np.float64)
     (dtype('float32'), dtype('float64'))
@@ -115,7 +115,7 @@ def accumulator(dtype: Any) -> np.dtype:
 
 
 def float_dtype(dtype: Any, caller: str = "") -> np.dtype:
-    """The NumPy dtype of a name or type: one of float32, float64, float16, bfloat16.
+    """Return the NumPy dtype of a name or type: float32, float64, float16 or bfloat16.
 
     Args:
         dtype: what NumPy takes for one, or "bfloat16".
@@ -148,7 +148,7 @@ def float_dtype(dtype: Any, caller: str = "") -> np.dtype:
 
 
 def asarray(x: Any, device: str = "auto") -> Array:
-    """An array of numpy or cupy from anything array-like, without a copy where none is needed.
+    """Return an array of numpy or cupy from anything array-like, without a needless copy.
 
     Args:
         x: array of numpy or cupy, nested list, number, or any object with ``__dlpack__`` or
@@ -172,7 +172,7 @@ def asarray(x: Any, device: str = "auto") -> Array:
 
 
 def to_cpu(x: Any) -> np.ndarray:
-    """The array on the CPU; itself if it is there. Raises what a kernel reported meanwhile."""
+    """Return the array on the CPU, itself if it is there; raise errors that kernels reported."""
     x = adopt("to_cpu", "x", x)
     if is_gpu(x):
         with x.device:  # else CuPy copies on a stream of the current device, which waits for none
@@ -182,7 +182,7 @@ def to_cpu(x: Any) -> np.ndarray:
 
 
 def to_gpu(x: Any, number: int | None = None) -> Array:
-    """The array on GPU ``number`` (default: the current one); itself if it is there."""
+    """Return the array on GPU ``number`` (default: the current one); itself if it is there."""
     x = adopt("to_gpu", "x", x)
     if number is not None:
         number = check_count("to_gpu", "number", number, 0, 2**31 - 1)
@@ -197,7 +197,7 @@ def to_gpu(x: Any, number: int | None = None) -> Array:
 
 
 def gpu_number(device: str, caller: str = "") -> int | None:
-    """2 for "cuda:2"; None for "auto", "cpu", and "cuda", the current GPU.
+    """Return 2 for "cuda:2"; None for "auto", "cpu", and "cuda", the current GPU.
 
     Raises:
         ValueError: anything else; the message begins with ``caller``.
@@ -213,12 +213,12 @@ def gpu_number(device: str, caller: str = "") -> int | None:
 
 
 def array_device(array: Array) -> Any:
-    """Context in which new arrays land beside this one: its GPU; nothing on the CPU."""
+    """Return a context that allocates on the array's GPU; without effect for NumPy arrays."""
     return array.device if is_gpu(array) else contextlib.nullcontext()
 
 
 def device_name(array: Array) -> str:
-    """Where an array lives, as ``asarray`` spells it: "cpu" or "cuda:0"."""
+    """Return the device of an array as ``asarray`` spells it: "cpu" or "cuda:0"."""
     return f"cuda:{array.device.id}" if is_gpu(array) else "cpu"
 
 
@@ -263,7 +263,7 @@ _words: dict[int, Array] = {}  # device number: the word kernels on it write to
 
 
 def error_word() -> Array:
-    """(3,) int32 on the current GPU, always the same: [code, value, limit], zeros when all is well.
+    """Return [code, value, limit] of the current GPU, (3,) int32; zeros mean no error.
 
     A kernel cannot raise. One that meets a bad value writes it here and stays within its arrays;
     whoever next brings a result to the CPU (``Tensor.item``, ``to_cpu``) raises it.

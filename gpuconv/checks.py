@@ -248,7 +248,7 @@ def check_choice(caller: str, name: str, value: Any, choices: Iterable[Any]) -> 
 
 
 def is_numeric(dtype: np.dtype) -> bool:
-    """True for bool, integer, float and complex dtypes, and bfloat16."""
+    """Return whether a dtype is bool, integer, float, complex or bfloat16."""
     return dtype.kind in NUMERIC or dtype.name == "bfloat16"
 
 

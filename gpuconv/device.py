@@ -1,4 +1,4 @@
-"""What this machine's GPU can do, or what is missing for it."""
+"""Capabilities of this machine's GPU, or what is missing to use it."""
 
 import dataclasses
 from typing import Any

@@ -33,7 +33,7 @@ UNFINISHED = ".unfinished"  # how the name of a temporary file ends
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "wb",
                  check: Callable[[str], object] | None = None) -> Iterator[IO[Any]]:
-    """An open file that becomes ``path`` when the block ends well, and vanishes when it does not.
+    """Provide an open file that replaces ``path`` if the block succeeds, and is removed if not.
 
     Args:
         path: the file; what stands there is replaced as a whole, or stays as it is.
@@ -74,7 +74,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb",
 
 
 def _unwritten(path: pathlib.Path, error: OSError) -> OSError:
-    """The system's error about ``path``, with the same number."""
+    """Return the system's error about ``path``, with the same number."""
     stays = "the file of before stays" if path.exists() else "nothing is left of it"
     said = type(error)(f"{path} could not be written: {error.strerror}; {stays}")
     said.errno = error.errno
@@ -123,7 +123,7 @@ def check_writable(path: str | os.PathLike) -> pathlib.Path:
 
 
 def _keep_mode(path: pathlib.Path, temporary: str) -> None:
-    """mkstemp makes files for their owner only: give the new one what the old had, or the usual."""
+    """Give the new file the mode of the old one, or the usual one: mkstemp's is private."""
     if path.exists():
         os.chmod(temporary, path.stat().st_mode & 0o777)
     else:
@@ -230,7 +230,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
 
 def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
-    """(state, metadata, CRC-32) of a file that has the checksum which it says it has."""
+    """Return (state, metadata, CRC-32) of a file whose checksum is right."""
     import safetensors
     with reading.open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -278,7 +278,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], text: str) -> str:
-    """CRC-32 of text (version and metadata) and of all names, dtypes, shapes and contents."""
+    """Return the CRC-32 of text (version and metadata), names, dtypes, shapes and contents."""
     crc = zlib.crc32(text.encode())
     for name in sorted(arrays):
         a = arrays[name]

@@ -1,11 +1,11 @@
-"""What the operating system tells: how much memory is free."""
+"""Free memory, as reported by the operating system."""
 
 import contextlib
 import re
 
 
 def free_memory() -> int | None:
-    """Bytes that this process can still have without swapping; None where the system is silent.
+    """Return the bytes that this process can use without swapping; None if unknown.
 
     The least of what is left in the machine, in the control groups that it is part of (a container,
     say; cached files count as free), and under ``ulimit -v``.
@@ -53,7 +53,7 @@ def check_free_memory(size: int, what: str) -> None:
 
 
 def _free_in_groups(path: str, limit: str, usage: str, total: str) -> list[int]:
-    """What a control group, and each that it is part of, has left; cached files do not count."""
+    """Return the free memory of a control group and of each parent; cached files count as free."""
     found = []
     while path.startswith("/sys/fs/cgroup"):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # "max" is no limit

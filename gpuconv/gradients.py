@@ -11,7 +11,7 @@ from gpuconv.checks import check_count, check_function, check_number
 
 
 def vjp(f: Callable[..., Any], *arrays: Array) -> tuple[Array, Callable[..., tuple]]:
-    """The value of f at arrays, and the function that pulls a gradient back through f.
+    """Return f's value at arrays, and the function that pulls a gradient back through f.
 
     Args:
         f: maps one Tensor per array to one Tensor.
@@ -46,7 +46,7 @@ def vjp(f: Callable[..., Any], *arrays: Array) -> tuple[Array, Callable[..., tup
 
 
 def value_and_grad(f: Callable[..., Any]) -> Callable[..., tuple[Array, tuple]]:
-    """The function that gives f's value and its gradients with respect to all its arguments.
+    """Return the function that gives f's value and its gradients with respect to all arguments.
 
     Args:
         f: maps one Tensor per array to a Tensor of one element.
@@ -69,7 +69,7 @@ def value_and_grad(f: Callable[..., Any]) -> Callable[..., tuple[Array, tuple]]:
 
 def gradcheck(f: Callable[..., Any], *arrays: np.ndarray, eps: float = 1e-6, tol: float = 1e-6,
               directions: int = 5, seed: int = 0) -> None:
-    """Assert that f's backward agrees with central differences along random directions.
+    """Check f's backward against central differences along random directions.
 
     One scalar per direction stands for every element: the slope of sum(gy * f(x + e*v)) at e = 0
     must equal sum(gx * v).

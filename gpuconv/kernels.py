@@ -39,7 +39,7 @@ INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"(.+?)".*$', re.M)
 
 @functools.cache
 def source(file: str | pathlib.Path) -> str:
-    """Text of a CUDA source, each #include "x.cuh" pasted in, once, where it first stands.
+    """Return the text of a CUDA source, with each #include "x.cuh" pasted in once.
 
     Pasted, because CuPy's disk cache hashes the source text and the options but not the
     files an #include names: an edited header would otherwise run as the stale kernel.
@@ -70,7 +70,7 @@ def source(file: str | pathlib.Path) -> str:
 
 
 def signatures(text: str) -> dict[str, list[tuple[str, str]]]:
-    """{kernel: [(type, name) of each parameter]} of the extern "C" __global__ functions.
+    """Return {kernel: [(type, name) of each parameter]} of the extern "C" __global__ functions.
 
     >>> signatures('extern "C" __global__ void f(const T* __restrict__ x, long long n) {}')
     {'f': [('T*', 'x'), ('long long', 'n')]}
@@ -103,7 +103,7 @@ def defines(**constants: Any) -> tuple[str, ...]:
 
 
 def configured(text: str, options: tuple[str, ...]) -> str:
-    """A source with its constants in front; the numbers of its lines stay.
+    """Return a source with its constants in front; line numbers stay the same.
 
     As options of the compiler they would cost 20 ms for each set in each process: CuPy compiles an
     empty program with them before it looks into its cache.
@@ -116,7 +116,7 @@ def configured(text: str, options: tuple[str, ...]) -> str:
 
 
 def index(*arrays: Array | None) -> np.dtype:
-    """dtype for flat offsets into these arrays: int is the faster, int64 has no end."""
+    """Return the dtype of flat offsets into these arrays: int if it suffices, else int64."""
     small = all(a is None or a.size < INT_ITEMS for a in arrays)
     return np.dtype("int32" if small else "int64")
 
@@ -124,7 +124,7 @@ def index(*arrays: Array | None) -> np.dtype:
 @functools.cache
 def kernel(file: str | pathlib.Path, function: str, *, T: Any = None,
            **constants: Any) -> Callable[..., None]:
-    """One compiled __global__ function: ``kernel(...)(threads, *arguments)`` launches it.
+    """Return a compiled __global__ function: ``kernel(...)(threads, *arguments)`` launches it.
 
     Args:
         file: in kernels/, or the absolute path of a file of your own.

@@ -35,7 +35,7 @@ SPLIT = 8        # a part so many times too large is not cut: it waits for a lar
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
-    """``np.empty(shape, dtype)``; what is large takes the memory of arrays that are gone.
+    """Return ``np.empty(shape, dtype)``; large arrays reuse the memory of freed ones.
 
     >>> a = empty((256, 256), "float32"); a[...] = 7
     >>> view = a[5:]; del a
@@ -50,7 +50,7 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def widened(a: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The array itself, or its values in another dtype.
+    """Return the array itself, or its values in another dtype.
 
     >>> widened(np.float16([1.5]), np.dtype("float32"))
     array([1.5], dtype=float32)
@@ -69,7 +69,7 @@ def free_all_blocks() -> None:
 
 @contextlib.contextmanager
 def fresh() -> Iterator[None]:
-    """Inside, and in all threads, nothing is lent: arrays of any size are NumPy's own."""
+    """Disable the pool in the block, for all threads: arrays of any size are NumPy's own."""
     before, _pool.lends = _pool.lends, False
     try:
         yield
@@ -78,7 +78,7 @@ def fresh() -> Iterator[None]:
 
 
 class _Lease:
-    """What an array and its views hold. When it dies, its part of the pool is free again.
+    """Part of the pool's memory that an array and its views use; it is free when this dies.
 
     That may be in any thread and between any two steps of the pool, so it takes no lock.
     """
@@ -115,7 +115,7 @@ class Pool:
         self.lends = True
 
     def lease(self, size: int) -> _Lease | None:
-        """So many bytes; None where the pool does not lend.
+        """Return memory of this size; None if the pool does not lend it.
 
         Nor does it to who would have to wait: another thread, or a finalizer that has come between
         two steps of this very function.
@@ -173,7 +173,7 @@ class Pool:
         return size
 
     def block(self, size: int) -> int:
-        """Memory from the system; where it starts."""
+        """Return memory from the system, and its address."""
         try:
             memory = np.empty(size + ALIGN, np.uint8)
         except MemoryError:

@@ -24,7 +24,7 @@ PACKAGES = {  # of the extras in pyproject.toml
 
 
 def printable(text: str) -> str:
-    r"""Escape what would command a terminal, reorder or hide text, or break a line.
+    r"""Escape characters that control a terminal, reorder or hide text, or break a line.
 
     That is all that Unicode does not call printable: control characters, also those beyond ASCII,
     line separators, bidirectional and zero-width formats, lone surrogates, unassigned characters.

@@ -26,7 +26,7 @@ LOW = 0xFFFFFFFF                   # 32 bits
 
 
 class _Default:
-    """What draws without a key of their own count from; ``seed`` starts it again."""
+    """Seed and number of the draws that have no key of their own."""
 
     seed = 0
     draws = itertools.count()
@@ -64,17 +64,17 @@ def check_seed(n: int, caller: str = "seed") -> int:
 
 
 def fresh() -> tuple[tuple[int, int], int]:
-    """(key, step) of a draw that nothing has used since ``seed``."""
+    """Return (key, step) of a draw that nothing has used since ``seed``."""
     return (_default.seed, 0), next(_default.draws)
 
 
 def generator() -> "np.random.Generator":  # quoted: numpy.random is slow to import
-    """A fresh NumPy generator, a function of the seed and of how many draws came before."""
+    """Return a new NumPy generator, a function of the seed and of the number of draws before."""
     return np.random.default_rng([_default.seed, next(_default.draws)])
 
 
 def stream(name: str) -> int:
-    """The second word of a key, from a name such as a module's path: 32 bits of its SHA-256.
+    """Return the second word of a key for a name: 32 bits of its SHA-256.
 
     >>> stream("features.3") == stream("features.3") != stream("features.4")
     True
@@ -83,7 +83,7 @@ def stream(name: str) -> int:
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any], xp: Any = np) -> tuple:
-    """Four random words for each counter.
+    """Return four random words for each counter.
 
     Args:
         counter: four words, each an array (or a number) of 0 .. 2**32 - 1; they broadcast.
@@ -107,7 +107,7 @@ def philox(counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any], xp: Any = n
 
 
 def words(n: int, key: tuple[int, int], step: int = 0, xp: Any = np) -> Array:
-    """(n,) uint32: element i is word i % 4 of Philox at counter (i // 4, 0, step, 0)'s 64-bit form.
+    """Return (n,) uint32: element i is word i % 4 of Philox at 64-bit counters (i // 4, step).
 
     >>> words(5, key=(1, 2)).shape
     (5,)
@@ -119,7 +119,7 @@ def words(n: int, key: tuple[int, int], step: int = 0, xp: Any = np) -> Array:
 
 
 def permutation(n: int, key: tuple[int, int], step: int = 0, xp: Any = np) -> Array:
-    """(n,) int32: 0 .. n-1 in random order, the same on either device.
+    """Return 0 .. n-1 in random order, (n,) int32, the same on either device.
 
     >>> sorted(permutation(4, key=(0, 0)).tolist())
     [0, 1, 2, 3]

@@ -60,7 +60,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
-    """Hash of a file's bytes, in hex."""
+    """Return the hash of a file's bytes, in hex."""
     with open_file(path) as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 

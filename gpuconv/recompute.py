@@ -1,14 +1,14 @@
-"""Recomputation: activations are computed again in the backward pass instead of being kept.
+"""Recomputation: activations are computed again in the backward pass instead of being saved.
 
-    y = f(x)         forward, without a tape: only x and y stay
-    y = f(x)         again when backward comes by, with a tape, which it then runs down at once
+    y = f(x)         in forward, without a tape: only x and y stay
+    y = f(x)         again in backward, with a tape, whose backward then runs at once
 
-A chain of n equal parts of which every one is recomputed keeps n inputs, and at its worst moment
-the activations of a single part, for one more forward pass: a quarter to a third more time.
+A chain of n equal parts that are all recomputed keeps n inputs and, at its peak, the activations of
+a single part. It costs one more forward pass: a quarter to a third more time.
 
-The second run does what the first did: it draws the same dropout masks, and it does not move
-running statistics a second time. Whoever draws a number asks ``once``, and whoever changes state
-asks ``again`` first.
+The second run repeats the first: it draws the same dropout masks, and it does not update running
+statistics again. Layers draw random numbers through ``replay``, and check ``is_recomputing`` before
+they change state.
 
 Source: Chen, Xu, Zhang, Guestrin, "Training deep nets with sublinear memory cost", 2016.
 """
@@ -29,20 +29,20 @@ Value = TypeVar("Value")
 
 
 def recompute(f: Callable[..., Any], *inputs: Any) -> Tensor:
-    """f(*inputs), of whose inside backward keeps nothing: it runs f again.
+    """Return f(*inputs); backward saves nothing inside f, and runs it again.
 
     Args:
-        f: a module, or any function of Tensors that gives one Tensor and is the same function each
-            time. Parameters that it uses get their gradients, too.
-        inputs: Tensors or arrays; f gets Tensors.
+        f: a module, or a function of Tensors that returns one Tensor and gives the same result
+            each time. Parameters that it uses get their gradients, too.
+        inputs: Tensors or arrays; f is called with Tensors.
 
     Returns:
         The value of f.
 
     Raises:
-        TypeError: f gave something else than a Tensor.
-        RuntimeError: on the way back, f gave another shape or dtype than before; or there was
-            nothing in it to differentiate.
+        TypeError: f does not return a Tensor.
+        RuntimeError: in backward, f returns another shape or dtype than before, or nothing that
+            needs a gradient.
 
     >>> import numpy as np
     >>> x = Tensor(np.array([1.0, 3.0]), requires_grad=True)
@@ -55,7 +55,7 @@ def recompute(f: Callable[..., Any], *inputs: Any) -> Tensor:
 
 @contextlib.contextmanager
 def disabled() -> Iterator[None]:
-    """Keep activations: inside, ``recompute(f, *inputs)`` is f(*inputs), in this thread."""
+    """Save activations in the block: ``recompute(f, *inputs)`` is then f(*inputs), per thread."""
     before, _local.disabled = _local.disabled, True
     try:
         yield
@@ -64,7 +64,7 @@ def disabled() -> Iterator[None]:
 
 
 class Recompute(Op):
-    """Saves: f, references to the inputs, and the numbers that f drew."""
+    """Saves: f, references to the inputs, and the random numbers that f drew."""
 
     depends_on, multiply_adds = "all", 0  # as far as is known; nn.summary looks inside: disabled()
 
@@ -72,7 +72,7 @@ class Recompute(Op):
         self.f = f
 
     def apply(self, *inputs: Any) -> Tensor:
-        """Run f for its value alone, and leave one node on the tape."""
+        """Run f without a tape, and record one node for it."""
         self.needs = autograd.needs(inputs)
         self.arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
         for number, a in enumerate(self.arrays):
@@ -81,19 +81,19 @@ class Recompute(Op):
         check_arrays("recompute", **{f"input {i}": a for i, a in enumerate(self.arrays)})
         self.drawn: list[Any] = []
         if _local.disabled:
-            frame = _Frame(self.drawn, again=False)
+            frame = _Frame(self.drawn, second=False)
             return self.run(frame, [x if isinstance(x, Tensor) else Tensor(x) for x in inputs])
         with autograd.no_grad():
-            y = self.run(_Frame(self.drawn, again=False), [Tensor(a) for a in self.arrays])
-        # a parameter of f may want a gradient where no input does: the second run will tell
+            y = self.run(_Frame(self.drawn, second=False), [Tensor(a) for a in self.arrays])
+        # a parameter of f may need a gradient where no input does: known after the second run
         return self.record(y.data, inputs, autograd.recording())
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        """Run f again, and its tape down; the parameters that f uses have their gradients then."""
+        """Run f again with a tape, and backward on it, which also adds to f's parameters' grads."""
         with array_device(gy):
             inputs = [Tensor(a, need) for a, need in zip(self.arrays, self.needs, strict=True)]
             with autograd.grad():
-                y = self.run(_Frame(self.drawn, again=True), inputs)
+                y = self.run(_Frame(self.drawn, second=True), inputs)
             if (y.shape, y.dtype) != (gy.shape, gy.dtype):
                 raise RuntimeError(f"recompute: the function gave {gy.dtype} {gy.shape}, and "
                                    f"{y.dtype} {y.shape} when it ran again")
@@ -101,7 +101,7 @@ class Recompute(Op):
             return tuple(_gradient(x) if x.requires_grad else None for x in inputs)
 
     def run(self, frame: "_Frame", inputs: list[Tensor]) -> Tensor:
-        """f's value, in a frame of its own."""
+        """Return f(*inputs), run in this frame."""
         _local.frames = (*_local.frames, frame)
         try:
             y = self.f(*inputs)
@@ -116,14 +116,14 @@ def _gradient(x: Tensor) -> Array:
     return get_array_module(x.data).zeros_like(x.data) if x.grad is None else x.grad
 
 
-# -- what must be the same the second time -------------------------------------------------
+# -- the same random numbers in the second run ---------------------------------------------
 
 
 class _Frame:
-    """One run of a recomputed function: it notes what is drawn, or gives what was noted."""
+    """One run of a recomputed function: the first records what is drawn, the second replays it."""
 
-    def __init__(self, drawn: list[Any], again: bool):
-        self.drawn, self.again, self.next = drawn, again, 0
+    def __init__(self, drawn: list[Any], second: bool):
+        self.drawn, self.second, self.next = drawn, second, 0
 
 
 class _Local(threading.local):
@@ -135,24 +135,24 @@ _local = _Local()
 
 
 def is_recomputing() -> bool:
-    """Is this the second run of a recomputed function? Then leave running statistics alone."""
-    return any(frame.again for frame in _local.frames)
+    """Return whether a recomputed function runs again: running statistics then stay unchanged."""
+    return any(frame.second for frame in _local.frames)
 
 
 def replay(draw: Callable[[], Value]) -> Value:
-    """draw(); or what it gave the first time, in the second run of a recomputed function.
+    """Return draw(); in the second run of a recomputed function, what it gave the first time.
 
     >>> replay(lambda: 4)
     4
     """
     for frame in _local.frames:
-        if frame.again:
+        if frame.second:
             value = frame.drawn[frame.next]
             frame.next += 1
             break
     else:
         value = draw()
     for frame in _local.frames:
-        if not frame.again:
+        if not frame.second:
             frame.drawn.append(value)
     return value

@@ -30,14 +30,14 @@ _wanted: int | None = None
 
 
 def count() -> int:
-    """Threads that share the work: the processors this process may run on, or what was set."""
+    """Return the number of threads: the processors of this process, or the number set."""
     if _wanted:
         return _wanted
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_count(threads: int | None) -> None:
-    """Share the work of the CPU among so many threads from now on; results do not depend on it.
+    """Set the number of CPU threads; results do not depend on it.
 
     Args:
         threads: at least 1. None: as many as processors that this process may run on.
@@ -85,7 +85,7 @@ class _Limit:
 
 @contextlib.contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Limit BLAS to one thread per call inside the block; restore the previous limits after it.
+    """Limit BLAS to one thread per call inside the block; restore the limits afterwards.
 
     A child that is forked meanwhile starts with the previous limits.
     """
@@ -113,7 +113,7 @@ def _lift() -> None:
 
 
 def _take_over() -> None:
-    """threadpoolctl 3.7 and later lets only the thread that set a limit change it: not so here."""
+    """Undo that threadpoolctl >= 3.7 lets only the thread that set a limit change it."""
     for library in _Limit.controller.lib_controllers:
         getattr(library, "clear_controlling_thread", lambda force: None)(force=True)
 
@@ -137,7 +137,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def chunks(items: int, item_bytes: int, budget: int = CACHE, worth: float = 0) -> list[slice]:
-    """Slices of 0..items, each of as many items as fit the budget (at least one), nearly equal.
+    """Return slices of 0..items, nearly equal, of as many items as fit the budget (at least one).
 
     Where that makes fewer than SHARES, there are as many as the work is ``worth``, up to SHARES.
 
@@ -153,7 +153,7 @@ def chunks(items: int, item_bytes: int, budget: int = CACHE, worth: float = 0) -
 
 
 def each(f: Callable[[Part], Result], pieces: Sequence[Part]) -> list[Result]:
-    """[f(piece) for piece in pieces], on all processors; BLAS inside f uses one thread.
+    """Return [f(chunk) for chunk in chunks], on all processors; BLAS inside f uses one thread.
 
     The calling thread works too, and each worker takes the next piece when it is done with one.
     NumPy works with a small buffer meanwhile: with its own, of 8,192 elements, it copies operands
@@ -229,7 +229,7 @@ def _wait(others: Sequence[Any], busy: set[int]) -> None:
 
 
 def workspace(name: str, shape: int | tuple[int, ...], dtype: Any) -> Any:
-    """Array of this shape, of this thread, whose memory the next call with that name gets, too.
+    """Return an array of this thread; the next call with the same name reuses its memory.
 
     For temporaries inside f of ``each``: what it holds before is undefined, and it must not escape.
     """

@@ -1,4 +1,4 @@
-"""Copies of state, to put it back where a change does not count after all.
+"""Copies of state, to restore it after a change that fails or is skipped.
 
 A training step changes state before it is known whether the step counts: running statistics in the
 forward pass, a part of the weights before an error. ``Undo`` keeps copies until the step is whole;
@@ -45,7 +45,7 @@ def put_back(pairs: Iterable[tuple[Array, Array]], flag: Array | None = None) ->
 
 
 def _copy(pairs: Iterable[tuple[Array, Array]], flag: Array | None = None) -> None:
-    """y[...] = x for each pair (y, x), unless flag is 0."""
+    """Copy x to y for each pair (y, x), unless flag is 0."""
     if flag is not None and not is_gpu(flag):
         if not flag:
             return
@@ -132,7 +132,7 @@ class Undo:
         self._kept.append(put_back)
 
     def forget(self) -> None:
-        """The change counts."""
+        """Drop the copies: the change is complete."""
         self._kept = []
 
     def restore(self) -> None:

@@ -76,6 +76,11 @@ def train_run():
     return gpc.load(folder.best())[0], outcome.history.last.test, folder.status()
 
 
+def layer_by_layer():
+    with gpc.nn.fusion.disabled():
+        return net().predict(a(3, 8, 8, 3, dtype="bfloat16"))
+
+
 def quiet(f):
     with contextlib.redirect_stdout(io.StringIO()):
         return f()
@@ -193,6 +198,7 @@ CALLS = {
     "gpuconv.nn.init": lambda: [getattr(gpc.nn.init, name)(p := gpc.Parameter(
         a(4, 4, dtype="bfloat16"))) or p for name in ("he_normal_", "ones_", "glorot_uniform_")],
     "gpuconv.nn.SavedBuffers": lambda: gpc.nn.SavedBuffers(net()).put_back(),
+    "gpuconv.nn.fusion": lambda: layer_by_layer(),
     "gpuconv.nn.nvtx_ranges": lambda: gpc.nn.nvtx_ranges(net()).__enter__(),
     "gpuconv.nn.summary": lambda: [str(found := gpc.nn.summary(net(), (8, 8, 3))),
                                    found.table() is None],
@@ -205,7 +211,8 @@ CALLS = {
         data(), 10, augment=gpc.data.Augment(pad=1), dtype="bfloat16").epoch(0)),
     "gpuconv.data.Dataset": lambda: [data().mean, data().fingerprint, data()[3:5].labels],
     "gpuconv.data.Loader": lambda: list(gpc.data.Loader(data(), 10, dtype="bfloat16").epoch(0)),
-    "gpuconv.data.Source": lambda: gpc.data.Source.of(PLACE / "set.npz").load()[0].fingerprint,
+    "gpuconv.data.Source": lambda: gpc.data.Source.from_options(
+        PLACE / "set.npz").load()[0].fingerprint,
     "gpuconv.data.augment_batch": lambda: gpc.data.augment_batch(
         data().images, np.arange(4, dtype=np.int32), mean=[0.5] * 3, std=[0.2] * 3,
         dtype="bfloat16"),
@@ -222,7 +229,7 @@ CALLS = {
     "gpuconv.train.Group": lambda: gpc.train.Group(("weight",), lr=1.0),
     "gpuconv.train.Interrupt": lambda: fit(callbacks=[gpc.train.Interrupt()]),
     "gpuconv.train.Progress": lambda: quiet(lambda: fit(callbacks=[gpc.train.Progress()])),
-    "gpuconv.train.Records": lambda: fit(callbacks=[gpc.train.Records(PLACE)]),
+    "gpuconv.train.MetricsFiles": lambda: fit(callbacks=[gpc.train.MetricsFiles(PLACE)]),
     "gpuconv.train.Settings": lambda: gpc.train.Settings(ema=0.9).fit_arguments(net()).keys(),
     "gpuconv.train.TensorBoard": lambda: fit(callbacks=[gpc.train.TensorBoard(PLACE / "events")]),
     "gpuconv.train.checkpoints": lambda: gpc.train.checkpoints(RUN / "checkpoints"),
@@ -231,7 +238,7 @@ CALLS = {
     "gpuconv.train.newest": lambda: gpc.train.newest(RUN / "checkpoints"),
     "gpuconv.train.predictions": lambda: gpc.train.predictions(
         net(), data(), views="mirror").probabilities,
-    "gpuconv.train.read_records": lambda: gpc.train.read_records(RUN).rows,
+    "gpuconv.train.read_metrics": lambda: gpc.train.read_metrics(RUN).rows,
     "gpuconv.train.weights": lambda: gpc.train.weights(gpc.load(PLACE / "array")[0]),
     "gpuconv.models.build": lambda: net(),
     "gpuconv.models.cifar_convnet": lambda: gpc.models.cifar_convnet().to("bfloat16"),
@@ -243,7 +250,7 @@ CALLS = {
     "gpuconv.runs.Config": lambda: [config().check(), runs().Config.read(
         RUN / "config.json")],
     "gpuconv.runs.RunFolder": lambda: [(folder := runs().RunFolder(RUN)).status(),
-                                       folder.history().rows, folder.viewed()],
+                                       folder.history().rows, folder.tta_result()],
     "gpuconv.runs.check_data": lambda: runs().check_data(config(), *config().source.load()),
     "gpuconv.runs.check_place": lambda: runs().check_place(PLACE, config().source),
     "gpuconv.runs.environment": lambda: runs().environment(),
@@ -292,7 +299,7 @@ EXEMPT = {  # by reason
         "gpuconv.train.History", "gpuconv.train.Metrics", "gpuconv.train.Predictions",
         "gpuconv.train.Run", "gpuconv.models.MODELS", "gpuconv.models.Speedrun",
         "gpuconv.runs.Outcome", "gpuconv.runs.Timing", "gpuconv.runs.Trained",
-        "gpuconv.runs.Sets", "gpuconv.runs.Viewed"],
+        "gpuconv.runs.Sets", "gpuconv.runs.TtaResult"],
 }
 
 

@@ -18,9 +18,7 @@ import weight_cases
 import gpuconv as gpc
 from gpuconv import backend, ops, optim, undo
 from gpuconv.accumulate import accumulate
-from gpuconv.data import Augment, augment_batch
-from gpuconv.data import augment as augment_module
-from gpuconv.data.loader import order_of
+from gpuconv.data import Augment, augment_batch, loader
 from gpuconv.nn import Module
 from gpuconv.ops.conv import gpu_mma as engine
 from gpuconv.ops.conv.gpu_tile import Tile
@@ -30,7 +28,7 @@ from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct as count_right
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.window import ConvShape, Window
-from gpuconv.train import step
+from gpuconv.train.step_state import advance_step_state, halt_if_not_finite
 
 IMAGES = 2, 9, 7, 5  # N, H, W, C
 PACKS = 2, 5, 7, 8   # channels that fill packs of 16 bytes
@@ -182,26 +180,27 @@ def put_back(xp, make):
     return [*ys, stays]
 
 
-def clock(scaled):
+def step_state(scaled):
     """The last two steps of an epoch, the second one; then a loss that is infinite."""
     def run(xp, make):
         time, loss, right = xp.asarray(np.int64([1, 1, 4])), make(), xp.asarray(np.int64(3))
         scale = xp.asarray(np.float32([1024])) if scaled else None
         factors, control = xp.asarray(np.arange(9.0)), xp.asarray(np.array([1, 0.5, 1, 0]))
-        records = xp.asarray(np.zeros((3, 4)))
+        results = xp.asarray(np.zeros((3, 4)))
         for _ in range(2):
             if xp is not np:
                 loss = loss.astype(backend.accumulator(loss.dtype))
-                step.tick(time, loss, right, scale, factors, control, records)
+                advance_step_state(time, loss, right, scale, factors, control, results)
                 continue
-            records[time[1]] = loss, right, control[2], 1024 if scaled else 1
+            results[time[1]] = loss, right, control[2], 1024 if scaled else 1
             control[0] = factors[time[2]]
             time[1:] += 1
         if xp is np:
             control[2] = 2
         else:
-            step.halt(xp.full((), np.inf, loss.dtype), control, scaled and not control[2])
-        return [time, control, records]
+            halt_if_not_finite(xp.full((), np.inf, loss.dtype), control,
+                               scaled and not control[2])
+        return [time, control, results]
 
     return run
 
@@ -211,16 +210,16 @@ def fetch(xp, make):
     rng, results = np.random.default_rng(4), []
     pixels = rng.integers(0, 256, (7, 6, 5, 3)).astype(np.uint8)
     labels, order = np.arange(7, dtype=np.int32) * 3, rng.permutation(7).astype(np.int32)
-    clock, how = np.int64([2**33 + 1, 1, 9]), dict(batch_size=4)
+    step_state, how = np.int64([2**33 + 1, 1, 9]), dict(batch_size=4)
     for images in (pixels, make(7, 6, 5, 3), make(7, 2, 4, 4)):
         dtype = make(1).dtype
         x, chosen = xp.empty((3, *images.shape[1:]), dtype), xp.empty(3, np.int32)
-        arrays = *map(xp.asarray, (images, labels, order, clock)), x, chosen
+        arrays = *map(xp.asarray, (images, labels, order, step_state)), x, chosen
         if images is pixels:
-            augment_module.fetch_batch(*arrays, mean=(0.5,) * 3, std=(0.2,) * 3, key=(1, 2),
-                                       augment=Augment(), **how)
+            loader.fetch_batch(*arrays, mean=(0.5,) * 3, std=(0.2,) * 3, key=(1, 2),
+                               augment=Augment(), **how)
         else:
-            augment_module.gather_batch(*arrays, **how)
+            loader.gather_batch(*arrays, **how)
         results += [x, chosen]
     return results
 
@@ -272,6 +271,9 @@ CASES = {
     "weight gradient": weight_cases.kernel_case(16, 40, 1),
     "weight gradient in runs": weight_cases.kernel_case(8, 72, 3),
     "weight gradient of odd channels": weight_cases.kernel_case(3, 5, 2),
+    "matmul": lambda xp, make: both(ops.matmul, make(2, 67, 21), make(2, 21, 35)),
+    "matmul in packs": lambda xp, make: both(ops.matmul, make(68, 20), make(2, 20, 36)),
+    "matmul in slices": lambda xp, make: both(ops.matmul, make(3, 1100), make(2, 1100, 5)),
     "column_sums": weight_cases.column_case(40, 37),
     "column_sums in slices": weight_cases.column_case(4100, 6),
     "max_pool2d": pool(ops.max_pool2d, kernel_size=3, stride=2, padding=1),
@@ -301,8 +303,9 @@ CASES = {
     "cross_entropy of many classes": cross_entropy(3, 1100, "none"),
     "augment": augment(), "augment reflect": augment(padding_mode="reflect"),
     "fetch": fetch,
-    "shuffle": lambda xp, make: [order_of(xp.zeros(n), 2**32 - 1, 2**33 + 5) for n in (1, 777)],
-    "step_state": clock(False), "clock of a scaled loss": clock(True),
+    "shuffle": lambda xp, make: [
+        loader.epoch_order(xp.zeros(n), 2**32 - 1, 2**33 + 5) for n in (1, 777)],
+    "step_state": step_state(False), "step_state of a scaled loss": step_state(True),
     "accumulate": accumulated, "copy": put_back,
     "sgd": training(lambda ps: optim.SGD(ps, 0.1, weight_decay=1e-3)),
     "sgd nesterov": training(lambda ps: optim.SGD(ps, 0.1, momentum=0.9, nesterov=True)),

@@ -24,15 +24,16 @@ import gpuconv as gpc
 from check import DTYPES
 from gpuconv import backend, kernels, models, nn, ops, optim
 from gpuconv.data import Augment, augment, augment_batch
-from gpuconv.data.loader import order_of
+from gpuconv.data.loader import epoch_order, fetch_batch, gather_batch
 from gpuconv.ops.conv import gpu_mma
 from gpuconv.ops.elementwise import ACTIVATIONS, FUNCTIONS
 from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct
+from gpuconv.ops.matmul import gemm
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.shape import pad
 from gpuconv.ops.window import ConvShape, Window
-from gpuconv.train import step
+from gpuconv.train.step_state import advance_step_state, halt_if_not_finite
 from hostcuda import parted
 
 # -- what a device can run ---------------------------------------------------------------
@@ -234,7 +235,7 @@ def drive():
     with (mock.patch.object(backend, "_cupy", fake_cupy),
           mock.patch.dict(backend._words, clear=True),
           recording(fake_cupy, run=False) as noted):
-        augment._table.cache_clear()
+        augment._pixel_table.cache_clear()
         for dtype in map(backend.float_dtype, DTYPES):
             for huge in (False, True):
                 items = 0 if huge else kernels.INT_ITEMS
@@ -245,7 +246,7 @@ def drive():
                     drive_training(fake_cupy, dtype)
             if dtype.name != "float64":
                 drive_tensor_cores(fake_cupy, dtype)
-        augment._table.cache_clear()
+        augment._pixel_table.cache_clear()
     return noted
 
 
@@ -267,6 +268,11 @@ def drive_ops(cp, dtype, geometries=None):
     for f in (ops.add, ops.sub, ops.mul, ops.div, ops.matmul):
         both(f, (5, 5), (5, 5))
     both(ops.linear, (6, 7), (10, 7), (10,))
+    for size in (8, 600, 601):
+        both(ops.matmul, (2, size, size), (2, size, size))
+    long = cp.zeros((6, 5000), dtype)
+    for activation in (None, *ACTIVATIONS):
+        gemm(long, long.swapaxes(0, 1), cp.zeros(6, dtype), activation=activation)
     both(ops.bias_relu, images, row)
     both(lambda x: ops.dropout(x, 0.5, key=(1, 2), step=3), images)
     both(lambda x: ops.im2col(x, (3, 2), 2, 1, 2), images)
@@ -337,17 +343,17 @@ def drive_training(cp, dtype):
                  lambda ps: optim.Muon([dict(params=[p], orthogonal=p.ndim > 1) for p in ps], 0.1),
                  lambda ps: optim.Adam(ps), lambda ps: optim.AdamW(ps, master=True)):
         drive_steps(nn.Linear(4, 4), make, rows, labels, dtype)
-    step.tick(cp.zeros(3, np.int64), cp.zeros((), backend.accumulator(dtype)),
-              cp.zeros((), np.int64), None, cp.zeros(9), cp.zeros(4), cp.zeros((3, 4)))
-    step.halt(cp.zeros((), backend.accumulator(dtype)), cp.zeros(4), False)
+    advance_step_state(cp.zeros(3, np.int64), cp.zeros((), backend.accumulator(dtype)),
+                       cp.zeros((), np.int64), None, cp.zeros(9), cp.zeros(4), cp.zeros((3, 4)))
+    halt_if_not_finite(cp.zeros((), backend.accumulator(dtype)), cp.zeros(4), False)
     nn.SavedBuffers(nn.BatchNorm2d(5).to("cuda")).put_back(cp.ones(()))
     pixels, index = cp.zeros((10, 8, 8, 3), np.uint8), cp.zeros(4, np.int32)
     floats, order = cp.zeros(pixels.shape, dtype), cp.zeros(10, np.int32)
-    order_of(cp.zeros(9), 1, 2)
-    chosen, clock = cp.zeros(4, np.int32), cp.zeros(2, np.int64)
-    augment.fetch_batch(pixels, order, order, clock, floats[:4], chosen, batch_size=4,
-                        mean=(0.5,) * 3, std=(0.2,) * 3)
-    augment.gather_batch(floats, order, order, clock, floats[:4], chosen, batch_size=4)
+    epoch_order(cp.zeros(9), 1, 2)
+    chosen, step_state = cp.zeros(4, np.int32), cp.zeros(2, np.int64)
+    fetch_batch(pixels, order, order, step_state, floats[:4], chosen, batch_size=4,
+                mean=(0.5,) * 3, std=(0.2,) * 3)
+    gather_batch(floats, order, order, step_state, floats[:4], chosen, batch_size=4)
     for build in (models.simple_convnet, models.cifar_convnet):
         for how in (None, Augment(), Augment(padding_mode="reflect")):
             x = augment_batch(pixels, index, mean=(0.5,) * 3, std=(0.2,) * 3, dtype=dtype.name,

@@ -131,6 +131,10 @@ CASES = {
     "optim/loss_scale.cu": ("loss_scale", ["", "T=__half", "T=double"]),
     "pool/max_pool.cu": ("max_pool", ["SAVE=1 R=2 S=3", "T=__half SAVE=1 DH=2",
                                  "SAVE=1 R=3 S=2 SH=1"]),
+    "matmul/gemm.cu": ("gemm", [
+        "BM=64 LA=4 LB=4 LY=4 ACTIVATION=none O=float",
+        "BM=64 LA=1 LB=1 LY=1 ACTIVATION=none O=float",
+        "BM=32 LA=1 LB=1 LY=1 ACTIVATION=none O=float", "reduce/column_sums.cu V=1 O=float"]),
     "optim/muon.cu": ("muon", ["NESTEROV=1 MASTER=0", "T=__half NESTEROV=1 MASTER=1",
                          "T=double NESTEROV=0 MASTER=0"]),
     "optim/newton_schulz.cu": ("muon", ["", "T=__half", "T=double"]),

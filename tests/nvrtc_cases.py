@@ -21,6 +21,8 @@ SIMT = dict(WINDOW, BM=128, BN=64, TM=8, TN=8, LX=4, LW=4, LY=4, TURNED=0,
 SMALL = dict(BM=64, BN=32, TM=4, TN=4, LX=1)
 WEIGHT = dict(BM=64, BN=32, BK=32, WM=32, WN=16, STAGES=3, PLAIN=0, GY_UNIT=16,
               O=np.dtype("float32"))
+GEMM = dict(BM=64, BN=32, TM=4, TN=4, LA=1, LB=1, LY=2, O=np.dtype("float32"),
+            ACTIVATION="none")
 BYTE, INT = np.dtype("uint8"), np.dtype("int32")
 PACK = "as many elements as 16 bytes hold"  # of V: the widest access, which takes most registers
 
@@ -53,6 +55,10 @@ CASES = {  # file: its configurations
     "optim/ema.cu": [dict(W=np.dtype("int64"), MASTER=0), dict(W=np.dtype("int64"), MASTER=1)],
     "pool/global_pool.cu": [dict(MARK=BYTE, SAVE=1, BLOCK=256), dict(MARK=INT, SAVE=0, BLOCK=256)],
     "conv/im2col.cu": [WINDOW],
+    "matmul/gemm.cu": [*(dict(GEMM, A_TRANSPOSED=a, B_TRANSPOSED=b) for a in (0, 1)
+                         for b in (0, 1)),
+                       *(dict(GEMM, A_TRANSPOSED=0, B_TRANSPOSED=0, ACTIVATION=name)
+                         for name in ACTIVATIONS)],
     "optim/loss_scale.cu": [dict(BLOCK=256)],
     "pool/max_pool.cu": [dict(WINDOW, MARK=BYTE, SAVE=1), dict(WINDOW, MARK=INT, SAVE=0)],
     "optim/muon.cu": [dict(NESTEROV=1, MASTER=1), dict(NESTEROV=0, MASTER=0)],

@@ -19,7 +19,7 @@ import gpuconv as gpc
 from gpuconv import checks, runs
 
 FILES = {"cifar10", "cifar10_path", "cifar10_places", "folder", "npz", "read_image", "shapes",
-         "load", "load_table", "checkpoints", "newest", "read_records", "weights", "TensorBoard"}
+         "load", "load_table", "checkpoints", "newest", "read_metrics", "weights", "TensorBoard"}
 HERE = [name for name in fresh_calls.CALLS if re.fullmatch(
     r"gpuconv\.((ops|nn|optim|data|train|models)\.)?\w+( float32)?", name)
     and name.split(" ")[0].split(".")[-1] not in FILES | {"init", "Module", "Source"}]
@@ -479,7 +479,7 @@ def test_reprs_never_show_whole_arrays(xp):
     ema, loader = gpc.optim.EMA(model), gpc.data.Loader(data, 4, mean=[0] * 3, std=[1] * 3)
     for thing in (data, optimizer, found, history, run, ema, loader, gpc.optim.LossScale(optimizer),
                   gpc.Tensor(xp.zeros((300, 300))), gpc.Parameter(xp.zeros((8, 32, 32, 3))),
-                  gpc.train.batches.Floats(xp.zeros((99, 8, 8, 3)), xp.zeros(99)),
+                  gpc.data.batches.FloatDataset(xp.zeros((99, 8, 8, 3)), xp.zeros(99)),
                   gpc.train.Settings()):
         assert len(repr(thing)) < 900, type(thing)
     assert repr(data) == (f"Dataset('many', 2000 images (8, 8, 3), 10000 classes, "
@@ -541,7 +541,7 @@ def test_bools_and_integers_of_numpy_are_settings():
 
 @pytest.mark.parametrize("call, message", [
     (lambda: gpc.train.Settings().replace(epoch=3), "no setting epoch; did you mean epochs?"),
-    (lambda: gpc.train.Settings.of(None), "Settings.of: values is NoneType"),
+    (lambda: gpc.train.Settings.from_dict(None), "Settings.from_dict: values is NoneType"),
     (lambda: gpc.train.Settings().fit_arguments(None), "model is NoneType, wanted a Module"),
     (lambda: gpc.train.weights([1]), "weights: state is list"),
     (lambda: gpc.train.newest(None), "newest: folder is None"),
@@ -594,7 +594,7 @@ READERS = {
     "load: path": lambda place, a: gpc.load(a),
     "load: path ": lambda place, a: runs.load(a),
     "RunFolder: path": lambda place, a: runs.RunFolder(a),
-    "read_records: folder": lambda place, a: gpc.train.read_records(a),
+    "read_metrics: folder": lambda place, a: gpc.train.read_metrics(a),
 }
 
 

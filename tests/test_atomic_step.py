@@ -257,7 +257,7 @@ PLACES = {  # where a step is cut: owner, name, and which of its calls is in the
     "forward": (nn.Sequential, "forward", 5), "backward": (gpuconv.Tensor, "backward", 4),
     "second group": (optim.SGD, "update", 8), "averages": (optim.ema, "update_cpu", 4),
     "between both": (optim.EMA, "update", 4), "clip": (steps, "clip_grad_norm", 4),
-    "rate": (train.callback.Run, "rate", 4), "read": (train.callback.Run, "read", 7),
+    "rate": (train.callback.Run, "learning_rate", 4), "read": (train.callback.Run, "read", 7),
 }
 
 
@@ -283,11 +283,11 @@ def cuda(**how):
 @pytest.mark.parametrize("owner, name, call, eager, at", [
     pytest.param(optim.Adam, "update", 4, True, (1, 1), id="launch by launch"),
     pytest.param(optim.Adam, "update", 2, False, (0, 0), id="before the graph"),
-    pytest.param(steps.CapturedStep, "count", 4, False, (2, 1), id="after a graph")])
+    pytest.param(steps.CapturedStep, "count_step", 4, False, (2, 1), id="after a graph")])
 def test_cut_on_a_gpu(cp, tmp_path, owner, name, call, eager, at):
     """The launch of a graph cannot be undone: then the step counts."""
     job = interrupted(tmp_path, trap_in(owner, name, call, False), cuda(eager=eager))
-    assert (job.run.epoch, job.run.step) == at if name == "count" else job.run.step == at[1]
+    assert (job.run.epoch, job.run.step) == at if name == "count_step" else job.run.step == at[1]
     assert not differs(job.state(), whole(**cuda(eager=False)).after[at])
 
 

@@ -7,8 +7,8 @@ from check import close, host, make
 from gpuconv import kernels
 from gpuconv.backend import float_dtype
 from gpuconv.data import Augment, augment_batch
-from gpuconv.data.augment import fetch_batch, gather_batch
-from gpuconv.data.moves import Move, moves
+from gpuconv.data.augment import Move, image_moves
+from gpuconv.data.loader import fetch_batch, gather_batch
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 KEY = 7, 11
@@ -43,7 +43,7 @@ def by_definition(x, index, augment, epoch=3):
         image = x[i]
         if augment:
             p, (H, W) = augment.pad, image.shape[:2]
-            oh, ow, flip = (m[0] for m in moves(np.int32([i]), KEY, epoch, augment))
+            oh, ow, flip = (m[0] for m in image_moves(np.int32([i]), KEY, epoch, augment))
             mode = "constant" if augment.padding_mode == "zeros" else "reflect"
             wide = np.pad(image, ((p, p), (p, p), (0, 0)), mode=mode)
             image = wide[p + oh : p + oh + H, p + ow : p + ow + W]
@@ -104,7 +104,7 @@ def test_a_move_depends_on_image_and_epoch_alone(xp, rng):
 
 def test_moves_are_uniform_and_independent():
     n, p = 81_000, 4
-    oh, ow, flip = moves(np.arange(n, dtype=np.int32), (3, 4), 5, Augment(pad=p))
+    oh, ow, flip = image_moves(np.arange(n, dtype=np.int32), (3, 4), 5, Augment(pad=p))
     counts = np.zeros((2 * p + 1, 2 * p + 1, 2))
     np.add.at(counts, (oh + p, ow + p, flip.astype(int)), 1)
     expected = n / counts.size  # 500
@@ -115,7 +115,7 @@ def test_a_flip_mirrors_left_and_right(xp):
     x = np.zeros((40, 2, 3, 1), np.uint8)
     x[:, 0] = np.uint8([[10], [20], [30]])
     y = run(xp, x, range(40), augment=Augment(pad=0), mean=[0.0], std=[1 / 255])[..., 0]
-    _, _, flip = moves(np.arange(40, dtype=np.int32), KEY, 3, Augment(pad=0))
+    _, _, flip = image_moves(np.arange(40, dtype=np.int32), KEY, 3, Augment(pad=0))
     assert 5 < flip.sum() < 35
     np.testing.assert_allclose(y[flip][:, 0], [[30, 20, 10]] * int(flip.sum()))
     np.testing.assert_allclose(y[~flip][:, 0], [[10, 20, 30]] * int((~flip).sum()))
@@ -133,7 +133,7 @@ def test_alternating_flips_show_every_image_both_ways_in_two_epochs(xp, rng):
     for epoch in (2, 3):
         np.testing.assert_array_equal(seen[epoch], seen[epoch - 2])
     moved = Augment(flip="alternate", pad=2)
-    shifts = [moves(np.arange(40), KEY, epoch, moved) for epoch in (0, 2)]
+    shifts = [image_moves(np.arange(40), KEY, epoch, moved) for epoch in (0, 2)]
     assert (shifts[0][0] != shifts[1][0]).any() and (shifts[0][2] == shifts[1][2]).all()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from test_streams import add, fresh, same  # noqa: F401  # fresh is a fixture
 
+import gpuconv as gpc
 from check import close, host
 from gpuconv import backend, nn, ops, optim
 from gpuconv.train.gpu_memory import graph_pool
@@ -187,7 +188,7 @@ def test_numbers_that_change_from_step_to_step_are_found():
 
 
 def pieces(lr=0.1, momentum=0.9, **options):
-    """A model that needs no cuBLAS, its optimiser, and the arrays that it reads a batch from."""
+    """A model, its optimiser, and the arrays that it reads a batch from."""
     model = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.3),
                           nn.GELU(), nn.Flatten()).to("cuda")
     x, y = cp.zeros((6, 8, 8, 4), "float32"), cp.zeros(6, "int32")
@@ -256,15 +257,15 @@ def test_a_step_of_today_bakes_dropout_in():
     assert found and all(text.endswith("is another array") for text in found)
 
 
-def test_a_step_with_cublas_cannot_be_captured():
-    x = cp.ones((3, 3), "float32")
-    with pytest.raises(NotImplementedError, match="cuBLAS API during stream capture"):
-        Captured(lambda: ops.matmul(x, x))
+def test_products_of_matrices_are_captured_with_their_gradients():
+    x = cp.asarray(np.arange(18, dtype="float32").reshape(2, 3, 3))
+    captured = Captured(lambda: gpc.vjp(ops.matmul, x, x)[1](x))
+    same(map(host, captured.replay()), map(host, gpc.vjp(ops.matmul, x, x)[1](x)))
 
 
 @pytest.mark.parametrize("layer, shape", [(nn.Conv2d(4, 4, 3), (2, 6, 6, 4)),
                                           (nn.Linear(4, 3), (2, 4))], ids=["conv", "linear"])
-def test_convolutions_and_linear_layers_do_not_ask_for_it(layer, shape):
+def test_layers_with_products_are_captured(layer, shape):
     layer.to("cuda")
     x = cp.ones(shape, "float32")
     captured = Captured(lambda: layer(x).sum().data)

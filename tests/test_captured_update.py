@@ -6,11 +6,20 @@ from optim_tools import KINDS, Weights, everything, parameters
 
 from check import host
 from gpuconv import backend
-from gpuconv.optim import EMA, SGD, AdamW, LossScale, clip_grad_norm
+from gpuconv.optim import EMA, SGD, AdamW, LossScale, Muon, clip_grad_norm
 from hostcuda import changed, compiler, fake_cupy, launches
 
 pytestmark = pytest.mark.skipif(backend._cupy is not fake_cupy or not compiler(),
                                 reason="wants the stand-in, and g++")
+
+
+def muon(parameters, **settings):
+    """Muon, orthogonal where it can be."""
+    return Muon([dict(params=[p for p in parameters if (p.ndim > 1) == orthogonal],
+                      orthogonal=orthogonal) for orthogonal in (True, False)], **settings)
+
+
+KINDS = [*KINDS, pytest.param(muon, dict(lr=0.1, normalize=True, iterations=2), id="Muon")]
 
 
 def training(cp, kind, settings, dtype):

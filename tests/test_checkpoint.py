@@ -19,9 +19,9 @@ from gpuconv.train import (
     Checkpoint,
     EarlyStopping,
     Interrupt,
-    Records,
+    MetricsFiles,
     fit,
-    read_records,
+    read_metrics,
 )
 
 EPOCHS, STEPS = 3, 3
@@ -48,7 +48,8 @@ def job(folder, device="cpu", *, kind="sgd", ema=None, resume=False, callbacks=(
                     schedule=optim.OneCycle(), augment=Augment(pad=1), seed=3, clip_norm=1.0,
                     ema=optim.EMA(model, ema) if ema else None) | more
     history = fit(model, tiny(), resume=folder if resume else None,
-                  callbacks=[*callbacks, Checkpoint(folder, keep=2), Records(folder)], **settings)
+                  callbacks=[*callbacks, Checkpoint(folder, keep=2), MetricsFiles(folder)],
+                  **settings)
     return model, history
 
 
@@ -70,7 +71,7 @@ def test_a_run_goes_on_to_the_same_bits(tmp_path, cut, kind, ema):
     again, finished = job(tmp_path / "cut", kind=kind, ema=ema, resume=True)
     assert same(weights(again), weights(whole))
     assert told(finished) == told(history)
-    assert told(read_records(tmp_path / "cut")) == told(history)
+    assert told(read_metrics(tmp_path / "cut")) == told(history)
     for name in ("best.safetensors", "step-00000009.safetensors"):
         mine, theirs = (gpc.load(tmp_path / folder / name) for folder in ("cut", "whole"))
         assert same(mine[0], theirs[0]), name
@@ -285,9 +286,9 @@ def test_metrics_are_for_people_and_programs(tmp_path):
 def test_numbers_that_are_not_finite_are_null(tmp_path):
     metrics = train.Metrics(float("nan"), 0.1, 3)
     row = train.Epoch(1, metrics, metrics, 1.0, 2.0, 3.0)
-    Records(tmp_path).write(train.History([row]))
+    MetricsFiles(tmp_path).write(train.History([row]))
     assert '"test_loss": null' in (tmp_path / "metrics.jsonl").read_text()
-    back = read_records(tmp_path).last
+    back = read_metrics(tmp_path).last
     assert np.isnan(back.test.loss) and back.test.accuracy == 0.1
 
 
@@ -402,7 +403,7 @@ def test_nothing_there(tmp_path):
 
 def test_weights_alone_are_no_run(tmp_path):
     gpc.save(tmp_path / "w.safetensors", network(dropout=True).state_dict())
-    with pytest.raises(ValueError, match="holds weights, but no run to go on with"):
+    with pytest.raises(ValueError, match="holds weights, but no run to resume"):
         resume(tmp_path / "w.safetensors")
 
 

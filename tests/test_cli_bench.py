@@ -15,7 +15,8 @@ from gpuconv.cli import bench
 
 SMALL = ["bench", "--model", "INPUT 8x8x3 | CONV3-4 RELU POOL2 | FC 5", "--batch-size", 4,
          "--device", "cpu", "--seconds", 0.01]
-KINDS = ["Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear"]
+LAYERS = {"cpu": {"0": "Conv2d", "1+2": "ReLU+MaxPool2d", "3": "Flatten", "4": "Linear"},
+          "cuda": {"0+1+2": "Conv2d+ReLU+MaxPool2d", "3": "Flatten", "4": "Linear"}}
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_json():
     for value in (product, copy, told["training_images_per_second"],
                   told["evaluation_images_per_second"]):
         assert value > 0
-    assert [layer["kind"] for layer in told["layers"]] == KINDS
+    assert {layer["name"]: layer["kind"] for layer in told["layers"]} == LAYERS["cpu"]
     conv = told["layers"][0]
     assert conv["output"] == [4, 8, 8, 4]
     # two operations per multiply-add; x, y, w and b, four bytes each number
@@ -44,6 +45,8 @@ def test_json():
     assert conv["bytes"] == 4 * (4 * 8 * 8 * 3 + 4 * 8 * 8 * 4 + 4 * 27 + 4)
     assert conv["share"] == pytest.approx(
         max(conv["flops"] / product, conv["bytes"] / copy) / conv["seconds"])
+    pool = told["layers"][1]  # what passes between ReLU and it is no traffic
+    assert pool["output"] == [4, 4, 4, 4] and pool["bytes"] == 4 * (4 * 8 * 8 * 4 + 4 * 4 * 4 * 4)
 
 
 def table(*arguments, capsys):
@@ -52,20 +55,21 @@ def table(*arguments, capsys):
     told = capsys.readouterr()
     assert told.err == ""
     above, below = told.out.split("of peak\n")
-    return above, [row.split() for row in below.splitlines()[:5]]
+    return above, [row.split() for row in below.splitlines()]
 
 
 @pytest.mark.parametrize("dtype", gpc.backend.FLOATS)
 def test_a_table(dtype, quick, capsys):
     above, rows = table("--dtype", dtype, capsys=capsys)
     assert f" parameters, {dtype}\n" in above and "of two 64 x 64 matrices" in above
-    assert [row[:2] for row in rows] == [[str(i), kind] for i, kind in enumerate(KINDS)]
-    assert rows[3][-2:] == ["-", "-"]  # Flatten only looks at its input in another way
+    assert {row[0]: row[1] for row in rows[:4]} == LAYERS["cpu"]
+    assert rows[2][-2:] == ["-", "-"]  # Flatten only looks at its input in another way
 
 
 def test_on_a_gpu(quick, cp, capsys):
     above, rows = table("--device", "cuda", capsys=capsys)
-    assert re.search("^device +cuda, ", above) and [row[1] for row in rows] == KINDS
+    assert re.search("^device +cuda, ", above) and (
+        {row[0]: row[1] for row in rows[:3]} == LAYERS["cuda"])
 
 
 def test_a_layer_that_is_used_twice_counts_twice(quick, xp):
@@ -85,6 +89,13 @@ def test_a_layer_that_is_used_twice_counts_twice(quick, xp):
     assert linear.bytes == 2 * 4 * (12 + 12 + 36 + 6)
 
 
+def test_a_residual_branch_reads_its_shortcut(quick, cp):
+    model = nn.Sequential(nn.Residual(nn.Conv2d(2, 2, 1, bias=False)), nn.ReLU()).to("cuda")
+    layer, = bench.Bench(model, (3, 4, 4, 2), 0.0).layers()
+    assert (layer.name, layer.kind) == ("0.body.0+0+1", "Conv2d+Residual+ReLU")
+    assert layer.output == (3, 4, 4, 2) and layer.bytes == 4 * (3 * 96 + 4)
+
+
 def test_wrong_usage():
     assert "invalid choice: 'int8'" in fails(2, "bench", "--dtype", "int8")
     assert "out of range" in fails(2, "bench", "--batch-size", 0)
@@ -100,7 +111,7 @@ def test_in_a_terminal(quick, capsys):
     layers = bench.Bench(model, (2, 32, 32, 3), 0.0).layers()
     bench.show_layers(out, layers, bench.Peaks(1e15, 1e15))
     lines = capsys.readouterr().out.splitlines()
-    assert "\x1b[" in lines[0] and len(lines) == 7 and "Linear" in lines[-1]
+    assert "\x1b[" in lines[0] and len(lines) == 6 and "Linear" in lines[-1]
 
 
 def test_what_bounds_a_layer():

@@ -48,7 +48,7 @@ def test_tables_in_a_pipe(found):
     lines = done.stdout.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("class "))
     for line, row in zip(lines[start + 1:], library.per_class(), strict=False):
-        assert line.split()[:3] == [row.name, str(row.images), str(row.right)]
+        assert line.split()[:3] == [row.name, str(row.images), str(row.correct)]
     matrix = [line.split()[1:] for line in lines[-10:]]
     assert matrix == [[str(n) if n else "." for n in row] for row in library.confusion.tolist()]
 

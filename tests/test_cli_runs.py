@@ -22,7 +22,7 @@ def many(tmp_path_factory):
     """A folder with the tiny run, broken ones and things that are no runs."""
     parent = tmp_path_factory.mktemp("many")
     good = shutil.copytree(tiny_run(), parent / "good")
-    runs.RunFolder(good).keep_viewed(runs.Viewed("six", 1, 40, 0.4321, 1.5))
+    runs.RunFolder(good).write_tta_result(runs.TtaResult("six", 1, 40, 0.4321, 1.5))
     shutil.copytree(good, parent / "stopped")
     (parent / "stopped" / "views.json").unlink()
     text = (parent / "stopped" / "config.json").read_text()

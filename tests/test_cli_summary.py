@@ -12,8 +12,9 @@ def test_summary_of_a_notation_with_memory():
     assert done.returncode == 0 and done.stderr == "" and "\x1b" not in done.stdout
     layers, memory = done.stdout.split("\n\n")
     lines = layers.splitlines()
-    assert [line.split()[1] for line in lines[1:-1]] == ["Conv2d", "ReLU", "MaxPool2d", "Flatten",
-                                                         "Linear"]
+    assert [re.split(" {2,}", line)[1] for line in lines[1:-2]] == [
+        "Conv2d", "ReLU", "+ MaxPool2d", "Flatten", "Linear"]
+    assert lines[-2] == "+ runs together with the layer above it (cpu)"
     assert lines[3].endswith("7x7  1 row, 1 column cropped")
     assert lines[-1].startswith("18,618 parameters; 632k multiply-adds")
     rows = dict(re.split(r" {2,}", line, maxsplit=1) for line in memory.splitlines())
@@ -27,6 +28,8 @@ def test_json_has_rows_totals_and_bytes():
     found = json.loads(done.stdout)
     assert found["input"] == [16, 16, 3] and found["dtype"] == "float16"
     assert found["rows"][0]["output"] == [16, 16, 32] and found["rows"][0]["unshared"] == 622_592
+    assert [row["op"] for row in found["rows"]] == ["0", "1+2", "1+2", "3", "4"]
+    assert found["device"] == "cpu"
     assert found["parameters"] == 2_432 + 8 * 8 * 32 * 10 + 10
     parts = found["memory"]
     assert parts["batch_size"] == 128 and parts["peak"] == sum(parts[name] for name in (

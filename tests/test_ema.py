@@ -257,8 +257,8 @@ def test_many_small_arrays_and_a_large_one_are_shared_out(rng, monkeypatch):
 
     want = averages()
     monkeypatch.setattr(threads, "count", lambda: 3)
-    monkeypatch.setattr(flat, "PIECE", 100)
-    monkeypatch.setattr(sys.modules[EMA.__module__], "PIECE", 100)
+    monkeypatch.setattr(flat, "CHUNK", 100)
+    monkeypatch.setattr(sys.modules[EMA.__module__], "CHUNK", 100)
     same(averages(), want)
 
 

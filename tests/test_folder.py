@@ -83,8 +83,8 @@ def test_a_train_folder_alone_is_split(tmp_path):
 def test_the_line_about_a_folder_says_which_set_is_not_used(tmp_path):
     for name in ("train", "test", "Val"):
         pets(tmp_path / name, 2)
-    source = Source.of(tmp_path, image_size=8)
-    assert source.says(*source.load()).endswith(f", from {tmp_path}; Val/ is not used")
+    source = Source.from_options(tmp_path, image_size=8)
+    assert source.describe(*source.load()).endswith(f", from {tmp_path}; Val/ is not used")
 
 
 @pytest.mark.parametrize("names, message", [

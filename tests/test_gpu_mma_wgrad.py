@@ -195,7 +195,7 @@ NETS = {  # N, H, W, C; K, size; stride
 }
 
 
-def around(size, stride):
+def same_size(size, stride):
     """A window whose padding keeps the image, but for the stride."""
     return Window((size, size), (stride, stride), ((size // 2, size // 2),) * 2)
 
@@ -204,7 +204,7 @@ def around(size, stride):
 @pytest.mark.parametrize("T", DTYPES)
 def test_what_is_chosen_fills_the_device(T, architecture):
     for (N, H, W, C), (K, size), stride in NETS.values():
-        p = ConvShape(N, H, W, C, K, around(size, stride))
+        p = ConvShape(N, H, W, C, K, same_size(size, stride))
         tile = engine.default_tile(p, float_dtype(T), architecture)
         splits = engine.default_splits(p, float_dtype(T), tile, architecture)
         assert tile in engine.tiles(T) and engine.runs_on(tile, p, T)
@@ -219,7 +219,7 @@ def test_a_tile_for_what_there_is():
     def chosen(name):
         (N, H, W, C), (K, size), stride = NETS[name]
         return engine.default_tile(
-            ConvShape(N, H, W, C, K, around(size, stride)), float_dtype("float16"), 90)[:2]
+            ConvShape(N, H, W, C, K, same_size(size, stride)), float_dtype("float16"), 90)[:2]
 
     assert chosen("cifar first") == (32, 32) and chosen("vgg 512") == (128, 128)
     assert chosen("cifar head") == (32, 128) and chosen("cifar 32") == (32, 128)

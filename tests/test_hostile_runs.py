@@ -43,7 +43,7 @@ def run(tmp_path_factory):
     rng = np.random.default_rng(0)
     np.savez(place / "set.npz", images=rng.integers(0, 256, (24, 8, 8, 3), np.uint8),
              labels=np.arange(24) % 3)
-    source = Source.of(place / "set.npz")
+    source = Source.from_options(place / "set.npz")
     settings = Settings(epochs=2, batch_size=8, flip=False, crop=0, views="mirror", ema=0.5)
     config = Config({"notation": NET}, source, settings, recipe="test")
     folder = RunFolder.create(config, place / "run", tuned=table())
@@ -69,7 +69,7 @@ def copy(run, tmp_path):
 LOADERS = {  # file: (what reads it out of a folder, the exceptions that it documents)
     "config.json": (RunFolder.config, (OSError, ValueError, MemoryError)),
     "environment.json": (RunFolder.environment, (OSError, ValueError, MemoryError)),
-    "views.json": (RunFolder.viewed, (OSError, ValueError, MemoryError)),
+    "views.json": (RunFolder.tta_result, (OSError, ValueError, MemoryError)),
     "metrics.jsonl": (RunFolder.history, (OSError, ValueError, MemoryError)),
     "manifest.json": (RunFolder.manifest, (OSError, ValueError, MemoryError)),
     "tuned.json": (lambda folder: ops.load_table(folder.tuned), (OSError, ValueError, MemoryError)),
@@ -441,7 +441,7 @@ def test_the_files_of_this_test_are_whole(run):
     """Else every mutation would be refused for that."""
     for name, (read, _) in LOADERS.items():
         assert read(run) is not None, name
-    assert isinstance(run.manifest(), Manifest) and dataclasses.is_dataclass(run.viewed())
+    assert isinstance(run.manifest(), Manifest) and dataclasses.is_dataclass(run.tta_result())
     assert set(os.listdir(run.path)) >= set(LOADERS)
 
 

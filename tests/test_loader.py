@@ -8,8 +8,8 @@ import pytest
 from check import close, host
 from gpuconv import kernels, random
 from gpuconv.data import Augment, Dataset, Loader
-from gpuconv.data.augment import _table
-from gpuconv.data.loader import SHUFFLE, order_of
+from gpuconv.data.augment import _pixel_table
+from gpuconv.data.loader import SHUFFLE, epoch_order
 
 CLASSES = tuple("abcdefghij")
 
@@ -149,7 +149,7 @@ def test_a_test_set_is_normalised_like_the_training_set(xp):
 @pytest.mark.parametrize("n", [0, 1, 2, 300, 1001])
 @pytest.mark.parametrize("seed, epoch", [(0, 0), (2**32 - 1, 2**33 + 5)])
 def test_an_order_is_a_permutation_and_the_same_on_either_device(xp, n, seed, epoch):
-    order = order_of(xp.zeros(n), seed, epoch)
+    order = epoch_order(xp.zeros(n), seed, epoch)
     assert order.dtype == "int32" and isinstance(order, xp.ndarray)
     assert host(order).tolist() == random.permutation(n, (seed, SHUFFLE), epoch).tolist()
 
@@ -187,7 +187,7 @@ def test_a_captured_fetch_gives_the_batches_of_every_epoch(cp, dtype):
                 loader.fetch(order, clock, x, labels)
                 clock[1:] += 1
                 graphs[n] = stream.end_capture(), x, labels
-        _table.cache_clear()  # as 32 other means would
+        _pixel_table.cache_clear()  # as 32 other means would
         for epoch in (1, 2):
             loader.order(epoch, out=order)
             clock[...] = cp.asarray(np.int64([epoch, 0]))

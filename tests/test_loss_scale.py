@@ -109,7 +109,7 @@ def test_frozen_parameters_do_not_count(xp, rng):
 @pytest.mark.parametrize("where", [0, 70_001, 299_999])
 def test_large_gradients_in_slices(xp, monkeypatch, blocks, where):
     monkeypatch.setattr(kernels, "MAX_BLOCKS", blocks)
-    monkeypatch.setattr(flat, "PIECE", 50_000)
+    monkeypatch.setattr(flat, "CHUNK", 50_000)
     monkeypatch.setattr(threads, "count", lambda: 2)
     p = Parameter(xp.zeros(300_000, "float16"))
     scaler = LossScale(SGD([p], 0.1))

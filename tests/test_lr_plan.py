@@ -14,7 +14,7 @@ from gpuconv.ops import softmax_cross_entropy
 from gpuconv.ops.conv import Conv2d
 from gpuconv.train import Callback, Checkpoint, fit
 from gpuconv.train import step as steps
-from gpuconv.train.lr_plan import Rates
+from gpuconv.train.lr_plan import LrPlan
 from hostcuda import compiler, deferred, fake_cupy
 
 captures = pytest.mark.skipif(backend._cupy is fake_cupy and not compiler(),
@@ -165,7 +165,7 @@ def test_a_group_stops_at_the_exact_share_of_a_run():
     """0.575 * 100 is 57.49999999999999 in floats, and 57.5, rounded to even, is 58."""
     optimizer = optim.SGD([{"params": nn.Linear(1, 1).parameters(), "stop": 0.575},
                            {"params": nn.Linear(1, 1).parameters()}], 0.1)
-    assert Rates(optimizer, optim.Constant(), 100).ends == [58, 100]
+    assert LrPlan(optimizer, optim.Constant(), 100).ends == [58, 100]
 
 
 def test_all_groups_that_stop_are_refused():
@@ -183,7 +183,7 @@ def test_all_groups_that_stop_are_refused():
 def test_one_that_stops_in_the_last_step_does_not(xp):
     model = network(place(xp))
     optimizer = optim.SGD([{"params": model.parameters(), "stop": 0.97}], 0.1)
-    assert Rates(optimizer, optim.Linear(), 12).factors(11) == (1 - 11 / 12,)
+    assert LrPlan(optimizer, optim.Linear(), 12).factors(11) == (1 - 11 / 12,)
     fit(model, tiny(), epochs=4, batch_size=8, optimizer=optimizer)
 
 

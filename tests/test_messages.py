@@ -39,8 +39,8 @@ def test_what_people_write_stays_as_it_is():
     (lambda: train.Settings(views="miror"), "did you mean mirror"),
     (lambda: models.build({"name": "cifar_convnt"}), "did you mean cifar_convnet"),
     (lambda: models.describe("INPUT 8x8x3 CONF3-4 FC 2"), "did you mean CONV"),
-    (lambda: Source.of("cifar-10"), "no such file or folder; .*did you mean cifar10"),
-    (lambda: Source.of("Shape"), "did you mean shapes"),
+    (lambda: Source.from_options("cifar-10"), "no such file or folder; .*did you mean cifar10"),
+    (lambda: Source.from_options("Shape"), "did you mean shapes"),
     (lambda: gpc.asarray([1.0], "gpu:1"), "'cuda:<number>'; did you mean cuda"),
     (lambda: backend.float_dtype("fp16"), "did you mean float16"),
 ], ids=range(9))

@@ -187,9 +187,9 @@ def test_refuses(scale, message):
 def test_settings_of_an_older_run_mean_what_they_meant():
     old = dataclasses.asdict(Settings(lr=0.1))
     del old["loss_scale"], old["master_weights"]
-    assert Settings.of(json.loads(json.dumps(old))) == Settings(lr=0.1, loss_scale=1.0,
+    assert Settings.from_dict(json.loads(json.dumps(old))) == Settings(lr=0.1, loss_scale=1.0,
                                                                 master_weights=False)
-    assert Settings.of(dataclasses.asdict(Settings(lr=0.1))) == Settings(lr=0.1)
+    assert Settings.from_dict(dataclasses.asdict(Settings(lr=0.1))) == Settings(lr=0.1)
 
 
 @pytest.mark.parametrize("dtype, change, masters", [

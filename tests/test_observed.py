@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from gpuconv import nn, random
-from gpuconv.nn.observed import observed, untouched
+from gpuconv.nn import fusion
+from gpuconv.nn.observed import Fused, calls, kind, observed, untouched
 
 
 def model():
@@ -38,6 +39,70 @@ def test_it_stands_around_every_call_in_order():
         net(IMAGES)
     assert calls == [("", "Sequential"), ("0", "Flatten"), ("0", (2, 32)), ("1", "Linear"),
                      ("1", (2, 3)), ("", (2, 3))]
+
+
+def test_layers_that_run_as_one_op_are_one_call():
+    seen, net = [], model()
+
+    def around(path, module, forward, *inputs):
+        seen.append((path, kind(module), [type(x).__name__ for x in inputs]))
+        if path == "0.body.1+0.body.2":
+            assert isinstance(module, Fused)
+            assert module.layers == (net[0].body[1], net[0].body[2])
+        return forward(*inputs)
+
+    with observed(net, around):
+        net(IMAGES)
+    assert [(path, name) for path, name, _ in seen] == [
+        ("", "Sequential"), ("0", "Residual"), ("0.body", "Sequential"), ("0.body.0", "Conv2d"),
+        ("0.body.1+0.body.2", "BatchNorm2d+ReLU"), ("1", "Flatten"), ("2", "Dropout"),
+        ("3", "Linear")]
+    assert all(kinds == ["Tensor"] for *_, kinds in seen)
+
+
+def test_a_residual_in_a_chain_that_is_planned_as_a_whole_is_its_sum():
+    seen, net = [], nn.Sequential(nn.Residual(nn.BatchNorm2d(2), nn.Tanh()), nn.ReLU())
+
+    def around(path, module, forward, *inputs):
+        seen.append((path, kind(module)))
+        return forward(*inputs)
+
+    with fusion.planned_for("cuda"), observed(net, around):
+        net(IMAGES)
+    assert seen == [("", "Sequential"), ("0.body.0", "BatchNorm2d"), ("0.body.1", "Tanh"),
+                    ("0", "Residual"), ("1", "ReLU")]
+
+
+def test_calls_are_the_paths_in_order():
+    net = model().eval()
+    assert calls(net, IMAGES) == ["", "0", "0.body", "0.body.0", "0.body.1+0.body.2", "1", "2", "3"]
+    assert not traces(net)
+
+
+def test_what_around_gives_for_a_fused_op_is_its_value():
+    net = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU()).eval()
+    want = net(IMAGES).numpy()
+    with observed(net, lambda path, module, forward, *inputs:
+                  forward(*inputs) * (3 if "+" in path else 1)):
+        np.testing.assert_array_equal(net(IMAGES).numpy(), 3 * want)
+
+
+def test_contexts_around_parts_of_a_fused_op_nest():
+    order, net = [], nn.Sequential(nn.BatchNorm2d(2), nn.ReLU()).eval()
+    with observed(net, noting(order, "outer ")), observed(net[1], noting(order, "inner ")):
+        net(IMAGES)
+    assert [call for call in order if isinstance(call[1], str)] == [
+        ("outer ", "Sequential"), ("inner ", "ReLU"), ("outer 0+1", "Fused")]
+
+
+def test_a_forward_set_by_hand_is_called_and_stays():
+    net = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU()).eval()
+    net[1].forward = lambda x: x * 5
+    want = net(IMAGES).numpy()
+    with observed(net, noting([])):
+        np.testing.assert_array_equal(net(IMAGES).numpy(), want)
+    np.testing.assert_array_equal(net(IMAGES).numpy(), want)
+    assert traces(net) == ["forward"]
 
 
 def test_what_around_gives_is_what_the_module_gives():

@@ -56,7 +56,7 @@ SIGNATURES = {
     "optim.EMA": "module, decay=0.999, warmup=True",
     "train.Checkpoint": "folder, *, keep=2, minutes=5.0, model=None",
     "train.EarlyStopping": "patience, min_delta=0.0",
-    "train.TensorBoard": "folder, every=20", "train.Records": "folder", "train.Interrupt": "",
+    "train.TensorBoard": "folder, every=20", "train.MetricsFiles": "folder", "train.Interrupt": "",
     "train.fit": "model, train, *, test=None, epochs, batch_size, optimizer, schedule=None, "
                  "augment=None, label_smoothing=0.0, clip_norm=None, ema=None, seed=0, "
                  "resume=None, callbacks=(), eager=None, loss_scale=None, reduction='mean', "
@@ -74,9 +74,9 @@ SIGNATURES = {
     "data.folder": "path, image_size=32, test_share=0.2, seed=0, *, channels=3, limit=None, "
                    "progress=None, skip_broken=False",
     "data.npz": "path, image_size=None, test_share=0.2, seed=0, *, limit=None",
-    "data.Source.of": "text=None, *, data_dir=None, **more",
+    "data.Source.from_options": "text=None, *, data_dir=None, **more",
     "data.Source.load": "self, download=False, progress=None",
-    "nn.summary": "model, input_shape=(32, 32, 3)",
+    "nn.summary": "model, input_shape=(32, 32, 3), device=None", "nn.fusion.disabled": "",
     "train.predictions": "model, data, *, mean=None, std=None, batch_size=256, views='none'",
     "nn.nvtx_ranges": "model",
     "models.simple_convnet": "in_channels=3, classes=10, image=32",
@@ -132,8 +132,9 @@ def test_data_sets_have_their_fields():
     assert len(test.labels) == 10 and len(train.classes) == 10
 
 
-@pytest.mark.parametrize("module", [gpc, gpc.data, gpc.models, gpc.nn, gpc.ops, gpc.optim,
-                                    gpc.reference, gpc.train], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [
+    gpc, gpc.data, gpc.models, gpc.nn, gpc.nn.fusion, gpc.ops, gpc.optim, gpc.reference, gpc.train],
+    ids=lambda m: m.__name__)
 def test_all_names_what_is_there(module):
     assert sorted(module.__all__) == sorted(set(module.__all__))
     assert all(hasattr(module, name) for name in module.__all__)

@@ -15,14 +15,22 @@ def log(cp, monkeypatch):
 
 
 def test_each_layer_is_a_range_and_ranges_nest(cp, log):
-    model = nn.Sequential(nn.Residual(nn.ReLU()), nn.Flatten())
+    model = nn.Sequential(nn.Sequential(nn.ReLU()), nn.Flatten())
     x = cp.asarray(np.ones((1, 2, 2, 1), "float32"))
     with nn.nvtx_ranges(model):
         model(x)
-    assert log == ["Sequential", "0 Residual", "0.body Sequential", "0.body.0 ReLU", "pop", "pop",
-                   "pop", "1 Flatten", "pop", "pop"]
+    assert log == ["Sequential", "0 Sequential", "0.0 ReLU", "pop", "pop", "1 Flatten", "pop",
+                   "pop"]
     model(x)
-    assert len(log) == 10  # off again
+    assert len(log) == 8  # off again
+
+
+def test_layers_that_run_as_one_op_are_one_range(cp, log):
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.ReLU(), nn.Residual(nn.ReLU())).to("cuda")
+    with nn.nvtx_ranges(model):
+        model(cp.asarray(np.ones((1, 2, 2, 1), "float32")))
+    assert log == ["Sequential", "0+1 BatchNorm2d+ReLU", "pop", "2.body.0 ReLU", "pop",
+                   "2 Residual", "pop", "pop"]
 
 
 def test_a_range_ends_where_a_layer_fails(cp, log):

@@ -12,7 +12,7 @@ from gpuconv.data import Augment, Dataset
 from gpuconv.recipes import RECIPES, USUAL, usual
 from gpuconv.train import Group, Settings, fit
 from gpuconv.train.param_groups import OPTIMIZERS
-from gpuconv.train.settings import RATES
+from gpuconv.train.settings import OPTIMIZER_SETTINGS
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -59,7 +59,7 @@ def test_other_recipes_do_not_depend_on_the_set(name):
 
 def test_settings_survive_json():
     changed = Settings(epochs=3, optimizer="adamw", clip_norm=1.0, ema=0.99, patience=4)
-    assert Settings.of(json.loads(json.dumps(dataclasses.asdict(changed)))) == changed
+    assert Settings.from_dict(json.loads(json.dumps(dataclasses.asdict(changed)))) == changed
 
 
 def test_settings_make_what_they_say():
@@ -81,14 +81,15 @@ def test_settings_with_groups_survive_json():
     for changed in (RECIPES["speedrun94"].settings,
                     Settings(groups=(Group("*", lr=0.1),), mean=(0.5,), std=(0.25,))):
         values = json.loads(json.dumps(dataclasses.asdict(changed)))
-        assert Settings.of(values) == changed and isinstance(Settings.of(values).groups[0], Group)
+        again = Settings.from_dict(values)
+        assert again == changed and isinstance(again.groups[0], Group)
 
 
 def test_settings_of_an_older_version_mean_what_they_meant():
     old = {field.name: field.default for field in dataclasses.fields(Settings)[:13]}
     assert list(old)[-1] == "patience"
-    assert Settings.of(old) == Settings(loss_scale=1.0, master_weights=False)
-    made = Settings.of(old).fit_arguments(models.simple_convnet())
+    assert Settings.from_dict(old) == Settings(loss_scale=1.0, master_weights=False)
+    made = Settings.from_dict(old).fit_arguments(models.simple_convnet())
     assert (made["reduction"], made["drop_last"], made["normalize"]) == ("mean", False, None)
     assert made["augment"] == Augment() and len(made["optimizer"].groups) == 1
 
@@ -231,8 +232,9 @@ def test_another_optimiser_comes_at_its_usual_rates(name):
 
 
 def test_usual_rates_are_there_for_each_optimiser():
-    assert RATES.keys() == OPTIMIZERS.keys()
-    assert all(getattr(Settings(), key) == value for key, value in RATES["sgd"].items())
+    assert OPTIMIZER_SETTINGS.keys() == OPTIMIZERS.keys()
+    assert all(getattr(Settings(), key) == value
+               for key, value in OPTIMIZER_SETTINGS["sgd"].items())
     with pytest.raises(ValueError, match="optimizer is 'lion', wanted 'sgd'"):
         Settings().with_optimizer("lion")
 
@@ -249,7 +251,7 @@ def test_usual_rates_of_adam_are_its_own(name):
 
 def test_unknown_settings_are_named():
     with pytest.raises(ValueError, match="unknown settings leaning_rate"):
-        Settings.of({"leaning_rate": 0.1})
+        Settings.from_dict({"leaning_rate": 0.1})
     for edited in ([{"names": "*", "leaning_rate": 1}], 3, ["*"]):
         with pytest.raises(ValueError, match="groups"):
-            Settings.of({"groups": edited})
+            Settings.from_dict({"groups": edited})

@@ -79,7 +79,7 @@ def made_up(classes, name="made-up", **more):
                          Settings(epochs=3), command="gpuconv train --data <here>")
     values = dict(name=name, status="finished", config=dataclasses.asdict(config),
                   environment={"GPU": "none & nowhere"}, history=history(), trained=None,
-                  viewed=None, predictions=found, mistakes=findings.mistakes(found, data, 5),
+                  tta_result=None, predictions=found, mistakes=findings.mistakes(found, data, 5),
                   data=data.name, notes=[])
     return findings.Findings(**values | more)
 
@@ -121,7 +121,7 @@ def test_a_report_of_a_run(folder):
 
 
 def test_views_are_told():
-    seen = "".join(Page(page.render(made_up(["cat", "dog"], viewed=runs.Viewed(
+    seen = "".join(Page(page.render(made_up(["cat", "dog"], tta_result=runs.TtaResult(
         "six", 8, 10_000, 0.9391, 0.25)))).texts)
     assert "%; 93.9% in six views" in seen
     assert " in six views" not in "".join(Page(page.render(made_up(["cat", "dog"]))).texts)
@@ -241,7 +241,7 @@ def test_per_class_and_pairs():
     assert both.tables["wide"][0] == ["truth", "taken for", "images", "of class"]
     alone = Page(sections.classes(found.predictions, []))
     for row, want in zip(alone.tables["wide"][1:], found.predictions.per_class(), strict=True):
-        assert row == [want.name, str(want.images), str(want.right), f"{want.recall:.1%}",
+        assert row == [want.name, str(want.images), str(want.correct), f"{want.recall:.1%}",
                        f"{want.precision:.1%}"]
 
 
@@ -401,9 +401,9 @@ def test_plot_curves(tmp_path, epochs, test):
 
 
 def test_curves_in_words():
-    assert figures.says(history(), "loss") == (
+    assert figures.describe(history(), "loss") == (
         "Loss over 3 epochs: training from 2.000 to 0.667, test from 2.500 to 0.833.")
-    assert figures.says(history(1, False), "accuracy") == (
+    assert figures.describe(history(1, False), "accuracy") == (
         "Accuracy over 1 epochs: training from 20.0% to 20.0%.")
 
 

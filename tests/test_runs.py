@@ -89,13 +89,13 @@ def test_views_are_kept_where_there_are_several(tmp_path):
     assert trained.mean.tolist() == [0.5, 0.4, 0.3] and trained.std.tolist() == [0.2, 0.3, 0.4]
     found = train.predictions(trained.model, folder.data()[1], views="mirror", mean=trained.mean,
                               std=trained.std)
-    assert told["accuracy"] == found.accuracy == outcome.viewed.accuracy
+    assert told["accuracy"] == found.accuracy == outcome.tta_predictions.accuracy
     folder.views.unlink()  # killed just before its end: going on makes up for it
     again = runs.train(config(settings=settings), folder, resume=True)
     assert json.loads(folder.views.read_text()) == told
     assert again.history.rows == outcome.history.rows
-    assert folder.viewed() == runs.Viewed("mirror", 1, len(found.labels), found.accuracy,
-                                          again.viewed.loss)
+    assert folder.tta_result() == runs.TtaResult("mirror", 1, len(found.labels), found.accuracy,
+                                                 again.tta_predictions.loss)
 
 
 def test_a_run_that_is_stopped_early_is_not_seen_in_views(tmp_path):
@@ -106,7 +106,8 @@ def test_a_run_that_is_stopped_early_is_not_seen_in_views(tmp_path):
     made = config(settings=Settings(epochs=2, batch_size=10, views="mirror"))
     folder = RunFolder.create(made, tmp_path / "run")
     outcome = runs.train(made, folder, callbacks=[Stop()])
-    assert outcome.viewed is folder.viewed() is None and folder.status() == "can be resumed"
+    assert outcome.tta_predictions is folder.tta_result() is None
+    assert folder.status() == "can be resumed"
 
 
 @pytest.mark.parametrize("text, says", [
@@ -115,10 +116,10 @@ def test_a_run_that_is_stopped_early_is_not_seen_in_views(tmp_path):
      "accuracy is 'all'")])
 def test_damaged_views_say_so(tmp_path, text, says):
     folder = RunFolder(tmp_path)
-    assert folder.viewed() is None
+    assert folder.tta_result() is None
     folder.views.write_text(text)
     with pytest.raises(ValueError, match=f"views.json: damaged: .*{says}"):
-        folder.viewed()
+        folder.tta_result()
 
 
 # -- against the clock -----------------------------------------------------------------------
@@ -132,13 +133,13 @@ def test_timed_runs_are_runs(request, tmp_path, device):
     made = config(device=device, settings=Settings(epochs=1, batch_size=10, views="mirror"),
                   source=Source("shapes", limit=25))
     seen = []
-    found = runs.timed(made, made.source.load(), 2, told=seen.append)
+    found = runs.timed(made, made.source.load(), 2, on_run=seen.append)
     assert found == seen and [one.seed for one in found] == [2, 3]
     assert all(one.seconds > 0 for one in found)
     for one in found:
         folder = RunFolder.create(made, tmp_path / str(one.seed))
         outcome = runs.train(dataclasses.replace(made, seed=one.seed), folder)
-        assert outcome.viewed.accuracy == one.accuracy
+        assert outcome.tta_predictions.accuracy == one.accuracy
 
 
 def test_what_is_inside_the_clock(monkeypatch):
@@ -154,16 +155,16 @@ def test_what_is_inside_the_clock(monkeypatch):
 
     watched(models, "build")
     watched(timed_module.training, "fit")
-    watched(timed_module, "seen_in_views")
+    watched(timed_module, "predict_test_set")
     watched(Settings, "fit_arguments")
     made = config(settings=Settings(epochs=1, batch_size=10, views="six"))
     monkeypatch.setattr(timed_module.training, "fit", lambda *a, **k: log.append(
         ("fit", len(a[1]), k["epochs"], inside[0])))
     runs.timed(made, made.source.load(), 1)
     assert log == [("build", False), ("fit_arguments", False), ("fit", 30, 1, True),
-                   ("seen_in_views", True)] + [
+                   ("predict_test_set", True)] + [
                        ("build", False), ("fit_arguments", False), ("fit", 40, 1, True),
-                       ("seen_in_views", True)]
+                       ("predict_test_set", True)]
 
 
 def test_means_and_deviations():
@@ -194,7 +195,7 @@ def test_a_grey_set_of_another_size(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "digits.npz", images=rng.integers(0, 256, (40, 12, 12), np.uint8),
              labels=np.arange(40) % 4)
-    source = Source.of(tmp_path / "digits.npz")
+    source = Source.from_options(tmp_path / "digits.npz")
     made = config(source=source, model=models.describe("simple_convnet", in_channels=1, classes=4,
                                                        image=12))
     folder = RunFolder.create(made, tmp_path / "run")
@@ -335,7 +336,7 @@ def test_a_best_that_is_no_file(done, tmp_path, kind):
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("name, read", [
     ("config.json", RunFolder.config), ("environment.json", RunFolder.environment),
-    ("metrics.jsonl", RunFolder.history), ("views.json", RunFolder.viewed),
+    ("metrics.jsonl", RunFolder.history), ("views.json", RunFolder.tta_result),
     ("tuned.json", lambda folder: runs.train(config(), folder))])
 def test_a_file_of_a_run_that_is_none(tmp_path, kind, name, read):
     folder = RunFolder.create(config(), tmp_path / "run")
@@ -348,7 +349,7 @@ def test_a_file_of_a_run_that_is_none(tmp_path, kind, name, read):
 @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "\x00", '{"a": ' * 100_000, "5"])
 def test_json_that_nobody_writes(tmp_path, text):
     folder = RunFolder.create(config(), tmp_path / "run")
-    for name, read in (("views.json", folder.viewed), ("metrics.jsonl", folder.history),
+    for name, read in (("views.json", folder.tta_result), ("metrics.jsonl", folder.history),
                        ("environment.json", folder.environment), ("config.json", folder.config)):
         (folder.path / name).write_text(text)
         with pytest.raises(ValueError, match=name):
@@ -360,7 +361,7 @@ def test_early_stopping_is_an_end(done, tmp_path):
     early = config(settings=Settings(epochs=9, batch_size=10, patience=1))
     new = RunFolder.create(early, tmp_path / "run")
     rows = folder.history().rows
-    train.Records(new.path).write(
+    train.MetricsFiles(new.path).write(
         train.History([rows[0], dataclasses.replace(rows[0], epoch=2)]))
     assert new.status() == "finished"
 

@@ -29,7 +29,7 @@ def save(path, image):
 
 
 def config(path, **more):
-    source = Source.of(path, image_size=8, **more)
+    source = Source.from_options(path, image_size=8, **more)
     return Config({"notation": "INPUT 8x8x3 | FC 2"}, source, Settings(
         epochs=2, batch_size=8, crop=0), recipe="test")
 
@@ -257,7 +257,8 @@ def test_a_limit_leaves_images_out_that_are_not_new(tmp_path):
     told = config(tmp_path / "set", limit=5)
     runs.train(told, RunFolder.create(told, tmp_path / "run"))
     test, different = measured(tmp_path)
-    assert len(test) == 5 and not any(different.told()[kind]["count"] for kind in different.told())
+    counts = different.as_dict()
+    assert len(test) == 5 and not any(counts[kind]["count"] for kind in counts)
     (tmp_path / "set" / names(tmp_path, "test")[0]).unlink()
     test, different = measured(tmp_path)
     assert len(test) == 4 and len(different.missing) == 1
@@ -290,7 +291,7 @@ def test_other_images_some_of_which_were_trained_on(place):
     assert said == ["gpuconv: warning: the model was trained on 10 of these 70 images"]
     told, said = evaluate(place, "--data", place / "other", "--split", "test",
                           "--test-share", 0.5)
-    _, test = Source.of(place / "other", image_size=8, test_share=0.5).load()
+    _, test = Source.from_options(place / "other", image_size=8, test_share=0.5).load()
     known = len(pixels(test) & before(place, "train"))
     assert 0 < known and told["images"] == len(test) - known
     assert said[0].endswith("; they are left out") and "images of the test part" in told["data"]
@@ -403,7 +404,7 @@ def test_an_npz_file(tmp_path):
     found = folder.sets()
     assert pixels(found.test) == test - {images[gone].tobytes()}
     assert pixels(found.train) == learnt and len(found.train) == 32
-    assert found.differences.told() | {"trained": 0} == {
+    assert found.differences.as_dict() | {"trained": 0} == {
         "missing": {"count": 1, "names": [f"an image of {labels[gone]}"]},
         "changed": {"count": 0, "names": []}, "missing_training": {"count": 0, "names": []},
         "changed_training": {"count": 0, "names": []}, "trained": 0,
@@ -434,7 +435,7 @@ def test_an_older_run_keeps_its_split(old):
     folder = RunFolder(old / "run")
     assert folder.config().source.split == 1
     test = folder.data()[1]
-    assert pixels(test) != pixels(Source.of(old / "set", image_size=8, seed=5).load()[1])
+    assert pixels(test) != pixels(Source.from_options(old / "set", image_size=8, seed=5).load()[1])
     told, said = evaluate(old)
     assert said == [] and told["accuracy"] == folder.history().last.test.accuracy
     (old / "set").rename(old / "moved")

@@ -54,35 +54,37 @@ def digits(places):
 @pytest.mark.parametrize("text", [None, "auto", "cifar10", "shapes"])
 def test_names(places, text):
     more = dict(limit=5, image_size=16, test_share=0.5, seed=3)
-    assert Source.of(text, **more) == Source(text or "auto", None, **more)
+    assert Source.from_options(text, **more) == Source(text or "auto", None, **more)
 
 
 def test_paths_become_absolute(pets, places):
-    assert Source.of("pets") == Source("folder", str(pets))
-    assert Source.of(pets) == Source("folder", str(pets))
+    assert Source.from_options("pets") == Source("folder", str(pets))
+    assert Source.from_options(pets) == Source("folder", str(pets))
     path = digits(places)
-    assert Source.of("digits.npz") == Source("npz", str(path))
+    assert Source.from_options("digits.npz") == Source("npz", str(path))
 
 
 def test_home(pets, places, monkeypatch):
     monkeypatch.setenv("HOME", str(places))
     monkeypatch.setenv("USERPROFILE", str(places))
-    assert Source.of("~/pets").path == str(pets)
+    assert Source.from_options("~/pets").path == str(pets)
 
 
 def test_a_folder_or_an_archive_of_cifar10(found, places, rng):
-    assert Source.of(found) == Source("cifar10", str(found))
-    assert Source.of("data") == Source("cifar10", str(places / "data"))
-    assert Source.of(data_dir="data") == Source("cifar10", str(places / "data"))
-    assert Source.of("cifar10", data_dir="data") == Source("cifar10", str(places / "data"))
+    assert Source.from_options(found) == Source("cifar10", str(found))
+    assert Source.from_options("data") == Source("cifar10", str(places / "data"))
+    assert Source.from_options(data_dir="data") == Source("cifar10", str(places / "data"))
+    assert Source.from_options("cifar10", data_dir="data") == Source(
+        "cifar10", str(places / "data"))
     path = pack(places / "mine.tgz", [(n, b) for n, b in binary_files(batches(rng)).items()])
-    assert Source.of("mine.tgz") == Source("cifar10", str(path))
-    assert len(Source.of("mine.tgz").load()[0]) == 15
+    assert Source.from_options("mine.tgz") == Source("cifar10", str(path))
+    assert len(Source.from_options("mine.tgz").load()[0]) == 15
 
 
 def test_a_name_wins_over_a_folder(places, pets):
     pets.rename(places / "shapes")
-    assert Source.of("shapes").kind == "shapes" and Source.of("./shapes").kind == "folder"
+    assert Source.from_options("shapes").kind == "shapes"
+    assert Source.from_options("./shapes").kind == "folder"
 
 
 @pytest.mark.parametrize("text, data_dir, error, message", [
@@ -95,7 +97,7 @@ def test_a_name_wins_over_a_folder(places, pets):
 def test_refusals(places, text, data_dir, error, message):
     (places / "notes.txt").touch()
     with pytest.raises(error, match=message):
-        Source.of(text, data_dir=data_dir)
+        Source.from_options(text, data_dir=data_dir)
 
 
 def test_a_source_is_one():
@@ -108,7 +110,7 @@ def test_a_source_is_one():
 
 
 def test_it_goes_through_json(pets):
-    source = Source.of(pets, limit=3, seed=2, skip_broken=True)
+    source = Source.from_options(pets, limit=3, seed=2, skip_broken=True)
     assert Source(**json.loads(json.dumps(dataclasses.asdict(source)))) == source
     with pytest.raises(ValueError, match="skip_broken 'no', wanted true or false"):
         Source("folder", "/x", skip_broken="no")
@@ -124,30 +126,32 @@ def same(got, want):
 
 def test_loads_what_the_functions_load(pets, places):
     path = digits(places)
-    same(Source.of(pets, seed=4, test_share=0.3, image_size=7).load(), folder(pets, 7, 0.3, 4))
-    same(Source.of(pets, limit=3).load(), folder(pets, limit=3))
-    same(Source.of(path, seed=4, test_share=0.3, image_size=7).load(), npz(path, 7, 0.3, 4))
-    same(Source.of(path, limit=3).load(), npz(path, limit=3))
-    same(Source.of("shapes", limit=30, seed=9).load(), shapes(30, 30))
+    same(Source.from_options(pets, seed=4, test_share=0.3, image_size=7).load(),
+         folder(pets, 7, 0.3, 4))
+    same(Source.from_options(pets, limit=3).load(), folder(pets, limit=3))
+    same(Source.from_options(path, seed=4, test_share=0.3, image_size=7).load(),
+         npz(path, 7, 0.3, 4))
+    same(Source.from_options(path, limit=3).load(), npz(path, limit=3))
+    same(Source.from_options("shapes", limit=30, seed=9).load(), shapes(30, 30))
 
 
 def test_auto_is_cifar10_where_it_is_found(found, places):
     train, test = Source().load()
     assert (train.name, len(train), len(test)) == ("CIFAR-10 train", 15, 3)
-    assert Source().says(train, test) == (
+    assert Source().describe(train, test) == (
         f"CIFAR-10, 15 + 3 images, from {pathlib.Path('data', FOLDER)}")
-    settled = Source().settled()
-    assert settled == Source("cifar10", str(found))
-    assert settled.says(train, test) == f"CIFAR-10, 15 + 3 images, from {found}"
-    same(settled.load(), (train, test))
+    resolved = Source().resolved()
+    assert resolved == Source("cifar10", str(found))
+    assert resolved.describe(train, test) == f"CIFAR-10, 15 + 3 images, from {found}"
+    same(resolved.load(), (train, test))
 
 
 def test_auto_is_shapes_elsewhere(places):
     train, test = Source(limit=20).load()
-    assert train.name == "shapes train" and Source().settled() == Source("shapes")
-    assert Source().says(train, test) == ("shapes, 20 + 20 images, drawn; found no CIFAR-10 "
-                                          "(--download fetches it)")
-    assert Source("shapes").says(train, test) == "shapes, 20 + 20 images, drawn"
+    assert train.name == "shapes train" and Source().resolved() == Source("shapes")
+    assert Source().describe(train, test) == ("shapes, 20 + 20 images, drawn; found no CIFAR-10 "
+                                              "(--download fetches it)")
+    assert Source("shapes").describe(train, test) == "shapes, 20 + 20 images, drawn"
 
 
 @pytest.mark.parametrize("kind", ["auto", "cifar10"])
@@ -172,7 +176,7 @@ def test_download_is_asked_for(places, monkeypatch, kind):
 
 def test_progress_of_a_folder(pets):
     seen = []
-    Source.of(pets).load(progress=lambda *all_of: seen.append(all_of))
+    Source.from_options(pets).load(progress=lambda *all_of: seen.append(all_of))
     assert seen[-1] == (20, 20, "images")
 
 
@@ -184,12 +188,12 @@ def test_image_size_and_limit_hold_for_all(found):
 
 
 def test_says(pets, places):
-    source = Source.of(pets, image_size=12)
-    assert source.says(*source.load()) == (
+    source = Source.from_options(pets, image_size=12)
+    assert source.describe(*source.load()) == (
         f"pets, 2 classes, 16 + 4 images of 12x12, from {pets}")
     path = digits(places)
-    source = Source.of(path)
-    assert source.says(*source.load()) == (
+    source = Source.from_options(path)
+    assert source.describe(*source.load()) == (
         f"digits, 2 classes, 16 + 4 images of 8x8, from {path}")
 
 

@@ -140,9 +140,9 @@ def test_a_run_goes_on_in_the_other_kind(cp, tmp_path, first, then, cut):
 def test_an_epoch_is_launches_of_graphs_and_nothing_else(graphs, monkeypatch):
     """Python sees each batch size twice: to compile, and to capture."""
     model, seen, read = network(), [], []
-    forward, fetch = model.forward, steps.Records.fetch
+    forward, fetch = model.forward, steps.StepResults.fetch
     model.forward = lambda x: seen.append(x.shape[0]) or forward(x)
-    monkeypatch.setattr(steps.Records, "fetch",
+    monkeypatch.setattr(steps.StepResults, "fetch",
                         lambda self: read.append(len(self)) or fetch(self))
     job(False, model=model, test=None)
     assert seen == [8, 4, 8, 4] and read == [2, 2, 2, 2]  # one copy per epoch
@@ -153,8 +153,8 @@ def test_an_epoch_is_launches_of_graphs_and_nothing_else(graphs, monkeypatch):
 @pytest.mark.parametrize("kind, dtype", [("nesterov", "float32"), ("adamw", "float16")])
 def test_no_number_and_no_address_differs_between_two_steps(graphs, monkeypatch, kind, dtype):
     """What a replay would do otherwise than the step itself: nothing, in whichever step."""
-    take = steps.CapturedStep.take
-    monkeypatch.setattr(steps.CapturedStep, "take",
+    take = steps.CapturedStep.run_step
+    monkeypatch.setattr(steps.CapturedStep, "run_step",
                         lambda self: self.graphs.clear() or take(self))
     job(False, kind=kind, dtype=dtype, ema=0.9, clip_norm=1.0)
     assert [n for n, _ in graphs] == [8, 4, 8, 4, 8, 4]
@@ -253,8 +253,8 @@ def test_what_was_captured_is_captured_again(graphs):
 
 
 def test_a_passive_callback_is_trusted(graphs, monkeypatch, tmp_path):
-    looks, baked = [], steps.baked
-    monkeypatch.setattr(steps, "baked", lambda run: looks.append(1) or baked(run))
+    looks, graph_key = [], steps.graph_key
+    monkeypatch.setattr(steps, "graph_key", lambda run: looks.append(1) or graph_key(run))
     job(False, callbacks=[Checkpoint(tmp_path, minutes=1e-9), train.EarlyStopping(9)])
     few = len(looks)
     job(False, callbacks=[Change(print, at=-1)])

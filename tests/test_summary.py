@@ -203,8 +203,9 @@ def test_it_reads_inside_no_grad_and_records_nothing_after():
 @pytest.mark.parametrize("dtype, size", [("float32", 4), ("float16", 2), ("bfloat16", 2)])
 def test_on_the_gpu_and_in_16_bits(cp, dtype, size):
     net = models.simple_convnet(image=8).to("cuda", dtype)
-    found, want = nn.summary(net, (8, 8, 3)), nn.summary(models.simple_convnet(image=8), (8, 8, 3))
-    assert found.dtype == dtype and net.device == "cuda:0"
+    found = nn.summary(net, (8, 8, 3))
+    want = nn.summary(models.simple_convnet(image=8), (8, 8, 3), device="cuda")
+    assert found.dtype == dtype and net.device == "cuda:0" and found.device == "cuda"
     assert found.activation_bytes * 4 == want.activation_bytes * size
     assert [dataclasses.replace(row, activation_bytes=0) for row in found.rows] == [
         dataclasses.replace(row, activation_bytes=0) for row in want.rows]
@@ -225,6 +226,43 @@ def test_it_leaves_the_model_as_it_was():
         np.testing.assert_array_equal(a, before[name])
 
 
+# -- fusion ------------------------------------------------------------------------------
+
+
+def ops_of(net, shape, device):
+    return [(row.path, row.op) for row in nn.summary(net, shape, device).rows]
+
+
+def test_rows_say_which_layers_run_as_one_op():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    assert ops_of(net, (4, 4, 3), None) == ops_of(net, (4, 4, 3), "cpu") == [
+        ("0", "0"), ("1", "1+2"), ("2", "1+2"), ("3", "3")]
+    found = nn.summary(net, (4, 4, 3), "cuda")
+    assert [(row.op, row.joined) for row in found.rows] == [
+        ("0+1+2", False), ("0+1+2", True), ("0+1+2", True), ("3", False)]
+    assert [row.output for row in found.rows] == [(2, 2, 4)] * 3 + [(16,)]
+    with nn.fusion.disabled():
+        assert [row.op for row in nn.summary(net, (4, 4, 3)).rows] == ["0", "1", "2", "3"]
+        assert ops_of(net, (4, 4, 3), "cpu")[1] == ("1", "1+2")
+
+
+def test_layers_of_one_op_stand_together():
+    """Though layer by layer the shortcut runs between them."""
+    net = nn.Sequential(nn.Residual(nn.Conv2d(3, 3, 1), shortcut=nn.Conv2d(3, 3, 1)), nn.ReLU())
+    assert ops_of(net, (4, 4, 3), "cuda") == [
+        ("0.shortcut", "0.shortcut"), ("0.body.0", "0.body.0+0+1"), ("1", "0.body.0+0+1")]
+    assert ops_of(net, (4, 4, 3), "cpu") == [(path, path) for path in (
+        "0.body.0", "0.shortcut", "1")]
+
+
+def test_a_layer_that_is_called_twice_runs_in_two_ops():
+    relu = nn.ReLU()
+    net = nn.Sequential(nn.BatchNorm2d(3), relu, nn.MaxPool2d(2), relu)
+    rows = nn.summary(net, (4, 4, 3)).rows
+    assert [(row.path, row.op, row.joined) for row in rows] == [
+        ("0", "0+1", False), ("1", "0+1", True), ("2", "2", False), ("1", "1", False)]
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"summary: layer 1 \(Linear\): linear: x has shape "
                                          r"\(1, 12\), w \(2, 5\)"):
@@ -233,6 +271,8 @@ def test_refusals():
         nn.summary(nn.ReLU(), (0, 3, 3))
     with pytest.raises(TypeError, match="wanted a Module"):
         nn.summary(len)
+    with pytest.raises(ValueError, match="device is 'gpu', wanted None, 'cpu' or 'cuda'"):
+        nn.summary(nn.ReLU(), device="gpu")
 
 
 # -- text --------------------------------------------------------------------------------
@@ -251,9 +291,16 @@ def test_plain_text_is_aligned_and_says_everything():
                                 "parameters", "unshared", "multiply-adds", "activations", "field"]
     assert lines[1].split() == ["0", "Conv2d", "32x32x32", "5x5", "1", "2", "2,432", "2,490,368",
                                 "2,457,600", "128.0", "KiB", "5x5"]
-    assert {line.index("x", 14) for line in lines[1:4]} == {lines[1].index("x", 14)}
+    assert {line.index("x", 19) for line in lines[1:4]} == {lines[1].index("x", 19)}
+    assert lines[2].split()[:2] == ["1", "ReLU"] and lines[3].split()[:3] == ["2", "+", "MaxPool2d"]
+    assert lines[-2] == "+ runs together with the layer above it (cpu)"
     assert lines[-1] == ("84,362 parameters; 2.5M multiply-adds and 288.0 KiB of activations "
                          "(float32) per image of 32x32x3")
+
+
+def test_text_without_fusion_has_no_mark():
+    text = str(nn.summary(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (2, 2, 3)))
+    assert "+" not in text and len(text.splitlines()) == 4
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
@@ -262,8 +309,9 @@ def test_a_table_fits_its_terminal_and_nothing_is_cut_off(width):
         nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(), nn.MaxPool2d(2), nn.Residual(
             nn.Conv2d(96, 64, (3, 5), padding=(1, 2)), shortcut=nn.Conv2d(96, 64, 1)),
         nn.GlobalAvgPool2d(), nn.Linear(64, 1000))
-    found = nn.summary(net, (227, 227, 3))
+    found = nn.summary(net, (227, 227, 3), "cuda")
     text = rendered(found, width)
+    assert "+ runs together with the layer above it (cuda)" in text
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     squeezed = "".join(text.split())
@@ -274,7 +322,8 @@ def test_a_table_fits_its_terminal_and_nothing_is_cut_off(width):
         assert all(number in squeezed for number in numbers)
     if width >= 80:
         for row in found.rows:
-            for word in (row.path, row.kind, *("x".join(map(str, shape)) for shape in
+            mark = "+ " * row.kind.endswith(("ReLU", "MaxPool2d"))
+            for word in (row.path, mark + row.kind, *("x".join(map(str, shape)) for shape in
                                                (row.output, row.receptive_field))):
                 assert word in text
         assert "1 row, 1 column" in text

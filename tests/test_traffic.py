@@ -323,6 +323,7 @@ SHAPES = {  # op: shapes and options that its header must hold for
     "accumulate": [("64x32", {}), ("64x32", HALF)],
     "copy": [("48x128", {}), ("48x256", HALF)],
     "ema": [("64x32", {}), ("64x32", HALF)],
+    "gemm": [("2x70x40x36", {}), ("2x33x1100x10", {}), ("2x40x24x64", HALF), ("2x5x9x67", HALF)],
     "global_pool": [("2x4x4x64", {}), ("2x12x12x32", HALF), ("2x9x7x3", {}), ("2x20x20x8", HALF)],
     "im2col": [("2x8x8x32", {}), ("2x8x8x32", dict(kernel_size=3, padding=1, stride=2)),
                ("2x9x7x3", dict(kernel_size=3, padding=1)), ("2x6x6x16", HALF)],

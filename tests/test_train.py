@@ -182,7 +182,7 @@ def test_the_test_set_is_not_augmented_and_gets_the_training_mean(monkeypatch):
         made.append((data.name, settings))
         return Loader(data, batch_size, **settings)
 
-    monkeypatch.setattr("gpuconv.train.batches.Loader", loader)
+    monkeypatch.setattr("gpuconv.data.batches.Loader", loader)
     data, trial = tiny(), tiny(9, seed=5, name="trial")
     run(network(), data, test=trial, epochs=1, augment=Augment(pad=1))
     (_, first), (name, second) = made
@@ -296,7 +296,7 @@ def test_losses_add_up_alike_whenever_they_are_read():
             if n % every == 0:
                 tally.read()
         tally.read()
-        sums.append(tally.numbers())
+        sums.append(tally.as_dict())
     assert sums[0] == sums[1] == sums[2] and sums[0]["count"] == 90
 
 

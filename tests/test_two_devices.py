@@ -303,11 +303,11 @@ def test_a_scaled_run_there_launch_by_launch():
 
 
 def test_what_is_queued_on_another_device_is_fetched_there():
-    queue = train.measure.Queue()
+    queue = train.measure.ResultQueue()
     with fake_cupy.cuda.Device(1):
         there = fake_cupy.ones(()), fake_cupy.full((), 2)
     queue.add(3, *there, fake_cupy.zeros(()), fake_cupy.ones(()))
-    assert queue.fetch() == [train.measure.Seen(3, 1.0, 2, 0.0, 1.0)]
+    assert queue.fetch() == [train.measure.BatchResult(3, 1.0, 2, 0.0, 1.0)]
 
 
 def test_a_run_there_goes_on_to_the_same_bits(tmp_path, reference):

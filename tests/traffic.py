@@ -10,6 +10,7 @@ says what is counted and what is not.
 
 import argparse
 import functools
+import importlib
 import unittest.mock
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -20,8 +21,8 @@ import weight_cases
 
 import gpuconv as gpc
 from gpuconv import accumulate as accumulate_module
-from gpuconv import backend, ops, optim, train, undo
-from gpuconv.data.loader import order_of
+from gpuconv import backend, ops, optim, undo
+from gpuconv.data.loader import epoch_order, fetch_batch, gather_batch
 from gpuconv.ops.conv import gpu_mma as engine
 from gpuconv.ops.conv.gpu_tile import Tile
 from gpuconv.ops.elementwise import FUNCTIONS
@@ -31,6 +32,7 @@ from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
 from gpuconv.ops.shape.pad import MODES
 from gpuconv.ops.window import ConvShape, Window, sides
 from gpuconv.optim.muon import orthogonalized
+from gpuconv.train.step_state import advance_step_state, halt_if_not_finite
 from hostcuda import fake_cupy
 from hostcuda.traffic import Access, Launch, recording
 
@@ -135,10 +137,10 @@ def augment(make: Callable, o: Any) -> None:
     order = fake_cupy.arange(N, dtype=np.int32)
     gpc.data.augment_batch(images, order, dtype=o.dtype, epoch=0, **numbers)
     B = N - N // 2  # the second batch
-    x, clock = make(*o.shape)[:B], fake_cupy.asarray(np.int64([0, 1]))
-    arrays = order.copy(), order, clock, x, fake_cupy.empty(B, np.int32)
-    gpc.data.augment.fetch_batch(images, *arrays, batch_size=N // 2, **numbers)
-    gpc.data.augment.gather_batch(make(*o.shape), *arrays, batch_size=N // 2)
+    x, step_state = make(*o.shape)[:B], fake_cupy.asarray(np.int64([0, 1]))
+    arrays = order.copy(), order, step_state, x, fake_cupy.empty(B, np.int32)
+    fetch_batch(images, *arrays, batch_size=N // 2, **numbers)
+    gather_batch(make(*o.shape), *arrays, batch_size=N // 2)
 
 
 def optimiser(*kinds: Callable, step: Callable = optim.Optimizer.step) -> Callable:
@@ -152,6 +154,19 @@ def optimiser(*kinds: Callable, step: Callable = optim.Optimizer.step) -> Callab
     return run
 
 
+def gemm(make: Callable, o: Any) -> None:
+    """(Z, N, C) by (Z, C, K) in each layout; of 16 bits also in two launches."""
+    Z, N, C, K = o.shape
+    module = importlib.import_module("gpuconv.ops.matmul.gemm")
+    with unittest.mock.patch.object(module, "column_sums", lambda sums, y: None):
+        for a in (make(Z, N, C), make(Z, C, N).swapaxes(1, 2)):
+            for b in (make(Z, C, K), make(Z, K, C).swapaxes(1, 2)):
+                module.gemm(a, b, make(K))
+    if o.dtype.itemsize == 2:  # of other dtypes the sums of the first launch are in y
+        with unittest.mock.patch.object(module, "LONGEST", -(-C // 16) * 8):
+            module.gemm(a, b, make(K), activation="relu")
+
+
 def muon(make: Callable, o: Any) -> None:
     """Its own kernels, without the products of matrices between them."""
     kinds = (functools.partial(optim.Muon, lr=0.1, normalize=True),
@@ -163,9 +178,8 @@ def muon(make: Callable, o: Any) -> None:
 
 def newton_schulz(make: Callable, o: Any) -> None:
     """Its own kernels, without the products of matrices between them."""
-    with (unittest.mock.patch("gpuconv.optim.muon.linear", lambda x, w: make(len(x), len(w))),
-          unittest.mock.patch("gpuconv.optim.muon.gpu_dispatch.gradients",
-                              lambda p, mix, x, *_: (None, x, None))):
+    with unittest.mock.patch("gpuconv.optim.muon.gemm",
+                             lambda a, b: make(a.shape[0], b.shape[1])):
         orthogonalized(make(*o.shape), 1)
 
 
@@ -179,14 +193,14 @@ def ema(make: Callable, o: Any) -> None:
     average.update(its)
 
 
-def clock(make: Callable, o: Any) -> None:
+def step_state(make: Callable, o: Any) -> None:
     """A step in the middle of an epoch of so many."""
     wide, (steps,) = backend.accumulator(o.dtype), o.shape
     time, zero = fake_cupy.asarray(np.int64([0, 1, 1])), fake_cupy.zeros((), np.int64)
     for scale in (None, fake_cupy.ones((), np.float32)):
-        train.step.tick(time, fake_cupy.zeros((), wide), zero, scale, fake_cupy.ones(steps),
-                        fake_cupy.zeros(4), fake_cupy.zeros((steps, 4)))
-    train.step.halt(fake_cupy.full((), np.inf, wide), fake_cupy.zeros(4), True)
+        advance_step_state(time, fake_cupy.zeros((), wide), zero, scale, fake_cupy.ones(steps),
+                           fake_cupy.zeros(4), fake_cupy.zeros((steps, 4)))
+    halt_if_not_finite(fake_cupy.full((), np.inf, wide), fake_cupy.zeros(4), True)
 
 
 def copy(make: Callable, o: Any) -> None:
@@ -204,7 +218,7 @@ CASES = {
     "bias_relu": Case("8x32x32x64", bias_relu),
     "clip": Case("64x1024", optimiser(
         functools.partial(optim.SGD, lr=0.1), step=lambda its: optim.clip_grad_norm(its, 1.0))),
-    "step_state": Case("100", clock),
+    "step_state": Case("100", step_state),
     "copy": Case("48x1024", copy),
     "conv_rotate_filters": Case("2x32x32x64", conv_rotate_filters,
                                 "kernel_size stride padding filters"),
@@ -223,6 +237,7 @@ CASES = {
         lambda x: ops.dropout(x, key=(1, 2), step=0, counter=fake_cupy.ones(1, np.int64)),
         make(*o.shape))),
     "ema": Case("64x1024", ema),
+    "gemm": Case("2x256x256x256", gemm),
     "global_pool": Case("8x16x16x64", lambda make, o: [
         both_ways(f, make(*o.shape)) for f in (ops.global_avg_pool2d, ops.global_max_pool2d)]),
     "im2col": Case("2x32x32x64", im2col, "kernel_size stride padding dilation"),
@@ -237,7 +252,7 @@ CASES = {
     "sgd": Case("64x1024", optimiser(
         *(functools.partial(optim.SGD, lr=0.1, momentum=m, master=master)
           for m in (0, 0.9) for master in (False, True)))),
-    "shuffle": Case("50000", lambda make, o: order_of(fake_cupy.zeros(*o.shape), 1, 2)),
+    "shuffle": Case("50000", lambda make, o: epoch_order(fake_cupy.zeros(*o.shape), 1, 2)),
     "softmax_cross_entropy": Case("128x1000", softmax_cross_entropy),
 }
 DEFAULTS = dict(dtype="float32", kernel_size=2, stride=None, padding=0, dilation=1,

@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status."""
+    """Run a command and return its exit status."""
     if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal cannot show is no failure
         sys.stdout.reconfigure(errors="backslashreplace")
     top, words = parser(), sys.argv[1:] if arguments is None else list(arguments)
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def obey(args: argparse.Namespace) -> int:
-    """Do what was asked for; the exit status."""
+    """Run the parsed command and return its exit status."""
     try:
         if getattr(args, "threads", None):
             threads.set_count(args.threads)
@@ -127,7 +127,7 @@ def runnable(text: str) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and options."""
+    """Return the parser of all commands and options."""
     top = Parser(prog="gpuconv", allow_abbrev=False, epilog=epilog(EXAMPLES),
                  description="Convolutional networks for CuPy and NumPy.",
                  formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -4,10 +4,11 @@
     a layer cannot take less than  max(2 multiply-adds / peak product, bytes / peak copy)  seconds;
     its share of the peak is that, over the seconds it takes
 
-Bytes of a layer: what goes in, what comes out and its parameters, each once. Peaks are the shortest
-of some repetitions, before and after all else, of which the median counts. On a GPU several steps
-are queued between two moments at which one waits for it, and the time of a layer is the device's
-own, between two events: that of a layer with little to do is the time of its launch.
+Bytes of a layer: what goes in, what comes out and its parameters, each once. Layers that run as one
+op count as one: what passes between them is left out. Peaks are the shortest of some repetitions,
+before and after all else, of which the median counts. On a GPU several steps are queued between two
+moments at which one waits for it, and the time of a layer is the device's own, between two events:
+that of a layer with little to do is the time of its launch.
 
 Source: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model", CACM
 52(4), 2009.
@@ -49,10 +50,10 @@ class Peaks(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """The forward pass of a layer."""
+    """The forward pass of a layer, or of layers that run as one op."""
 
-    name: str
-    kind: str
+    name: str       # its path: "0", or "0+1+2"
+    kind: str       # its class: "Conv2d", or "Conv2d+BatchNorm2d+ReLU"
     output: tuple[int, ...]
     seconds: float
     flops: float    # operations
@@ -160,20 +161,20 @@ class Bench:
         return statistics.median(self.times(lambda: self.model.predict(self.x, N)))
 
     def layers(self) -> list[Layer]:
-        """The forward pass layer by layer, in their order."""
+        """Time the forward pass layer by layer; layers that run as one op are timed as one."""
         from gpuconv.autograd import no_grad
-        from gpuconv.nn.observed import observed
+        from gpuconv.nn.observed import kind, observed
         from gpuconv.nn.summary import summary
-        spans: dict[str, list[tuple[Any, Any]]] = {
-            path: [] for path, module in self.model.named_modules()
-            if not next(module.named_children(), None)}
+        spans: dict[str, list[tuple[Any, Any]]] = {}
+        kinds: dict[str, str] = {}
 
         def around(path: str, module: "Module", forward: Callable[..., Any], *inputs: Any) -> Any:
-            if path not in spans:
+            if any(module.named_children()):
                 return forward(*inputs)
             began = self.mark()
             y = forward(*inputs)
-            spans[path].append((began, self.mark()))
+            spans.setdefault(path, []).append((began, self.mark()))
+            kinds[path] = kind(module)
             return y
 
         def forward() -> None:
@@ -182,25 +183,29 @@ class Bench:
 
         self.model.eval()
         runs = 1 + len(self.times(forward)) * QUEUED[self.kind]
-        calls: dict[str, list[Row]] = {}
+        calls: dict[str, list[list[Row]]] = {}  # of each op: the layers of each call
         for row in summary(self.model, self.shape[1:]).rows:
-            calls.setdefault(row.path, []).append(row)
+            if row.joined:
+                calls[row.op][-1].append(row)
+            else:
+                calls.setdefault(row.op, []).append([row])
         found = []
-        for path in (path for path in calls if path in spans):
-            taken = [self.between(*span) for span in spans[path]]
+        for op in (op for op in calls if op in spans):
+            taken = [self.between(*span) for span in spans[op]]
             each = len(taken) // runs  # calls in a pass, of which the first is left out
             seconds = [sum(taken[i:i + each]) for i in range(each, len(taken), each)]
-            found.append(self.layer(calls[path], statistics.median(seconds)))
+            found.append(self.layer(kinds[op], calls[op], statistics.median(seconds)))
         return found
 
-    def layer(self, calls: "list[Row]", seconds: float) -> Layer:
-        """What a layer does in its calls, and the seconds that they take together."""
-        N, size = self.shape[0], self.model.dtype.itemsize
-        flops = sum(2 * N * row.multiply_adds for row in calls)
-        moved = sum(size * (N * (math.prod(row.input) + math.prod(row.output)) + row.parameters)
-                    for row in calls if row.activation_bytes)  # none: it hands on its input
-        last = calls[-1]
-        return Layer(last.path, last.kind, (N, *last.output), seconds, flops, moved)
+    def layer(self, kind: str, calls: "list[list[Row]]", seconds: float) -> Layer:
+        """Return what an op does in its calls, and the seconds that they take together."""
+        N, size, last = self.shape[0], self.model.dtype.itemsize, calls[-1][-1]
+        flops = sum(2 * N * row.multiply_adds for rows in calls for row in rows)
+        sums = last.op.count("+") + 1 - len(calls[-1])  # of residual branches: they have no row
+        moved = sum(size * (N * (math.prod(rows[0].input) + (1 + sums) * math.prod(rows[-1].output))
+                            + sum(row.parameters for row in rows))
+                    for rows in calls if rows[-1].activation_bytes)  # none: it hands on its input
+        return Layer(last.op, kind, (N, *last.output), seconds, flops, moved)
 
     def mark(self) -> Any:
         """A moment: of the clock, or in the GPU's queue."""

@@ -18,7 +18,7 @@ x_train, y_train, x_test, y_test."""
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
-    """Its argument and options."""
+    """Add the argument and options of ``gpuconv data``."""
     to.add_argument("data", nargs="?", metavar="cifar10|shapes|DIR|FILE.npz",
                     help="default: cifar10 where it is found, else shapes, drawn on the spot")
     to.add_argument("--download", action="store_true",
@@ -39,11 +39,11 @@ def add_options(to: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """``gpuconv data``."""
+    """Run ``gpuconv data``."""
     from gpuconv import files
     from gpuconv.cli.output import console, say, show, table
     from gpuconv.data import Source
-    source = Source.of(args.data, data_dir=args.data_dir, image_size=args.image_size,
+    source = Source.from_options(args.data, data_dir=args.data_dir, image_size=args.image_size,
                        test_share=args.test_share, seed=args.seed,
                        skip_broken=args.skip_broken)
     if args.download and source.kind not in ("auto", "cifar10"):
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     with loading(out) as progress:
         train, test = source.load(args.download, progress)
     N, H, W, C = train.images.shape
-    show(out, {"data": source.says(train, test),
+    show(out, {"data": source.describe(train, test),
                "images": f"{H}x{W} pixels, {C} channel{'s' if C > 1 else ''}, uint8",
                "mean": " ".join(f"{x:.4f}" for x in train.mean),
                "std": " ".join(f"{x:.4f}" for x in train.std)})
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def write_picture(dataset: Any, path: pathlib.Path) -> None:
-    """Its contact sheet, as a PNG file."""
+    """Write the contact sheet of a data set as a PNG file."""
     from gpuconv import files
     from gpuconv.data.contact_sheet import contact_sheet
     from gpuconv.data.images import pillow
@@ -81,7 +81,7 @@ def write_picture(dataset: Any, path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def loading(out: Any) -> Iterator[Callable[[int, int, str], None]]:
-    """What ``Source.load`` calls: a bar in a terminal; else a line for each tenth of a download."""
+    """Provide the ``progress`` of ``Source.load``: a bar in a terminal, else a line per 10 %."""
     if not out.is_terminal:
         yield _lines(out)
         return

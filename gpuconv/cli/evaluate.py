@@ -1,4 +1,4 @@
-"""``gpuconv evaluate``: how well a trained model does, class by class."""
+"""``gpuconv evaluate``: accuracy of a trained model, class by class."""
 
 import argparse
 import contextlib
@@ -50,37 +50,38 @@ def add_options(to: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """``gpuconv evaluate``."""
+    """Run ``gpuconv evaluate``."""
     from gpuconv.cli.data import loading
     out = console()
     trained, where = load_run(args)
     with contextlib.nullcontext() if args.json else loading(out) as progress:
-        data, says, said, own = choose_data(args, trained, progress)
-    for text in said:
+        data, description, notes, sets = choose_data(args, trained, progress)
+    for text in notes:
         warnings.warn(text, stacklevel=1)
     views = args.views or (trained.folder.config().settings.views if trained.folder else "none")
-    found = trained.predictions(data, batch_size=args.batch_size, views=views)
-    images = len(found.labels)
+    predictions = trained.predictions(data, batch_size=args.batch_size, views=views)
+    images = len(predictions.labels)
     if args.json:
         write_json(out, {
-            "checkpoint": str(trained.path), "data": says, "images": images,
-            "views": views, "accuracy": found.accuracy, "loss": found.loss, "warnings": said,
-            "differences": own.differences.told() if own and own.differences else None,
-            "classes": [row._asdict() for row in found.per_class()],
-            "confusion": found.confusion.tolist()})
+            "checkpoint": str(trained.path), "data": description, "images": images,
+            "views": views, "accuracy": predictions.accuracy, "loss": predictions.loss,
+            "warnings": notes,
+            "differences": sets.differences.as_dict() if sets and sets.differences else None,
+            "classes": [row._asdict() for row in predictions.per_class()],
+            "confusion": predictions.confusion.tolist()})
         return
-    right = int(found.confusion.trace())
-    seen = "" if views == "none" else f", views {views}"
-    show(out, {"checkpoint": str(trained.path), "data": says, "device": where,
-               "accuracy": f"{found.accuracy:.2%}, {right:,} of {images:,} images{seen}",
-               "loss": f"{found.loss:.4f}"})
+    correct = int(predictions.confusion.trace())
+    suffix = "" if views == "none" else f", views {views}"
+    show(out, {"checkpoint": str(trained.path), "data": description, "device": where,
+               "accuracy": f"{predictions.accuracy:.2%}, {correct:,} of {images:,} images{suffix}",
+               "loss": f"{predictions.loss:.4f}"})
     say(out, "")
-    show_classes(out, found)
+    show_classes(out, predictions)
     say(out, "")
-    if fits(found, out.width if out.is_terminal else 10**6):
-        show_matrix(out, found)
+    if fits(predictions, out.width if out.is_terminal else 10**6):
+        show_matrix(out, predictions)
     else:
-        show_pairs(out, found)
+        show_pairs(out, predictions)
 
 
 def choose_data(args: argparse.Namespace, trained: "Trained", progress: Any = None
@@ -88,7 +89,7 @@ def choose_data(args: argparse.Namespace, trained: "Trained", progress: Any = No
     """Load the images to measure the model on.
 
     Returns:
-        (images, a line about them, warnings, the sets of the run if the images are out of these).
+        (images, a line about them, notes, the sets of the run if the images are from these).
 
     Raises:
         ValueError: there are none, or they are not what the model knows.
@@ -96,13 +97,13 @@ def choose_data(args: argparse.Namespace, trained: "Trained", progress: Any = No
     from gpuconv import runs
     from gpuconv.data.source import MANIFEST_KINDS
     identity, folder = trained.metadata.get("identity"), trained.folder
-    own = whole = manifest = None
+    sets = whole = manifest = None
     if args.data or args.data_dir:
         H, W, _ = trained.input_shape
         chosen = source(args, H if H == W else None)  # of others only what fits as it is
         if folder is not None:
             manifest = folder.manifest()
-            own, whole = runs.sets_in(chosen, folder.config(), manifest, identity, progress)
+            sets, whole = runs.sets_in(chosen, folder.config(), manifest, identity, progress)
     elif args.image_size or args.test_share != TEST_SHARE:
         raise ValueError("--image-size and --test-share go with --data: without it the data are "
                          "what the run was trained on")
@@ -110,32 +111,32 @@ def choose_data(args: argparse.Namespace, trained: "Trained", progress: Any = No
         raise ValueError(f"{trained.path} is in no run folder, so it has no data of its own: "
                          "say --data")
     else:
-        own = folder.sets(identity=identity, download=args.download, progress=progress,
-                          skip_broken=args.skip_broken)
-    if own:
-        data, says = part_of_run(own, args.split or "test", args.limit)
-        said = own.warnings()
+        sets = folder.sets(identity=identity, download=args.download, progress=progress,
+                           skip_broken=args.skip_broken)
+    if sets:
+        data, description = part_of_run(sets, args.split or "test", args.limit)
+        notes = sets.warnings()
     else:
-        data, says, said = part_of_other(args, chosen, whole, manifest, progress)
+        data, description, notes = part_of_other(args, chosen, whole, manifest, progress)
         if folder is not None and manifest is None and chosen.kind in MANIFEST_KINDS and (
                 chosen.kind == folder.config().source.kind):
-            said.append("the run kept no list of its images: it may have been trained on these")
+            notes.append("the run kept no list of its images: it may have been trained on these")
     if not len(data):
-        raise ValueError(f"no image to measure the model on: {'; '.join([says, *said])}")
+        raise ValueError(f"no image to measure the model on: {'; '.join([description, *notes])}")
     if data.images.shape[1:] != trained.input_shape:
         raise ValueError(f"{data.name}: images are {data.images.shape[1:]}, the model takes "
                          f"{trained.input_shape}")
-    return as_trained(data, trained.classes), says, said, own
+    return as_trained(data, trained.classes), description, notes, sets
 
 
-def part_of_run(own: "Sets", split: str, limit: int | None) -> tuple["Dataset", str]:
+def part_of_run(sets: "Sets", split: str, limit: int | None) -> tuple["Dataset", str]:
     """Return a part of a run's own images, and a line about it."""
-    parts = own.train[:limit], own.test[:limit]
+    parts = sets.train[:limit], sets.test[:limit]
     data = joined(*parts) if split == "all" else parts[split == "test"]
     which = WHICH[split]
-    if split in own.unproven:
+    if split in sets.unproven:
         which = f"images, perhaps not the {which} of the run,"
-    return data, f"{len(data):,} {which} of {own.source.says(*parts)}"
+    return data, f"{len(data):,} {which} of {sets.source.describe(*parts)}"
 
 
 def part_of_other(args: argparse.Namespace, chosen: "Source", whole: "Dataset | None",
@@ -148,18 +149,18 @@ def part_of_other(args: argparse.Namespace, chosen: "Source", whole: "Dataset | 
     fixed = chosen.kind in ("auto", "cifar10", "shapes")
     split = args.split or ("test" if fixed else "all")
     if whole is not None and split == "all" and args.limit is None:
-        data, told = whole, chosen.says(whole)
+        data, description = whole, chosen.describe(whole)
     else:
         parts = chosen.load(args.download, progress)
         data = joined(*parts) if split == "all" else parts[split == "test"]
-        told = chosen.says(*parts)
+        description = chosen.describe(*parts)
     which = WHICH[split] if fixed or split == "all" else f"images of the {split} part"
-    said = []
+    notes = []
     if manifest and (known := manifest.trained(data)).any():
-        said.append(f"the model was trained on {known.sum():,} of these {len(data):,} images"
-                    + ("; they are left out" if split == "test" else ""))
+        notes.append(f"the model was trained on {known.sum():,} of these {len(data):,} images"
+                     + ("; they are left out" if split == "test" else ""))
         data = data[~known] if split == "test" else data
-    return data, f"{len(data):,} {which} of {told}", said
+    return data, f"{len(data):,} {which} of {description}", notes
 
 
 def joined(train: "Dataset", test: "Dataset") -> "Dataset":
@@ -173,7 +174,7 @@ def joined(train: "Dataset", test: "Dataset") -> "Dataset":
 
 
 def as_trained(data: "Dataset", classes: tuple[str, ...]) -> "Dataset":
-    """The data with the model's classes and their numbers: another folder may lack some.
+    """Return the data with the model's classes and label numbers: a folder may lack some classes.
 
     Raises:
         ValueError: there are images of a class that the model does not know.
@@ -193,7 +194,7 @@ def as_trained(data: "Dataset", classes: tuple[str, ...]) -> "Dataset":
 
 
 def some(names: Any) -> str:
-    """A few names.
+    """Return a few names as text.
 
     >>> some("abcdefg")
     'a, b, c, d, e and 2 more'
@@ -202,16 +203,16 @@ def some(names: Any) -> str:
     return ", ".join(names[:5]) + rest
 
 
-def show_classes(out: Any, found: "Predictions") -> None:
-    """A row per class."""
-    rows = found.per_class()
+def show_classes(out: Any, predictions: "Predictions") -> None:
+    """Print a row per class."""
+    rows = predictions.per_class()
     if len(rows) > MOST:
         rows = sorted((row for row in rows if row.images),
-                      key=lambda row: row.right / row.images)[:MOST]
-        say(out, f"the {len(rows)} of {len(found.classes)} classes with the lowest recall; --json "
-                 "has all")
-    table(out, ["class", "images", "right", "recall", "precision"],
-          [(row.name, f"{row.images:,}", f"{row.right:,}", percent(row.recall),
+                      key=lambda row: row.correct / row.images)[:MOST]
+        say(out, f"the {len(rows)} of {len(predictions.classes)} classes with the lowest recall; "
+                 "--json has all")
+    table(out, ["class", "images", "correct", "recall", "precision"],
+          [(row.name, f"{row.images:,}", f"{row.correct:,}", percent(row.recall),
             percent(row.precision)) for row in rows], right=range(1, 5))
 
 
@@ -219,7 +220,7 @@ def show_classes(out: Any, found: "Predictions") -> None:
 
 
 def names(classes: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """(of rows, of columns): classes, and their first letters; numbers, where these do not differ.
+    """Return the headings of rows and columns: classes and their first letters, or numbers.
 
     >>> names(("automobile", "bird")), names(("red bus", "red car"))
     ((['automobile', 'bird'], ['auto', 'bird']), (['1 red bus', '2 red car'], ['1', '2']))
@@ -232,23 +233,24 @@ def names(classes: tuple[str, ...]) -> tuple[list[str], list[str]]:
     return [f"{k} {name}" for k, name in zip(numbers, classes, strict=True)], numbers
 
 
-def cell_width(found: "Predictions") -> int:
-    """Columns of the terminal that a cell of the matrix takes."""
+def cell_width(predictions: "Predictions") -> int:
+    """Return the width of a cell of the matrix, characters."""
     from rich.cells import cell_len
-    return 2 + max(map(cell_len, [str(found.confusion.max()), *names(found.classes)[1]]))
+    cells = str(predictions.confusion.max()), *names(predictions.classes)[1]
+    return 2 + max(map(cell_len, cells))
 
 
-def fits(found: "Predictions", columns: int) -> bool:
-    """Does the matrix fit a terminal of so many columns?"""
+def fits(predictions: "Predictions", columns: int) -> bool:
+    """Return whether the matrix fits a terminal of ``columns`` characters."""
     from rich.cells import cell_len
-    rows, K = names(found.classes)[0], len(found.classes)
-    return K <= MOST and max(map(cell_len, rows)) + 1 + cell_width(found) * K <= columns
+    rows, K = names(predictions.classes)[0], len(predictions.classes)
+    return K <= MOST and max(map(cell_len, rows)) + 1 + cell_width(predictions) * K <= columns
 
 
-def show_matrix(out: Any, found: "Predictions") -> None:
-    """Counts, a row per class; in a terminal the more often, the brighter."""
-    rows, columns = names(found.classes)
-    counts = found.confusion.tolist()
+def show_matrix(out: Any, predictions: "Predictions") -> None:
+    """Print the confusion matrix; in a terminal larger counts are brighter."""
+    rows, columns = names(predictions.classes)
+    counts = predictions.confusion.tolist()
     say(out, "images of a class (row), by answer (column)")
     if not out.is_terminal:
         table(out, ["", *columns],
@@ -257,7 +259,7 @@ def show_matrix(out: Any, found: "Predictions") -> None:
         return
     from rich.table import Table
     from rich.text import Text
-    w, made = cell_width(found), Table.grid()
+    w, made = cell_width(predictions), Table.grid()
     made.add_row("", *(Text(f"{name} ".rjust(w), "bold") for name in columns))
     for k, (row, cells) in enumerate(zip(rows, counts, strict=True)):
         total = max(1, sum(cells))
@@ -266,24 +268,24 @@ def show_matrix(out: Any, found: "Predictions") -> None:
     out.print(made)
 
 
-def shade(share: float, right: bool) -> str:
-    """Style of a cell that holds this share of its row.
+def shade(share: float, correct: bool) -> str:
+    """Return the style of a cell that holds this share of its row.
 
-    >>> shade(0.9, right=True), shade(0.05, right=False), shade(0.01, right=False)
+    >>> shade(0.9, correct=True), shade(0.05, correct=False), shade(0.01, correct=False)
     ('white on color(34)', 'white on color(52)', 'dim')
     """
-    steps = GREENS if right else REDS
+    steps = GREENS if correct else REDS
     colour = max((step for step in steps if step[0] <= share), default=None)
     return f"white on color({colour[1]})" if colour else "dim"
 
 
-def show_pairs(out: Any, found: "Predictions") -> None:
-    """The mistakes that are made most often."""
+def show_pairs(out: Any, predictions: "Predictions") -> None:
+    """Print the most frequent mistakes."""
     import numpy as np
-    wrong = found.confusion * (1 - np.eye(len(found.classes), dtype=int))
-    images = found.confusion.sum(axis=1)
+    wrong = predictions.confusion * (1 - np.eye(len(predictions.classes), dtype=int))
+    images = predictions.confusion.sum(axis=1)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST]
-    rows = [(found.classes[a], found.classes[b], f"{wrong[a, b]:,}",
+    rows = [(predictions.classes[a], predictions.classes[b], f"{wrong[a, b]:,}",
              percent(wrong[a, b] / images[a]))
             for a, b in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[a, b]]
     if not rows:

@@ -7,11 +7,11 @@ EXAMPLES = ("gpuconv info",)
 
 
 def add_options(to: argparse.ArgumentParser) -> None:
-    """None."""
+    """Add no options."""
 
 
 def run(args: argparse.Namespace) -> None:
-    """``gpuconv info``."""
+    """Run ``gpuconv info``."""
     from gpuconv import data, runs
     from gpuconv.cli.output import console, show
     from gpuconv.messages import program

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their text becomes a value."""
+"""Options that several commands share, and the parsing of their values."""
 
 import argparse
 import math
@@ -16,7 +16,7 @@ TEST_SHARE = 0.2  # of the images, where a data set has no part to test on
 
 
 def number(kind: Callable[[str], Any], low: float, high: float = math.inf) -> Callable[[str], Any]:
-    """What turns an option's text into a number of low .. high.
+    """Return a function that converts an option's text to a number of low .. high.
 
     >>> number(int, 1, 9)("7")
     7
@@ -36,7 +36,7 @@ def number(kind: Callable[[str], Any], low: float, high: float = math.inf) -> Ca
 
 
 def device(text: str) -> str:
-    """The device, if it is spelt like one."""
+    """Return the text if it names a device; raise argparse's error if not."""
     try:
         backend.gpu_number(text)
     except ValueError as error:
@@ -45,7 +45,7 @@ def device(text: str) -> str:
 
 
 def add_device(to: argparse._ActionsContainer) -> None:
-    """``--device``, and ``--threads``, which ``main`` sees to."""
+    """Add ``--device``, and ``--threads``, which ``main`` handles."""
     to.add_argument("--device", type=device, default="auto", metavar="auto|cpu|cuda|cuda:N",
                     help="default: auto, a GPU if there is one")
     to.add_argument("--threads", type=number(int, 1), metavar="N",
@@ -53,8 +53,8 @@ def add_device(to: argparse._ActionsContainer) -> None:
                          "the process may run on)")
 
 
-def choose_device(asked: str) -> tuple[str, str]:
-    """(device, a line about it): what ``--device`` means on this machine.
+def choose_device(choice: str) -> tuple[str, str]:
+    """Return (device, a line about it) for the value of ``--device``.
 
     Raises:
         RuntimeError: a GPU that is not there; says what is missing.
@@ -63,18 +63,18 @@ def choose_device(asked: str) -> tuple[str, str]:
 
     from gpuconv import threads
     processors = f"cpu, {threads.count()} threads"
-    if asked == "cpu":
-        return asked, processors
+    if choice == "cpu":
+        return choice, processors
     info = backend.device_info()
-    if asked == "auto" and not info.ready:
+    if choice == "auto" and not info.ready:
         return "cpu", f"{processors} (no GPU; {program()} info says why)"
-    backend.to_gpu(np.zeros(0), backend.gpu_number(asked))  # raises what is missing
-    where = "cuda" if asked == "auto" else asked
+    backend.to_gpu(np.zeros(0), backend.gpu_number(choice))  # raises what is missing
+    where = "cuda" if choice == "auto" else choice
     return where, f"{where}, {info.message}"
 
 
 def add_model(to: argparse.ArgumentParser, default: str | None = "cifar_convnet") -> None:
-    """``--model``; ``models.describe`` turns its text into a description."""
+    """Add ``--model``; ``models.describe`` turns its text into a description."""
     to.add_argument("--model", default=default, metavar="NAME|NOTATION",
                     help="cifar_convnet, simple_convnet, speedrun, or layers: 'INPUT 32x32x3 | "
                          "[CONV3-32 RELU]*2 POOL2 | FC 10' (default: "
@@ -83,7 +83,7 @@ def add_model(to: argparse.ArgumentParser, default: str | None = "cifar_convnet"
 
 def add_data(to: argparse.ArgumentParser, default: str = "cifar10 where it is found, else shapes, "
              "drawn on the spot") -> Any:
-    """``--data`` and what belongs to it; ``source`` understands the values. Their group."""
+    """Add ``--data`` and related options, which ``source`` reads; return their group."""
     group = to.add_argument_group("data")
     group.add_argument("--data", metavar="cifar10|shapes|DIR|FILE.npz",
                        help=f"DIR has a folder of images per class (default: {default})")
@@ -116,7 +116,7 @@ def source(args: argparse.Namespace, image_size: int | None = None, seed: int = 
         seed: of the split.
     """
     from gpuconv.data import Source
-    return Source.of(args.data, data_dir=args.data_dir, limit=args.limit, seed=seed,
+    return Source.from_options(args.data, data_dir=args.data_dir, limit=args.limit, seed=seed,
                      image_size=args.image_size or image_size, test_share=args.test_share,
                      skip_broken=args.skip_broken)
 
@@ -129,7 +129,7 @@ def run_argument(to: argparse.ArgumentParser) -> None:
 
 
 def load_run(args: argparse.Namespace) -> tuple["Trained", str]:
-    """(the model of RUN, on ``--device``; a line about the device).
+    """Return (the model of RUN, on ``--device``; a line about the device).
 
     Raises:
         FileNotFoundError, ValueError: there is none, or it is damaged.

@@ -1,4 +1,4 @@
-"""What commands write: tables in a terminal, plain lines in a pipe, a file or a notebook."""
+"""Output of the commands: tables in a terminal, plain lines in a pipe, a file or a notebook."""
 
 import json
 import math
@@ -13,7 +13,7 @@ GAP = 2  # between columns
 
 
 def console() -> Any:
-    """Where output goes: rich's console on standard output."""
+    """Return a rich console on standard output."""
     from rich.console import Console
     return Console()
 
@@ -46,7 +46,7 @@ def show(console: Any, rows: dict[str, str]) -> None:
 
 def table(console: Any, headings: Sequence[str], rows: Sequence[Sequence[Any] | None],
           right: Collection[int] = (), spare: Sequence[int] = ()) -> None:
-    """Columns under headings: a table in a terminal, else aligned lines.
+    """Print columns under headings: a table in a terminal, else aligned lines.
 
     Args:
         headings: one word or a few each.
@@ -91,7 +91,7 @@ def _plain(console: Any, rows: list[list[str]], right: Collection[int]) -> None:
 
 
 def _widths(column: Sequence[str], whole: bool) -> tuple[int, int]:
-    """(of the column as it is, where only words stay whole; or all cells but the heading)."""
+    """Return (full width of a column, least width: words, or cells if ``whole``, stay whole)."""
     from rich.cells import cell_len
     heading, *cells = column
     parts = cells if whole else [word for cell in cells for word in cell.split()]
@@ -104,7 +104,7 @@ def _total(widths: Iterable[int]) -> int:
 
 
 def _squeezed(columns: dict[int, tuple[int, int]], room: int) -> dict[int, int]:
-    """Widths with which the table fits, taken from those that have most to give; {}: none do."""
+    """Return widths with which the table fits, taken from the widest columns; {} if none do."""
     widths = {i: full for i, (full, _) in columns.items()}
     while _total(widths.values()) > room:
         i = max(widths, key=lambda i: widths[i] - columns[i][1])
@@ -127,7 +127,7 @@ def write_json(console: Any, value: Any) -> None:
 
 
 def several(count: int, what: str) -> str:
-    """As many of them.
+    """Return a count with its noun, in plural if needed.
 
     >>> several(1, "epoch"), several(2000, "image")
     ('1 epoch', '2,000 images')
@@ -136,7 +136,7 @@ def several(count: int, what: str) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share in words.
+    """Return a share as a percentage.
 
     >>> percent(0.5), percent(None)
     ('50.0%', '-')

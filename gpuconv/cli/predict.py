@@ -1,4 +1,4 @@
-"""``gpuconv predict``: what a trained model sees in images."""
+"""``gpuconv predict``: classes of images, predicted by a trained model."""
 
 import argparse
 import os

@@ -31,7 +31,7 @@ def add_options(to: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """``gpuconv report``.
+    """Run ``gpuconv report``.
 
     Raises:
         FileNotFoundError, ValueError: there is no run, or it is damaged.
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def choose_run(text: str | None) -> tuple["RunFolder", pathlib.Path | None]:
-    """(the run's folder; the checkpoint to look at, if it was named) of what RUN says.
+    """Return (the run's folder, the named checkpoint or None) of RUN.
 
     Raises:
         FileNotFoundError: there is none.

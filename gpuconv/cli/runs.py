@@ -26,7 +26,7 @@ def add_options(to: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """``gpuconv runs``.
+    """Run ``gpuconv runs``.
 
     Raises:
         FileNotFoundError: a folder was named, and is not there.
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def about(folder: "RunFolder") -> dict[str, Any]:
-    """What can be told about a run; "problem" says what cannot be read, else it is None."""
+    """Return the facts of a run by name; "problem" says what cannot be read, or is None."""
     row: dict[str, Any] = dict.fromkeys(
         ("run", "path", "model", "data", "epochs", "epochs_asked", "best_test_accuracy",
          "views", "views_accuracy", "images_per_second", "date", "status", "problem"))
@@ -73,15 +73,15 @@ def about(folder: "RunFolder") -> dict[str, Any]:
         if rows:
             row["images_per_second"] = statistics.median(r.images_per_second for r in rows)
         row["status"] = folder.status()
-        if viewed := folder.viewed():  # last: the other values do not depend on this file
-            row |= {"views": viewed.views, "views_accuracy": viewed.accuracy}
+        if tta_result := folder.tta_result():  # last: the other values do not depend on this file
+            row |= {"views": tta_result.views, "views_accuracy": tta_result.accuracy}
     except Exception as error:  # whatever is wrong with one run, the others are shown
         row["problem"] = sentence(error)
     return row
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the table."""
+    """Return a row of the table."""
     model = row["model"] or "-"
     epochs = "-" if row["epochs"] is None else f"{row['epochs']}/{row['epochs_asked']}"
     speed = row["images_per_second"]

@@ -16,6 +16,7 @@ EXAMPLES = ("gpuconv summary", "gpuconv summary --model simple_convnet --image-s
             "gpuconv summary --model 'INPUT 32x32x3 | CONV5-16 RELU POOL2 | FC 10'",
             "gpuconv summary --memory --batch-size 512 --dtype float16")
 NOTES = """columns:
+  kind           the layer's class; after a +, it runs together with the layer above it
   unshared       parameters, if each position of a filter had weights of its own
   multiply-adds  products that are added up, per image
   activations    memory of the layer's output, per image
@@ -40,7 +41,7 @@ def add_options(to: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """``gpuconv summary``."""
+    """Run ``gpuconv summary``."""
     from gpuconv import models, nn
     if args.batch_size and not args.memory:
         raise ValueError("--batch-size goes with --memory")
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def step_memory(model: "Module", shape: tuple[int, int, int], batch_size: int) -> dict[str, Any]:
-    """What a training step needs, in bytes, what is free, and the largest batch that fits."""
+    """Return the memory of a training step, the free memory, and the largest batch that fits."""
     from gpuconv.backend import free_memory
     from gpuconv.train.memory import largest_batch, predict
     memory = predict(model, shape, batch_size)
@@ -74,7 +75,7 @@ def step_memory(model: "Module", shape: tuple[int, int, int], batch_size: int) -
 
 
 def in_words(memory: dict[str, Any]) -> dict[str, str]:
-    """The same, for people."""
+    """Return ``step_memory``'s numbers as text."""
     from gpuconv.nn.summary import human
     largest, free = memory["largest_batch"], memory["free"]
     rows = {"batch size": f"{memory['batch_size']:,} images"}

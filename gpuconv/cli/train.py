@@ -1,4 +1,4 @@
-"""``gpuconv train``: train a ConvNet and show how it does."""
+"""``gpuconv train``: train a ConvNet and show its progress."""
 
 import argparse
 import dataclasses
@@ -31,7 +31,7 @@ EXAMPLES = (
 
 
 def loss_scale(text: str) -> str | float:
-    """"dynamic" or a number."""
+    """Return "dynamic" or a number."""
     return text if text == "dynamic" else number(float, 0)(text)
 
 
@@ -105,7 +105,7 @@ def add_options(to: argparse.ArgumentParser) -> None:
 
 
 def recipes() -> str:
-    """The recipes: what each is for, its settings, and what it reached."""
+    """Return the text about the recipes: purpose, settings and results of each."""
     from gpuconv.recipes import RECIPES
     width = 2 + max(map(len, RECIPES))
     lines = ["recipes:"]
@@ -117,14 +117,14 @@ def recipes() -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """NOTES of --help: built when it is shown, because it needs the recipes."""
+    """Build NOTES of --help when it is shown, because it needs the recipes."""
     if name == "NOTES":
         return recipes()
     raise AttributeError(name)
 
 
 def run(args: argparse.Namespace) -> None:
-    """``gpuconv train``."""
+    """Run ``gpuconv train``."""
     from gpuconv import runs
     from gpuconv.cli.data import loading
     from gpuconv.train import Progress
@@ -136,8 +136,8 @@ def run(args: argparse.Namespace) -> None:
         with runs.locked(folder.path), loading(console) as told:  # refused before it reads
             own = folder.sets(args.data, progress=told, skip_broken=args.skip_broken)
         own.warn()
-        folder.go_on_with(own)
-        sets, says = (own.train, own.test), own.source.says(own.train, own.test)
+        folder.resume_with(own)
+        sets, says = (own.train, own.test), own.source.describe(own.train, own.test)
     else:
         config, sets, says, device = chosen(args, console)
         if args.runs:
@@ -159,14 +159,14 @@ def run(args: argparse.Namespace) -> None:
         resume_hint(folder)
         sys.exit(128 + outcome.signal)
     finish(console, folder, outcome.history, sets[1])
-    if (seen := outcome.viewed) is not None:
+    if (seen := outcome.tta_predictions) is not None:
         say(console, f"{seen.accuracy:.2%} of {len(seen.labels):,} test images right with "
                      f"--views {config.settings.views}: {folder.views}")
 
 
 def against_the_clock(args: argparse.Namespace, console: Any, config: "Config",
                       sets: "tuple[Dataset, Dataset]", more: dict[str, str]) -> None:
-    """``--runs``: each run's seconds and accuracy, then their means and standard deviations."""
+    """Run ``--runs``: print seconds and accuracy of each run, then their means and deviations."""
     from gpuconv import runs
     introduce(console, config, sets, more | {"folder": "none: seconds and accuracy of "
                                                        f"{several(args.runs, 'run')}"})
@@ -180,7 +180,7 @@ def against_the_clock(args: argparse.Namespace, console: Any, config: "Config",
             runs.write_timings(args.run, config, done)
 
     found = runs.timed(config, sets, args.runs, eager=args.eager,
-                       tuned=tuned(args, more["device"]), told=keep)
+                       tuned=tuned(args, more["device"]), on_run=keep)
     told = runs.summary(found)
     spread = ["" if of is None else f" +- {of:{form}}" for of, form in (
         (told["seconds_deviation"], ".3f"), (told["accuracy_deviation"], ".2%"))]
@@ -192,7 +192,7 @@ def against_the_clock(args: argparse.Namespace, console: Any, config: "Config",
 
 def chosen(args: argparse.Namespace,
            console: Any) -> "tuple[Config, tuple[Dataset, Dataset], str, str]":
-    """(config, data, a line about them, a line about the device) of a new run."""
+    """Return (config, data, a line about them, a line about the device) of a new run."""
     from gpuconv import models
     from gpuconv.cli.data import loading
     from gpuconv.recipes import RECIPES, usual
@@ -217,7 +217,7 @@ def chosen(args: argparse.Namespace,
     check_run(args, asked)
     with loading(console) as progress:
         sets = asked.load(args.download, progress)
-    source = asked.settled(args.download)
+    source = asked.resolved(args.download)
     name = args.recipe or usual(source.kind, args.model)
     recipe = RECIPES[name]
     N, H, W, C = sets[0].images.shape
@@ -229,7 +229,7 @@ def chosen(args: argparse.Namespace,
         dtype=args.dtype or "float32", seed=seed, device=where,
         command=quoted("gpuconv", *sys.argv[1:]))
     check_data(config, *sets)
-    return config, sets, asked.says(*sets), device
+    return config, sets, asked.describe(*sets), device
 
 
 def check_run(args: argparse.Namespace, source: "Source") -> None:
@@ -255,12 +255,12 @@ def check_run(args: argparse.Namespace, source: "Source") -> None:
 
 
 def with_changes(settings: "Settings", changes: dict[str, Any]) -> "Settings":
-    """A recipe's settings with what was typed; another optimiser comes with its usual rates."""
+    """Return a recipe's settings with the options; another optimiser brings its usual settings."""
     return settings.with_optimizer(changes.get("optimizer", settings.optimizer)).replace(**changes)
 
 
 def tuned(args: argparse.Namespace, device: str) -> "Table | None":
-    """The table of ``--tuned``, if it holds here."""
+    """Return the tuning table of ``--tuned``, checked for this device."""
     from gpuconv import ops
     if args.tuned is None:
         return None
@@ -272,7 +272,7 @@ def tuned(args: argparse.Namespace, device: str) -> "Table | None":
 
 
 def resumed(args: argparse.Namespace, folder: "RunFolder") -> "tuple[Config, str]":
-    """(config, a line about the device) of a run that goes on."""
+    """Return (config, a line about the device) of a run to resume."""
     parser = argparse.ArgumentParser()
     add_options(parser)
     usual = vars(parser.parse_args([]))

@@ -72,7 +72,7 @@ PYTHON = Version(
 
 def cifar10(root: str | os.PathLike | None = None, download: bool = False, *, verify: bool = True,
             progress: Callable[[int, int], object] | None = None) -> tuple[Dataset, Dataset]:
-    """The training set and the test set.
+    """Return the training set and the test set of CIFAR-10.
 
     Args:
         root: folder that holds the files of either version, or its archive, or the folder
@@ -118,26 +118,26 @@ def cifar10(root: str | os.PathLike | None = None, download: bool = False, *, ve
 
 
 def cifar10_places() -> list[pathlib.Path]:
-    """Where ``cifar10`` looks unless it is told: ``data``, then this user's cache folder."""
+    """Return the default places of ``cifar10``: ``data``, then the user's cache folder."""
     import platformdirs
     return [pathlib.Path("data"), pathlib.Path(platformdirs.user_cache_dir("gpuconv"))]
 
 
 def cifar10_path(root: str | os.PathLike | None = None) -> pathlib.Path | None:
-    """The folder or archive that ``cifar10(root)`` would read, unread; None: it would find none."""
+    """Return the folder or archive that ``cifar10(root)`` reads; None if there is none."""
     found = _search(root)
     return found and found[1]
 
 
 def _search(root: str | os.PathLike | None) -> tuple[Version, pathlib.Path] | None:
-    """What is at root; by default in the usual places, where a file called "data" is no archive."""
+    """Return version and path of the files at root; by default in the usual folders."""
     if root is not None:
         return _find(pathlib.Path(root))
     return next(filter(None, map(_find, filter(pathlib.Path.is_dir, cifar10_places()))), None)
 
 
 def _find(place: pathlib.Path) -> tuple[Version, pathlib.Path] | None:
-    """The version, and the archive or the folder of its files."""
+    """Return the version, and the archive or the folder of its files; None if there is none."""
     if os.path.lexists(place) and not place.is_dir():
         return _version_of(place), place
     for folder in (place, place / BINARY.folder, place / PYTHON.folder):
@@ -151,7 +151,7 @@ def _find(place: pathlib.Path) -> tuple[Version, pathlib.Path] | None:
 
 
 def _version_of(archive: pathlib.Path) -> Version:
-    """By what the archive holds: it may have been renamed."""
+    """Return the version of an archive by its members: the file may have been renamed."""
     for name in _members(archive, {*BINARY.md5, *PYTHON.md5}, read=False):
         return BINARY if name in BINARY.md5 else PYTHON
     raise ValueError(f"{archive}: an archive, but with no file of CIFAR-10 in it")
@@ -189,7 +189,7 @@ def _from_archive(version: Version, archive: pathlib.Path, verify: bool) -> dict
 
 
 def _members(archive: pathlib.Path, wanted: set[str], read: bool = True) -> dict[str, bytes]:
-    """The wanted files by name; without ``read``, the first of them, unread.
+    """Return the wanted files by name; without ``read``, only the first one, with no content.
 
     A member counts if it is called <file> or <official folder>/<file>. All others are passed over
     unread, so absolute paths and ".." lead nowhere: no path of the archive ever meets the disk.
@@ -231,7 +231,7 @@ def _check_length(path: pathlib.Path, size: int) -> None:
 
 def _parse(version: Version, path: pathlib.Path, blob: bytes,
            verify: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(labels (n,), planes (n, 3, 32, 32)) uint8 of one file."""
+    """Return (labels (n,), planes (n, 3, 32, 32)) uint8 of one file."""
     if verify and version is PYTHON:  # before anything reads it
         _check_hash(version, path, blob)
     if version is BINARY:
@@ -268,9 +268,9 @@ def _dataset(parts: list[tuple[np.ndarray, np.ndarray]], name: str) -> Dataset:
     for _, planes in parts:
         out = images[first : first + len(planes)]
 
-        def interleave(piece: slice, planes: np.ndarray = planes, out: np.ndarray = out) -> None:
+        def interleave(chunk: slice, planes: np.ndarray = planes, out: np.ndarray = out) -> None:
             for c in range(3):
-                out[piece, :, :, c] = planes[piece, c]
+                out[chunk, :, :, c] = planes[chunk, c]
 
         threads.each(interleave, threads.chunks(len(planes), 2 * RECORD))
         first += len(planes)

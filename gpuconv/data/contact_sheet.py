@@ -17,7 +17,7 @@ TEXT, FAINT = (34, 34, 34), (130, 130, 130)
 
 
 def contact_sheet(dataset: Dataset, columns: int = 10) -> np.ndarray:
-    """The first images of each class, one class per row, its name and number of images at the left.
+    """Draw the first images of each class, one class per row, with its name and number of images.
 
     Args:
         dataset: (N, H, W, C) of 1 or 3 channels; at most its first 100 classes are shown.
@@ -55,13 +55,13 @@ def contact_sheet(dataset: Dataset, columns: int = 10) -> np.ndarray:
 
 
 def _name(name: str) -> str:
-    """As the font, which knows Latin letters only, can show it."""
+    """Return a class name that the font, which has Latin letters only, can show."""
     short = name if len(name) <= LETTERS else f"{name[:LETTERS - 2]}.."
     return short.encode("latin-1", "replace").decode("latin-1")
 
 
 def _tile(H: int, W: int) -> tuple[int, int]:
-    """Whole times the size of a small image, so that its pixels stay square."""
+    """Return the size of a tile: a whole multiple of a small image, so pixels stay square."""
     times = TILE // max(H, W)
     if times:
         return H * times, W * times

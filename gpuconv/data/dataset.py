@@ -4,14 +4,24 @@ import dataclasses
 import functools
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gpuconv import backend, threads
-from gpuconv.backend import Array, array_device, check_arrays, device_name, is_array, to_cpu
+from gpuconv.backend import (
+    Array,
+    adopt,
+    array_device,
+    check_arrays,
+    device_name,
+    is_array,
+    to_cpu,
+)
 from gpuconv.checks import check_kind, no_array, short, type_name
 
+PerChannel = Sequence[float] | np.ndarray  # (C,)
 DATASET = ": Dataset(images uint8 (N, H, W, C), labels int32 (N,), classes, name)"  # a hint
 
 
@@ -24,7 +34,7 @@ class Dataset:
         labels: (N,) int32, 0 .. len(classes) - 1.
         classes: the name of each label.
         name: of the set.
-        names: (N,) array of str, dtype object: where each image comes from. None: not known.
+        names: (N,) array of str, dtype object: origin of each image. None: not known.
 
     Raises:
         TypeError: an array of another dtype, or one on the CPU and one on the GPU.
@@ -42,7 +52,7 @@ class Dataset:
     names: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no data set."""
+        """Check the fields."""
         check_kind("Dataset", "name", self.name, str)
         me = f"Dataset {self.name}"
         if not isinstance(self.classes, (tuple, list)):
@@ -82,11 +92,11 @@ class Dataset:
                 f"{len(self.classes)} classes, {device_name(self.images)})")
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def __getitem__(self, which: Any) -> "Dataset":
-        """The images of a slice or an array of indices; a slice shares their memory."""
+        """Return the images of a slice or an array of indices; a slice shares their memory."""
         with array_device(self.labels):
             try:
                 if isinstance(which, np.ma.MaskedArray):
@@ -103,7 +113,7 @@ class Dataset:
         return dataclasses.replace(self, images=images, labels=labels, names=names)
 
     def to(self, device: str) -> "Dataset":
-        """The same set on "cpu", "cuda" or "cuda:1"; itself if it is there."""
+        """Return the set on "cpu", "cuda" or "cuda:1"; itself if it is there already."""
         images, labels = (backend.asarray(a, device) for a in (self.images, self.labels))
         if images is self.images and labels is self.labels:
             return self
@@ -112,16 +122,16 @@ class Dataset:
     @property
     def mean(self) -> np.ndarray:
         """(C,) float64: mean of each channel, pixels scaled to 0 .. 1."""
-        return self._moments[0]
+        return self._mean_and_std[0]
 
     @property
     def std(self) -> np.ndarray:
         """(C,) float64: standard deviation of each channel (divisor N*H*W), pixels in 0 .. 1."""
-        return self._moments[1]
+        return self._mean_and_std[1]
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """CRC-32 of images, labels and classes, in hex: another one means other data.
+        """CRC-32 of images, labels and classes, in hex; differs if the data differ.
 
         >>> tiny = Dataset(np.zeros((1, 2, 2, 1), "uint8"), np.int32([0]), ("a",), "tiny")
         >>> tiny.fingerprint
@@ -134,22 +144,49 @@ class Dataset:
         return f"{crc:08x}"
 
     @functools.cached_property
-    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Exact: sums of whole numbers, divided once."""
+    def _mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
+        """Compute mean and std exactly: sums of integers, divided once."""
         images = to_cpu(self.images)
         N, H, W, C = images.shape
         if not images.size:
             raise ValueError(f"Dataset {self.name}: no pixels, shape {images.shape}, so no mean")
 
-        def sums(piece: slice) -> np.ndarray:
-            x = images[piece].astype(np.uint16)  # a square fits too
+        def sums(chunk: slice) -> np.ndarray:
+            x = images[chunk].astype(np.uint16)  # a square fits too
             return np.stack([v.sum(axis=0, dtype=np.uint64).sum(axis=(0, 1)) for v in (x, x * x)])
 
-        pieces = threads.chunks(N, 4 * H * W * C)
-        first, second = np.sum(threads.each(sums, pieces), axis=0).tolist()  # C Python ints each
+        chunks = threads.chunks(N, 4 * H * W * C)
+        first, second = np.sum(threads.each(sums, chunks), axis=0).tolist()  # C Python ints each
         n = N * H * W
         mean = np.array([a / (255 * n) for a in first])
         std = np.array([math.sqrt(n * b - a * a) / (255 * n)
                         for a, b in zip(first, second, strict=True)])
         mean.flags.writeable = std.flags.writeable = False
         return mean, std
+
+
+def check_per_channel(caller: str, name: str, values: PerChannel, C: int) -> np.ndarray:
+    """Return the mean or the std of each channel as (C,) float64.
+
+    Args:
+        caller: name of the function, for messages.
+        name: "mean" or "std".
+        values: numbers, one for each channel.
+        C: channels.
+
+    Raises:
+        TypeError, ValueError: not C finite numbers, or a std that is not positive.
+    """
+    array = to_cpu(adopt(caller, name, values))
+    if array.dtype.kind == "c":
+        raise TypeError(f"{caller}: {name} has dtype {array.dtype}, wanted real numbers")
+    array = np.asarray(array, np.float64)
+    if array.shape != (C,):
+        raise ValueError(f"{caller}: {name} has shape {array.shape}, wanted ({C},), a number for "
+                         "each channel")
+    if name == "std" and not (array > 0).all():
+        raise ValueError(f"{caller}: std {short(array.tolist())}: a channel does not vary, so it "
+                         "cannot be normalised; pass a std of your own, each more than 0")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{caller}: {name} is {short(array.tolist())}, wanted finite numbers")
+    return array

@@ -1,4 +1,4 @@
-"""Verified downloads that go on where they broke off.
+"""Verified downloads that resume where they broke off.
 
 What arrives is kept beside the target as ``<name>.part``. A later try asks the server for the rest
 only (HTTP Range); a server that cannot do that sends the whole again. The size and the SHA-256 are
@@ -66,16 +66,16 @@ def download(url: str, path: str | os.PathLike, *, sha256: str, size: int,
         if isinstance(error, OSError):
             kept = (f"; {have:,} of {size:,} bytes wait in {part}, try again to go on" if have
                     else "")
-            said = OSError(f"download: {url}: {error.strerror or error}{kept}; {by_hand}")
-            said.errno = error.errno
-            raise said from error
+            failure = OSError(f"download: {url}: {error.strerror or error}{kept}; {by_hand}")
+            failure.errno = error.errno
+            raise failure from error
         raise
     files.sync_folder(path.parent)
 
 
 def _complete(file: IO[bytes], url: str, sha256: str, size: int,
               progress: Progress | None) -> None:
-    """Bring the file to its size, and check what the disk holds."""
+    """Download the rest of a file, and check the result."""
     fresh, idle = False, 0  # all of it is from this call? tries in a row that brought nothing new
     while True:
         before = _length(file)
@@ -139,7 +139,7 @@ def _length(file: IO[bytes]) -> int:
 
 
 def _ask(url: str, first: int) -> Any:
-    """The server's answer, from byte ``first`` on if it can do that, else from 0."""
+    """Return the server's answer, from byte ``first`` on if it supports that, else from 0."""
     import urllib.error
     import urllib.request
     headers = {"Range": f"bytes={first}-"} if first else {}
@@ -158,7 +158,7 @@ def _ask(url: str, first: int) -> Any:
 
 
 def _offered(answer: Any) -> tuple[int, int | None]:
-    """(first byte, size of the whole file or None) that an answer announces."""
+    """Return (first byte, size of the whole file or None) of an answer."""
     if answer.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
         if not match:
@@ -175,7 +175,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _lock(file: IO[bytes], part: pathlib.Path) -> None:
-    """Two processes that append to one file would spoil it."""
+    """Lock a file against other processes that would append to it."""
     try:
         import fcntl
     except ImportError:  # Windows: the hash tells

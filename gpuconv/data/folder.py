@@ -172,12 +172,14 @@ def _dataset(path: pathlib.Path, files: Sequence[File], classes: tuple[str, ...]
     images, broken = _read(path, files, size, channels, progress)
     if broken:
         count = f"{len(broken):,} of the {len(files):,} images in {path} cannot be read"
-        said = [broken[i].replace("\n", "\\n") for i in sorted(broken, key=lambda i: files[i].path)]
-        shown = said[:SHOWN] + [f"... and {len(said) - SHOWN:,} more"] * (len(said) > SHOWN)
+        problems = [broken[i].replace("\n", "\\n")
+                    for i in sorted(broken, key=lambda i: files[i].path)]
+        more = [f"... and {len(problems) - SHOWN:,} more"] * (len(problems) > SHOWN)
+        shown = problems[:SHOWN] + more
         if not skip_broken:
             hint = "repair or remove them, or go on without: --skip-broken, skip_broken=True"
-            if len(said) == 1:
-                raise ValueError(f"{said[0]} ({count}; {hint})")
+            if len(problems) == 1:
+                raise ValueError(f"{problems[0]} ({count}; {hint})")
             error = ValueError(f"{count} ({hint}):")
             for line in shown:
                 error.add_note(f"  {line}")
@@ -219,8 +221,8 @@ def _read(path: pathlib.Path, files: Sequence[File], size: int | tuple[int, int]
         except (ValueError, OSError, MemoryError) as error:
             broken[i] = _problem(files[i].path, error)
 
-    def work(piece: slice) -> None:
-        for i in range(piece.start, piece.stop):
+    def work(chunk: slice) -> None:
+        for i in range(chunk.start, chunk.stop):
             read(i, share)
 
     step = ROUND * threads.count()  # not all at once: for progress, and for Ctrl-C

@@ -121,7 +121,7 @@ def height_and_width(caller: str, name: str, size: Any) -> tuple[int, int]:
 
 
 def resized(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Images of another size: their middle part, cut and resized as by ``read_image``.
+    """Return images of another size: their middle part, cropped and resized as by ``read_image``.
 
     Args:
         images: (N, H, W, C) uint8.
@@ -145,8 +145,8 @@ def resized(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     check_free_memory(N * height * width * C, f"resized: {N:,} images of {height}x{width}x{C}")
     out = np.empty((N, height, width, C), np.uint8)
 
-    def work(piece: slice) -> None:
-        for n in range(piece.start, piece.stop):
+    def work(chunk: slice) -> None:
+        for n in range(chunk.start, chunk.stop):
             for c in range(C):
                 plane = Image.fromarray(np.ascontiguousarray(images[n, :, :, c]))
                 out[n, :, :, c] = np.asarray(_fit(plane, plane.size, (height, width)))
@@ -157,7 +157,7 @@ def resized(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 
 @functools.cache
 def pillow() -> Any:
-    """Pillow's Image module, with the formats that this installation has."""
+    """Import and return Pillow's Image module, with the formats of this installation."""
     try:
         from PIL import Image
     except ImportError:
@@ -205,9 +205,9 @@ def _read(file: IO[bytes], name: str, length: int, size: tuple[int, int], channe
                 return None
             return _decode(image, drafted and drafted[1][2:], size, channels)
     except MemoryError as error:
-        said = str(error)
-        raise MemoryError(said if said.startswith(name) else
-                          f"{name}: more memory than is free: {said}".removesuffix(": ")) from None
+        text = str(error)
+        raise MemoryError(text if text.startswith(name) else
+                          f"{name}: more memory than is free: {text}".removesuffix(": ")) from None
     except pillow().DecompressionBombError as error:
         raise RefusedError(f"{name}: refused, it may be a decompression bomb: {error}") from None
     except Exception as error:  # what a damaged image raises is anybody's guess
@@ -278,7 +278,7 @@ def _decode(image: Any, drafted: tuple[float, float] | None, size: tuple[int, in
 
 
 def _eight_bits(image: Any) -> Any:
-    """Grey of 16 or 32 bits, or of floats, as grey of 8 bits; others as they are."""
+    """Return 16-bit, 32-bit and float grey images with 8 bits; others unchanged."""
     if not image.mode.startswith(("I", "F")):
         return image
     a, most = np.asarray(image), 1 if image.mode == "F" else 65535
@@ -299,7 +299,7 @@ def _on_white(image: Any) -> Any:
 
 
 def _fit(image: Any, extent: tuple[float, float], size: tuple[int, int]) -> Any:
-    """The largest middle part of this shape, of an image this wide and high, resized."""
+    """Return the largest middle part with this shape, resized to this width and height."""
     (height, width), (W, H) = size, extent
     scale = min(W / width, H / height)
     left, top = max(0, W - scale * width) / 2, max(0, H - scale * height) / 2

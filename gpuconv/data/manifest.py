@@ -41,16 +41,16 @@ def digests(images: Any) -> list[bytes]:
     """Return a hash of the pixels of each image (N, H, W, C)."""
     start = hashlib.blake2b(repr(tuple(images.shape[1:])).encode(), digest_size=BYTES)
 
-    def work(piece: slice) -> list[bytes]:
+    def work(chunk: slice) -> list[bytes]:
         found = []
-        for image in np.ascontiguousarray(to_cpu(images[piece])):
+        for image in np.ascontiguousarray(to_cpu(images[chunk])):
             one = start.copy()
             one.update(image)
             found.append(one.digest())
         return found
 
-    pieces = threads.chunks(len(images), int(np.prod(images.shape[1:])))
-    return [digest for piece in threads.each(work, pieces) for digest in piece]
+    chunks = threads.chunks(len(images), int(np.prod(images.shape[1:])))
+    return [digest for chunk in threads.each(work, chunks) for digest in chunk]
 
 
 def _few(names: Sequence[str]) -> str:
@@ -73,7 +73,7 @@ class Listed:
 
 @dataclasses.dataclass(frozen=True)
 class Differences:
-    """How the images that are there differ from a manifest, as names of images."""
+    """Differences between a manifest and the images found, as names of images."""
 
     missing: tuple[str, ...] = ()           # test images that are not there
     changed: tuple[str, ...] = ()           # test images with other pixels, or of another class
@@ -102,7 +102,7 @@ class Differences:
                      "in the run", "training images have other pixels or another class than in the "
                      "run")) if names]
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return counts and a few names of each kind, for JSON."""
         return {kind: {"count": len(names), "names": list(names[:SHOWN])}
                 for kind, names in dataclasses.asdict(self).items()}
@@ -140,13 +140,13 @@ class Manifest:
         Raises:
             OSError: the file cannot be written.
         """
-        def told(part: Listed) -> dict[str, Any]:
+        def values(part: Listed) -> dict[str, Any]:
             return {"names": part.names, "labels": part.labels,
                     "digests": [digest.hex() for digest in part.digests]}
 
         with files.atomic_write(path, "w") as file:
-            json.dump({"classes": self.classes, "train": told(self.train),
-                       "test": told(self.test)}, file)
+            json.dump({"classes": self.classes, "train": values(self.train),
+                       "test": values(self.test)}, file)
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Manifest":
@@ -158,15 +158,15 @@ class Manifest:
             ValueError: it is damaged, or something else; says why.
         """
         try:
-            told = reading.read_json(path)
+            values = reading.read_json(path)
         except ValueError as error:
             raise ValueError(f"{error}; {REPAIR}") from None
         try:
-            if not isinstance(told, dict) or not {"classes", "train", "test"} <= told.keys():
+            if not isinstance(values, dict) or not {"classes", "train", "test"} <= values.keys():
                 raise ValueError("wanted classes, train and test")
-            classes = _strings(told["classes"], "classes")
-            return cls(classes, _listed(told["train"], len(classes)),
-                       _listed(told["test"], len(classes)))
+            classes = _strings(values["classes"], "classes")
+            return cls(classes, _listed(values["train"], len(classes)),
+                       _listed(values["test"], len(classes)))
         except ValueError as error:
             raise ValueError(f"{path}: damaged, or no list of a run's images: {error}; {REPAIR}"
                              ) from None
@@ -242,7 +242,7 @@ def _pair(entries: Sequence[Row], images: Sequence[Row], cut: int, trained: Abst
     taken: set[int] = set()
 
     def match(of_entries: Iterable[Any], of_images: Iterable[Any]) -> None:
-        """Pair entries and images that have equal keys and no partner; None is no key."""
+        """Pair entries and images with equal keys that have no partner yet; None is no key."""
         waiting: dict[Any, collections.deque[int]] = collections.defaultdict(collections.deque)
         for entry, key in enumerate(of_entries):
             if entry not in place:
@@ -278,12 +278,12 @@ def _strings(values: Any, what: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _listed(told: Any, classes: int) -> Listed:
+def _listed(values: Any, classes: int) -> Listed:
     """Return a set as JSON tells it, if it is one."""
-    if not isinstance(told, dict) or not {"names", "labels", "digests"} <= told.keys():
+    if not isinstance(values, dict) or not {"names", "labels", "digests"} <= values.keys():
         raise ValueError("wanted names, labels and digests of each set")
-    names = None if told["names"] is None else _strings(told["names"], "names")
-    hexadecimal, labels = _strings(told["digests"], "digests"), told["labels"]
+    names = None if values["names"] is None else _strings(values["names"], "names")
+    hexadecimal, labels = _strings(values["digests"], "digests"), values["labels"]
     if not isinstance(labels, list) or not all(
             type(label) is int and 0 <= label < classes for label in labels):
         raise ValueError(f"labels: wanted whole numbers of 0..{classes - 1}")

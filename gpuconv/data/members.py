@@ -56,9 +56,9 @@ def read_members(path: pathlib.Path, wanted: Collection[str]) -> dict[str, np.nd
                             array = np.lib.format.read_array(member, allow_pickle=False)
                         arrays[name] = _text(array) if array.dtype.kind in "SU" else array
         except MemoryError as error:
-            said = str(error)
-            raise MemoryError(said if said.startswith(str(path)) else
-                              f"{path}: {name or 'the file'}: {said}") from None
+            text = str(error)
+            raise MemoryError(text if text.startswith(str(path)) else
+                              f"{path}: {name or 'the file'}: {text}") from None
         except RefusedError:
             raise
         except Exception as error:  # what a damaged file raises is anybody's guess

@@ -141,7 +141,7 @@ def _read(path: pathlib.Path, any_size: bool) -> tuple[
 
 
 def _labels(path: pathlib.Path, name: str, labels: np.ndarray) -> np.ndarray:
-    """(N,) integers or strings."""
+    """Return the labels, (N,) integers or strings."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
@@ -154,7 +154,7 @@ def _labels(path: pathlib.Path, name: str, labels: np.ndarray) -> np.ndarray:
 
 def _classes(path: pathlib.Path, names: np.ndarray | None,
              values: list[np.ndarray]) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """(names of the classes, labels as int32 of each set)."""
+    """Return (names of the classes, labels as int32 of each set)."""
     known = np.unique(values[0])
     if names is not None:
         if names.ndim != 1 or len(set(names.tolist())) < len(names):
@@ -179,7 +179,7 @@ def _classes(path: pathlib.Path, names: np.ndarray | None,
 
 
 def _images(path: pathlib.Path, name: str, images: np.ndarray, count: int) -> np.ndarray:
-    """(N, H, W, C) uint8."""
+    """Return the images, (N, H, W, C) uint8."""
     if images.ndim == 3:
         images = images[..., None]  # (N, H, W, 1)
     if images.ndim != 4 or 0 in images.shape:
@@ -206,8 +206,8 @@ def _images(path: pathlib.Path, name: str, images: np.ndarray, count: int) -> np
     check_free_memory(images.size, f"{path}: {name} as uint8")
     out = np.empty(images.shape, np.uint8)
 
-    def work(piece: slice) -> None:
-        out[piece] = images[piece] * 255 + 0.5
+    def work(chunk: slice) -> None:
+        out[chunk] = images[chunk] * 255 + 0.5
 
     threads.each(work, threads.chunks(count, images[0].nbytes))
     return out

@@ -37,27 +37,27 @@ COS, SIN = (np.round(4096 * part).astype(np.float32) / np.float32(4096)  # whate
 
 
 def circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A disc."""
+    """Return the distance to a disc."""
     return np.sqrt(x * x + y * y) - 0.9
 
 
 def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A disc with a hole."""
+    """Return the distance to a disc with a hole."""
     return abs(np.sqrt(x * x + y * y) - 0.72) - 0.23
 
 
 def square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Four equal sides."""
+    """Return the distance to a square."""
     return np.maximum(abs(x), abs(y)) - 0.8
 
 
 def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Three equal sides."""
+    """Return the distance to an equilateral triangle."""
     return np.maximum(0.866 * abs(x) + 0.5 * y, -y) - 0.55
 
 
 def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Five points: mirrored into one half of one point, where the edge is a line."""
+    """Return the distance to a star; mirrored into half a point, whose edge is a line."""
     x = abs(x)
     for nx, ny in ((-0.30902, -0.95106), (0.80902, -0.58779)):  # at 108 and 36 degrees from a tip
         beyond = np.maximum(nx * x + ny * y, 0)
@@ -66,13 +66,13 @@ def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Two bars, one over the other."""
+    """Return the distance to two crossed bars."""
     x, y = abs(x), abs(y)
     return np.minimum(np.maximum(x - 0.95, y - 0.3), np.maximum(x - 0.3, y - 0.95))
 
 
 def heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Two discs, and a wedge that touches both down to a tip at (0, -0.95)."""
+    """Return the distance to two discs with a wedge down to a tip at (0, -0.95)."""
     x = abs(x)
     dx, dy = x - 0.44, y - 0.32
     wedge = np.maximum(0.766 * x - 0.643 * (y + 0.95), y - 0.13)
@@ -80,20 +80,20 @@ def heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A disc that another has bitten."""
+    """Return the distance to a disc without another disc."""
     xx, dy = x * x, y - 0.5
     return np.maximum(np.sqrt(xx + y * y) - 0.95, 0.78 - np.sqrt(xx + dy * dy))
 
 
 def arrow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A triangle on a shaft."""
+    """Return the distance to a triangle on a shaft."""
     x = abs(x)
     head = np.maximum(0.743 * x + 0.669 * (y - 1), 0.1 - y)
     return np.minimum(head, np.maximum(x - 0.27, abs(y + 0.4) - 0.55))
 
 
 def hourglass(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Two triangles that meet at their tips."""
+    """Return the distance to two triangles that meet at their tips."""
     y = abs(y)
     return np.maximum(y - 0.85, 0.763 * (abs(x) - 0.08) - 0.646 * y)
 
@@ -108,7 +108,7 @@ CLASSES = tuple(shape.__name__ for shape in SHAPES)
 
 
 def shapes(train: int = 10_000, test: int = 2_000, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """A training set and a test set of procedural pictures, 32x32 RGB, ten classes.
+    """Draw a training set and a test set of synthetic pictures, 32x32 RGB, ten classes.
 
     Args:
         train: number of pictures to learn from; picture i is of class i % 10.
@@ -138,9 +138,9 @@ def _set(count: int, key: tuple[int, int], split: int, name: str) -> Dataset:
     for label, shape in enumerate(SHAPES):
         mine, out = indices[label :: len(SHAPES)], images[label :: len(SHAPES)]
 
-        def draw(piece: slice, shape: Shape = shape, mine: np.ndarray = mine,
+        def draw(chunk: slice, shape: Shape = shape, mine: np.ndarray = mine,
                  out: np.ndarray = out) -> None:
-            out[piece] = _draw(shape, mine[piece], key, split)
+            out[chunk] = _draw(shape, mine[chunk], key, split)
 
         threads.each(draw, threads.chunks(len(mine), 16 * SIZE * SIZE * 4))
     return Dataset(images, (indices % len(SHAPES)).astype(np.int32), CLASSES, name)
@@ -154,32 +154,32 @@ class _Numbers:
         self.words = _words(pictures, key, split, 0, NUMBERS)
 
     def between(self, low: float, high: float) -> np.ndarray:
-        """Uniform in [low, high)."""
+        """Return uniform numbers in [low, high)."""
         word = self.words[:, self.next, None, None] >> np.uint32(8)
         self.next += 1
         return low + (high - low) * (word.astype(np.float32) * np.float32(2**-24))
 
     def direction(self) -> tuple[np.ndarray, np.ndarray]:
-        """(cos, sin) of any angle."""
+        """Return (cos, sin) of random angles."""
         which = self.between(0, len(COS)).astype(np.intp)
         return COS[which], SIN[which]
 
     def colour(self, hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> list:
-        """R, G, B in 0 .. 255: a tent over the hue for each."""
+        """Return random R, G, B in 0 .. 255: a tent function over the hue for each."""
         tents = (abs((hue + third) % 1 * 6 - 3) - 1 for third in (0, 2 / 3, 1 / 3))
         return [255 * value * (1 + saturation * (np.clip(tent, 0, 1) - 1)) for tent in tents]
 
 
 def _words(pictures: np.ndarray, key: tuple[int, int], split: int, first: int,
            count: int) -> np.ndarray:
-    """(n, count) uint32, from block ``first`` of each picture's own Philox sequence."""
+    """Return (n, count) uint32, from block ``first`` of each picture's own Philox sequence."""
     blocks = np.arange(first, first + count // 4, dtype=np.uint64)
     four = random.philox((blocks, pictures[:, None], split, 0), key)
     return np.stack([w.astype(np.uint32) for w in four], axis=2).reshape(len(pictures), count)
 
 
 def _draw(shape: Shape, pictures: np.ndarray, key: tuple[int, int], split: int) -> np.ndarray:
-    """(n, 32, 32, 3) uint8: pictures of one shape."""
+    """Draw (n, 32, 32, 3) uint8 pictures of one shape."""
     numbers = _Numbers(pictures, key, split)
     between = numbers.between
     h, w = np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2  # 0 is the middle
@@ -213,7 +213,7 @@ def _draw(shape: Shape, pictures: np.ndarray, key: tuple[int, int], split: int) 
 
 
 def _paper(colours: list, numbers: _Numbers, h: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """(n, 3, 32, 32) float32: stripes and a slope between two colours."""
+    """Draw backgrounds, (n, 3, 32, 32) float32: stripes and a slope between two colours."""
     cos, sin = numbers.direction()
     across = cos * h + sin * w
     stripes = abs((across * numbers.between(0.03, 0.16) + numbers.between(0, 1)) % 1 - 0.5) * 2
@@ -224,7 +224,7 @@ def _paper(colours: list, numbers: _Numbers, h: np.ndarray, w: np.ndarray) -> np
 
 
 def _scrap(numbers: _Numbers, h: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """(n, 32, 32): cover of a short thick line."""
+    """Return the cover of a short thick line, (n, 32, 32)."""
     x, y = h - numbers.between(-16, 16), w - numbers.between(-16, 16)
     cos, sin = numbers.direction()
     along, across = abs(cos * x + sin * y), abs(cos * y - sin * x)

@@ -18,31 +18,31 @@ from gpuconv.data.shapes import shapes
 from gpuconv.jsontext import is_count, is_number
 from gpuconv.messages import did_you_mean
 
-MANIFEST_KINDS = ("folder", "npz")  # whose images come and go
+MANIFEST_KINDS = ("folder", "npz")  # whose images may change: runs keep a manifest of them
 KINDS = ("auto", "cifar10", "shapes", "folder", "npz")
 WANTED = "wanted cifar10, shapes, a folder of images per class, or an .npz file"
-BY_POSITION, BY_ITEM = 1, 2  # by positions in the set; by names of files, or pixels in an .npz
-DRAWN = 10_000, 2_000  # shapes, unless there is a limit
+BY_POSITION, BY_ITEM = 1, 2  # split by position in the set; by file name, or pixels in an .npz
+DRAWN = 10_000, 2_000  # images of shapes, without a limit
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where images come from; ``dataclasses.asdict`` makes JSON of it.
+    """Source of images; ``dataclasses.asdict`` makes JSON of it.
 
     Args:
-        kind: one of KINDS; auto is cifar10 where it is found, else shapes.
-        path: where it lies, absolute; None: cifar10's usual places, or nothing to read.
-        limit: only the first so many images of each set; None: all.
-        image_size: height and width in pixels; None: as they are, and 32 for a folder.
-        test_share: share of each class to be tested on, where there is no test set.
-        seed: of that choice.
-        split: how it is made: BY_ITEM, or BY_POSITION as in older runs.
-        skip_broken: leave out the images of a folder that cannot be read? See ``folder``.
+        kind: one of KINDS; auto is cifar10 if it is found, else shapes.
+        path: absolute path; None: cifar10's default places, or nothing to read.
+        limit: number of first images of each set to use; None: all.
+        image_size: height and width in pixels; None: the images' own, and 32 for a folder.
+        test_share: share of each class to test on, if there is no test set.
+        seed: of the split.
+        split: BY_ITEM, or BY_POSITION as in older runs.
+        skip_broken: whether to leave out images of a folder that cannot be read, see ``folder``.
 
     Raises:
-        ValueError: a kind that is none, or a kind that needs a path without one; a limit or size
-            that is no number from 1 on; a split that is none.
+        ValueError: unknown kind or split; a kind that needs a path has none; a limit or size below
+            1.
 
     >>> Source("shapes", limit=100).load()[0].images.shape
     (100, 32, 32, 3)
@@ -58,7 +58,7 @@ class Source:
     skip_broken: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what is no source."""
+        """Check the fields."""
         if self.kind not in KINDS:
             raise ValueError(f"data of kind {self.kind!r:.80}: wanted one of {', '.join(KINDS)}")
         if self.kind in MANIFEST_KINDS and not self.path:
@@ -82,18 +82,19 @@ class Source:
             raise ValueError(f"data: split {self.split!r:.80}, wanted {BY_POSITION} or {BY_ITEM}")
 
     @staticmethod
-    def of(text: str | os.PathLike | None = None, *, data_dir: str | os.PathLike | None = None,
-           **more: Any) -> "Source":
-        """What a person means by ``--data TEXT --data-dir DIR``.
+    def from_options(text: str | os.PathLike | None = None, *,
+                     data_dir: str | os.PathLike | None = None, **more: Any) -> "Source":
+        """Return the source that ``--data TEXT --data-dir DIR`` names.
 
         Args:
-            text: cifar10, shapes, the path of a folder or an .npz file; None: whatever there is.
-            data_dir: where CIFAR-10 lies.
+            text: cifar10, shapes, or the path of a folder or an .npz file; None: cifar10 if it is
+                found, else shapes.
+            data_dir: folder of CIFAR-10.
             more: limit, image_size, test_share, seed, skip_broken: fields of Source.
 
         Raises:
-            FileNotFoundError: text or data_dir is a path that leads nowhere.
-            ValueError: text is nothing of these, or the two contradict each other.
+            FileNotFoundError: text or data_dir is a path that does not exist.
+            ValueError: text is none of these, or the two contradict each other.
         """
         text = None if text is None else os.fspath(text)
         if data_dir is not None:
@@ -117,8 +118,8 @@ class Source:
             return Source("cifar10", place, **more)
         raise ValueError(f"data {text}: {WANTED}")
 
-    def settled(self, download: bool = False) -> "Source":
-        """The same without "auto", and with the place where cifar10 is found."""
+    def resolved(self, download: bool = False) -> "Source":
+        """Return the source with "auto" resolved and with the path of CIFAR-10."""
         if self.kind not in ("auto", "cifar10") or self.path:
             return self
         found = cifar10_path()
@@ -129,7 +130,7 @@ class Source:
 
     def load(self, download: bool = False,
              progress: Callable[[int, int, str], object] | None = None) -> tuple[Dataset, Dataset]:
-        """Read it.
+        """Load the training and the test set.
 
         Args:
             download: fetch CIFAR-10 if it is not there; never anything else.
@@ -139,28 +140,30 @@ class Source:
             (train, test)
 
         Raises:
-            OSError, ValueError: it is missing, damaged, or something else; says what and where.
+            OSError, ValueError: the data are missing, damaged, or of another kind; says where.
         """
         def tell(unit: str) -> Callable[[int, int], object] | None:
             return (lambda done, size: progress(done, size, unit)) if progress else None
 
-        me = self.settled(download)
-        if me.kind == "folder":
-            assert me.path is not None
-            read = folder if me.split == BY_ITEM else folder_by_position
-            return read(me.path, me.image_size or 32, me.test_share, me.seed, limit=me.limit,
-                        progress=tell("images"), skip_broken=me.skip_broken)
-        if me.kind == "npz":
-            assert me.path is not None
-            open_file = npz if me.split == BY_ITEM else npz_by_position
-            return open_file(me.path, me.image_size, me.test_share, me.seed, limit=me.limit)
-        if me.kind == "shapes":
-            both = shapes(*(min(me.limit or count, count) for count in DRAWN))
+        source = self.resolved(download)
+        if source.kind == "folder":
+            assert source.path is not None
+            read = folder if source.split == BY_ITEM else folder_by_position
+            return read(source.path, source.image_size or 32, source.test_share, source.seed,
+                        limit=source.limit, progress=tell("images"),
+                        skip_broken=source.skip_broken)
+        if source.kind == "npz":
+            assert source.path is not None
+            open_file = npz if source.split == BY_ITEM else npz_by_position
+            return open_file(source.path, source.image_size, source.test_share, source.seed,
+                             limit=source.limit)
+        if source.kind == "shapes":
+            both = shapes(*(min(source.limit or count, count) for count in DRAWN))
         else:
-            both = cifar10(me.path, download, progress=tell("bytes"))
-        train, test = (part[:me.limit] for part in both)
-        if me.image_size:
-            train, test = (dataclasses.replace(part, images=resized(part.images, me.image_size))
+            both = cifar10(source.path, download, progress=tell("bytes"))
+        train, test = (part[:source.limit] for part in both)
+        if source.image_size:
+            train, test = (dataclasses.replace(part, images=resized(part.images, source.image_size))
                            for part in (train, test))
         return train, test
 
@@ -170,7 +173,7 @@ class Source:
 
         Args:
             names: of a folder, images that come first, in this order.
-            only: of a folder, read no others?
+            only: whether to read no other images of a folder.
             progress: as of ``load``.
 
         Raises:
@@ -183,8 +186,8 @@ class Source:
             lambda done, size: progress(done, size, "images")) if progress else None,
             skip_broken=self.skip_broken)
 
-    def says(self, train: Dataset, test: Dataset | None = None) -> str:
-        """Return a line about what ``load`` or ``load_whole`` gave."""
+    def describe(self, train: Dataset, test: Dataset | None = None) -> str:
+        """Return a line about the sets that ``load`` or ``load_whole`` returned."""
         H, W = train.images.shape[1:3]
         images = f"{len(train):,}{'' if test is None else f' + {len(test):,}'} images"
         if train.name.startswith("shapes") and self.kind in ("auto", "shapes"):

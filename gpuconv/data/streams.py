@@ -13,9 +13,9 @@ def scans(file: IO[bytes]) -> int:
     """
     before, found, end = file.tell(), 0, b""
     file.seek(0)
-    while piece := file.read(1 << 20):
-        found += (end + piece).count(b"\xff\xda")  # coded pixels never hold these bytes
-        end = piece[-1:]
+    while block := file.read(1 << 20):
+        found += (end + block).count(b"\xff\xda")  # coded pixels never hold these bytes
+        end = block[-1:]
     file.seek(before)
     return found
 

@@ -43,7 +43,7 @@ CIFAR_SMALLEST, SIMPLE_SMALLEST = 8, 2  # height and width of images, pixels
 
 
 def cifar_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> Sequential:
-    """Three blocks of two 3x3 convolutions each, then one Linear.
+    """Build three blocks of two 3x3 convolutions each, then one Linear.
 
     Args:
         in_channels: C, of images (N, image, image, C).
@@ -69,7 +69,7 @@ def cifar_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> S
 
 
 def simple_convnet(in_channels: int = 3, classes: int = 10, image: int = 32) -> Sequential:
-    """One 5x5 convolution, then one Linear.
+    """Build one 5x5 convolution, then one Linear.
 
     Args:
         in_channels: C, of images (N, image, image, C).

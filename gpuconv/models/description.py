@@ -1,4 +1,4 @@
-"""What a network is, in words that JSON can hold: to build it again, in another process.
+"""Descriptions of networks as JSON, to build them again in another process.
 
     {"name": "cifar_convnet", "arguments": {"in_channels": 3, "classes": 10, "image": 32}}
     {"notation": "INPUT 32x32x3 | [CONV3-32 RELU]*2 POOL2 | FC 10"}
@@ -43,7 +43,7 @@ Description = dict[str, Any]
 
 def describe(text: str, *, in_channels: int | None = None, classes: int | None = None,
              image: int | tuple[int, int] | None = None) -> Description:
-    """The description of the network that a user asks for.
+    """Return the description of the network that a user asks for.
 
     Args:
         text: a name in ``MODELS``; or, with a blank in it or INPUT at its head, the notation.
@@ -156,7 +156,7 @@ def input_shape(description: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _notation(description: Mapping[str, Any]) -> str | None:
-    """The notation, or None for a name."""
+    """Return the notation of a description, or None for a name."""
     keys = set(description) if isinstance(description, Mapping) else None
     if keys == {"notation"} and isinstance(description["notation"], str):
         return description["notation"]

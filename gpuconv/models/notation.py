@@ -105,12 +105,12 @@ class Net:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the net learns."""
+        """Number of trainable parameters."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def weights(self) -> int:
-        """How many of them are no biases: each layer with parameters has one bias per output."""
+        """Number of parameters without biases; a layer with parameters has one per output."""
         return sum(layer.parameters - layer.output[-1] for layer in self.layers if layer.parameters)
 
     def build(self) -> Sequential:
@@ -118,7 +118,7 @@ class Net:
         return Sequential(*(layer.make() for layer in self.layers))
 
     def refusal(self, word: Word, says: str) -> ValueError:
-        """An error that points at a word."""
+        """Return an error that points at a word."""
         return _error(self.text, word.start, word.end, says)
 
 
@@ -206,7 +206,7 @@ def _unrolled(text: str) -> list[Word]:
 
 
 def _word(text: str, start: int) -> Word:
-    """The layer that is written at ``start``."""
+    """Parse the layer that is written at ``start``."""
     found = WORD.match(text, start)
     assert found
     name, numbers, end = (found[1] or "").upper(), found[2] or "", found.end()
@@ -231,7 +231,7 @@ Planned = tuple[Callable[[], Module], Volume, int]
 
 
 def _layer(net: Net, word: Word, volume: Volume) -> list[Planned]:
-    """(how to make it, its output, its parameters) of the modules that a word stands for."""
+    """Return (constructor, output, parameters) of the modules that a word stands for."""
     name, C = word.name, volume[-1]
     if name == "INPUT":
         raise net.refusal(word, "INPUT comes once, and first")
@@ -253,7 +253,7 @@ def _layer(net: Net, word: Word, volume: Volume) -> list[Planned]:
 
 
 def _window(net: Net, word: Word, volume: Volume) -> Planned:
-    """A filter or a pooling window."""
+    """Parse a filter or a pooling window."""
     *sizes, step, pad = word.numbers
     f, *filters = (int(size or 0) for size in sizes)
     H, W, C = volume

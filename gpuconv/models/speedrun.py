@@ -63,7 +63,7 @@ class Speedrun(Sequential):
 
 
 def speedrun(in_channels: int = 3, classes: int = 10, image: int = 32) -> Speedrun:
-    """A whitening layer, three groups of two 3x3 convolutions each, one Linear.
+    """Build a whitening layer, three groups of two 3x3 convolutions each, and one Linear.
 
     Args:
         in_channels: C, of images (N, image, image, C).

@@ -1,6 +1,6 @@
 """Layers, and modules made of them; here are their public names."""
 
-from gpuconv.nn import init
+from gpuconv.nn import fusion, init
 from gpuconv.nn.buffers import SavedBuffers
 from gpuconv.nn.containers import ModuleList, Residual, Sequential
 from gpuconv.nn.layers import (
@@ -21,5 +21,5 @@ from gpuconv.nn.summary import Summary, summary
 
 __all__ = ["AvgPool2d", "BatchNorm2d", "Conv2d", "Flatten", "GlobalAvgPool2d", "GlobalMaxPool2d",
            "Linear", "MaxPool2d", "Module", "ModuleList", "Residual", "SavedBuffers", "Sequential",
-           "Summary", "init", "nvtx_ranges", "summary"]
+           "Summary", "fusion", "init", "nvtx_ranges", "summary"]
 __all__ += elementwise.__all__

@@ -1,4 +1,4 @@
-"""Copies of a module's buffers, to put back what a forward pass has written into them."""
+"""Copies of a module's buffers, to restore them after a forward pass."""
 
 from gpuconv.backend import Array, array_device, get_array_module, is_gpu
 from gpuconv.checks import check_kind
@@ -7,17 +7,17 @@ from gpuconv.undo import copied, put_back
 
 
 class SavedBuffers:
-    """Copies of all buffers of a module: running statistics, counters, and those of its user.
+    """Copies of all buffers of a module: running statistics, counters, and the user's own.
 
-    A forward pass in training changes buffers before anybody knows whether the step counts::
+    A forward pass in training changes buffers before it is known whether the step is skipped::
 
         saved = SavedBuffers(model)                 before the forward pass
         loss.backward(scaler.scale); scaler.check()
-        saved.put_back(optimizer.control[2])        where the step is left out
+        saved.put_back(optimizer.control[2])        if the step is skipped
         optimizer.step()
 
     Args:
-        module: where it is now.
+        module: on its device.
 
     >>> import numpy as np
     >>> from gpuconv.nn import BatchNorm2d
@@ -35,11 +35,11 @@ class SavedBuffers:
         self.pairs = copied(getattr(m, name) for m, name in self.owners)
 
     def put_back(self, skip: Array | None = None) -> None:
-        """Put the buffers back: the same arrays with the same values.
+        """Restore the buffers: the same arrays with the same values.
 
         Args:
-            skip: (), float64, beside the buffers: nothing changes where it is 0, as "skip" in the
-                ``control`` of an optimiser is unless its step is left out. None: put back. A GPU
+            skip: (), float64, on the buffers' device: nothing changes if it is 0, as "skip" in the
+                ``control`` of an optimiser is unless the step is skipped. None: restore. A GPU
                 reads it itself; there a buffer that forward has bound to another array stays in an
                 array of its own.
         """

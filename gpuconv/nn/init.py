@@ -33,7 +33,7 @@ PATCHES = 16 << 20  # bytes of patches at a time, to take second moments of
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(fan_in, fan_out) of a weight.
+    """Return (fan_in, fan_out) of a weight.
 
     Args:
         shape: (K, R, S, C), or (K, C). C counts the channels of one group.
@@ -68,29 +68,29 @@ def uniform_(p: Parameter, bound: float) -> None:
 
 
 def he_normal_(p: Parameter, mode: str = "fan_in") -> None:
-    """Normal of variance 2/fan; ``mode`` says which: "fan_in" or "fan_out"."""
+    """Fill with normal numbers of variance 2/fan; ``mode`` is "fan_in" or "fan_out"."""
     normal_(p, math.sqrt(2 / _fan("he_normal_", p, mode)))
 
 
 def he_uniform_(p: Parameter, mode: str = "fan_in") -> None:
-    """Uniform of variance 2/fan; ``mode`` says which: "fan_in" or "fan_out"."""
+    """Fill with uniform numbers of variance 2/fan; ``mode`` is "fan_in" or "fan_out"."""
     uniform_(p, math.sqrt(6 / _fan("he_uniform_", p, mode)))
 
 
 def glorot_normal_(p: Parameter) -> None:
-    """Normal of variance 2/(fan_in + fan_out)."""
+    """Fill with normal numbers of variance 2/(fan_in + fan_out)."""
     _check("glorot_normal_", p)
     normal_(p, math.sqrt(2 / sum(fans(p.shape))))
 
 
 def glorot_uniform_(p: Parameter) -> None:
-    """Uniform of variance 2/(fan_in + fan_out)."""
+    """Fill with uniform numbers of variance 2/(fan_in + fan_out)."""
     _check("glorot_uniform_", p)
     uniform_(p, math.sqrt(6 / sum(fans(p.shape))))
 
 
 def torch_default_(weight: Parameter, bias: Parameter | None = None) -> None:
-    """Uniform from -1/sqrt(fan_in) to 1/sqrt(fan_in): what PyTorch's layers start from."""
+    """Fill with uniform numbers from -1/sqrt(fan_in) to 1/sqrt(fan_in), PyTorch's default."""
     _check("torch_default_", weight)
     bound = 1 / math.sqrt(fans(weight.shape)[0])
     uniform_(weight, bound)
@@ -99,7 +99,7 @@ def torch_default_(weight: Parameter, bias: Parameter | None = None) -> None:
 
 
 def dirac_(p: Parameter, groups: int = 1, keep: bool = False) -> None:
-    """Filters that pass their input on: w[k, R//2, S//2, c] = 1 where k and c count alike.
+    """Fill with filters that copy their input: w[k, R//2, S//2, c] = 1 where k and c are equal.
 
     Args:
         p: (K, R, S, C/groups), R and S odd for an identity.
@@ -125,7 +125,7 @@ def dirac_(p: Parameter, groups: int = 1, keep: bool = False) -> None:
 
 
 def whitening_(p: Parameter, images: Array, eps: float = 5e-4) -> None:
-    """Filters that whiten the patches of images: their responses have variance 1, uncorrelated.
+    """Fill with filters whose responses to image patches are uncorrelated, with variance 1.
 
     The second moments of all R x S patches, E[v v^T], not centred, have eigenvectors e and
     eigenvalues l; the filters are e / sqrt(l + eps), from the largest l on, then the same negated:

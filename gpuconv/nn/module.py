@@ -32,9 +32,10 @@ from gpuconv.state import matching
 
 
 class Module:
-    """A layer, or a network of them: subclasses set attributes and define ``forward``.
+    """Base class of layers and networks; subclasses set attributes and define ``forward``.
 
-    ``training`` says how to compute; ``train`` and ``eval`` switch it for the whole tree.
+    ``training`` selects the training or the eval mode; ``train`` and ``eval`` set it for all
+    submodules.
 
     >>> class Scale(Module):
     ...     def __init__(self):
@@ -60,15 +61,15 @@ class Module:
         super().__setattr__(name, value)
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """Forward; plain arrays among the inputs become Tensors, the result always is one."""
+        """Run forward; plain arrays among the inputs become Tensors, and the result is a Tensor."""
         return self.forward(*(Tensor(x) if _is_array(x) else x for x in inputs))
 
     def forward(self, *inputs: Any) -> Any:
-        """What the module computes."""
+        """Compute the output of the module."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
     def register_buffer(self, name: str, array: Array) -> None:
-        """Keep an array that is state but no parameter: saved, loaded and moved with the module."""
+        """Register an array that is state, no parameter; it is saved and moved with the module."""
         if not isinstance(name, str):
             raise TypeError(f"register_buffer: name is {type_name(name)}, wanted a str")
         check_arrays("register_buffer", **{name: array})
@@ -83,11 +84,11 @@ class Module:
     # -- the tree -------------------------------------------------------------------------
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
-        """(name, module) of each attribute that is one, in order of assignment."""
+        """Yield (name, module) of each child, in order of assignment."""
         return ((name, m) for name, m in vars(self).items() if isinstance(m, Module))
 
     def named_modules(self) -> Iterator[tuple[str, "Module"]]:
-        """(path, module) of this module (its path is "") and all below it, parents first."""
+        """Yield (path, module) of this module (its path is "") and all below it, parents first."""
         seen: set[int] = set()
 
         def below(path: str, module: Module) -> Iterator[tuple[str, Module]]:
@@ -100,7 +101,7 @@ class Module:
         return below("", self)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """(path, parameter); a tied parameter once, under its first name."""
+        """Yield (path, parameter); a tied parameter once, under its first name."""
         seen: set[int] = set()
         for path, module in self.named_modules():
             for name, p in vars(module).items():
@@ -109,43 +110,43 @@ class Module:
                     yield _join(path, name), p
 
     def named_buffers(self) -> Iterator[tuple[str, Array]]:
-        """(path, array)."""
+        """Yield (path, array) of all buffers."""
         for path, module in self.named_modules():
             for name in module._buffer_names:
                 yield _join(path, name), getattr(module, name)
 
     def modules(self) -> Iterator["Module"]:
-        """This module and all below it."""
+        """Yield this module and all below it."""
         return (module for _, module in self.named_modules())
 
     def parameters(self) -> Iterator[Parameter]:
-        """What an optimiser updates."""
+        """Yield all parameters, which an optimiser updates."""
         return (p for _, p in self.named_parameters())
 
     def buffers(self) -> Iterator[Array]:
-        """What is state, but not updated by an optimiser."""
+        """Yield all buffers: state that an optimiser does not update."""
         return (array for _, array in self.named_buffers())
 
     # -- state ----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Array]:
-        """{path: array} of all parameters and buffers: the live arrays, not copies."""
+        """Return {path: array} of all parameters and buffers: the live arrays, not copies."""
         return {path: p.data for path, p in self.named_parameters()} | dict(self.named_buffers())
 
     def load_state_dict(self, state: Mapping[str, Any],
                         strict: bool = True) -> tuple[list[str], list[str]]:
-        """Copy arrays in, by name; each to where its parameter or buffer lives.
+        """Copy arrays into the parameters and buffers of the same names.
 
         Args:
-            state: {path: array}, as ``state_dict`` gives; values of other libraries will do.
-            strict: must the names be exactly this module's?
+            state: {path: array}, as of ``state_dict``; also arrays of other libraries.
+            strict: whether the names must be exactly this module's.
 
         Returns:
             (missing, unexpected) names, both empty when strict.
 
         Raises:
             TypeError: state is no dict of arrays.
-            ValueError: a name, shape or dtype does not fit; lists them, and has changed nothing.
+            ValueError: names, shapes or dtypes do not fit; lists them, and changes nothing.
         """
         mine = self.state_dict()
         found, missing, unexpected = matching(f"load_state_dict: {type(self).__name__}", mine,
@@ -156,17 +157,17 @@ class Module:
         return missing, unexpected
 
     def train(self, mode: bool = True) -> Self:
-        """Compute as in training (batch statistics, dropout) from now on."""
+        """Set training mode (batch statistics, dropout), or eval mode if ``mode`` is False."""
         for module in self.modules():
             module.training = bool(mode)
         return self
 
     def eval(self) -> Self:
-        """Compute as in use from now on."""
+        """Set eval mode (running statistics, no dropout)."""
         return self.train(False)
 
     def requires_grad_(self, flag: bool = True) -> Self:
-        """Let all parameters have gradients, or freeze them: an optimiser skips frozen ones."""
+        """Enable gradients of all parameters, or freeze them: an optimiser skips frozen ones."""
         for p in self.parameters():
             p.requires_grad = bool(flag)
         return self
@@ -177,13 +178,13 @@ class Module:
             p.zero_grad()
 
     def reseed(self, seed: int | None, step: int = 0, counter: Array | None = None) -> None:
-        """Key what is random here (dropout) to a run's seed, the layer's path, and the step.
+        """Set the random keys of all layers (dropout) from seed, the layer's path, and step.
 
         Args:
             seed: 0 .. 2**32 - 1. None: new numbers at each call, as before the first ``reseed``.
-            step: number of the training step: another step, other numbers.
+            step: number of the training step; each step draws different numbers.
             counter: (1,) int64 on the GPU that kernels add to ``step``: a captured step draws the
-                numbers of step + counter[0] at each replay. It stays until backward is through.
+                numbers of step + counter[0] at each launch. Keep it until backward has ended.
         """
         more = () if counter is None else (counter,)
         for path, module in self.named_modules():
@@ -193,18 +194,18 @@ class Module:
 
     def reseed_layer(self, key: tuple[int, int] | None, step: int,
                      counter: Array | None = None) -> None:
-        """For layers that draw: with this key and step from now on; a counter if there is one."""
+        """Set the key and step, or a counter of steps, of a layer that draws random numbers."""
 
-    # -- where and in what dtype ----------------------------------------------------------
+    # -- device and dtype -----------------------------------------------------------------
 
     @property
     def device(self) -> str:
-        """Where the first parameter (or buffer) lives: "cpu" or "cuda:0"; without any, "cpu"."""
+        """Device of the first parameter (or buffer), "cpu" or "cuda:0"; without any, "cpu"."""
         return next((device_name(a) for a in self.state_dict().values()), "cpu")
 
     @property
     def dtype(self) -> np.dtype:
-        """dtype of the first parameter; float32 without any."""
+        """Dtype of the first parameter; float32 without any."""
         return next((p.dtype for p in self.parameters()), np.dtype("float32"))
 
     def to(self, *targets: Any) -> Self:
@@ -212,12 +213,12 @@ class Module:
 
         Args:
             targets: a device ("cpu", "cuda", "cuda:1"), a float dtype or its name, or both.
-                Float buffers are statistics: they take the dtype that sums are taken in, float32
-                for the 16-bit floats. Integer buffers keep theirs.
+                Float buffers are statistics: they get accumulator(dtype), float32 for 16-bit
+                floats. Integer buffers keep their dtype.
 
         Raises:
-            RuntimeError: an optimiser has packed a parameter that would change. Move first.
-            ValueError, TypeError: no such device, or dtype.
+            RuntimeError: an optimiser has packed a parameter that would change; move before that.
+            ValueError, TypeError: unknown device or dtype.
 
         >>> Module().to("cpu", "float16").device
         'cpu'
@@ -250,14 +251,14 @@ class Module:
         return self
 
     def predict(self, array: Array, batch_size: int = 256) -> Array:
-        """The value for an array, in batches, without gradients, as in use (``eval``).
+        """Return the output for an array, in batches, in eval mode, without gradients.
 
         Args:
             array: (N, ...), on the module's device and in its dtype.
-            batch_size: of it at a time.
+            batch_size: rows of a batch.
 
         Returns:
-            (N, ...), an array. ``training`` is what it was before.
+            (N, ...), an array. Each module is in its former mode afterwards.
 
         >>> from gpuconv.nn import Identity
         >>> Identity().predict(np.ones(3), batch_size=2)
@@ -284,14 +285,14 @@ class Module:
     # -- copies and text ------------------------------------------------------------------
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy with arrays of its own, which no optimiser holds."""
+        """Return a copy with arrays of its own, which no optimiser holds."""
         twin = memo[id(self)] = type(self).__new__(type(self))
         for name, value in vars(self).items():
             vars(twin)[name] = copy.deepcopy(value, memo)
         return twin
 
     def arguments(self) -> str:
-        """What stands between the parentheses of a layer's repr."""
+        """Return the text between the parentheses of a layer's repr."""
         return ""
 
     def __repr__(self) -> str:
@@ -307,12 +308,12 @@ def _join(path: str, name: str) -> str:
 
 
 def _is_array(x: Any) -> bool:
-    """True for any array, also for one that Tensor refuses."""
+    """Return whether this is an array, also one that Tensor refuses."""
     return isinstance(x, np.ndarray) or is_gpu(x)
 
 
 def _dense_as(array: Array, dtype: np.dtype) -> Array:
-    """The array itself, if it is C-contiguous and of that dtype."""
+    """Return the array itself if it is C-contiguous and of that dtype, else a copy."""
     if array.dtype == dtype and array.flags.c_contiguous:
         return array
     with array_device(array):

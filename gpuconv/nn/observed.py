@@ -1,12 +1,15 @@
-"""Standing around the calls of a model's layers for a while, and leaving no trace in it.
+"""Observers: functions that are called around the forward of each layer of a model, for a while.
 
-``nn.summary``, ``nn.nvtx_ranges``, the prediction of memory and timing by layer are made of these.
+``nn.summary``, ``nn.nvtx_ranges`` and timing by layer are made of these. Observing does not change
+what runs: layers that run as one op (see fusion.py) are observed as one.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gpuconv import random
@@ -15,43 +18,126 @@ from gpuconv.nn.module import Module
 
 Around = Callable[..., Any]
 
+_contexts = itertools.count()
+
+
+class Fused(Module):
+    """Layers that run as one op: the ``module`` that an observer of several layers gets."""
+
+    def __init__(self, layers: Sequence[Module]):
+        self.layers = tuple(layers)  # a tuple: they are no children of this module
+
+
+def kind(module: Module) -> str:
+    """Return the name of a module's class; of layers that run as one op, all names.
+
+    >>> from gpuconv.nn import BatchNorm2d, ReLU
+    >>> kind(ReLU()), kind(Fused([BatchNorm2d(2), ReLU()]))
+    ('ReLU', 'BatchNorm2d+ReLU')
+    """
+    layers = module.layers if isinstance(module, Fused) else [module]
+    return "+".join(type(layer).__name__ for layer in layers)
+
 
 @contextlib.contextmanager
 def observed(model: Module, around: Around) -> Iterator[None]:
-    """For as long as it is entered, ``around`` stands between each module and its ``forward``.
+    """For as long as it is entered, call ``around`` in place of the ``forward`` of each module.
 
     Args:
         model: it and all modules below it are observed; its own path is "".
-        around: ``around(path, module, forward, *inputs)`` is called in place of each
-            ``module.forward(*inputs)``; what it returns is what the module gives.
+        around: ``around(path, module, forward, *inputs)`` is called in place of
+            ``module.forward(*inputs)``; what it returns is what the module gives. It is called once
+            for layers that run as one op: ``path`` is then their paths joined by "+", and
+            ``module`` a ``Fused`` of these layers. The sum at the end of a Residual counts as a
+            layer, with the path of the Residual; a Residual whose body is planned with the layers
+            behind it is not called itself.
 
     Contexts nest: the one entered last is called first. Afterwards, also after an error, the model
     is what it was.
 
     >>> import numpy as np
-    >>> from gpuconv.nn import Flatten, Sequential
+    >>> from gpuconv.nn import BatchNorm2d, Flatten, ReLU, Sequential
     >>> def around(path, module, forward, *inputs):
-    ...     print(repr(path), type(module).__name__)
+    ...     print(repr(path), kind(module))
     ...     return forward(*inputs)
-    >>> model = Sequential(Flatten())
+    >>> model = Sequential(BatchNorm2d(3), ReLU(), Flatten())
     >>> with observed(model, around):
-    ...     y = model(np.ones((1, 2, 2, 3)))
+    ...     y = model(np.ones((1, 2, 2, 3), "float32"))
     '' Sequential
-    '0' Flatten
+    '0+1' BatchNorm2d+ReLU
+    '2' Flatten
     """
-    before = []
+    before, context = [], next(_contexts)
     try:
         for path, module in model.named_modules():
-            forward = module.forward
-            before.append((module, vars(module).get("forward")))
-            vars(module)["forward"] = functools.partial(around, path, module, forward)
+            own = vars(module).get("forward")
+            before.append((module, own))
+            vars(module)["forward"] = _Observer(around, path, module, own, context)
         yield
     finally:
         for module, own in before:
             if own is None:
                 del vars(module)["forward"]
-            else:  # of an outer context
+            else:  # of an outer context, or set by hand
                 vars(module)["forward"] = own
+
+
+def calls(model: Module, x: Any) -> list[str]:
+    """Return the paths that an observer of ``model(x)`` sees, in the order of the calls."""
+    paths: list[str] = []
+
+    def around(path: str, module: Module, forward: Any, *inputs: Any) -> Any:
+        paths.append(path)
+        return forward(*inputs)
+
+    with observed(model, around):
+        model(x)
+    return paths
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Observer:
+    """The ``forward`` of an observed module."""
+
+    around: Around
+    path: str
+    module: Module
+    own: Any      # the attribute that it replaced; None: there was none
+    context: int  # number of the ``observed`` that it belongs to
+
+    def __call__(self, *inputs: Any) -> Any:
+        forward = self.own or types.MethodType(type(self.module).forward, self.module)
+        return self.around(self.path, self.module, forward, *inputs)
+
+
+def _observers(module: Module) -> Iterator[_Observer]:
+    """Yield the observers of a module, the one entered last first."""
+    forward = vars(module).get("forward")
+    while isinstance(forward, _Observer):
+        yield forward
+        forward = forward.own
+
+
+def hand_set(layer: Any) -> bool:
+    """Has somebody other than an observer set the ``forward`` of this object?"""
+    forward = layer.__dict__.get("forward")
+    while isinstance(forward, _Observer):
+        forward = forward.own
+    return forward is not None
+
+
+def call_observed(layers: Sequence[Module], forward: Callable[..., Any], *inputs: Any) -> Any:
+    """Return ``forward(*inputs)``, which runs all layers, called through their observers."""
+    contexts: dict[int, list[_Observer]] = {}
+    for layer in layers:
+        for observer in _observers(layer):
+            contexts.setdefault(observer.context, []).append(observer)
+    for _, found in sorted(contexts.items()):
+        path, module = "+".join(o.path for o in found), found[0].module
+        if len(found) > 1:
+            module = Fused([o.module for o in found])
+        forward = functools.partial(found[0].around, path, module, forward)
+    return forward(*inputs)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """A model, layer by layer: volumes, windows, parameters, arithmetic, memory, receptive fields.
 
-One black image runs through the model in eval mode, and the tape that it leaves is read: so what
-counts is what is computed, also in modules that users write.
+One black image runs through the model in eval mode, layer by layer, and the tape that it leaves is
+read: modules that users write count as well. A second run tells which layers run as one op.
 
     parameters      of a convolution K (R S C/groups + bias): shared by all positions of the filter
     unshared        what a locally connected layer would have, P Q K (R S C/groups + bias)
@@ -15,6 +15,7 @@ Source: CS231n notes, "Convolutional networks", on parameter sharing.
 import dataclasses
 import math
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,15 @@ import numpy as np
 from gpuconv import autograd, recompute
 from gpuconv.autograd import Op, Parameter, Tensor
 from gpuconv.backend import asarray, get_array_module
-from gpuconv.checks import check_count, check_kind
+from gpuconv.checks import check_choice, check_count, check_kind
 from gpuconv.checks import short as short_repr
+from gpuconv.nn import fusion
 from gpuconv.nn.module import Module
-from gpuconv.nn.observed import observed, untouched
+from gpuconv.nn.observed import calls, observed, untouched
 from gpuconv.nn.receptive_field import Field, cropped, field, positions, windowed
 from gpuconv.ops.window import Pair
 
-WIDE = 112  # columns of a terminal that show every column
+WIDE = 114  # columns of a terminal that show every column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,12 @@ class Row:
     multiply_adds: int
     activation_bytes: int
     receptive_field: Pair      # (height, width), pixels of the image; (0, 0) if it sees none
+    op: str = ""               # "0+1+2": paths of all layers that run as one op with this one
+
+    @property
+    def joined(self) -> bool:
+        """Does the layer run as one op with the layer above it?"""
+        return self.path != self.op.split("+")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Summary:
     model: str                 # its class
     input: tuple[int, ...]
     dtype: str
+    device: str                # where layers run together so: "cpu", "cuda"; "none": disabled
     rows: tuple[Row, ...]      # in the order of the calls
     parameters: int            # of the model: tied ones once
     trainable: int             # those that are not frozen
@@ -74,12 +83,17 @@ class Summary:
                 + f"; {short(self.multiply_adds)} multiply-adds and {human(self.activation_bytes)} "
                 f"of activations ({self.dtype}) per image of {_x(self.input)}")
 
+    @property
+    def _legend(self) -> str:
+        line = f"+ runs together with the layer above it ({self.device})"
+        return line if any(row.joined for row in self.rows) else ""
+
     def __str__(self) -> str:
         cells = [list(_HEADINGS), *([*_cells(row), row.cropped] for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(c.rjust(w) if i in _RIGHT else c.ljust(w) for i, (c, w) in
                            enumerate(zip(row, widths, strict=True))).rstrip() for row in cells]
-        return "\n".join([*lines, self.totals])
+        return "\n".join(filter(None, [*lines, self._legend, self.totals]))
 
     def table(self, width: int | None = None) -> Any:
         """A rich Table for a terminal of so many columns. Default: this one.
@@ -92,8 +106,8 @@ class Summary:
         from rich.text import Text
         wide = (width or shutil.get_terminal_size().columns) >= WIDE
         made = Table(box=SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False,
-                     collapse_padding=True, caption=Text(self.totals), caption_justify="left",
-                     caption_style="none")
+                     collapse_padding=True, caption_justify="left", caption_style="none",
+                     caption=Text("\n".join(filter(None, [self._legend, self.totals]))))
         for heading, right in _WIDE if wide else _NARROW:
             made.add_column(Text(heading), justify="right" if right else "left",
                             vertical="top", overflow="fold", no_wrap=right)
@@ -108,15 +122,18 @@ class Summary:
         return made
 
 
-def summary(model: Module, input_shape: tuple[int, ...] = (32, 32, 3)) -> Summary:
-    """Describe a model layer by layer.
+def summary(model: Module, input_shape: tuple[int, ...] = (32, 32, 3),
+            device: str | None = None) -> Summary:
+    """Describe a model layer by layer, and say which layers run as one op.
 
     A row is a layer without submodules, at one of its calls; or a module that computes with
-    parameters, or windows, of its own.
+    parameters, or windows, of its own. Layers that run as one op stand together.
 
     Args:
         model: it is left as it was: mode, weights, statistics, random numbers.
         input_shape: (H, W, C) of an image.
+        device: "cpu" or "cuda": show which layers run as one op there; no GPU is needed. Default:
+            where the model is.
 
     Raises:
         ValueError, TypeError: the model does not take such images; names the layer.
@@ -130,18 +147,33 @@ def summary(model: Module, input_shape: tuple[int, ...] = (32, 32, 3)) -> Summar
     if not isinstance(input_shape, (tuple, list)) or not input_shape:
         raise TypeError(f"summary: input_shape is {short_repr(input_shape)}, wanted (H, W, C)")
     shape = tuple(check_count("summary", "a size of input_shape", n) for n in input_shape)
+    check_choice("summary", "device", device, (None, "cpu", "cuda"))
     x = Tensor(asarray(np.zeros((1, *shape), model.dtype), model.device), requires_grad=True)
-    reader = _Reader(x)
+    reader, where = _Reader(x), device or fusion.device_of(x)
     with untouched(model), autograd.grad(), recompute.disabled(), np.errstate(all="ignore"):
         model.eval()
-        with observed(model, reader.around):
+        with fusion.disabled(), observed(model, reader.around):
             model(x)
+        with fusion.planned_for(where), autograd.no_grad():
+            ops = calls(model, x)
     parameters = list(model.parameters())
-    return Summary(type(model).__name__, shape, model.dtype.name, tuple(reader.rows),
+    return Summary(type(model).__name__, shape, model.dtype.name, where,
+                   tuple(_by_op(reader.rows, ops)),
                    sum(p.size for p in parameters),
                    sum(p.size for p in parameters if p.requires_grad),
                    sum(row.multiply_adds for row in reader.rows),
                    sum(row.activation_bytes for row in reader.rows))
+
+
+def _by_op(rows: list[Row], ops: list[str]) -> Iterator[Row]:
+    """Yield the rows with the op that each runs in, in the order of the ops."""
+    waiting = list(rows)
+    for op in ops:
+        for path in op.split("+"):
+            for index, row in enumerate(waiting):
+                if row.path == path:
+                    yield dataclasses.replace(waiting.pop(index), op=op)
+                    break
 
 
 class _Reader:
@@ -253,9 +285,9 @@ def human(size: float) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    return [row.path, row.kind, _x(row.output), *_window(row), f"{row.parameters:,}",
-            f"{row.unshared:,}", f"{row.multiply_adds:,}", human(row.activation_bytes),
-            _x(row.receptive_field)]
+    return [row.path, "+ " * row.joined + row.kind, _x(row.output), *_window(row),
+            f"{row.parameters:,}", f"{row.unshared:,}", f"{row.multiply_adds:,}",
+            human(row.activation_bytes), _x(row.receptive_field)]
 
 
 def _narrow(row: Row) -> list[str]:
@@ -263,7 +295,7 @@ def _narrow(row: Row) -> list[str]:
     size, stride, padding = _window(row)
     window = (size + (f"/{stride}" if stride not in ("", "1") else "")
               + (f"p{padding}" if padding not in ("", "0") else ""))
-    return [row.path, row.kind, _x(row.output), window, short(row.parameters),
+    return [row.path, "+ " * row.joined + row.kind, _x(row.output), window, short(row.parameters),
             short(row.unshared), short(row.multiply_adds), human(row.activation_bytes),
             _x(row.receptive_field)]
 

@@ -8,9 +8,9 @@
     p = p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
       = p - lr r / (1 - beta1^t) * m / (sqrt(v) + eps r)           r = sqrt(1 - beta2^t)
 
-The two divisors with t in them undo that m and v began at 0; the last line, which is what runs, has
-them in two numbers per step. A parameter that is frozen for a while does not count those steps. On
-a GPU a small kernel counts, and computes the two numbers.
+The two divisors with t correct for m and v being 0 at first. The last line is what runs: there they
+are two numbers per step. A parameter does not count the steps in which it is frozen. On a GPU a
+small kernel counts, and computes the two numbers.
 
 The arithmetic, m and v are in accumulator(dtype of p): float32 for the 16-bit floats, whose p is
 rounded once, at the end. Then an update below half a unit in the last place of p is lost, unless p
@@ -32,27 +32,27 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, array_device, cupy, is_gpu
 from gpuconv.checks import check_number, short
-from gpuconv.optim.flat import Flat, behind, pieces
+from gpuconv.optim.flat import Flat, behind, cpu_chunks
 from gpuconv.optim.optimizer import Optimizer
 
 SMALLEST = 1e-30  # eps: eps r must not be 0 in float32, else a gradient of 0 gives 0 / (0 + 0)
 
 
 class Adam(Optimizer):
-    """Steps of about lr per parameter, whatever the size of its gradient.
+    """Adam: steps of about lr per parameter, independent of the size of its gradient.
 
-    A group keeps the pair ``betas`` as two settings, "beta1" and "beta2"; a group given to the
+    A group stores the pair ``betas`` as two settings, "beta1" and "beta2"; a group given to the
     constructor may have either form. ``state_dict`` holds m and v under PyTorch's names "exp_avg.3"
-    and "exp_avg_sq.3", and under "step" the steps of all parameters, by position, where those are.
+    and "exp_avg_sq.3", and under "step" the step counts of all parameters, by position.
 
     Args:
         params: Parameters, or groups of them: dicts with "params" and their own settings.
         lr: learning rate; at each step it is multiplied by ``factor``, which a schedule sets.
         betas: shares of m and of v that are kept, each 0 <= beta < 1.
         eps: added to the root of v.
-        weight_decay: pull towards 0; part of the gradient, so v divides it too.
-        master: keep float32 copies of 16-bit parameters ("master.3" in ``state_dict``), which the
-            updates act on?
+        weight_decay: factor of p that is added to the gradient, so v divides it, too.
+        master: whether to keep float32 copies of 16-bit parameters ("master.3" in ``state_dict``),
+            which the updates act on.
 
     Raises:
         ValueError: lr or weight_decay is negative, a beta is outside 0 <= beta < 1, eps is not
@@ -67,7 +67,7 @@ class Adam(Optimizer):
     """
 
     saved = "exp_avg", "exp_avg_sq"
-    decoupled: ClassVar[bool] = False  # does weight decay act on p alone?
+    decoupled: ClassVar[bool] = False  # whether weight decay acts on p alone
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3,
                  betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
@@ -76,7 +76,7 @@ class Adam(Optimizer):
                                       weight_decay=weight_decay), master)
 
     def _prepare(self, flats: list[list[Flat]]) -> None:
-        """Allocate the counts of steps; on a GPU also what a launch computes from them."""
+        """Allocate the step counts; on a GPU also the numbers computed from them."""
         super()._prepare(flats)
         self.new_counter("step")
         for flat in filter(lambda flat: is_gpu(flat.data), self.all_flats()):
@@ -98,7 +98,7 @@ class Adam(Optimizer):
         return super()._group(number, group, settings)
 
     def check(self, group: Mapping[str, Any]) -> None:
-        """Nothing negative (nor NaN), means that forget, an eps that keeps 0/0 away."""
+        """Check that nothing is negative or NaN, that betas are below 1, and that eps is not 0."""
         super().check(group)
         for name in ("lr", "weight_decay"):
             check_number(self.name, name, group[name], least=0)
@@ -107,21 +107,21 @@ class Adam(Optimizer):
         check_number(self.name, "eps", group["eps"], least=SMALLEST)
 
     def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
-        """Count this step, then one pass; one for each piece that has made equally many.
+        """Count the step, then update each run of parameters with equal step counts in one pass.
 
-        On a GPU each of them is a launch.
+        On a GPU each pass is a launch.
         """
         m, v = map(flat.get_or_create_state, self.saved)
         master = self.master_of(flat)
         prepare, step = (prepare_gpu, step_gpu) if is_gpu(flat.data) else (prepare_cpu, step_cpu)
-        inside = slice(*(bisect.bisect_left(flat.starts, i) for i in (part.start, part.stop)))
-        numbers = prepare(flat, inside, group, self.decoupled)
-        flat.cuts |= {part.start, part.stop}  # beyond them is what is frozen, and counts no step
+        members = slice(*(bisect.bisect_left(flat.starts, i) for i in (part.start, part.stop)))
+        numbers = prepare(flat, members, group, self.decoupled)
+        flat.cuts |= {part.start, part.stop}  # parameters beyond are frozen and do not count
         cuts = sorted(cut for cut in flat.cuts if part.start <= cut <= part.stop)
         for start, stop in itertools.pairwise(cuts):
-            piece, member = slice(start, stop), bisect.bisect_right(flat.starts, start) - 1
-            step(flat.data[piece], flat.grad[piece], m[piece], v[piece],
-                 None if master is None else master[piece], numbers[member - inside.start],
+            chunk, member = slice(start, stop), bisect.bisect_right(flat.starts, start) - 1
+            step(flat.data[chunk], flat.grad[chunk], m[chunk], v[chunk],
+                 None if master is None else master[chunk], numbers[member - members.start],
                  flat.control, float(group["beta1"]), float(group["beta2"]),
                  0.0 if self.decoupled else float(group["weight_decay"]))
 
@@ -145,35 +145,37 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay, master)
 
 
-def prepare_cpu(flat: Flat, inside: slice, group: Mapping[str, Any],
+def prepare_cpu(flat: Flat, members: slice, group: Mapping[str, Any],
                 decoupled: bool) -> list[tuple[float, float, float, float]]:
-    """Count a step of the members ``inside``; the numbers of each: rate, eps, keep, multiplier.
+    """Count a step of some members of a flat buffer, and return the numbers of their updates.
 
-    Rate and eps are those of the last line of the module's docstring, keep is AdamW's.
+    Returns:
+        (step size, eps, keep, multiplier) of each: step size and eps are the factors of the last
+        line in the module's docstring, keep is AdamW's factor of p.
     """
     factor, multiplier, *_ = flat.control.tolist()
-    rate, eps, beta1, beta2 = float(group["lr"] * factor), *(
+    lr, eps, beta1, beta2 = float(group["lr"] * factor), *(
         float(group[name]) for name in ("eps", "beta1", "beta2"))
-    keep = 1 - rate * float(group["weight_decay"]) if decoupled else 1.0
-    positions, numbers = [position for position, _ in flat.members[inside]], []
+    keep = 1 - lr * float(group["weight_decay"]) if decoupled else 1.0
+    positions, numbers = [position for position, _ in flat.members[members]], []
     flat.counters["step"][positions] += 1
     for t in flat.counters["step"][positions].tolist():
         r = math.sqrt(1 - beta2 ** t)
-        numbers.append((rate * r / (1 - beta1 ** t), eps * r, keep, multiplier))
+        numbers.append((lr * r / (1 - beta1 ** t), eps * r, keep, multiplier))
     return numbers
 
 
 def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray,
              master: np.ndarray | None, numbers: tuple[float, float, float, float],
              control: np.ndarray, beta1: float, beta2: float, decay: float) -> None:
-    """Update p, m, v, master (in place) from g, all (n,), piece by piece; keeps nothing else."""
+    """Update p, m, v and master in place from g, all (n,), chunk by chunk."""
     wide = accumulator(p.dtype)
     lr, eps, keep, multiplier = numbers
 
-    def chunk(piece: slice) -> None:
-        old, mean, square = p[piece], m[piece], v[piece]
-        w = behind(old, None if master is None else master[piece])
-        d = memory.widened(g[piece], wide)
+    def update_chunk(chunk: slice) -> None:
+        old, mean, square = p[chunk], m[chunk], v[chunk]
+        w = behind(old, None if master is None else master[chunk])
+        d = memory.widened(g[chunk], wide)
         t = memory.empty(mean.shape, wide)
         with np.errstate(all="ignore"):  # a gradient that overflows shows in the loss
             if multiplier != 1:
@@ -198,14 +200,14 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray,
             if w is not old:
                 old[...] = w
             if master is not None:
-                master[piece] = w
+                master[chunk] = w
 
-    threads.each(chunk, pieces(p.size))
+    threads.each(update_chunk, cpu_chunks(p.size))
 
 
-def prepare_gpu(flat: Flat, inside: slice, group: Mapping[str, Any], decoupled: bool) -> Array:
-    """The same (members, 4), in kernels/optim/adam.cu."""
-    positions, numbers = flat.work["positions"][inside], flat.work["numbers"][inside]
+def prepare_gpu(flat: Flat, members: slice, group: Mapping[str, Any], decoupled: bool) -> Array:
+    """Do what ``prepare_cpu`` does with kernels/optim/adam.cu; return (members, 4)."""
+    positions, numbers = flat.work["positions"][members], flat.work["numbers"][members]
     _kernel("adam_prepare", flat.data, flat.state.get("master"))(
         len(positions), positions, flat.counters["step"], flat.control, numbers, group["lr"],
         group["beta1"], group["beta2"], group["eps"], group["weight_decay"] if decoupled else 0,
@@ -215,7 +217,7 @@ def prepare_gpu(flat: Flat, inside: slice, group: Mapping[str, Any], decoupled: 
 
 def step_gpu(p: Array, g: Array, m: Array, v: Array, master: Array | None, numbers: Array,
              control: Array, beta1: float, beta2: float, decay: float) -> None:
-    """The same, in kernels/optim/adam.cu."""
+    """Do what ``step_cpu`` does with kernels/optim/adam.cu."""
     items = 16 // p.dtype.itemsize  # that a thread updates at a time
     _kernel("adam_step", p, master)(-(-p.size // items), p, g, m, v, master, numbers, control,
                                     beta1, 1 - beta1, beta2, 1 - beta2, decay, p.size)

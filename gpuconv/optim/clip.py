@@ -1,16 +1,16 @@
-"""Clipping: gradients that are too long together are shortened together.
+"""Clipping of the norm of all gradients together.
 
     norm   = sqrt(sum of g^2)        over all gradients of an optimiser
     factor = min(1, max_norm / (norm + 1e-6))
     g      = factor * g              0 stays 0, whatever the factor
 
-As in PyTorch an infinite norm makes finite gradients 0 and infinite ones NaN, and a norm of NaN
-makes all gradients NaN; gradients that are exactly 0 stay so, and with them the gaps of flat
-buffers. Squares are summed in float64, cut by shape alone and added in a fixed order. On a GPU
-nothing waits: norm and factor stay there.
+As in PyTorch an infinite norm makes finite gradients 0 and infinite ones NaN, and a NaN norm makes
+all gradients NaN. Gradients that are exactly 0, and the gaps of flat buffers, stay 0. Squares are
+summed in float64, in chunks that depend on the shape alone, in a fixed order. Norm and factor stay
+on the GPU; the host does not wait for them.
 
-Where a LossScale has made gradients larger, the norm is that of the true ones: g times the
-multiplier of ``optimizer.control``. In a step that is left out they keep their bits.
+If a LossScale has scaled the gradients, the norm is that of the unscaled ones: g times the
+multiplier of ``optimizer.control``. In a step that is skipped the gradients keep their bits.
 
 Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", ICML
 2013, section 3.2.
@@ -24,23 +24,22 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, array_device, cupy, device_name, is_gpu
 from gpuconv.checks import check_kind, check_number
-from gpuconv.optim.flat import pieces, slices_of
+from gpuconv.optim.flat import cpu_chunks, reduction_blocks
 from gpuconv.optim.optimizer import MULTIPLIER, SKIP, Optimizer
 
 SMALL = 1e-6   # added to the norm
 
 
 def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Array:
-    """Scale all gradients in place, by one factor, so that their norm is at most max_norm.
+    """Scale all gradients in place by one factor so that their norm is at most max_norm.
 
     Args:
-        optimizer: of the parameters; all groups count, frozen parameters do not and keep their
-            gradients.
+        optimizer: of the parameters, in all groups; gradients of frozen ones are ignored.
         max_norm: 0 or more. ``float("inf")`` only measures.
 
     Returns:
-        The norm before, shape (), where the parameters are, in the accumulator dtype of the widest.
-        ``float()`` of it waits for a GPU.
+        The norm before clipping, shape (), on the parameters' device, in the accumulator dtype of
+        the widest parameter. ``float()`` of it waits for the GPU.
 
     Raises:
         ValueError: max_norm is negative or NaN, or the parameters are on several devices.
@@ -72,7 +71,7 @@ def clip_grad_norm(optimizer: Optimizer, max_norm: float) -> Array:
 
 def clip_cpu(parts: list[np.ndarray], control: np.ndarray, max_norm: float,
              dtype: np.dtype) -> np.ndarray:
-    """Clip gradients (n,) in place, piece by piece; the norm before, ()."""
+    """Clip gradients (n,) in place, chunk by chunk; return the norm before, ()."""
     with np.errstate(all="ignore"):
         norm = abs(float(control[MULTIPLIER])) * math.sqrt(sum(_square(g) for g in parts))
         share = max_norm / (norm + SMALL)
@@ -84,38 +83,38 @@ def clip_cpu(parts: list[np.ndarray], control: np.ndarray, max_norm: float,
 
 
 def _square(g: np.ndarray) -> float:
-    """Sum of the squares of g."""
+    """Return the sum of the squares of g."""
 
-    def chunk(piece: slice) -> float:
-        wide = memory.empty(piece.stop - piece.start, np.float64)
-        wide[...] = g[piece]
+    def sum_of_squares(chunk: slice) -> float:
+        wide = memory.empty(chunk.stop - chunk.start, np.float64)
+        wide[...] = g[chunk]
         with np.errstate(all="ignore"):
             return float(np.dot(wide, wide))
 
-    return sum(threads.each(chunk, pieces(g.size)))
+    return sum(threads.each(sum_of_squares, cpu_chunks(g.size)))
 
 
 def _scale(g: np.ndarray, factor: float) -> None:
     wide = accumulator(g.dtype)
 
-    def chunk(piece: slice) -> None:
-        w = memory.widened(g[piece], wide)
+    def scale_chunk(chunk: slice) -> None:
+        w = memory.widened(g[chunk], wide)
         with np.errstate(all="ignore"):
             if math.isnan(factor):
                 np.copyto(w, factor, where=w != 0)
             else:
                 w *= factor
         if g.dtype != wide:
-            g[piece] = w
+            g[chunk] = w
 
-    threads.each(chunk, pieces(g.size))
+    threads.each(scale_chunk, cpu_chunks(g.size))
 
 
 def clip_gpu(parts: list[Array], control: Array, max_norm: float, dtype: np.dtype) -> Array:
-    """The same, in kernels/optim/clip.cu: two launches for each part, and one."""
+    """Do what ``clip_cpu`` does with kernels/optim/clip.cu: two launches per part, and one."""
     cp = cupy()
     packs = [g.size * g.dtype.itemsize // 16 for g in parts]  # of 16 bytes
-    slices = list(map(slices_of, parts))
+    slices = list(map(reduction_blocks, parts))
     sums, factor = cp.empty(sum(slices), np.float64), cp.empty((), np.float64)
     norm = cp.empty((), dtype)
 

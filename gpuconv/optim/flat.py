@@ -7,8 +7,8 @@
 gradients one reduction, and the addresses never change. There is one Flat per group, dtype and
 device.
 
-Parameters of 16 bits may have a ``master``: wider copies that the updates act on. A parameter is
-its master, rounded; where that is no longer so, somebody has written the parameter, and it counts.
+16-bit parameters may have a ``master``: float32 copies that the updates act on. A parameter is its
+master, rounded; if it differs, a user has written the parameter, and the parameter is used.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -31,15 +31,15 @@ from gpuconv.backend import (
 from gpuconv.checks import is_numeric, no_array, short, type_name
 from gpuconv.undo import uninterrupted
 
-ALIGN = 256      # bytes: what cudaMalloc aligns to, and any vector load may ask for
-BLOCKS = 1024    # GPU: of a reduction, enough to fill any device
-PIECE = 1 << 19  # CPU: numbers; to hand less to another thread takes as long as updating them
+ALIGN = 256      # bytes: alignment of cudaMalloc, enough for any vector load
+BLOCKS = 1024    # GPU: most blocks of a reduction, enough to fill any device
+CHUNK = 1 << 19  # CPU: elements per thread; handing over fewer takes as long as updating them
 
 
 class Flat:
-    """Parameters of one group, dtype and device, and what an optimiser keeps for them.
+    """Parameters of one group, dtype and device in one buffer, with their optimiser state.
 
-    A new one holds copies; ``take_over`` makes the parameters live in it.
+    A new Flat holds copies; ``take_over`` makes the parameters views of it.
 
     Args:
         members: (position, parameter): position counts over all groups of the optimiser.
@@ -48,8 +48,8 @@ class Flat:
         data, grad: (n,), dtype of the parameters.
         state: {name: (n,) array} of the optimiser: momentum, say.
         control, counters: the optimiser's, on this device; see Optimizer.
-        work: {name: array} of the optimiser, not worth saving.
-        cuts: where neighbouring parameters may have made different numbers of steps.
+        work: {name: array} of the optimiser that state_dict does not hold.
+        cuts: offsets at which neighbouring parameters may have different step counts.
     """
 
     def __init__(self, members: list[tuple[int, Parameter]]):
@@ -69,49 +69,49 @@ class Flat:
             self.work: dict[str, Array] = {}
             self.cuts: set[int] = set()
             self.datas, self.grads = self.views(self.data), self.views(self.grad)
-            self.taken: list[Parameter] = []  # those that another Flat has taken over since
+            self.taken: list[Parameter] = []  # parameters that another Flat has taken over
             for (_, p), data, grad in zip(members, self.datas, self.grads, strict=True):
                 data[...] = p.data
                 if p.grad is not None:
                     grad[...] = p.grad
 
     def take_over(self) -> None:
-        """Make ``data`` and ``grad`` of each parameter its views here; tell who held it before."""
+        """Make ``data`` and ``grad`` of each parameter views; note it in the Flat that held it."""
         for (_, p), data, grad in zip(self.members, self.datas, self.grads, strict=True):
             if p.holder is not None:
                 p.holder.taken.append(p)
             p.rebind(data, grad, holder=self)
 
     def views(self, flat: Array) -> list[Array]:
-        """Each parameter's part of a flat array, in the parameter's shape."""
+        """Return the views of a flat array that belong to each parameter, in its shape."""
         return [flat[start : start + p.size].reshape(p.shape)
                 for start, (_, p) in zip(self.starts, self.members, strict=True)]
 
     def new_state(self, name: str, dtype: np.dtype) -> Array:
-        """(n,) zeros beside the parameters, kept as ``state[name]``.
+        """Return (n,) zeros on the parameters' device, stored as ``state[name]``.
 
         Raises:
             RuntimeError: the current stream is capturing: each replay would clear it.
         """
-        not_captured(self.data, f"{name} is made by the first step")
+        refuse_capture(self.data, f"{name} is made by the first step")
         with array_device(self.data):
             self.state[name] = zeros(self.data.size, dtype, self.data)
         return self.state[name]
 
     def get_or_create_state(self, name: str) -> Array:
-        """``state[name]``, in the accumulator dtype; new where there is none."""
+        """Return ``state[name]``, in the accumulator dtype; zeros if it is new."""
         found = self.state.get(name)
         return self.new_state(name, accumulator(self.data.dtype)) if found is None else found
 
     @property
     def narrow(self) -> bool:
-        """Do the parameters have 16 bits?"""
+        """Whether the parameters have 16 bits."""
         return self.data.dtype.itemsize == 2
 
     def active(self) -> Iterator[slice]:
-        """The parts of the flat arrays to update: all of it, but for frozen parameters.
+        """Yield the parts of the flat arrays to update: all but the frozen parameters.
 
-        Neighbours are one part, so nothing frozen means a single one.
+        Neighbours are joined, so there is a single part if nothing is frozen.
 
         Raises:
             RuntimeError: a parameter's ``grad`` is no longer the view that it was given.
@@ -133,7 +133,7 @@ class Flat:
             yield slice(begin, end)
 
     def release(self) -> None:
-        """Give each parameter that is still here arrays of its own again."""
+        """Give each parameter that is still a view arrays of its own."""
         for _, p in self.members:
             if p.holder is self:
                 with array_device(p.data):
@@ -142,12 +142,11 @@ class Flat:
 
 def pack(groups: Iterable[Iterable[Parameter]],
          prepare: Callable[[list[list[Flat]]], None] | None = None) -> list[list[Flat]]:
-    """Move parameters and gradients into flat buffers; after an error none has moved.
+    """Move parameters and gradients into flat buffers; move none after an error.
 
     Args:
-        groups: parameters, each in one group, once. Frozen ones too: ``Flat.active`` leaves them
-            out of updates for as long as they are frozen. Those in the buffers of another optimiser
-            are taken over.
+        groups: parameters, each in one group, once; also frozen ones, which ``Flat.active`` skips
+            while they are frozen. Parameters of another optimiser are taken over.
         prepare: called with the Flats, which hold copies, before any parameter moves.
 
     Returns:
@@ -158,16 +157,17 @@ def pack(groups: Iterable[Iterable[Parameter]],
         ValueError: a parameter comes twice, or a gradient has another shape or device.
     """
     members: list[dict[Any, list[tuple[int, Parameter]]]] = []
-    seen: dict[int, int] = {}  # identity: position
+    positions: dict[int, int] = {}  # identity: position
     for group in groups:
         members.append({})
         for p in group:
-            position = len(seen)
+            position = len(positions)
             if not isinstance(p, Parameter):
                 raise TypeError(f"parameter {position} is {type_name(p)}, wanted a Parameter")
-            if id(p) in seen:
-                raise ValueError(f"parameter {position} {p.shape} is parameter {seen[id(p)]} again")
-            seen[id(p)] = position
+            if id(p) in positions:
+                raise ValueError(f"parameter {position} {p.shape} is parameter "
+                                 f"{positions[id(p)]} again")
+            positions[id(p)] = position
             _check_grad(position, p)
             place = p.dtype, p.data.device.id if is_gpu(p.data) else None
             members[-1].setdefault(place, []).append((position, p))
@@ -175,13 +175,13 @@ def pack(groups: Iterable[Iterable[Parameter]],
     if prepare is not None:
         prepare(flats)
     with uninterrupted():
-        for flat in (flat for its in flats for flat in its):
+        for flat in (flat for group in flats for flat in group):
             flat.take_over()
     return flats
 
 
 def _check_grad(position: int, p: Parameter) -> None:
-    """Refuse a gradient that cannot be copied as it is."""
+    """Check that a gradient can be copied into a flat buffer."""
     grad, name = p.grad, f"grad of parameter {position}"
     if grad is None:
         return
@@ -195,24 +195,24 @@ def _check_grad(position: int, p: Parameter) -> None:
         raise ValueError(f"{name} is on {device_name(grad)}, wanted {device_name(p.data)}")
 
 
-def pieces(n: int) -> list[slice]:
-    """Slices of 0..n for threads, by n alone.
+def cpu_chunks(n: int) -> list[slice]:
+    """Return slices of 0..n for the CPU's threads; a function of n alone.
 
-    >>> pieces(500_000), len(pieces(5_000_000))
+    >>> cpu_chunks(500_000), len(cpu_chunks(5_000_000))
     ([slice(0, 500000, None)], 10)
     """
-    return threads.chunks(n, 1, PIECE)
+    return threads.chunks(n, 1, CHUNK)
 
 
-def slices_of(g: Array) -> int:
-    """Into how many slices a reduction over g on a GPU is cut, a block of threads for each."""
+def reduction_blocks(g: Array) -> int:
+    """Return the number of thread blocks of a reduction over g on a GPU."""
     return max(1, min(BLOCKS, g.size * g.dtype.itemsize // (16 * 8 * kernels.BLOCK)))
 
 
 def behind(p: np.ndarray, master: np.ndarray | None) -> np.ndarray:
-    """What numbers p (n,) stand for, in accumulator(dtype): itself, or a copy.
+    """Return the values behind parameters p (n,) in accumulator(dtype); p itself if it has it.
 
-    That is their master (n,), but p where somebody has written it since both were equal.
+    That is the master (n,), but p where it is not the rounded master: a user has written it.
     """
     wide = memory.widened(p, accumulator(p.dtype))
     if master is not None:
@@ -223,14 +223,14 @@ def behind(p: np.ndarray, master: np.ndarray | None) -> np.ndarray:
     return wide
 
 
-def not_captured(array: Array, what: str) -> None:
-    """Refuse what must not happen while the current stream of a GPU is capturing."""
+def refuse_capture(array: Array, what: str) -> None:
+    """Raise RuntimeError while the current stream of the array's GPU is capturing."""
     if is_gpu(array) and cupy().cuda.get_current_stream().is_capturing():
         raise RuntimeError(f"{what}: do that once before the capture")
 
 
 def zeros(n: int, dtype: np.dtype, like: Array) -> Array:
-    """(n,) zeros that start at a multiple of ALIGN bytes."""
+    """Return (n,) zeros that start at a multiple of ALIGN bytes."""
     xp = get_array_module(like)
     if xp is not np:
         return xp.zeros(n, dtype)  # CuPy allocates in multiples of 512

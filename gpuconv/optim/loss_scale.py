@@ -1,28 +1,28 @@
-"""Loss scaling: gradients too small for float16 are computed larger, and divided again.
+"""Loss scaling: gradients too small for float16 are scaled up, and divided again.
 
-    loss * scale                       what is differentiated: all gradients are scale times larger
+    loss * scale                       is differentiated: all gradients are scale times larger
     all gradients finite:              the step is made, with gradients / scale
         counter = counter + 1          at ``interval`` scale = growth * scale, counter = 0
-    else:                              the step is left out, bit for bit
+    else:                              the step is skipped: no bit changes
         scale = backoff * scale, counter = 0
 
-float16 has nothing between 0 and 6e-8, and nothing above 65504; a scale that grows until something
-overflows keeps the gradients as far away from 0 as they can be. Scales are powers of two, so that
-neither the product nor the quotient rounds. bfloat16 has the range of float32 and needs none.
+float16 has no numbers between 0 and 6e-8, and none above 65504; a scale that grows until a gradient
+overflows keeps the gradients as far from 0 as possible. Scales are powers of two, so that neither
+the product nor the quotient rounds. bfloat16 has the range of float32 and needs no loss scale.
 
-On a GPU nothing waits: scale, counter and what follows from them stay in device memory, and kernels
-read them there. A captured step may hold all of it.
+On a GPU scale and counter stay in device memory, where kernels read them: the host does not wait,
+and a captured step may contain all of it.
 
     loss.backward(scaler.scale)    for a loss () in float32, else scaler.multiply(loss).backward()
     scaler.check()                 then clip_grad_norm, optimizer.step, ema.update(optimizer)
 
-The forward pass of a step that is left out has changed buffers already: running statistics may hold
+The forward pass of a step that is skipped has changed buffers already: running statistics may hold
 infinities. ``nn.SavedBuffers`` puts them back, as ``fit`` does; a loop of one's own is
 
     saved = nn.SavedBuffers(model)                before the forward pass
     loss = ...; loss.backward(scaler.scale)
     scaler.check()
-    saved.put_back(optimizer.control[2])          where the step is left out
+    saved.put_back(optimizer.control[2])          if the step is skipped
     optimizer.step(); ema.update(optimizer)
 
 Source: Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2.
@@ -48,7 +48,7 @@ from gpuconv.backend import (
     is_gpu,
 )
 from gpuconv.checks import check_count, check_kind, check_number, short, type_name
-from gpuconv.optim.flat import pieces, slices_of
+from gpuconv.optim.flat import cpu_chunks, reduction_blocks
 from gpuconv.optim.optimizer import MULTIPLIER, SKIP, Optimizer
 from gpuconv.state import matching
 
@@ -56,21 +56,21 @@ LEAST, MOST = 2.0**-126, 2.0**127  # powers of two that float32 holds in full
 
 
 class LossScale:
-    """The scale of a loss, and what the gradients make of it.
+    """Loss scale that adapts to the gradients.
 
     Args:
-        optimizer: of the parameters, all on one device. Until another ``check`` it multiplies
-            gradients by 1 / scale, and leaves steps out or not, as the last one found.
-        scale: the first; a power of two.
-        growth: what a scale is multiplied by after ``interval`` steps without an overflow.
-        backoff: what it is multiplied by after an overflow.
+        optimizer: of the parameters, all on one device. ``check`` sets its multiplier of gradients
+            to 1 / scale, and its skip flag, until the next ``check``.
+        scale: initial scale, a power of two.
+        growth: factor of the scale after ``interval`` steps without an overflow.
+        backoff: factor of the scale after an overflow.
         interval: steps.
 
-    With growth=1 and backoff=1 the scale stays; steps that overflow are still left out.
+    With growth=1 and backoff=1 the scale is constant; steps that overflow are still skipped.
 
     Attributes:
-        scale: (), float32, beside the parameters: of the next backward pass.
-        counter: (), int64, beside it: steps since the scale changed or something overflowed.
+        scale: (), float32, on the parameters' device: scale of the next backward pass.
+        counter: (), int64, on the same device: steps since the last change or overflow.
 
     Raises:
         ValueError: a number is no power of two, growth < 1, backoff > 1, interval < 1, or the
@@ -104,11 +104,11 @@ class LossScale:
             self.scale.fill(scale)
 
     def multiply(self, y: Any) -> Any:
-        """A loss, or the gradient of one: an array or a Tensor of any shape, times the scale.
+        """Return a loss, or its gradient, times the scale: an array or Tensor of any shape.
 
         Raises:
-            TypeError: it is neither, or of whole numbers, say; or its dtype has 16 bits: the scale
-                might not fit.
+            TypeError: y is neither, or its dtype is not float32 or float64: in 16 bits the scale
+                might overflow.
         """
         array = is_array(y) or isinstance(y, (Tensor, np.generic))
         if not array or y.dtype.name not in FLOATS or y.dtype.itemsize < 4:
@@ -133,19 +133,19 @@ class LossScale:
             (self._check_gpu if is_gpu(self.scale) else self._check_cpu)(parts)
 
     def _check_cpu(self, parts: list[np.ndarray]) -> None:
-        found = not all([finite(g) for g in parts])
-        clean = 0 if found else int(self.counter) + 1
+        overflow = not all([finite(g) for g in parts])
+        clean = 0 if overflow else int(self.counter) + 1
         grow, now = clean >= self.interval, float(self.scale)
         self.optimizer.table[:, MULTIPLIER] = 1 / now
-        self.optimizer.table[:, SKIP] = found
-        scale = now * (self.backoff if found else self.growth if grow else 1)
+        self.optimizer.table[:, SKIP] = overflow
+        scale = now * (self.backoff if overflow else self.growth if grow else 1)
         if LEAST <= scale <= MOST:
             self.scale[...] = scale
         self.counter[...] = 0 if grow else clean
 
     def _check_gpu(self, parts: list[Array]) -> None:
-        """The same, in kernels/optim/loss_scale.cu: a launch for each part, and one."""
-        slices = list(map(slices_of, parts))
+        """Do what ``_check_cpu`` does with kernels/optim/loss_scale.cu."""
+        slices = list(map(reduction_blocks, parts))
         flags = cupy().empty(sum(slices), np.int32)
         start = 0
         for g, S in zip(parts, slices, strict=True):
@@ -159,15 +159,14 @@ class LossScale:
             self.interval, start, len(table))
 
     def state_dict(self) -> dict[str, Array]:
-        """"scale" and "counter", the live arrays."""
+        """Return "scale" and "counter", the live arrays."""
         return {"scale": self.scale, "counter": self.counter}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy in what ``state_dict`` gave.
+        """Copy in a ``state_dict``.
 
         Raises:
-            ValueError: a name, shape or dtype does not fit, or a number makes no sense; lists all
-                of that, and has changed nothing.
+            ValueError: names, shapes, dtypes or values do not fit; lists them, and changes nothing.
         """
         mine, wrong = self.state_dict(), []
         found, *_ = matching("LossScale: load_state_dict", mine, state)
@@ -183,12 +182,12 @@ class LossScale:
 
 
 def finite(g: np.ndarray) -> bool:
-    """Is there neither an infinity nor a NaN among g (n,)?"""
+    """Return whether all of g (n,) is finite."""
 
-    def chunk(piece: slice) -> bool:
-        return bool(np.isfinite(g[piece], out=memory.empty(piece.stop - piece.start, bool)).all())
+    def is_finite(chunk: slice) -> bool:
+        return bool(np.isfinite(g[chunk], out=memory.empty(chunk.stop - chunk.start, bool)).all())
 
-    return all(threads.each(chunk, pieces(g.size)))
+    return all(threads.each(is_finite, cpu_chunks(g.size)))
 
 
 def _is_power_of_two(x: float) -> bool:

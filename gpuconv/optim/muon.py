@@ -29,9 +29,7 @@ from gpuconv import kernels, memory
 from gpuconv.autograd import Parameter
 from gpuconv.backend import Array, accumulator, cupy, get_array_module, is_gpu
 from gpuconv.checks import check_flag, check_number, listed
-from gpuconv.ops.conv import conv_wgrad_gpu
-from gpuconv.ops.matmul.linear import linear
-from gpuconv.ops.window import ConvShape, Window
+from gpuconv.ops.matmul.gemm import gemm
 from gpuconv.optim.flat import Flat, behind
 from gpuconv.optim.sgd import SGD
 
@@ -138,23 +136,21 @@ def _unit_gpu(d: Array, T: np.dtype) -> Array:
 
 
 def _iterated_cpu(x: np.ndarray) -> np.ndarray:
-    """The next X."""
+    """Return the next X."""
     a, b, c = QUINTIC
-    gram = linear(x, x)                                           # (M, M), symmetric
-    mix = _blend_cpu(b, gram, c, linear(gram, gram))
-    return _blend_cpu(a, x, 1, linear(mix, np.ascontiguousarray(x.T)))
+    gram = gemm(x, x.T)                                           # (M, M), symmetric
+    mix = _blend_cpu(b, gram, c, gemm(gram, gram.T))
+    return _blend_cpu(a, x, 1, gemm(mix, np.ascontiguousarray(x.T).T))  # this layout's bits
 
 
 def _iterated_gpu(x: Array) -> Array:
-    """The same in four launches: (a I + b A + c A A) X; the bracket is symmetric, too."""
+    """Return the next X in four launches: (a I + b A + c A A) X, the bracket symmetric like A."""
     a, b, c = QUINTIC
-    gram = linear(x, x)
-    mix = linear(gram, gram)
+    gram = gemm(x, x.T)
+    mix = gemm(gram, gram.T)
     kernels.kernel("optim/newton_schulz.cu", "newton_schulz_mix", T=x.dtype)(
         mix.size, gram, mix, a, b, c, len(mix), mix.size)
-    M, N = x.shape
-    one = ConvShape(M, 1, 1, N, M, Window((1, 1)))
-    return conv_wgrad_gpu(one, x, mix).reshape(M, N)  # mix^T x
+    return gemm(mix.T, x)  # mix is symmetric; so laid out, no copy of x is transposed
 
 
 def _blend_cpu(alpha: float, p: np.ndarray, beta: float, q: np.ndarray) -> np.ndarray:

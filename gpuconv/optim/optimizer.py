@@ -1,17 +1,16 @@
-"""Optimizer: what all of them share: groups of parameters, flat buffers, state by position.
+"""Base class of the optimisers: groups of parameters, flat buffers, state by position.
 
-What changes from step to step lies beside the parameters, on a GPU in device memory, and kernels
-read it there: so a step that was captured as a CUDA graph can be replayed.
+What changes from step to step is in memory of the parameters' device, where kernels read it: a step
+that was captured as a CUDA graph can be launched again.
 
-    control [factor, multiplier, skip, unused]    float64: of the learning rates; of the gradients;
-                                                  1 leaves the step out, and not a bit changes;
-                                                  2 all later ones, too (HALT)
-    counters                                      steps of each parameter that were not left out
+    control   [factor, multiplier, skip, unused]   float64, a row per group
+        factor       of the learning rate
+        multiplier   of the gradients
+        skip         1: skip the step, no bit changes;  2 (HALT): skip all later steps, too
+    counters                                       steps of each parameter that were not skipped
 
-Each group has a control of its own, a row of a table; only the factors differ.
-
-The settings of a group are constants of a captured step, and so is which parameters are frozen:
-``constants()`` says them all, and where it has changed the step must be captured again.
+Only the factors differ from group to group. Settings of groups and frozen parameters are constants
+of a captured step: after a change it must be captured again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,46 +19,38 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv.autograd import Parameter
-from gpuconv.backend import (
-    Array,
-    array_device,
-    asarray,
-    device_name,
-    get_array_module,
-    is_gpu,
-)
+from gpuconv.backend import Array, array_device, asarray, device_name, get_array_module, is_gpu
 from gpuconv.checks import check_flag, check_number, listed, short, type_name
-from gpuconv.optim.control import new_tables, set_factors
 from gpuconv.optim.flat import Flat, pack
 from gpuconv.optim.saved_state import load
 from gpuconv.undo import Undo
 
-MULTIPLIER, SKIP = 1, 2  # of control, as in kernels/optim/optim.cuh; factor is the first
-HALT = 2                 # value of skip: leave out this step and all later ones
+MULTIPLIER, SKIP = 1, 2  # columns of control, as in kernels/optim/optim.cuh; factor is column 0
+HALT = 2                 # value of skip: skip this step and all later ones
 
 
 class Optimizer:
-    """Updates parameters from their gradients; a subclass defines ``check`` and ``update``.
+    """Base class that updates parameters from their gradients; subclasses define ``update``.
 
-    Making one packs the parameters into flat buffers (see flat.py): from then on the module that
-    owns them cannot move; ``release`` undoes it. Parameters that another optimiser holds are taken
-    over, with their values and gradients: the other one raises RuntimeError when it is used.
+    An optimiser packs its parameters into flat buffers (see flat.py): from then on the module that
+    owns them cannot move to another device; ``release`` undoes it. Parameters of another optimiser
+    are taken over, with their values and gradients; the other one then raises RuntimeError.
 
-    Every group has a setting "stop", the share of a run that ``fit`` trains it for, 0 < stop <= 1:
-    its schedule comes to an end there, and afterwards it is frozen.
+    Every group has a setting "stop", 0 < stop <= 1: the share of a run that ``fit`` trains it for.
+    The group's schedule ends there, and afterwards the group is frozen.
 
     Args:
-        params: Parameters (``module.parameters()``), or groups: dicts with "params" and any of the
-            settings that this group has for itself.
+        params: Parameters (``module.parameters()``), or groups: dicts with "params" and any
+            settings of the group's own.
         settings: {name: default}; floats and bools.
-        master: keep float32 copies of 16-bit parameters, which the updates act on? Then an update
-            below half a unit in a parameter's last place is not lost.
+        master: whether to keep float32 copies of 16-bit parameters, which the updates act on, so
+            that an update below half a unit in a parameter's last place is not lost.
 
     Attributes:
         groups: [{"params": [...], "lr": ...}, ...]; settings may be changed between steps.
         flats: [[Flat, ...] for each group].
-        tables: {device: its (groups, 4) controls}.
-        undo: the Undo that ``step`` adds to and its owner restores after an error; None: its own.
+        tables: {device: (groups, 4) control}.
+        undo: Undo of the caller that ``step`` records its changes in; None: one of its own.
     """
 
     saved: ClassVar[tuple[str, ...]] = ()  # names of the state arrays that state_dict holds
@@ -85,12 +76,22 @@ class Optimizer:
             raise type(error)(f"{self.name}: {error}") from None
 
     def _prepare(self, flats: list[list[Flat]]) -> None:
-        """Allocate what lies beside the flat buffers; runs before any parameter moves there."""
-        self.flats, self.tables = flats, new_tables(flats)
+        """Allocate the control tables; called before any parameter moves to the flat buffers."""
+        self.flats = flats
+        self.tables: dict[str, Array] = {}
+        for number, group_flats in enumerate(flats):
+            for flat in group_flats:
+                place = device_name(flat.data)
+                with array_device(flat.data):
+                    if place not in self.tables:
+                        table = get_array_module(flat.data).zeros((len(flats), 4), np.float64)
+                        table[:, :SKIP].fill(1)  # factor and multiplier
+                        self.tables[place] = table
+                    flat.control = self.tables[place][number]
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name of the class, for messages."""
         return type(self).__name__
 
     def __repr__(self) -> str:
@@ -106,7 +107,7 @@ class Optimizer:
         return [flat for flats in self.flats for flat in flats]
 
     def check_holds(self, caller: str) -> None:
-        """Refuse to go on where the parameters are no longer this optimiser's.
+        """Check that the parameters are still this optimiser's.
 
         Raises:
             RuntimeError: they have been released, or another optimiser has taken over one.
@@ -119,29 +120,44 @@ class Optimizer:
                                f"{len(taken)} of the parameters (one of shape {taken[0].shape}): "
                                "use the newest optimiser of them, or make a new one")
 
-    # -- what changes from step to step ---------------------------------------------------
+    # -- values that change from step to step --------------------------------------------
 
     @property
     def factor(self) -> float:
-        """A schedule's: every group's lr is multiplied by it. Setting it waits for no GPU.
+        """Factor of the first group's learning rate, at least 0, as a schedule sets it.
 
-        It may be set to a list, tuple or array, too, a number for each group; read it is the first
-        group's. None is negative.
+        Setting it to a number sets it for all groups; a list, tuple or array has a number for each
+        group. Setting it does not wait for a GPU.
         """
         return self._factors[0]
 
     @factor.setter
     def factor(self, value: float | Sequence[float] | np.ndarray) -> None:
-        self._factors = set_factors(self.name, self.tables, value, len(self._factors))
+        groups = len(self._factors)
+        many = isinstance(value, (list, tuple)) or isinstance(value, np.ndarray) and value.ndim > 0
+        values: Any = value if many else (value,) * groups
+        if len(values) != groups:
+            raise ValueError(f"{self.name}: factor is {short(value)}, wanted a number, or one for "
+                             f"each of {groups} groups")
+        self._factors = tuple(
+            check_number(self.name, f"factor of group {number}" if many else "factor", one, least=0)
+            for number, one in enumerate(values))
+        for table in self.tables.values():
+            with array_device(table):
+                if len(set(self._factors)) == 1:
+                    table[:, :1].fill(self._factors[0])  # one launch
+                    continue
+                for row, factor in zip(table, self._factors, strict=True):
+                    row[:1].fill(factor)
 
     @property
     def factors(self) -> tuple[float, ...]:
-        """``factor`` of each group, as last set from here."""
+        """``factor`` of each group, as last set on the host."""
         return self._factors
 
     @property
     def table(self) -> Array:
-        """(groups, 4) float64, beside the parameters; of each group its control.
+        """Control of all groups, (groups, 4) float64, on the parameters' device.
 
         Raises:
             ValueError: the parameters are on several devices.
@@ -153,42 +169,32 @@ class Optimizer:
 
     @property
     def control(self) -> Array:
-        """(4,) of the first group, likewise: factor, gradients' multiplier, skip, unused."""
+        """Control of the first group, (4,): factor, multiplier of gradients, skip, unused."""
         return self.table[0]
 
     @property
-    def controls(self) -> dict[str, Array]:
-        """{device: (4,) of the first group}."""
-        return {place: table[0] for place, table in self.tables.items()}
-
-    @property
     def counters(self) -> dict[str, Array]:
-        """{name: int64 array}: whole numbers that state_dict holds, the live arrays.
+        """{name: int64 array} of the counters in state_dict, the live arrays.
 
-        With parameters on several devices each has its own, and these are sums, on the CPU.
+        With parameters on several devices, which have a counter each, these are sums on the CPU.
         """
-        return {name: next(iter(its.values())) if len(its) == 1 else
-                np.sum([asarray(a, "cpu") for a in its.values()], 0)
-                for name, its in self._counters.items()}
+        return {name: next(iter(by_device.values())) if len(by_device) == 1 else
+                np.sum([asarray(a, "cpu") for a in by_device.values()], 0)
+                for name, by_device in self._counters.items()}
 
     def new_counter(self, name: str) -> None:
-        """A number for each parameter, by position; ``flat.counters[name]`` is that of its device.
+        """Make ``flat.counters[name]``, an array with a count of each parameter, by position.
 
-        A parameter is counted on its own device; its numbers on the others stay 0.
+        A parameter is counted on its own device; its counts on other devices stay 0.
         """
-        its = self._counters[name] = {}
+        by_device = self._counters[name] = {}
         for flat in self.all_flats():
             place = device_name(flat.data)
-            if place not in its:
+            if place not in by_device:
                 with array_device(flat.data):
-                    its[place] = get_array_module(flat.data).zeros(
+                    by_device[place] = get_array_module(flat.data).zeros(
                         sum(len(group["params"]) for group in self.groups), np.int64)
-            flat.counters[name] = its[place]
-
-    def constants(self) -> tuple:
-        """All that a captured step cannot read anew: settings, and which parameters are frozen."""
-        return tuple((tuple((name, value) for name, value in group.items() if name != "params"),
-                      tuple(p.requires_grad for p in group["params"])) for group in self.groups)
+            flat.counters[name] = by_device[place]
 
     def _group(self, number: int, group: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(group, Mapping):
@@ -211,22 +217,22 @@ class Optimizer:
         return full
 
     def check(self, group: Mapping[str, Any]) -> None:
-        """Raise ValueError where a setting makes no sense; runs before each step, too."""
+        """Raise TypeError or ValueError for a wrong setting; also called before each step."""
         check_number(self.name, "stop", group["stop"], above=0, most=1)
 
     def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
-        """Update one part of the flat arrays, with the numbers in ``flat.control``."""
+        """Update one part of the flat arrays, with the values in ``flat.control``."""
         raise NotImplementedError
 
     def master_of(self, flat: Flat) -> Array | None:
-        """The wide copies (n,) of its parameters, if it has any."""
+        """Return the float32 copies (n,) of 16-bit parameters; None without them."""
         return flat.get_or_create_state("master") if self.master and flat.narrow else None
 
     def step(self) -> None:
         """Update all parameters that are not frozen, from their gradients.
 
         A parameter whose gradient is zero is updated like the others: momentum and weight decay
-        still act on it. After an error, an interruption too, parameters and state are as before.
+        act on it. After an error or an interruption parameters and state are as before.
 
         Raises:
             RuntimeError: a ``grad`` was replaced by hand, the parameters have been released, or
@@ -240,7 +246,7 @@ class Optimizer:
         with Undo.of(self.undo) as undo:
             undo.keep_items(self._counters, *self.groups)
             for flat, parts, group in work:
-                if is_gpu(flat.data) or not flat.control[SKIP]:  # a GPU's kernels look themselves
+                if is_gpu(flat.data) or not flat.control[SKIP]:  # on a GPU kernels read it
                     undo.keep_items(flat.state)
                     undo.keep(flat.data, *flat.state.values(), *flat.counters.values())
                     for part in parts:
@@ -260,7 +266,7 @@ class Optimizer:
                         "one's state_dict()")
 
     def release(self) -> None:
-        """Give the parameters arrays of their own again; this optimiser is then spent."""
+        """Give the parameters arrays of their own; the optimiser cannot be used afterwards."""
         for flat in self.all_flats():
             flat.release()
         self.flats, self.groups, self._counters = [], [], {}
@@ -268,7 +274,7 @@ class Optimizer:
     # -- state ----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Array]:
-        """Everything but the parameters, as arrays by name; the live arrays, not copies.
+        """Return the state and settings as arrays by name: the live arrays, not copies.
 
         "momentum.3" belongs to the parameter at position 3, counted over all groups; "group.0.lr"
         is the setting of a group, an array of one number on the CPU.
@@ -283,20 +289,20 @@ class Optimizer:
         for number, group in enumerate(self.groups):
             for name, value in group.items():
                 if name != "params":
-                    plain = value if isinstance(value, (bool, np.bool_)) else float(value)
-                    state[f"group.{number}.{name}"] = np.array(plain)
+                    flag = isinstance(value, (bool, np.bool_))
+                    state[f"group.{number}.{name}"] = np.array(value if flag else float(value))
         return state | self.counters
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy in what ``state_dict`` gave, in an optimiser of the same parameters and groups.
+        """Copy in a ``state_dict`` of an optimiser of the same parameters and groups.
 
         Args:
-            state: arrays of either library by name; numbers will do for settings, of which "stop"
-                may be missing. Where all state arrays of a buffer are missing they become zeros: no
-                step had needed them. So do masters, which then are the parameters.
+            state: NumPy or CuPy arrays by name; settings may be numbers, and "stop" may be missing.
+                If all state arrays of a flat buffer are missing, they become zeros, and masters
+                copies of the parameters: no step had needed them.
 
         Raises:
             TypeError: state is no dict of arrays.
-            ValueError: a name, shape or dtype does not fit; lists them, and has changed nothing.
+            ValueError: names, shapes or dtypes do not fit; lists them, and changes nothing.
         """
         load(self, state)

@@ -1,13 +1,13 @@
-"""How the learning rate changes over a run: schedule(step, total) is a factor of the base rate.
+"""Learning rate schedules: schedule(step, total) is a factor of the learning rate.
 
     Constant   1
-    StepDecay  gamma ** (how many of the points ``at`` lie behind)
+    StepDecay  gamma ** (number of points ``at`` that have passed)
     Linear     final + (1 - final) * (1 - share of the run)
     Cosine     final + (1 - final) * (1 + cos(pi * share of the run)) / 2
     OneCycle   start, up to 1 at ``peak_at``, down to final; each leg half a cosine, or straight
 
-Plain functions of the step: nothing to save, nothing to restore. Points of the run are fractions of
-it; 0.55 means 55/100 exactly (``steps_of``). With a warm-up of W steps the factor first rises as
+Schedules are functions of the step, without state. Points of the run are fractions of it; 0.55
+means 55/100 exactly (``steps_of``). With a warm-up of W steps the factor first rises as
 1/W, 2/W, ... W/W. Steps beyond ``total`` count as ``total``.
 
 Sources: Loshchilov, Hutter, "SGDR", ICLR 2017; Smith, Topin, "Super-convergence", 2018.
@@ -49,7 +49,7 @@ def _check(schedule: Any, step: int, total: int) -> None:
 
 
 def _cosine(a: float, b: float, share: float) -> float:
-    """From a to b, for a share of 0 to 1."""
+    """Return the value between a and b on half a cosine, for a share of 0 to 1."""
     return b + (a - b) * (1 + math.cos(math.pi * share)) / 2
 
 
@@ -59,7 +59,7 @@ def _straight(a: float, b: float, share: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """1, after a warm-up over the fraction ``warmup`` of the run.
+    """Factor 1, after a warm-up over the fraction ``warmup`` of the run.
 
     >>> [Constant(warmup=0.5)(step, 8) for step in range(6)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
@@ -68,11 +68,11 @@ class Constant:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no fraction."""
+        """Check the fractions."""
         _fractions(self, "warmup")
 
     def __call__(self, step: int, total: int) -> float:
-        """Factor of step 0, 1, ... of ``total``."""
+        """Return the factor of step 0, 1, ... of ``total``."""
         _check(self, step, total)
         rise = round(steps_of(self.warmup, total))
         return min(1.0, (step + 1) / rise) if rise else 1.0
@@ -80,7 +80,7 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class StepDecay:
-    """Times ``gamma`` at each of the fractions ``at`` of the run.
+    """Factor that is multiplied by ``gamma`` at each of the fractions ``at`` of the run.
 
     >>> [StepDecay(at=(0.5, 0.75), gamma=0.5)(step, 8) for step in range(8)]
     [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
@@ -90,7 +90,7 @@ class StepDecay:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse what is no fraction, and no factor."""
+        """Check the fractions and the factor."""
         if not isinstance(self.at, (tuple, list)):
             raise TypeError(f"StepDecay: at is {short(self.at)}, wanted a tuple of fractions: "
                             "at=(0.5, 0.75)")
@@ -103,7 +103,7 @@ class StepDecay:
         return f"StepDecay(at=({points}), gamma={short(self.gamma)})"
 
     def __call__(self, step: int, total: int) -> float:
-        """Factor of step 0, 1, ... of ``total``."""
+        """Return the factor of step 0, 1, ... of ``total``."""
         _check(self, step, total)
         return float(self.gamma ** sum(step >= steps_of(point, total) for point in self.at))
 
@@ -120,11 +120,11 @@ class Cosine:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no fraction."""
+        """Check the fractions."""
         _fractions(self, "warmup", "final")
 
     def __call__(self, step: int, total: int) -> float:
-        """Factor of step 0, 1, ... of ``total``."""
+        """Return the factor of step 0, 1, ... of ``total``."""
         _check(self, step, total)
         rise = round(steps_of(self.warmup, total))
         if step < rise:
@@ -135,7 +135,7 @@ class Cosine:
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """Straight from 1 towards ``final``, which the step after the last would have.
+    """Straight line from 1 towards ``final``, which the step after the last would have.
 
     >>> [Linear()(step, 4) for step in range(5)]
     [1.0, 0.75, 0.5, 0.25, 0.0]
@@ -144,18 +144,18 @@ class Linear:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no fraction."""
+        """Check the fractions."""
         _fractions(self, "final")
 
     def __call__(self, step: int, total: int) -> float:
-        """Factor of step 0, 1, ... of ``total``."""
+        """Return the factor of step 0, 1, ... of ``total``."""
         _check(self, step, total)
         return _straight(1.0, self.final, min(1.0, step / total))
 
 
 @dataclasses.dataclass(frozen=True)
 class OneCycle:
-    """From ``start`` up to 1, which is at the fraction ``peak_at`` of the run, and down to final.
+    """Cycle from ``start`` up to 1, at the fraction ``peak_at`` of the run, and down to ``final``.
 
     >>> [round(OneCycle(peak_at=0.4, anneal="linear")(step, 5), 2) for step in range(5)]
     [0.04, 1.0, 0.67, 0.33, 0.0]
@@ -167,12 +167,12 @@ class OneCycle:
     anneal: str = "cosine"
 
     def __post_init__(self) -> None:
-        """Refuse what is no fraction, and unknown legs."""
+        """Check the fractions and the form."""
         _fractions(self, "peak_at", "start", "final")
         check_choice("OneCycle", "anneal", self.anneal, ("cosine", "linear"))
 
     def __call__(self, step: int, total: int) -> float:
-        """Factor of step 0, 1, ... of ``total``; the last is ``final``, if it is not the peak."""
+        """Return the factor of step 0, 1, ... of ``total``."""
         _check(self, step, total)
         leg = _cosine if self.anneal == "cosine" else _straight
         last, peak = total - 1, max(0.0, self.peak_at * total - 1)

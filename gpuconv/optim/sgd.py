@@ -24,7 +24,7 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, is_gpu
 from gpuconv.checks import check_flag, check_number
-from gpuconv.optim.flat import Flat, behind, pieces
+from gpuconv.optim.flat import Flat, behind, cpu_chunks
 from gpuconv.optim.optimizer import Optimizer
 
 
@@ -35,10 +35,10 @@ class SGD(Optimizer):
         params: Parameters, or groups of them: dicts with "params" and their own settings.
         lr: learning rate; at each step it is multiplied by ``factor``, which a schedule sets.
         momentum: share of m that is kept, 0 <= momentum.
-        nesterov: look ahead along m?
-        weight_decay: pull towards 0.
-        master: keep float32 copies of 16-bit parameters ("master.3" in ``state_dict``), which the
-            updates act on?
+        nesterov: whether to use Nesterov's momentum.
+        weight_decay: factor of p in d.
+        master: whether to keep float32 copies of 16-bit parameters ("master.3" in ``state_dict``),
+            which the updates act on.
 
     Raises:
         ValueError: lr, momentum or weight_decay is negative, nesterov without momentum, no
@@ -60,7 +60,7 @@ class SGD(Optimizer):
                                       weight_decay=weight_decay), master)
 
     def check(self, group: Mapping[str, Any]) -> None:
-        """Nothing negative (nor NaN); momentum for Nesterov."""
+        """Check that nothing is negative or NaN, and that nesterov has momentum."""
         super().check(group)
         for name in ("lr", "momentum", "weight_decay"):
             check_number(self.name, name, group[name], least=0)
@@ -68,7 +68,7 @@ class SGD(Optimizer):
             raise ValueError(f"{self.name}: nesterov wants momentum, which is {group['momentum']}")
 
     def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
-        """One launch; on the CPU one pass."""
+        """Update in one pass; on a GPU in one launch."""
         m = flat.get_or_create_state("momentum")[part] if group["momentum"] else None
         master = self.master_of(flat)
         step = step_gpu if is_gpu(flat.data) else step_cpu
@@ -80,15 +80,15 @@ class SGD(Optimizer):
 def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray | None, master: np.ndarray | None,
              control: np.ndarray, lr: float, momentum: float, weight_decay: float,
              nesterov: bool) -> None:
-    """Update p, m and master (in place) from g, all (n,), piece by piece; keeps nothing else."""
+    """Update p, m and master in place from g, all (n,), chunk by chunk."""
     wide = accumulator(p.dtype)
     factor, multiplier, *_ = control.tolist()
-    rate = lr * factor
+    scaled_lr = lr * factor
 
-    def chunk(piece: slice) -> None:
-        old, n = p[piece], piece.stop - piece.start
-        w = behind(old, None if master is None else master[piece])
-        d = memory.widened(g[piece], wide)
+    def update_chunk(chunk: slice) -> None:
+        old, n = p[chunk], chunk.stop - chunk.start
+        w = behind(old, None if master is None else master[chunk])
+        d = memory.widened(g[chunk], wide)
         t = memory.empty(n, wide)
         with np.errstate(all="ignore"):  # a gradient that overflows shows in the loss
             if multiplier != 1:
@@ -98,7 +98,7 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray | None, master: np.ndar
                 t += d
                 d = t
             if m is not None:
-                v = m[piece]
+                v = m[chunk]
                 v *= momentum
                 v += d
                 if nesterov:
@@ -106,18 +106,18 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray | None, master: np.ndar
                     d = np.add(d, ahead, out=t)
                 else:
                     d = v
-            w -= np.multiply(d, rate, out=t)
+            w -= np.multiply(d, scaled_lr, out=t)
             if w is not old:
                 old[...] = w
         if master is not None:
-            master[piece] = w
+            master[chunk] = w
 
-    threads.each(chunk, pieces(p.size))
+    threads.each(update_chunk, cpu_chunks(p.size))
 
 
 def step_gpu(p: Array, g: Array, m: Array | None, master: Array | None, control: Array, lr: float,
              momentum: float, weight_decay: float, nesterov: bool) -> None:
-    """The same, in kernels/optim/sgd.cu."""
+    """Do what ``step_cpu`` does with kernels/optim/sgd.cu."""
     items = 16 // p.dtype.itemsize  # that a thread updates at a time
     kernels.kernel("optim/sgd.cu", "sgd_step", T=p.dtype, I=kernels.index(p),
                    MOMENTUM=m is not None, NESTEROV=nesterov, MASTER=master is not None)(

@@ -1,4 +1,4 @@
-"""What a recipe is."""
+"""Recipe: settings, model and description for one kind of data."""
 
 import dataclasses
 from collections.abc import Callable

@@ -53,8 +53,8 @@ def curves(history: History, quantity: str) -> list[Curve]:
     return [(name, points) for name, points in found if points]
 
 
-def says(history: History, quantity: str) -> str:
-    """A curve in words, for who cannot see it."""
+def describe(history: History, quantity: str) -> str:
+    """Return a curve in words, for screen readers."""
     form = ".1%" if quantity == "accuracy" else ".3f"
     parts = [f"{name} from {points[0][1]:{form}} to {points[-1][1]:{form}}"
              for name, points in curves(history, quantity)]
@@ -62,7 +62,7 @@ def says(history: History, quantity: str) -> str:
 
 
 def svg(history: History, quantity: str) -> str:
-    """An <svg> element of "loss" or "accuracy", to stand inside a page."""
+    """Return an <svg> element with the curves of "loss" or "accuracy"."""
     with _settings(quantity):
         figure = _figure(WIDE)
         _draw(figure.add_subplot(), history, quantity, NAMED)
@@ -100,7 +100,7 @@ def plot_curves(history: History, path: str | os.PathLike) -> bool:
 
 @contextlib.contextmanager
 def _settings(salt: str) -> Iterator[None]:
-    """matplotlib's own defaults, whatever the user's are, and his again afterwards."""
+    """Use matplotlib's default settings in the block; restore the user's afterwards."""
     import matplotlib
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -116,7 +116,7 @@ def _figure(width: float) -> Any:
 
 
 def _draw(axes: Any, history: History, quantity: str, colours: dict[str, str]) -> None:
-    """One quantity over the epochs."""
+    """Draw one quantity over the epochs."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
     drawn = curves(history, quantity)
     few = len(history.rows) <= 20  # then each epoch has its dot; a single one has no line
@@ -141,7 +141,7 @@ def _draw(axes: Any, history: History, quantity: str, colours: dict[str, str]) -
 
 
 def _inline(text: str) -> str:
-    """An SVG file as an element: no prologue, no size of its own, the page's colours and font."""
+    """Return an SVG file as an element without prologue or size, in the page's colours and font."""
     text = text[text.index("<svg"):]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
     text = re.sub(r'<style type="text/css">.*?</style>\s*', "", text, flags=re.S)

@@ -1,4 +1,4 @@
-"""What a report shows of a trained model: how well it does, where it errs, what it looks at.
+"""Measurements of a trained model for its report: accuracy, mistakes, filters.
 
 The interval of an accuracy a, measured on n images, is Wilson's: all p with |a - p| <= 1.96 *
 sqrt(p (1 - p) / n). In 95 of 100 cases it holds what endless many such images would give.
@@ -16,7 +16,7 @@ import numpy as np
 from gpuconv.backend import Array, to_cpu
 from gpuconv.data import Dataset
 from gpuconv.nn import Conv2d, Module
-from gpuconv.runs import RunFolder, Trained, Viewed, load
+from gpuconv.runs import RunFolder, Trained, TtaResult, load
 from gpuconv.train import History
 from gpuconv.train.predictions import Predictions
 
@@ -49,7 +49,7 @@ class Confusion:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """All that a report shows."""
+    """Contents of a report."""
 
     name: str                       # of the run
     status: str
@@ -57,7 +57,7 @@ class Findings:
     environment: dict[str, str]
     history: History
     trained: Trained | None         # None: there is no checkpoint yet
-    viewed: Viewed | None           # the run's own test in several views, if it did one
+    tta_result: TtaResult | None           # the run's own test in several views, if it did one
     predictions: Predictions | None  # on the test set; None: it could not be measured
     mistakes: list[Mistake]
     data: str                       # name of the test set
@@ -100,18 +100,18 @@ def collect(folder: RunFolder, *, checkpoint: str | os.PathLike | None = None,
             notes.append(f"the model could not be measured on its data: {error}")
     else:
         notes.append("this run has no checkpoint yet, so there is no model to look at")
-    viewed, environment = None, {}
+    tta_result, environment = None, {}
     try:  # without these two a report still has its worth
         environment = folder.environment()
-        viewed = folder.viewed()
+        tta_result = folder.tta_result()
     except (OSError, ValueError) as error:
         notes.append(f"a part is left out: {error}")
     return Findings(folder.path.absolute().name, folder.status(), dataclasses.asdict(config),
-                    environment, history, trained, viewed, found, wrong, name, notes)
+                    environment, history, trained, tta_result, found, wrong, name, notes)
 
 
 def mistakes(found: Predictions, data: Dataset, count: int) -> list[Mistake]:
-    """The most confident mistakes, most confident first."""
+    """Return the most confident mistakes, the most confident first."""
     shown = []
     for n in found.mistakes(count).tolist():
         label, answer, p = int(found.labels[n]), int(found.answers[n]), found.probabilities[n]
@@ -121,7 +121,7 @@ def mistakes(found: Predictions, data: Dataset, count: int) -> list[Mistake]:
 
 
 def confusions(found: Predictions, count: int = CONFUSIONS) -> list[Confusion]:
-    """The pairs of classes that are mixed up most often, most often first."""
+    """Return the pairs of classes that are confused most often, the most frequent first."""
     wrong = found.confusion.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
@@ -132,7 +132,7 @@ def confusions(found: Predictions, count: int = CONFUSIONS) -> list[Confusion]:
 
 
 def interval(accuracy: float, count: int) -> tuple[float, float]:
-    """Where the accuracy on endless many such images lies, in 95 of 100 cases.
+    """Return the 95 % confidence interval of an accuracy.
 
     >>> low, high = interval(0.8, 100)
     >>> round(low, 3), round(high, 3)
@@ -146,7 +146,7 @@ def interval(accuracy: float, count: int) -> tuple[float, float]:
 
 
 def first_filters(model: Module) -> np.ndarray | None:
-    """(K, R, S, 1 or 3) uint8: filters of the first convolution, each from black to white.
+    """Return the filters of the first convolution as (K, R, S, 1 or 3) uint8, from black to white.
 
     Each is scaled on its own, its smallest weight to 0 and its largest to 255; one whose weights
     are all equal is grey. At most FILTERS of them. None: there is no convolution, or it sees
@@ -162,7 +162,7 @@ def first_filters(model: Module) -> np.ndarray | None:
 
 
 def png(image: Array) -> str:
-    """An image (H, W, C) uint8 as a data URI: grey, colour, or the first channel of others.
+    """Return an image (H, W, C) uint8 as a data URI: grey, colour, or the first channel of others.
 
     >>> png(np.zeros((1, 1, 3), "uint8"))[:32]
     'data:image/png;base64,iVBORw0KGg'

@@ -52,7 +52,7 @@ def write_findings(folder: RunFolder, path: str | os.PathLike | None = None, *,
                    checkpoint: str | os.PathLike | None = None, device: str = "cpu",
                    mistakes: int = 24,
                    data: str | os.PathLike | None = None) -> tuple[pathlib.Path, Findings]:
-    """``write``, which also gives what was found."""
+    """Write a report as ``write`` does; return its path and its findings."""
     folder.config()  # before anything is written: is it a run?
     target = files.check_writable(folder.path / "report.html" if path is None else path)
     found = findings.collect(folder, checkpoint=checkpoint, device=device, count=mistakes,
@@ -68,7 +68,7 @@ def write_findings(folder: RunFolder, path: str | os.PathLike | None = None, *,
 
 
 def render(found: Findings) -> str:
-    """The page."""
+    """Return the page as HTML."""
     parts = _parts(found)
     style = importlib.resources.files("gpuconv.report").joinpath("style.css").read_text("utf-8")
     links = "".join(f'<a href="#{name}">{text(heading)}</a>' for name, heading, _, _ in parts)
@@ -107,7 +107,7 @@ def render(found: Findings) -> str:
 
 
 def _parts(found: Findings) -> list[tuple[str, str, str, str]]:
-    """(id, heading, sentence, HTML) of each section that there is something for."""
+    """Return (id, heading, sentence, HTML) of each section that has content."""
     parts = []
     if found.history.rows:
         parts.append(("curves", "Curves", "Training is measured while the weights still "
@@ -131,7 +131,7 @@ def _parts(found: Findings) -> list[tuple[str, str, str, str]]:
 
 
 def _measured(found: Findings) -> list[tuple[str, str, str, str]]:
-    """The sections that need answers on the test set."""
+    """Return the sections that need answers on the test set."""
     answers = found.predictions
     assert answers is not None
     parts = []
@@ -153,7 +153,7 @@ def _measured(found: Findings) -> list[tuple[str, str, str, str]]:
 
 
 def _headline(found: Findings) -> str:
-    """One sentence: what was trained on what, and whether it is finished."""
+    """Return one sentence: model, data, and state of the run."""
     config = found.config
     model = config["model"].get("name") or config["model"].get("notation", "a model")
     words = [f"{model} on {found.data}" if found.data else model,
@@ -164,18 +164,18 @@ def _headline(found: Findings) -> str:
 
 
 def _tiles(found: Findings) -> str:
-    """The numbers that count."""
+    """Return the main results as HTML tiles."""
     tiles, history, answers = [], found.history, found.predictions
-    viewed = f"; {percent(found.viewed.accuracy)} in {found.viewed.views} views" \
-        if found.viewed else ""
+    tta = f"; {percent(found.tta_result.accuracy)} in {found.tta_result.views} views" \
+        if found.tta_result else ""
     if answers is not None:
         low, high = findings.interval(answers.accuracy, len(answers.labels))
         tiles += [("Test accuracy", percent(answers.accuracy),
                    f"of {len(answers.labels):,} images; "
-                   f"95% interval {100 * low:.1f}–{100 * high:.1f}%{viewed}"),
+                   f"95% interval {100 * low:.1f}–{100 * high:.1f}%{tta}"),
                   ("Test loss", f"{answers.loss:.3f}", "nats per image")]
     elif history.rows and (test := history.best.test):
-        tiles += [("Test accuracy", percent(test.accuracy), f"of {test.count:,} images{viewed}"),
+        tiles += [("Test accuracy", percent(test.accuracy), f"of {test.count:,} images{tta}"),
                   ("Test loss", f"{test.loss:.3f}", "nats per image")]
     if found.trained is not None:
         count = sum(p.size for p in found.trained.model.parameters())
@@ -197,7 +197,7 @@ def _tiles(found: Findings) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words.
+    """Return seconds in words.
 
     >>> duration(3.21), duration(75), duration(7300)
     ('3.2 s', '1 min 15 s', '2 h 1 min')
@@ -209,7 +209,7 @@ def duration(seconds: float) -> str:
 
 
 def _settings(config: dict[str, Any]) -> str:
-    """The command, and the settings in groups: those of the run, of model, data and training."""
+    """Return the command and the settings in groups: of run, model, data and training."""
     groups: dict[str, dict[str, Any]] = {"run": {}}
     for name, value in config.items():
         if isinstance(value, dict):

@@ -13,7 +13,7 @@ from gpuconv.messages import printable
 from gpuconv.report import figures
 from gpuconv.report.findings import Confusion, Mistake, png
 from gpuconv.train import History
-from gpuconv.train.history import HEADINGS, cells
+from gpuconv.train.history import HEADINGS, row_cells
 from gpuconv.train.predictions import Predictions
 
 CLASSES = 120  # with more, a confusion matrix is a wall: the worst pairs are listed instead
@@ -33,25 +33,25 @@ def text(value: object) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 1, in words."""
+    """Return a share of 1 as a percentage."""
     return f"{share:.1%}"
 
 
-def section(name: str, heading: str, says: str, inside: str) -> str:
-    """A card with a heading and a sentence; ``says`` and ``inside`` are HTML."""
+def section(name: str, heading: str, says: str, content: str) -> str:
+    """Return a card with a heading and a sentence; ``says`` and ``content`` are HTML."""
     says = f'<p class="says">{says}</p>' if says else ""
     return (f'<section id="{name}" aria-labelledby="{name}-heading">'
-            f'<h2 id="{name}-heading">{text(heading)}</h2>{says}\n{inside}\n</section>')
+            f'<h2 id="{name}-heading">{text(heading)}</h2>{says}\n{content}\n</section>')
 
 
 def scroll(label: str, inside: str) -> str:
-    """A box of its own for what may be wider than the page; a keyboard can scroll it."""
+    """Return a box that scrolls, also by keyboard, for content wider than the page."""
     return (f'<div class="scroll" role="region" tabindex="0" aria-label="{text(label)}">'
             f"{inside}</div>")
 
 
 def bar(share: float | None, kind: str = "") -> str:
-    """A share as a bar and a number; None: a dash."""
+    """Return a share as a bar and a number; None: a dash."""
     if share is None:
         return '<span class="none">–</span>'
     return (f'<span class="bar {kind}"><i style="--s:{share:.3f}" aria-hidden="true"></i>'
@@ -60,7 +60,7 @@ def bar(share: float | None, kind: str = "") -> str:
 
 def table(kind: str, headings: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1,
           best: int | None = None) -> str:
-    """Rows of HTML cells under headings; the first ``names`` columns are text, the others numbers.
+    """Return a table of HTML cells; the first ``names`` columns are text, the others numbers.
 
     Args:
         kind: classes of the style sheet.
@@ -86,20 +86,20 @@ def table(kind: str, headings: Sequence[str], rows: Sequence[Sequence[str]], nam
 
 
 def curves(history: History) -> str:
-    """Loss and accuracy side by side, or how to get them."""
+    """Return the curves of loss and accuracy, or how to install matplotlib."""
     if not figures.available():
         how = figures.hint()
         return f"<p>{text(how[0].upper() + how[1:])}</p>"
     drawn = "\n".join(
         f'<figure><figcaption>{quantity.capitalize()}</figcaption>'
-        f'<div role="img" aria-label="{text(figures.says(history, quantity))}">'
+        f'<div role="img" aria-label="{text(figures.describe(history, quantity))}">'
         f"{figures.svg(history, quantity)}</div></figure>" for quantity in ("loss", "accuracy"))
     return f'<div class="columns">{drawn}</div>'
 
 
 def epochs(history: History) -> str:
-    """The table of all epochs, the best one marked."""
-    rows = [[text(cell) for cell in cells(row)] for row in history.rows]
+    """Return the table of all epochs, with the best one marked."""
+    rows = [[text(cell) for cell in row_cells(row)] for row in history.rows]
     accuracies = [row.test.accuracy for row in history.rows if row.test]
     best = next((i for i, row in enumerate(history.rows)
                  if row.test and row.test.accuracy == max(accuracies)), None)
@@ -110,7 +110,7 @@ def epochs(history: History) -> str:
 
 
 def confusion(found: Predictions) -> str:
-    """The confusion matrix as a table with coloured cells."""
+    """Return the confusion matrix as a table with coloured cells."""
     K, counts, names = len(found.classes), found.confusion, found.classes
     images = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(images, 1)
@@ -138,11 +138,11 @@ def confusion(found: Predictions) -> str:
 
 
 def classes(found: Predictions, pairs: Sequence[Confusion]) -> str:
-    """Recall and precision of each class; beside them, the pairs that are mixed up most often."""
-    rows = [[text(row.name), f"{row.images:,}", f"{row.right:,}", bar(row.recall),
+    """Return recall and precision of each class, and the most frequent confusions."""
+    rows = [[text(row.name), f"{row.images:,}", f"{row.correct:,}", bar(row.recall),
              bar(row.precision)] for row in found.per_class()]
     per_class = scroll("Classes", table(
-        "wide", ["class", "images", "right", "recall", "precision"], rows))
+        "wide", ["class", "images", "correct", "recall", "precision"], rows))
     if not pairs:
         return per_class
     rows = [[text(pair.truth), text(pair.answer), f"{pair.images:,}", bar(pair.share, "wrong")]
@@ -157,7 +157,7 @@ def classes(found: Predictions, pairs: Sequence[Confusion]) -> str:
 
 
 def mistakes(shown: Sequence[Mistake]) -> str:
-    """A card per image: what was answered, how surely, and what it is."""
+    """Return a card per misclassified image: answer, probability and true class."""
     made = []
     for one in shown:
         H, W = one.image.shape[:2]
@@ -174,7 +174,7 @@ def mistakes(shown: Sequence[Mistake]) -> str:
 
 
 def filters(shown: np.ndarray) -> str:
-    """Each filter enlarged, a weight of it a square of whole pixels."""
+    """Return the enlarged filters, each weight a square of whole pixels."""
     K, R, S, _ = shown.shape
     scale = max(2, FILTER // max(R, S))
     images = "".join(f'<img class="pixels" src="{png(f)}" alt="" width="{S * scale}" '
@@ -187,14 +187,14 @@ def filters(shown: np.ndarray) -> str:
 
 
 def facts(rows: Mapping[str, Any]) -> str:
-    """Names and values."""
+    """Return names and values as a list."""
     inside = "".join(f"<dt>{text(name)}</dt><dd>{value_text(value)}</dd>"
                      for name, value in rows.items())
     return f'<dl class="facts">{inside}</dl>'
 
 
 def value_text(value: Any) -> str:
-    """A value of the settings in HTML: yes, no, a dash for nothing, numbers without noise."""
+    """Return a setting as HTML: yes, no, a dash for nothing, rounded numbers."""
     if value is None or value == "":
         return '<span class="none">–</span>'
     if isinstance(value, bool):

@@ -9,8 +9,8 @@ from gpuconv.runs.lock import locked
 from gpuconv.runs.sets import Sets, sets_in
 from gpuconv.runs.timed import Timing, summary, timed, write_timings
 from gpuconv.runs.trained import Trained, load
-from gpuconv.runs.viewed import Viewed
+from gpuconv.runs.tta_result import TtaResult
 
-__all__ = ["Config", "Outcome", "RunFolder", "Sets", "Timing", "Trained", "Viewed", "check_data",
+__all__ = ["Config", "Outcome", "RunFolder", "Sets", "Timing", "Trained", "TtaResult", "check_data",
            "check_place", "environment", "find", "load", "locked", "newest", "sets_in", "summary",
            "timed", "train", "write_timings"]

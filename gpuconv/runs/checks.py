@@ -16,7 +16,7 @@ from gpuconv.train import VIEWS
 
 
 def check_data(config: Config, train: Dataset, test: Dataset) -> None:
-    """Refuse what would end a run before its first checkpoint.
+    """Check that model, settings and images fit, before a run begins.
 
     Args:
         config: of the run.
@@ -58,13 +58,13 @@ def _channels(config: Config, train: Dataset, test: Dataset) -> None:
 
 
 def _moves(config: Config, train: Dataset, test: Dataset) -> None:
-    """Of random crops, and of the views of the test: nobody moves an image out of its own sight."""
+    """Check that neither the crop nor the test-time augmentation moves images out of sight."""
     settings, (H, W) = config.settings, train.images.shape[1:3]
     of = f"images of {H}x{W} pixels"
     if settings.crop and settings.crop >= min(H, W):
         raise ValueError(f"crop {settings.crop} is too much for {of}: wanted less than "
                          f"{min(H, W)}")
-    shift = max(view.move.pad for view in VIEWS[settings.views] if view.move) if (
+    shift = max(one.move.pad for one in VIEWS[settings.views] if one.move) if (
         settings.views != "none") else 0
     if shift >= min(H, W):
         raise ValueError(f"views {settings.views} move images by {shift} pixel{'s' * (shift > 1)}: "
@@ -72,7 +72,7 @@ def _moves(config: Config, train: Dataset, test: Dataset) -> None:
 
 
 def _batches(config: Config, train: Dataset, test: Dataset) -> None:
-    """A last batch of a single image is too little for some norms: try one."""
+    """Check the last batch: a single image is too little for some norms, so try one."""
     size, n = config.settings.batch_size, len(train)
     if config.settings.drop_last and n < size:
         raise ValueError(f"{_whose(config)} trains on whole batches of {size}, and there are {n} "
@@ -88,7 +88,7 @@ def _batches(config: Config, train: Dataset, test: Dataset) -> None:
 
 
 def _optimizer(config: Config, train: Dataset, test: Dataset) -> None:
-    """The dtype, too: bfloat16 wants a package."""
+    """Check the optimiser's settings, and that the dtype is available."""
     float_dtype(config.dtype)
     config.settings.fit_arguments(models.build(config.model).to(config.dtype))
 
@@ -102,7 +102,7 @@ def _whose(config: Config) -> str:
 
 
 def check_place(path: str | os.PathLike, source: Source) -> None:
-    """Refuse a folder for a run, or for runs, that would be taken for images of a class.
+    """Refuse a folder for runs that lies among the images: it would be read as a class.
 
     Raises:
         ValueError: it lies where the images are.
@@ -118,7 +118,7 @@ def check_place(path: str | os.PathLike, source: Source) -> None:
 
 
 def check_free(path: str | os.PathLike) -> None:
-    """Refuse to begin a run in a folder that is in use.
+    """Refuse to begin a run in a folder that is not empty.
 
     Raises:
         FileExistsError: a run or something else is in the folder; or a file has that name.
@@ -137,7 +137,7 @@ def check_free(path: str | os.PathLike) -> None:
 
 
 def _is_leftover(path: pathlib.Path) -> bool:
-    """Return whether a run can have left this that ended before it had a config."""
+    """Return whether this may be left from a run that ended before it had a config."""
     if path.name == "plots" and path.is_dir():
         return not any(path.iterdir())
     return path.name == LOCK or path.name.startswith(".") and path.name.endswith(files.UNFINISHED)

@@ -1,4 +1,4 @@
-"""What a run was told: everything that it takes to do it again."""
+"""Configuration of a run: everything needed to repeat it."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ class Config:
         try:
             made = cls(**_mapping(values, "it") | {
                 "source": Source(**{"split": BY_POSITION, **_part(values, "source")}),  # as of old
-                "settings": Settings.of(_part(values, "settings"))})
+                "settings": Settings.from_dict(_part(values, "settings"))})
             made.check()
             return made
         except (ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, processor, GPU."""
+"""Environment of a run: versions, processor, GPU."""
 
 import importlib.metadata
 import pathlib

@@ -1,14 +1,14 @@
-"""The folder of a run.
+"""Folder of a run.
 
     config.json         model, data, settings, seed, and the command that was typed
     environment.json    versions and devices
     manifest.json       names and hashes of the training and test images, of a folder or .npz file
-    tuned.json          which algorithms to use, if ``--tuned`` said so
+    tuned.json          tuning table of ``--tuned``
     metrics.csv, metrics.jsonl     a row per epoch
-    views.json          the test after the last epoch, if its images are seen in several views
+    views.json          the test after the last epoch with test-time augmentation, if there is one
     checkpoints/        the newest few, and the best
     plots/              pictures
-    report.html         if ``gpuconv report`` was asked for one
+    report.html         written by ``gpuconv report``
     run.lock            while a process trains in it
 """
 
@@ -34,15 +34,15 @@ from gpuconv.runs.environment import environment
 from gpuconv.runs.lock import in_use, locked
 from gpuconv.runs.model_file import model_file
 from gpuconv.runs.sets import Sets, run_sets
-from gpuconv.runs.viewed import Viewed
-from gpuconv.train import EarlyStopping, History, checkpoints, read_records
+from gpuconv.runs.tta_result import TtaResult
+from gpuconv.train import EarlyStopping, History, checkpoints, read_metrics
 from gpuconv.train.checkpoint import BEST, candidates
 
-PARENT = "runs"  # of all runs, in the folder where one works
+PARENT = "runs"  # folder of all runs, in the current folder
 
 
 class RunFolder:
-    """What is in the folder of a run; everything is read when it is asked for.
+    """Folder of a run; files are read when they are needed.
 
     Args:
         path: the folder.
@@ -66,10 +66,10 @@ class RunFolder:
 
         Args:
             config: of the run.
-            path: the folder; it may exist, empty, or with what a run left that ended before it had
-                a config. Default: a new one under parent, named by date, time and recipe.
-            parent: where new ones are made.
-            tuned: what ``gpuconv tune`` has measured.
+            path: the folder; it may exist if it is empty, or holds leftovers of a run that ended
+                before it had a config. Default: a new one in parent, named by date, time, recipe.
+            parent: folder of new run folders.
+            tuned: tuning table of ``gpuconv tune``.
 
         Raises:
             FileExistsError: the folder is there, and not empty; or it is a file.
@@ -81,17 +81,17 @@ class RunFolder:
         folder = cls(_made(pathlib.Path(parent), config.recipe or "run") if path is None else path)
         files.make_folder(folder.path)
         with locked(folder.path):
-            check_free(folder.path)  # nobody else can begin a run here now
+            check_free(folder.path)  # again, now that the folder is locked
             files.remove_leftovers(folder.path)
             files.make_folder(folder.plots)
             if tuned is not None:
                 tuned.save(folder.tuned)
-            config.write(folder.path / "config.json")  # what has one can be started again
-            folder.keep_environment()
+            config.write(folder.path / "config.json")  # from here on the run can be started again
+            folder.write_environment()
         return folder
 
     def config(self) -> Config:
-        """Return what the run was told.
+        """Return the configuration of the run.
 
         Raises:
             FileNotFoundError: this is no folder of a run.
@@ -108,7 +108,7 @@ class RunFolder:
         return Config.read(path)
 
     def environment(self) -> dict[str, str]:
-        """Return what it ran on; empty if that was not kept.
+        """Return the environment of the run; empty if it was not kept.
 
         Raises:
             OSError: environment.json cannot be read, or is no file.
@@ -122,7 +122,7 @@ class RunFolder:
             raise ValueError(f"{path}: damaged: it is {found!r:.80}, wanted names and values")
         return {name: f"{value!s:.1000}" for name, value in found.items()}
 
-    def keep_environment(self) -> None:
+    def write_environment(self) -> None:
         """Write environment.json, unless it is there.
 
         Raises:
@@ -134,46 +134,46 @@ class RunFolder:
                 file.write(json.dumps(environment(), indent=2) + "\n")
 
     def history(self) -> History:
-        """Return its epochs so far.
+        """Return the metrics of the epochs so far.
 
         Raises:
             OSError: metrics.jsonl cannot be read, or is no file.
             ValueError: metrics.jsonl is damaged.
         """
-        return read_records(self.path)
+        return read_metrics(self.path)
 
-    def viewed(self) -> Viewed | None:
-        """Return the test in several views; None: there was none, or not yet.
+    def tta_result(self) -> TtaResult | None:
+        """Return the result of the test with augmentation; None if there is none yet.
 
         Raises:
             OSError: views.json cannot be read, or is no file.
             ValueError: it is damaged.
         """
-        return Viewed.read(self.views) if os.path.lexists(self.views) else None
+        return TtaResult.read(self.views) if os.path.lexists(self.views) else None
 
-    def keep_viewed(self, viewed: Viewed) -> None:
+    def write_tta_result(self, tta_result: TtaResult) -> None:
         """Write views.json.
 
         Raises:
             OSError: it cannot be written.
         """
-        viewed.write(self.views)
+        tta_result.write(self.views)
 
     def checkpoints(self) -> list[pathlib.Path]:
-        """Those to go on from, the newest last."""
+        """Return the checkpoints to resume from, the newest last."""
         return checkpoints(self.checkpoints_folder)
 
     def best(self) -> pathlib.Path | None:
-        """The checkpoint of the best epoch, if one has ended."""
+        """Return the checkpoint of the best epoch; None before the end of the first epoch."""
         path = self.checkpoints_folder / BEST
         return path if path.is_file() else None
 
     def status(self) -> str:
-        """Return how far it came.
+        """Return the state of the run.
 
-        "finished"; "training now": a process of this machine is at it; "can be resumed", from a
+        "finished"; "training now": a process of this machine trains it; "can be resumed" from a
         checkpoint; "can be started again": it ended before its first checkpoint; or "nothing
-        saved": its checkpoints are gone, or are no files.
+        saved": its checkpoints are missing or are no files.
 
         Raises:
             ValueError, OSError: it cannot be read.
@@ -192,7 +192,7 @@ class RunFolder:
         return "can be started again" if self.unsaved() else "nothing saved"
 
     def unsaved(self) -> bool:
-        """Return whether it ended before its first checkpoint.
+        """Return whether the run ended before its first checkpoint.
 
         Raises:
             ValueError, OSError: it cannot be read.
@@ -200,7 +200,7 @@ class RunFolder:
         return not candidates(self.checkpoints_folder) and not self.history().rows
 
     def manifest(self) -> Manifest | None:
-        """Return the list of its images; None: it has none.
+        """Return the manifest of the run's images; None if it has none.
 
         Raises:
             ValueError: manifest.json is damaged.
@@ -209,7 +209,7 @@ class RunFolder:
         return Manifest.read(self.manifest_file) if there else None
 
     def sets(self, place: str | os.PathLike | None = None, **more: Any) -> Sets:
-        """Load the images that it was trained and tested on, and how they have changed.
+        """Load the images of the run, and find how they have changed.
 
         Args:
             place: where the images are now; default: where they were.
@@ -226,7 +226,7 @@ class RunFolder:
                 more["identity"] = files.load(kept)[1].get("identity")
         return run_sets(self.config(), manifest, place=place, **more)
 
-    def go_on_with(self, sets: Sets) -> None:
+    def resume_with(self, sets: Sets) -> None:
         """Check that the run can continue with these images, and record where they are now.
 
         Raises:
@@ -239,7 +239,7 @@ class RunFolder:
             dataclasses.replace(config, source=sets.source).write(self.path / "config.json")
 
     def data(self) -> tuple[Dataset, Dataset]:
-        """Return (train, test): what it was trained and tested on; warn if these have changed.
+        """Return (train, test) of the run; warn if the images have changed.
 
         Raises:
             OSError, ValueError: the images are not there, or they are others.
@@ -289,7 +289,7 @@ def _age(folder: RunFolder) -> tuple[float, str]:
 
 
 def _made(parent: pathlib.Path, name: str) -> pathlib.Path:
-    """A new folder under parent: of ours alone, whoever else starts a run in this second."""
+    """Make a new folder under parent, also if another run starts in the same second."""
     parent.mkdir(parents=True, exist_ok=True)
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
     for number in itertools.count(1):

@@ -1,4 +1,4 @@
-"""Doing a run: from its config to its last checkpoint."""
+"""Training of a run, from its config to its last checkpoint."""
 
 import contextlib
 import dataclasses
@@ -18,15 +18,15 @@ from gpuconv.runs.environment import kernels
 from gpuconv.runs.folder import RunFolder
 from gpuconv.runs.lock import locked
 from gpuconv.runs.trained import check_size
-from gpuconv.runs.viewed import Viewed
+from gpuconv.runs.tta_result import TtaResult
 from gpuconv.train import (
     Callback,
     Checkpoint,
     EarlyStopping,
     History,
     Interrupt,
+    MetricsFiles,
     Predictions,
-    Records,
     TensorBoard,
     newest,
     predictions,
@@ -35,50 +35,50 @@ from gpuconv.train import (
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """Result of a run."""
 
     history: History
-    signal: int | None  # that stopped it before its end; it can be resumed
-    viewed: Predictions | None = None  # with the views of the settings, where these are several
+    signal: int | None  # signal that stopped the run before its end; it can be resumed
+    tta_predictions: Predictions | None = None  # None without test-time augmentation
 
 
 def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | None = None,
           resume: bool = False, minutes: float = 5.0, keep: int = 2, tensorboard: bool = False,
           ranges: bool = False, eager: bool = False,
           callbacks: Sequence[Callback] = ()) -> Outcome:
-    """Train as the config says, and keep everything in the folder.
+    """Train as the config says, and store the results in the folder.
 
-    Ctrl-C and SIGTERM end it after the current step, or batch of the test, saved. Meanwhile nobody
-    else can train in the folder.
+    Ctrl-C and SIGTERM stop the run after the current step, or batch of a test, and save it. The
+    folder is locked meanwhile.
 
     Args:
         config: of the run.
         folder: of the run.
-        data: (train, test), if they have been loaded. Default: loads them.
-        resume: go on from the newest checkpoint? A run that ended before its first one starts
-            again, with a warning.
-        minutes: at most so long between two checkpoints.
+        data: (train, test), if they are already loaded. Default: load them.
+        resume: whether to resume from the newest checkpoint. A run that ended before its first one
+            starts again, with a warning.
+        minutes: longest time between two checkpoints.
         keep: checkpoints to keep besides the best.
-        tensorboard: also write TensorBoard events?
-        ranges: mark each layer's forward pass for NVIDIA's profilers? Its steps are eager.
-        eager: on a GPU, no CUDA graphs?
-        callbacks: more of them, called last.
+        tensorboard: whether to write TensorBoard events, too.
+        ranges: whether to mark each layer's forward pass for NVIDIA's profilers; steps are eager.
+        eager: whether to run without CUDA graphs on a GPU.
+        callbacks: further callbacks, called last.
 
     Raises:
         KeyboardInterrupt: a second signal came before the run had ended.
-        RuntimeError: the run is in use, by another process or elsewhere in this one.
-        OSError, ValueError, FloatingPointError, MemoryError: as ``fit`` does.
+        RuntimeError: the folder is in use by another run.
+        OSError, ValueError, FloatingPointError, MemoryError: as ``fit``.
     """
     files.make_folder(folder.plots)
     with locked(folder.path):
-        checkpoint = _to_go_on_from(folder, config) if resume else None
+        checkpoint = _checkpoint_to_resume(folder, config) if resume else None
         if checkpoint is None:
-            folder.keep_environment()
+            folder.write_environment()
         else:
             _warn_of_other_kernels(folder, config)
         if data is None:
             data = folder.data() if resume else config.source.load()
-        if resume and checkpoint is None:  # no checkpoint has proved that the config can be done
+        if resume and checkpoint is None:  # no checkpoint has proved that the config works
             check_data(config, *data)
         return _train(config, folder, checkpoint, data, minutes, keep, tensorboard, ranges, eager,
                       callbacks)
@@ -87,7 +87,7 @@ def train(config: Config, folder: RunFolder, *, data: tuple[Dataset, Dataset] | 
 def _train(config: Config, folder: RunFolder, checkpoint: pathlib.Path | None,
            data: tuple[Dataset, Dataset], minutes: float, keep: int, tensorboard: bool,
            ranges: bool, eager: bool, callbacks: Sequence[Callback]) -> Outcome:
-    """Do what ``train`` does, in a folder that is locked, from a checkpoint or from the start."""
+    """Train in a locked folder, from a checkpoint or from the start."""
     files.remove_leftovers(folder.plots)
     train_set, test_set = data
     if checkpoint is None and config.source.kind in MANIFEST_KINDS:
@@ -100,11 +100,11 @@ def _train(config: Config, folder: RunFolder, checkpoint: pathlib.Path | None,
     random.seed(config.seed)
     model = models.build(config.model).to(config.device, config.dtype)
     interrupt, settings = Interrupt(), config.settings
-    watching: list[Callback] = [interrupt]
-    watching += [EarlyStopping(settings.patience)] if settings.patience else []
-    watching += [Checkpoint(folder.checkpoints_folder, keep=keep, minutes=minutes,
-                            model=config.model), Records(folder.path)]
-    watching += [TensorBoard(folder.path / "tensorboard")] if tensorboard else []
+    own_callbacks: list[Callback] = [interrupt]
+    own_callbacks += [EarlyStopping(settings.patience)] if settings.patience else []
+    own_callbacks += [Checkpoint(folder.checkpoints_folder, keep=keep, minutes=minutes,
+                                 model=config.model), MetricsFiles(folder.path)]
+    own_callbacks += [TensorBoard(folder.path / "tensorboard")] if tensorboard else []
     with contextlib.ExitStack() as during:
         if os.path.lexists(folder.tuned):
             during.enter_context(ops.tuned(ops.load_table(folder.tuned)))
@@ -112,30 +112,31 @@ def _train(config: Config, folder: RunFolder, checkpoint: pathlib.Path | None,
             during.enter_context(nn.nvtx_ranges(model))
         history = training.fit(
             model, train_set, test=test_set, seed=config.seed,
-            resume=checkpoint, callbacks=[*watching, *callbacks],
+            resume=checkpoint, callbacks=[*own_callbacks, *callbacks],
             eager=True if eager or ranges else None, **settings.fit_arguments(model))
-    finished = len(history.rows) >= settings.epochs  # a signal came too late to stop anything
+    finished = len(history.rows) >= settings.epochs  # else a signal came too late
     stopped = None if finished else interrupt.received
-    viewed = None
+    tta_predictions = None
     if settings.views != "none" and stopped is None and folder.status() == "finished":
-        viewed = seen_in_views(model, config, train_set, test_set)
-        folder.keep_viewed(Viewed(settings.views, history.last.epoch, len(viewed.labels),
-                                  viewed.accuracy, viewed.loss))
-    return Outcome(history, stopped, viewed)
+        tta_predictions = predict_test_set(model, config, train_set, test_set)
+        folder.write_tta_result(TtaResult(
+            settings.views, history.last.epoch, len(tta_predictions.labels),
+            tta_predictions.accuracy, tta_predictions.loss))
+    return Outcome(history, stopped, tta_predictions)
 
 
-def seen_in_views(model: nn.Module, config: Config, train_set: Dataset,
-                  test_set: Dataset) -> Predictions:
-    """What the trained model answers on the test set, in the views of the settings."""
+def predict_test_set(model: nn.Module, config: Config, train_set: Dataset,
+                     test_set: Dataset) -> Predictions:
+    """Return the predictions on the test set, with the settings' test-time augmentation."""
     settings = config.settings
     return predictions(model, test_set, views=settings.views, batch_size=settings.batch_size,
                        mean=settings.mean or train_set.mean, std=settings.std or train_set.std)
 
 
 def _warn_of_other_kernels(folder: RunFolder, config: Config) -> None:
-    """Warn if a run of the CPU began with other kernels of BLAS: the last bits may differ."""
+    """Warn if a run on the CPU began with other BLAS kernels: the last bits may differ."""
     was, now = "", kernels()
-    with contextlib.suppress(OSError, ValueError, MemoryError):  # damaged: it is only a note
+    with contextlib.suppress(OSError, ValueError, MemoryError):  # damaged: ignore it
         was = folder.environment().get("BLAS kernels", "")  # older runs kept none
     if config.device == "cpu" and was and now and was != now:
         warnings.warn(f"{folder.path} began with BLAS kernels for {was:.80}, and goes on with "
@@ -143,13 +144,13 @@ def _warn_of_other_kernels(folder: RunFolder, config: Config) -> None:
                       "run without a break", stacklevel=3)
 
 
-def _to_go_on_from(folder: RunFolder, config: Config) -> pathlib.Path | None:
-    """Return the newest checkpoint, if it is of the model that the config names.
+def _checkpoint_to_resume(folder: RunFolder, config: Config) -> pathlib.Path | None:
+    """Return the newest checkpoint of the config's model.
 
-    None, with a warning, of a run that ended before its first checkpoint.
+    None, with a warning, if the run ended before its first checkpoint.
 
     Raises:
-        FileNotFoundError, ValueError: it is gone, damaged, or not of this model.
+        FileNotFoundError, ValueError: it is missing, damaged, or of another model.
     """
     if folder.unsaved():
         warnings.warn(f"{folder.path}: the run ended before its first checkpoint, so it starts "

@@ -34,17 +34,17 @@ class Sets:
 
     def warnings(self) -> list[str]:
         """Return what a person has to know before these sets are measured."""
-        said = self.differences.sentences() if self.differences else []
+        messages = self.differences.sentences() if self.differences else []
         if self.repeated:
-            said.append(f"{self.repeated:,} test images of the run have the pixels of training "
-                        "images")
+            messages.append(f"{self.repeated:,} test images of the run have the pixels of training "
+                            "images")
         if self.unproven:
             which = ": the test images may be images that it was trained on" \
                 if "test" in self.unproven else "; its test images have not"
             where = f" in {self.source.path}" if self.source.path else ""
-            said.append(f"the images{where} have changed since the run, which kept no list of "
-                        f"them{which}")
-        return said
+            messages.append(f"the images{where} have changed since the run, which kept no list of "
+                            f"them{which}")
+        return messages
 
     def warn(self) -> None:
         """Issue the warnings."""

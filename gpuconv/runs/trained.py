@@ -1,4 +1,4 @@
-"""A trained model, out of a run's folder or a checkpoint."""
+"""Trained model, loaded from a run's folder or a checkpoint."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ from gpuconv.train import Predictions, predictions, weights
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Trained:
-    """A model in use, and what it takes to ask it.
+    """Trained model in eval mode, with the data needed to apply it.
 
     ``mean`` and ``std``: (C,) that images are normalised to, pixels scaled to 0 .. 1.
     """
@@ -127,7 +127,7 @@ def load(path: str | os.PathLike, device: str = "cpu") -> Trained:
 
 
 def check_size(description: Any, state: Mapping[str, Any]) -> Net:
-    """Refuse a network that is larger than its arrays, before any memory is taken.
+    """Check that a network is not larger than its arrays, before any memory is allocated.
 
     Args:
         description: of the network, out of a file.
@@ -148,7 +148,7 @@ def check_size(description: Any, state: Mapping[str, Any]) -> Net:
 
 
 def _check(metadata: dict[str, Any], net: Net) -> None:
-    """Raise ValueError for what no checkpoint of a run can have: a file may come from anywhere."""
+    """Check the metadata of a checkpoint, which is untrusted."""
     shape, classes = metadata["input_shape"], metadata["classes"]
     if not (isinstance(shape, list) and len(shape) == 3
             and all(is_count(size, 1) for size in shape)):

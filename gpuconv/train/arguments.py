@@ -1,4 +1,4 @@
-"""Checks of what ``fit`` is told."""
+"""Checks of the arguments of ``fit``."""
 
 import math
 from collections.abc import Iterable
@@ -6,18 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.backend import is_array
 from gpuconv.checks import check_choice, check_count, check_kind, check_number, short, type_name
 from gpuconv.data import Augment, Dataset
+from gpuconv.data.batches import FloatDataset
+from gpuconv.data.dataset import check_per_channel
 from gpuconv.nn import Module
 from gpuconv.optim import EMA, Optimizer
-from gpuconv.train.batches import Floats
 from gpuconv.train.callback import Callback
 
-LARGEST = 2**31 - 1  # of epochs and batch_size
+LARGEST = 2**31 - 1  # epochs, batch_size
 
 
 def check_fit(model: Any, optimizer: Any, augment: Any, ema: Any, **numbers: Any) -> None:
-    """Refuse arguments of ``fit`` that make no sense.
+    """Raise TypeError or ValueError for arguments of ``fit`` that cannot be used.
 
     Raises:
         TypeError, ValueError: names the argument.
@@ -40,14 +42,14 @@ def check_fit(model: Any, optimizer: Any, augment: Any, ema: Any, **numbers: Any
         raise ValueError("fit: optimizer holds no parameter of the model")
 
 
-def check_alike(train: Dataset | Floats, test: Dataset | Floats | None,
+def check_alike(train: Dataset | FloatDataset, test: Dataset | FloatDataset | None,
                 augment: Augment | None) -> None:
-    """Refuse a test set that is no set of images like those of the training set.
+    """Check that the images of the test set have the type and shape of the training set's.
 
     Raises:
-        TypeError, ValueError: one holds floats and the other bytes, or images of another shape.
+        TypeError, ValueError: one set holds floats and the other bytes, or the shapes differ.
     """
-    if augment is not None and isinstance(train, Floats):
+    if augment is not None and isinstance(train, FloatDataset):
         raise ValueError(f"fit: augment wants uint8 images, train is {train.images.dtype}")
     if test is None:
         return
@@ -59,11 +61,11 @@ def check_alike(train: Dataset | Floats, test: Dataset | Floats | None,
                          f"of test {test.images.shape[1:]}")
 
 
-def scaling(loss_scale: str | float | None, dtype: np.dtype) -> str | float | None:
-    """Return "dynamic", a number, or None for no loss scale.
+def check_loss_scale(loss_scale: str | float | None, dtype: np.dtype) -> str | float | None:
+    """Check ``loss_scale`` and return "dynamic", a number, or None for no loss scale.
 
     Raises:
-        TypeError, ValueError: it is none of these.
+        TypeError, ValueError: it is neither "dynamic" nor a power of two.
     """
     if loss_scale is None:
         return "dynamic" if dtype.name == "float16" else None
@@ -78,10 +80,10 @@ def scaling(loss_scale: str | float | None, dtype: np.dtype) -> str | float | No
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    """Return the callbacks as a tuple.
+    """Check the callbacks and return them as a tuple.
 
     Raises:
-        TypeError: they are no sequence of callbacks.
+        TypeError: not a sequence of callbacks.
     """
     if isinstance(callbacks, (Callback, str)) or not isinstance(callbacks, Iterable):
         raise TypeError(f"fit: callbacks is {type_name(callbacks)}, wanted a list of Callbacks")
@@ -89,3 +91,21 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     for number, callback in enumerate(listed):
         check_kind("fit", f"callback {number}", callback, Callback)
     return listed
+
+
+def check_normalize(data: Dataset | FloatDataset, normalize: Any) -> list[list[float]] | None:
+    """Check the ``normalize`` of ``fit`` and return mean and std as lists of numbers.
+
+    Raises:
+        ValueError: not C finite numbers each, or a std that is not positive; or images are floats.
+    """
+    if normalize is None:
+        return None
+    if isinstance(data, FloatDataset):
+        raise ValueError(f"fit: normalize wants uint8 images, train is {data.images.dtype}")
+    if not (isinstance(normalize, (tuple, list)) or is_array(normalize)) or len(normalize) != 2:
+        raise TypeError(f"fit: normalize is {short(normalize)}, wanted (mean, std)")
+    C = data.images.shape[3]
+    mean, std = (check_per_channel("fit: normalize", name, part, C).tolist() for name, part in zip(
+        ("mean", "std"), normalize, strict=True))
+    return [mean, std]

@@ -1,9 +1,9 @@
-"""Changes of a run that happen as a whole or not at all: a step, a resume, a model's ``prepare``.
+"""Atomic changes of a run: a step, a resume or a model's ``prepare`` is complete or has no effect.
 
 A step changes state early: buffers in the forward pass, the loss scale after the backward pass,
-then weights, the optimiser's state, averages, and the position of the run. An ``Undo`` holds what
-all of that was until the step is complete. After an error ``Undo.restore`` puts it back: model,
-optimiser, averages and ``run.step`` always belong to the same step.
+then weights, the optimiser's state, averages, and the position of the run. An ``Undo`` holds the
+old values until the step is complete. After an error ``Undo.restore`` puts them back, so that
+model, optimiser, averages and ``run.step`` always belong to the same step.
 """
 
 import contextlib
@@ -13,21 +13,21 @@ from gpuconv.backend import array_device
 from gpuconv.nn import SavedBuffers
 from gpuconv.optim.optimizer import SKIP
 from gpuconv.train.callback import Run
-from gpuconv.train.lr_plan import Rates
+from gpuconv.train.lr_plan import LrPlan
 from gpuconv.undo import Undo
 
 
-def keep_step(run: Run, undo: Undo) -> SavedBuffers:
-    """Note what a step changes outside the optimiser and the averages, which note it themselves.
+def record_run(run: Run, undo: Undo) -> SavedBuffers:
+    """Record in ``undo`` the state that a step changes; optimizer and averages record their own.
 
     Returns:
-        The model's buffers, to be put back where the step is left out.
+        The model's buffers, to be restored if the step is skipped.
     """
     saved = SavedBuffers(run.model)
     undo.call(saved.put_back)
     undo.keep_attributes(run, "step", "lr", "loss", "accuracy", "images_per_second")
     undo.keep_attributes(run.tally)
-    undo.keep_attributes(run.tally.waiting)
+    undo.keep_attributes(run.tally.pending)
     undo.keep_attributes(run.optimizer, "_factors")
     if run.scale:
         undo.keep(run.scale.scale, run.scale.counter)
@@ -35,11 +35,10 @@ def keep_step(run: Run, undo: Undo) -> SavedBuffers:
 
 
 @contextlib.contextmanager
-def whole_steps(run: Run, undo: Undo, rates: Rates) -> Iterator[None]:
-    """Let optimiser and averages note in ``undo`` what they change.
+def atomic_steps(run: Run, undo: Undo, lr_plan: LrPlan) -> Iterator[None]:
+    """Let optimiser and averages record their changes in ``undo`` inside the block.
 
-    Afterwards they no longer do, nothing is frozen by ``rates``, and no step of the optimiser is
-    left out.
+    Afterwards unfreeze what ``lr_plan`` has frozen, and clear the optimiser's skip flags.
     """
     parts = [part for part in (run.optimizer, run.ema) if part is not None]
     try:
@@ -49,15 +48,15 @@ def whole_steps(run: Run, undo: Undo, rates: Rates) -> Iterator[None]:
     finally:
         for part in parts:
             part.undo = None
-        rates.thaw()
+        lr_plan.thaw()
         for table in run.optimizer.tables.values():
             with array_device(table):
                 table[:, SKIP].fill(0)
 
 
 @contextlib.contextmanager
-def whole_start(run: Run) -> Iterator[None]:
-    """Put all arrays back if the block, which fills them, ends with an error."""
+def atomic_start(run: Run) -> Iterator[None]:
+    """Restore all arrays of the run if the block ends with an error."""
     with Undo() as undo:
         for part in (run.model, run.optimizer, run.ema, run.scale):
             if part is not None:

@@ -3,15 +3,15 @@
     step-00000391.safetensors     after that many steps; the newest few are kept
     best.safetensors              the epoch of the highest test accuracy so far
 
-One file holds it all: the weights under their own names, as in use (``gpuconv.load`` reads them);
-"optimizer/..." what the optimiser keeps, "scale/..." the loss scale, if there is one; with
-averaged weights "ema/...", and "raw/..." the weights that training goes on with. Its metadata name
-the model, the classes, mean and std, and the position: epoch, step, sums of the epoch so far,
-history. Order, augmentation, dropout and schedule need nothing: they are functions of seed and
-step.
+A file holds the weights to use under their own names (``gpuconv.load`` reads them);
+"optimizer/...", the optimiser's state; "scale/...", the loss scale, if there is one. With averaged
+weights it also holds the averages, "ema/...", and the weights that training continues with,
+"raw/...". Its metadata are the model, the classes, mean and std, and the position: epoch, step,
+sums of the epoch so far, history. Order, augmentation, dropout and schedule have no state: they are
+functions of seed and step.
 
-A resumed run gives the bits of an uninterrupted one on the same machine with the same versions.
-OpenBLAS chooses its kernels by the processor: on another CPU the last bits may differ.
+A resumed run is bit-identical to an uninterrupted one on the same machine with the same versions.
+OpenBLAS selects its kernels by the processor: on another CPU the last bits may differ.
 """
 
 import os
@@ -28,10 +28,10 @@ from gpuconv import files
 from gpuconv.backend import Array, accumulator, to_cpu
 from gpuconv.checks import check_count, check_number, check_path
 from gpuconv.data import Dataset
+from gpuconv.data.batches import normalization
 from gpuconv.state import check_state
-from gpuconv.train.batches import moments
 from gpuconv.train.callback import Callback, Run
-from gpuconv.train.history import flat
+from gpuconv.train.history import row_to_dict
 from gpuconv.train.measure import Tally
 from gpuconv.train.position import check_position
 from gpuconv.undo import uninterrupted
@@ -41,13 +41,13 @@ STEP = re.compile(r"step-(\d{8,})\.safetensors")
 
 
 class Checkpoint(Callback):
-    """Writes checkpoints: after each epoch, every few minutes, and when a callback stops the run.
+    """Callback that writes checkpoints: after each epoch, every few minutes, and on a stop.
 
     Args:
-        folder: where to; it is made if it is not there. ``fit(resume=folder)`` goes on from there.
-        keep: how many of the newest to keep, at least 1; the best is kept besides.
-        minutes: at most so long between two, within an epoch.
-        model: what ``models.build`` makes the model from, or any JSON that tells its user how.
+        folder: of the checkpoints; made if it does not exist. ``fit(resume=folder)`` resumes there.
+        keep: number of newest checkpoints to keep, at least 1; the best is kept, too.
+        minutes: longest time between two checkpoints within an epoch.
+        model: description for ``models.build``, or any JSON that says how to build the model.
 
     Raises:
         ValueError: keep is less than 1, or minutes is not positive.
@@ -68,7 +68,7 @@ class Checkpoint(Callback):
         self.saved_at, self.saved = 0.0, (-1, -1)  # seconds; (steps, epochs)
 
     def on_fit_start(self, run: Run) -> None:
-        """The clock starts; a new run does not write among the files of another."""
+        """Start the timer; refuse to start a new run in the folder of another."""
         if not run.epoch and (there := candidates(self.folder)):
             raise ValueError(f"Checkpoint: {self.folder} holds those of another run "
                              f"({there[-1].name}): go on with resume, or choose another folder")
@@ -76,7 +76,7 @@ class Checkpoint(Callback):
         self.saved_at, self.saved = time.monotonic(), (-1, -1)
 
     def on_step(self, run: Run) -> None:
-        """Save if it is time to."""
+        """Save if ``minutes`` have passed."""
         if time.monotonic() - self.saved_at > 60 * self.minutes:
             self.save(run)
 
@@ -85,29 +85,29 @@ class Checkpoint(Callback):
         self.save(run)
 
     def on_fit_end(self, run: Run) -> None:
-        """Save where a callback stopped the run: as of its last complete step."""
+        """Save the last complete step of a run that a callback has stopped."""
         if run.stop and run.epoch:  # else there was no step yet
             self.save(run)
 
     def save(self, run: Run) -> pathlib.Path:
-        """Write a checkpoint of this moment, and remove the oldest ones.
+        """Write a checkpoint of the current state, and remove the oldest ones.
 
-        At the end of the best epoch so far also the best one, first: so none is newer than its
-        best. SIGINT and SIGTERM wait until it is written.
+        At the end of the best epoch so far, write the best checkpoint first, so that no checkpoint
+        is newer than the best it knows. SIGINT and SIGTERM are handled after the write.
 
         Raises:
-            FloatingPointError: the loss or a weight is not finite: this is nothing to keep.
-            OSError: it cannot be written; the older ones are still there.
+            FloatingPointError: the loss or a weight is not finite; nothing is written.
+            OSError: it cannot be written; the older ones are kept.
         """
         steps = (run.epoch - 1) * run.steps + run.step
         path = self.folder / f"step-{steps:08}.safetensors"
         rows = run.history.rows
         with uninterrupted():
-            if (moment := (steps, len(rows))) != self.saved:
+            if (position := (steps, len(rows))) != self.saved:
                 if len(rows) == run.epoch and run.history.best is rows[-1]:
                     self._write(run, self.folder / BEST)
                 self._write(run, path)
-                self.saved, run.checkpoint = moment, path
+                self.saved, run.checkpoint = position, path
                 written = [old for old in checkpoints(self.folder) if _step(old) <= steps]
                 for old in written[:-self.keep]:  # newer ones could not be read before
                     old.unlink(missing_ok=True)
@@ -115,7 +115,7 @@ class Checkpoint(Callback):
         return path
 
     def _write(self, run: Run, path: pathlib.Path) -> None:
-        state, metadata = capture(run)
+        state, metadata = run_state(run)
         try:
             files.save(path, state, {"model": self.model, **metadata})
         except OSError as error:
@@ -123,8 +123,8 @@ class Checkpoint(Callback):
             raise OSError(f"cannot write the checkpoint {path}: {error}{newest}") from error
 
 
-def capture(run: Run) -> tuple[dict[str, Array], dict[str, Any]]:
-    """(arrays by name, metadata) of a run, as a checkpoint holds them.
+def run_state(run: Run) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Return (arrays by name, metadata) of a run, as a checkpoint stores them.
 
     Raises:
         FloatingPointError: the loss or a weight is not finite.
@@ -146,27 +146,27 @@ def capture(run: Run) -> tuple[dict[str, Array], dict[str, Any]]:
         state |= {f"scale/{name}": a for name, a in run.scale.state_dict().items()}
     rows = run.history.rows
     metadata: dict[str, Any] = {
-        "epoch": run.epoch, "step": run.step, "steps": run.steps, "tally": run.tally.numbers(),
-        "seconds": time.perf_counter() - run.began, "lr": run.lr,
-        "history": [flat(row) for row in rows], "identity": identity(run),
+        "epoch": run.epoch, "step": run.step, "steps": run.steps, "tally": run.tally.as_dict(),
+        "seconds": time.perf_counter() - run.epoch_start, "lr": run.lr,
+        "history": [row_to_dict(row) for row in rows], "identity": identity(run),
         "input_shape": list(run.data.images.shape[1:])}
     if rows and rows[-1].test:
         metadata["test_accuracy"] = rows[-1].test.accuracy
     if isinstance(run.data, Dataset):
-        used = moments(run.data, run.arguments.get("normalize"))
+        used = normalization(run.data, run.arguments.get("normalize"))
         metadata |= {"classes": list(run.data.classes), "mean": used["mean"].tolist(),
                      "std": used["std"].tolist(), "data": run.data.name}
     return state, metadata
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """What must be the same for a run to go on to the same bits."""
+    """Return everything that must be equal for a resumed run to give the same bits."""
     return {**run.arguments, "training set": run.data.fingerprint,
             "test set": run.test and run.test.fingerprint}
 
 
-def _completed(was: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity, perhaps of an older version, with all that a run can choose now."""
+def _with_defaults(was: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity with the defaults of settings that older versions did not have."""
     optimizer = was.get("optimizer")
     if isinstance(optimizer, list):
         optimizer = [{"stop": 1.0} | part if isinstance(part, dict) else part for part in optimizer]
@@ -175,33 +175,33 @@ def _completed(was: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the model's arrays, as in use, of a checkpoint's."""
+    """Return the weights and buffers to use from the arrays of a checkpoint."""
     check_state("weights", state)
     return {name: array for name, array in state.items() if "/" not in name}
 
 
 def resume_from(place: str | os.PathLike, run: Run) -> None:
-    """Put a run where a checkpoint was written.
+    """Load a checkpoint into a run.
 
     Args:
-        place: a checkpoint, or a folder of them: the newest whole one.
+        place: a checkpoint, or a folder of them, of which the newest undamaged one is used.
         run: made with the arguments of that run.
 
     Raises:
         FileNotFoundError: no checkpoint there.
-        MemoryError: it does not fit into the memory that is free.
-        ValueError: damaged, foreign, or of another run. The model has not changed.
+        MemoryError: it does not fit into the free memory.
+        ValueError: it is damaged, not a checkpoint, or of another run; the model is unchanged.
         FloatingPointError: no step of its epoch had finite gradients.
     """
     place = pathlib.Path(place)
     path = newest(place) if place.is_dir() else place
     state, metadata = files.load(path)
     if "identity" not in metadata:
-        raise ValueError(f"{path}: holds weights, but no run to go on with")
+        raise ValueError(f"{path}: holds weights, but no run to resume")
     if not isinstance(metadata["identity"], dict):
         raise ValueError(f"{path}: damaged: identity is {metadata['identity']!r:.80}, wanted names "
                          "and values")
-    was, now = _completed(metadata["identity"]), identity(run)
+    was, now = _with_defaults(metadata["identity"]), identity(run)
     changed = [f"{name} was {was.get(name)!s:.200}, is {now.get(name)!s:.200}"
                for name in {**was, **now} if was.get(name) != now.get(name)]
     if changed:
@@ -222,7 +222,7 @@ def resume_from(place: str | os.PathLike, run: Run) -> None:
         run.history.rows[:] = rows
         run.epoch, run.step, run.lr = metadata["epoch"], metadata["step"], metadata["lr"]
         run.tally = Tally(**metadata["tally"])
-        run.began = time.perf_counter() - metadata["seconds"]
+        run.epoch_start = time.perf_counter() - metadata["seconds"]
         run.read()  # loss and speed so far: there may be no step left in this epoch
     except (ValueError, FloatingPointError) as error:
         raise type(error)(f"{path}: {error}") from None
@@ -240,7 +240,7 @@ def checkpoints(folder: str | os.PathLike) -> list[pathlib.Path]:
 
 
 def candidates(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """Return all that is named like a checkpoint in a folder: the best, then the others by step."""
+    """Return the paths named like checkpoints in a folder: the best, then the others by step."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -257,13 +257,13 @@ def _step(path: pathlib.Path) -> int:
 
 
 def newest(folder: str | os.PathLike) -> pathlib.Path:
-    """Return the newest whole checkpoint of a folder, the best one where no other is whole.
+    """Return the newest undamaged checkpoint of a folder; the best one if no other is undamaged.
 
-    One that is damaged, unreadable or no file is passed over, with a warning.
+    A checkpoint that is damaged, unreadable or not a file is skipped, with a warning.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: none of those that are there is whole.
+        ValueError: all are damaged.
         OSError: the folder cannot be read.
     """
     folder = check_path("newest", "folder", folder)
@@ -271,9 +271,10 @@ def newest(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def best(folder: str | os.PathLike) -> pathlib.Path:
-    """Return the checkpoint of the best epoch; where it is not whole the newest, with a warning.
+    """Return the checkpoint of the best epoch; if it is damaged the newest, with a warning.
 
-    Raises: as ``newest`` does.
+    Raises:
+        FileNotFoundError, ValueError: as ``newest``.
     """
     there = candidates(folder)
     first = [path for path in there if path.name == BEST]
@@ -281,7 +282,7 @@ def best(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def _first_whole(folder: str | os.PathLike, there: Sequence[pathlib.Path]) -> pathlib.Path:
-    """Return the first whole checkpoint of those that are there; warn of those before it."""
+    """Return the first undamaged checkpoint of a list; warn of those before it."""
     if not there:
         raise FileNotFoundError(f"{folder}: there is no checkpoint")
     problems = []

@@ -1,4 +1,4 @@
-"""What a run measured: numbers per epoch, and how they are written in a table."""
+"""Metrics of a run per epoch, and their form as a dict and as a table."""
 
 import dataclasses
 import math
@@ -10,31 +10,32 @@ from gpuconv.jsontext import is_count, is_number
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """How well a model does on a set."""
+    """Loss and accuracy of a model on a data set."""
 
     loss: float      # mean cross-entropy per image, nats
-    accuracy: float  # share of images whose largest logit is their label's, 0..1
+    accuracy: float  # share of images classified correctly, 0..1
     count: int       # images
 
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """One pass over the training set."""
+    """Metrics of one pass over the training set."""
 
     epoch: int       # 1, 2, ...
-    train: Metrics   # running: each batch before the update that it led to, in training mode
+    train: Metrics   # running: of each batch before its update, in training mode
     test: Metrics | None     # after the epoch, in eval mode
     images_per_second: float  # of training alone, augmentation included
     seconds: float   # of training and test
-    lr: float        # learning rate of the last step, of the group with most numbers in training
-    skipped: int = 0  # updates that did not happen: in float16 a gradient was not finite
+    lr: float        # learning rate of the last step, of the largest group
+    skipped: int = 0  # skipped updates: in float16 a gradient was not finite
 
 
-def flat(row: Epoch) -> dict[str, float | int | None]:
-    """A row as plain numbers by name, as JSON and CSV want them; None for what was not measured.
+def row_to_dict(row: Epoch) -> dict[str, float | int | None]:
+    """Return a row as numbers by name, for JSON and CSV; None for what was not measured.
 
     >>> row = Epoch(1, Metrics(1.5, 0.25, 100), None, 2048.0, 3.21, 0.05)
-    >>> flat(row)["accuracy"], flat(row)["test_accuracy"], unflat(flat(row)) == row
+    >>> numbers = row_to_dict(row)
+    >>> numbers["accuracy"], numbers["test_accuracy"], row_from_dict(numbers) == row
     (0.25, None, True)
     """
     none = dict.fromkeys(field.name for field in dataclasses.fields(Metrics))
@@ -45,15 +46,15 @@ def flat(row: Epoch) -> dict[str, float | int | None]:
             "skipped": row.skipped}
 
 
-def unflat(numbers: Any, epoch: int | None = None) -> Epoch:
-    """Return the row that ``flat`` was given.
+def row_from_dict(numbers: Any, epoch: int | None = None) -> Epoch:
+    """Return the row of a dict that ``row_to_dict`` made.
 
     Args:
-        numbers: what ``flat`` gave; or anything, out of a file.
-        epoch: the one that it must be; None: any.
+        numbers: the dict; it may come from a file and is checked.
+        epoch: number that the row must have; None: any.
 
     Raises:
-        ValueError: a number is missing, or makes no sense.
+        ValueError: a number is missing or out of range.
     """
     if not isinstance(numbers, Mapping):
         raise ValueError(f"it is {numbers!r:.40}, wanted numbers by name")
@@ -74,17 +75,17 @@ def unflat(numbers: Any, epoch: int | None = None) -> Epoch:
                  numbers.get("skipped", 0))
 
 
-def _share(value: Any) -> bool:
+def _is_share(value: Any) -> bool:
     return is_number(value, 0, 1) or value != value
 
 
-def _float(value: Any) -> bool:
+def _is_float(value: Any) -> bool:
     return is_number(value) or isinstance(value, float)  # NaN, say
 
 
-COUNT, FLOAT, SHARE = (("a whole number, at least 0", is_count), ("a number", _float),
-                       ("a number of 0..1", _share))
-FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of a row: what is wanted, its check
+COUNT, FLOAT, SHARE = (("a whole number, at least 0", is_count), ("a number", _is_float),
+                       ("a number of 0..1", _is_share))
+FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of a row: expected value, check
     "epoch": COUNT, "loss": FLOAT, "accuracy": SHARE, "count": COUNT, "test_loss": FLOAT,
     "test_accuracy": SHARE, "test_count": COUNT, "images_per_second": FLOAT, "lr": FLOAT,
     "seconds": ("a number, at least 0", lambda value: is_number(value, 0, 1e12)),
@@ -109,34 +110,34 @@ COLUMNS: list[tuple[str, Callable[[Epoch], Any], str]] = [
 HEADINGS = [heading for heading, _, _ in COLUMNS]
 
 
-def cells(row: Epoch) -> list[str]:
-    """A row in words, one per column; "-" for what was not measured.
+def row_cells(row: Epoch) -> list[str]:
+    """Return the formatted cells of a row, one per column; "-" for what was not measured.
 
-    >>> cells(Epoch(1, Metrics(1.5, 0.25, 100), None, 2048.0, 3.21, 0.05))
+    >>> row_cells(Epoch(1, Metrics(1.5, 0.25, 100), None, 2048.0, 3.21, 0.05))
     ['1', '1.5000', '25.00%', '-', '-', '2,048', '3.2', '0.05']
     """
     values = [(value(row), form) for _, value, form in COLUMNS]
     return ["-" if value is None else format(value, form) for value, form in values]
 
 
-def line(words: list[str]) -> str:
-    """Words of a row, or the headings, in columns of fixed width, for plain text."""
+def format_line(words: list[str]) -> str:
+    """Return the cells of a row, or the headings, as a line of columns of fixed width."""
     widths = [max(len(heading), 7) for heading in HEADINGS]
     return "  ".join(word.rjust(width) for word, width in zip(words, widths, strict=True))
 
 
 @dataclasses.dataclass(repr=False)
 class History:
-    """The epochs of a run, in order. ``print(history)`` shows them as a table."""
+    """Metrics of the epochs of a run, in order. ``print(history)`` shows them as a table."""
 
     rows: list[Epoch] = dataclasses.field(default_factory=list)
 
     @property
     def last(self) -> Epoch:
-        """The newest epoch.
+        """Metrics of the newest epoch.
 
         Raises:
-            ValueError: none has ended yet.
+            ValueError: there is none yet.
         """
         if not self.rows:
             raise ValueError("History.last: no epoch has ended yet")
@@ -144,12 +145,12 @@ class History:
 
     @property
     def best(self) -> Epoch:
-        """The epoch of the highest test accuracy (training accuracy without a test set).
+        """Metrics of the epoch with the highest test (without a test set: training) accuracy.
 
-        Of equals it is the one of the lowest loss, of these the first.
+        Of equal epochs the one with the lowest loss, then the first.
 
         Raises:
-            ValueError: none has ended yet.
+            ValueError: there is none yet.
         """
         _ = self.last
 
@@ -164,4 +165,4 @@ class History:
         return f"History({len(self.rows)} epochs{last})"
 
     def __str__(self) -> str:
-        return "\n".join(line(words) for words in [HEADINGS, *map(cells, self.rows)])
+        return "\n".join(format_line(words) for words in [HEADINGS, *map(row_cells, self.rows)])

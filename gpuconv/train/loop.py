@@ -2,10 +2,10 @@
 
     step:  logits = model(x),  loss = cross-entropy(logits, labels),  backward,  lr,  update
 
-Everything random is a function of (seed, epoch, step), so a run gives the same bits twice, and one
-that was cut off goes on to the same bits. The data are moved to the model's device once, as bytes,
-and become floats batch by batch. On a GPU nothing in a step waits for it: losses stay there and are
-fetched, in one copy, every ``step.READ`` steps.
+Everything random is a function of (seed, epoch, step): two runs give the same bits, and a resumed
+run gives those of an uninterrupted one. The data are moved to the model's device once, as bytes,
+and become floats batch by batch. On a GPU no step waits for the device: losses stay there and are
+read, in one copy, every ``step.READ`` steps.
 """
 
 import contextlib
@@ -22,21 +22,33 @@ from gpuconv.autograd import no_grad
 from gpuconv.backend import array_device
 from gpuconv.checks import check_choice, check_function, check_path
 from gpuconv.data import Augment
+from gpuconv.data.batches import (
+    Data,
+    as_dataset,
+    first_images,
+    make_loader,
+    normalization,
+)
 from gpuconv.nn import Module, SavedBuffers
 from gpuconv.ops.conv import tuning_table
 from gpuconv.optim import EMA, Constant, LossScale, Optimizer
-from gpuconv.train.arguments import check_alike, check_callbacks, check_fit, scaling
-from gpuconv.train.atomic_step import whole_start
-from gpuconv.train.batches import Data, batches, dataset, first_images, moments, numbers
+from gpuconv.train.arguments import (
+    check_alike,
+    check_callbacks,
+    check_fit,
+    check_loss_scale,
+    check_normalize,
+)
+from gpuconv.train.atomic_step import atomic_start
 from gpuconv.train.callback import Callback, Run
 from gpuconv.train.checkpoint import resume_from
 from gpuconv.train.history import Epoch, History, Metrics
 from gpuconv.train.lr_plan import Schedule
-from gpuconv.train.measure import measure, mode
+from gpuconv.train.measure import measure, training_mode
 from gpuconv.train.memory import explain
-from gpuconv.train.step import EagerStep, Plan, training_step
+from gpuconv.train.step import EagerStep, StepSettings, training_step
 
-PREPARED = 5000  # images that a model may look at before its first step
+PREPARED = 5000  # images passed to a model's ``prepare``
 
 
 def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, batch_size: int,
@@ -49,45 +61,46 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
     """Train a model to classify images.
 
     Args:
-        model: maps x (N, H, W, C) to logits (N, classes). It is trained where it is, in its dtype,
-            all of it in training mode; afterwards each module is in the mode it was in. If it has a
-            method ``prepare``, that is called once before the first step of a run, not of one that
-            goes on, with the first 5,000 training images (n, H, W, C) as the model will see
-            them, but not augmented: to set first weights by them, in place.
-        train: Dataset, or a pair (images, labels): uint8 images (N, H, W, C) are treated as a
-            Dataset, which is normalised to its own mean and standard deviation per channel; float
-            images, of the model's dtype, are used as they are.
-        test: likewise, measured after each epoch; normalised like the training set, never
+        model: maps x (N, H, W, C) to logits (N, classes). It is trained on its device, in its
+            dtype, in training mode; afterwards each module is in its former mode. A method
+            ``prepare`` of the model is called once before the first step of a new run, with the
+            first 5,000 training images (n, H, W, C), normalised but not augmented: it may set
+            initial weights in place.
+        train: Dataset, or a pair (images, labels). uint8 images (N, H, W, C) become a Dataset,
+            which is normalised to its own mean and standard deviation per channel; float images,
+            of the model's dtype, are used as they are.
+        test: as ``train``; measured after each epoch, normalised like the training set, not
             augmented.
         epochs: passes over train, at least 1.
         batch_size: images of a step; the last step of an epoch may have fewer.
         optimizer: of the model's parameters. A group with a setting "stop" below 1 is trained for
             that share of the steps, and then frozen until fit ends.
-        schedule: schedule(step, steps of the run, or until its stop) is a factor of a group's
-            learning rate. Default: 1.
-        augment: what happens to training images.
+        schedule: schedule(step, steps) is a factor of a group's learning rate; steps are those of
+            the run, or until the group's stop. Default: 1.
+        augment: random changes of training images.
         label_smoothing: share of the target that is spread over all classes, 0 .. 1.
-        clip_norm: gradients are scaled down to this norm, taken over all of them, if it is more.
-        ema: averages of the model's weights: they are tested in place of the weights, and the model
-            carries them when all epochs are done.
+        clip_norm: largest norm of all gradients together; larger ones are scaled down to it.
+        ema: averages of the model's weights. They are tested in place of the weights, and written
+            into the model after the last epoch.
         seed: of order, augmentation and dropout, 0 .. 2**32 - 1.
-        resume: a file that a ``Checkpoint`` wrote, or their folder: go on from there, to the bits
-            that the run would have come to. All other arguments must be those of that run.
-        callbacks: what watches the run.
-        eager: on a GPU, launch each kernel of a step by itself? Else a step is one CUDA graph, with
-            the same bits: False demands that, None goes on eagerly, with a warning, where an op
-            cannot be captured. The schedule is then asked for all steps beforehand.
-        loss_scale: what the loss is multiplied by, a power of two, so that small gradients do not
-            vanish in 16 bits; updates do not see it. "dynamic": as much as does not overflow; a
-            step whose gradients did is left out. Default: "dynamic" in float16, else 1.
-        reduction: of the loss over a batch that is differentiated, "mean" or "sum". Losses are
-            reported as means all the same.
-        drop_last: leave out the last batch of an epoch where it has fewer images?
-        normalize: (mean, std) of each channel that uint8 images are normalised to, pixels in 0 ..
-            1. Default: those of train.
+        resume: a file that a ``Checkpoint`` wrote, or a folder of them, to resume from; the results
+            are bit-identical to an uninterrupted run. All other arguments must be those of that
+            run.
+        callbacks: called at the start and end of the run, of steps and of epochs.
+        eager: True launches each kernel of a step by itself. On a GPU a step is otherwise one CUDA
+            graph, with the same bits, and the schedule is evaluated for all steps beforehand: False
+            raises if an op cannot be captured, None then warns and runs eagerly.
+        loss_scale: factor of the loss, a power of two, so that small gradients do not vanish in 16
+            bits; updates divide by it. "dynamic": as large as does not overflow; a step whose
+            gradients overflow is skipped. Default: "dynamic" in float16, else 1.
+        reduction: of the differentiated loss over a batch, "mean" or "sum". Reported losses are
+            always means.
+        drop_last: whether to leave out the last batch of an epoch if it has fewer images.
+        normalize: (mean, std) of each channel to normalise uint8 images to, pixels in 0 .. 1.
+            Default: those of train.
 
     Returns:
-        What was measured, epoch by epoch.
+        Metrics of each epoch.
 
     Raises:
         ValueError: an argument makes no sense, images of train and test differ in shape, a label
@@ -106,7 +119,7 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
     1.0
     """
     check_fit(model, optimizer, augment, ema, epochs=epochs, batch_size=batch_size,
-           label_smoothing=label_smoothing, clip_norm=clip_norm, reduction=reduction)
+              label_smoothing=label_smoothing, clip_norm=clip_norm, reduction=reduction)
     random.check_seed(seed, "fit")
     epochs, batch_size = (operator.index(n) for n in (epochs, batch_size))
     callbacks, schedule = check_callbacks(callbacks), Constant() if schedule is None else schedule
@@ -114,12 +127,12 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
     if resume is not None:
         check_path("fit", "resume", resume)
     check_choice("fit", "eager", eager, (None, True, False))
-    data = dataset("fit: train", train, model)
-    trial = None if test is None else dataset("fit: test", test, model)
-    check_alike(data, trial, augment)
-    given = numbers(data, normalize)
-    loader = batches(data, batch_size, dtype=model.dtype, shuffle=True, seed=seed, augment=augment,
-                     drop_last=drop_last, **moments(data, given))
+    data = as_dataset("fit: train", train, model.device, model.dtype)
+    test_data = None if test is None else as_dataset("fit: test", test, model.device, model.dtype)
+    check_alike(data, test_data, augment)
+    mean_std = check_normalize(data, normalize)
+    loader = make_loader(data, batch_size, dtype=model.dtype, shuffle=True, seed=seed,
+                         augment=augment, drop_last=drop_last, **normalization(data, mean_std))
     if not len(loader):
         raise ValueError(f"fit: {len(data)} images make no batch of {batch_size}: drop_last leaves "
                          "out all there are")
@@ -127,81 +140,82 @@ def fit(model: Module, train: Data, *, test: Data | None = None, epochs: int, ba
         epochs=epochs, batch_size=batch_size, schedule=_words(schedule), augment=_words(augment),
         label_smoothing=label_smoothing, clip_norm=clip_norm, seed=seed, dtype=model.dtype.name,
         optimizer=_settings(optimizer), ema=ema and ema.decay,
-        loss_scale=scaling(loss_scale, model.dtype), tuned=_tuned(model), reduction=reduction,
-        drop_last=bool(drop_last), normalize=given), ema=ema, test=trial)
-    plan = Plan(schedule, label_smoothing, clip_norm, seed, reduction)
-    with contextlib.ExitStack() as during:
-        during.enter_context(threads.single_threaded_blas())  # once, not in each op
-        during.enter_context(_memory(run, batch_size))
-        during.enter_context(_scaled(run))
+        loss_scale=check_loss_scale(loss_scale, model.dtype), tuned=_tuned(model),
+        reduction=reduction, drop_last=bool(drop_last), normalize=mean_std),
+        ema=ema, test=test_data)
+    settings = StepSettings(schedule, label_smoothing, clip_norm, seed, reduction)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(threads.single_threaded_blas())  # once, not in each op
+        stack.enter_context(_explained_memory_errors(run, batch_size))
+        stack.enter_context(_loss_scale(run))
         if resume is not None:
-            with whole_start(run):
+            with atomic_start(run):
                 resume_from(resume, run)
         else:
             _prepare(run)
-        during.enter_context(mode(model, True))
-        during.callback(model.reseed, None)  # dropout of later calls is not that of the last step
-        step = during.enter_context(training_step(run, loader, plan, eager, callbacks))
-        during.enter_context(_watched(run, callbacks))
+        stack.enter_context(training_mode(model, True))
+        stack.callback(model.reseed, None)  # later calls do not repeat the dropout of the last step
+        step = stack.enter_context(training_step(run, loader, settings, eager, callbacks))
+        stack.enter_context(_started(run, callbacks))
         try:
             try:
                 while len(run.history.rows) < epochs and not run.stop:
-                    run.begin()
+                    run.begin_epoch()
                     _epoch(run, step, batch_size, callbacks)
             finally:
                 step.restore()
         finally:
-            step.restore()  # a signal that came just before the first: it makes no difference else
+            step.restore()  # again: a signal may have come just before the first
     if ema and len(run.history.rows) == run.epoch:
         ema.copy_to_module()
     return run.history
 
 
 def _epoch(run: Run, step: EagerStep, batch_size: int, callbacks: Sequence[Callback]) -> None:
-    """One pass over the training set, or the rest of it, and the test. May be stopped anywhere."""
-    step.begin()
+    """Run an epoch, or the rest of it, and its test; a callback may stop it anywhere."""
+    step.begin_epoch()
     while run.step < run.steps:
-        step.take()
+        step.run_step()
         for callback in callbacks:
             callback.on_step(run)
         if run.stop:
             break
-    if run.stop:  # in the middle of the epoch: it is no row of the history
+    if run.stop:  # the epoch is incomplete: no row of the history
         return
-    tested = _test(run, step, batch_size, callbacks) if run.test is not None else None
-    if run.test is not None and tested is None:  # it will be measured when the run goes on
+    test_metrics = _test(run, step, batch_size, callbacks) if run.test is not None else None
+    if run.test is not None and test_metrics is None:  # stopped: a resumed run repeats the test
         return
     run.history.rows.append(Epoch(
-        run.epoch, run.tally.metrics(), tested, run.images_per_second,
-        time.perf_counter() - run.began, run.lr, run.tally.skipped))
+        run.epoch, run.tally.metrics(), test_metrics, run.images_per_second,
+        time.perf_counter() - run.epoch_start, run.lr, run.tally.skipped))
     for callback in callbacks:
         callback.on_epoch_end(run)
 
 
 def _test(run: Run, step: EagerStep, batch_size: int,
           callbacks: Sequence[Callback]) -> Metrics | None:
-    """The measurement of the test set; None if it was stopped before its end."""
+    """Measure the test set; return None if a callback stopped the run meanwhile."""
     for callback in callbacks:
         callback.on_test_start(run)
     assert run.test is not None
-    step.undo.call(SavedBuffers(run.model).put_back)  # a user's forward may change them here, too
+    step.undo.call(SavedBuffers(run.model).put_back)  # a user's forward may change them
     step.undo.keep(*(run.model.state_dict().values() if run.ema else ()))
     with run.ema.applied() if run.ema else contextlib.nullcontext():
-        tested = measure(run.model, run.test, batch_size, stopped=lambda: run.stop,
-                         **moments(run.data, run.arguments["normalize"]))
-    step.undo.restore() if tested is None else step.undo.forget()
-    if tested is not None and not math.isfinite(tested.loss):
-        raise FloatingPointError(f"fit: the test loss is {tested.loss} after epoch {run.epoch}; "
+        metrics = measure(run.model, run.test, batch_size, stopped=lambda: run.stop,
+                          **normalization(run.data, run.arguments["normalize"]))
+    step.undo.restore() if metrics is None else step.undo.forget()
+    if metrics is not None and not math.isfinite(metrics.loss):
+        raise FloatingPointError(f"fit: the test loss is {metrics.loss} after epoch {run.epoch}; "
                                  f"{run.hint()}")
-    return tested
+    return metrics
 
 
 def _prepare(run: Run) -> None:
-    """Let a model that wants to look at the training images; averages begin after that."""
+    """Call the model's ``prepare``, if it has one, and restart the averages from its weights."""
     prepare = getattr(run.model, "prepare", None)
     if prepare is None:
         return
-    with whole_start(run), no_grad():
+    with atomic_start(run), no_grad():
         prepare(first_images(run.data, PREPARED, run.model.dtype, run.arguments["normalize"]))
     if run.ema and not run.ema.updates:
         values = run.model.state_dict()
@@ -211,56 +225,56 @@ def _prepare(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def _watched(run: Run, callbacks: Sequence[Callback]) -> Iterator[None]:
-    """Between on_fit_start and on_fit_end, which every callback gets that was started."""
-    with contextlib.ExitStack() as ends:
+def _started(run: Run, callbacks: Sequence[Callback]) -> Iterator[None]:
+    """Call on_fit_start before the block, and on_fit_end of every started callback after it."""
+    with contextlib.ExitStack() as stack:
         for callback in callbacks:
-            ends.callback(callback.on_fit_end, run)
+            stack.callback(callback.on_fit_end, run)
             callback.on_fit_start(run)
         yield
 
 
 def _tuned(model: Module) -> str | None:
-    """Which table of measured algorithms is in use."""
-    here = tuning_table.current()
-    return None if here is None or model.device == "cpu" else here.hash
+    """Return the hash of the tuning table in use; None without one."""
+    table = tuning_table.current()
+    return None if table is None or model.device == "cpu" else table.hash
 
 
 @contextlib.contextmanager
-def _scaled(run: Run) -> Iterator[None]:
-    """With the loss scale of ``run.arguments``; afterwards the optimiser knows of none."""
-    scaling, optimizer = run.arguments["loss_scale"], run.optimizer
-    if scaling is None:
+def _loss_scale(run: Run) -> Iterator[None]:
+    """Use the loss scale of ``run.arguments`` in the block; reset the optimiser afterwards."""
+    loss_scale, optimizer = run.arguments["loss_scale"], run.optimizer
+    if loss_scale is None:
         yield
         return
-    run.scale = (LossScale(optimizer) if scaling == "dynamic" else
-                 LossScale(optimizer, scaling, growth=1, backoff=1))
+    run.scale = (LossScale(optimizer) if loss_scale == "dynamic" else
+                 LossScale(optimizer, loss_scale, growth=1, backoff=1))
     try:
         yield
     finally:
         with array_device(optimizer.control):
-            optimizer.table[:, 1:2].fill(1)  # the multipliers; skip: see training_step
+            optimizer.table[:, 1:2].fill(1)  # the multipliers; atomic_steps resets skip
 
 
 @contextlib.contextmanager
-def _memory(run: Run, batch_size: int) -> Iterator[None]:
-    """Say of a MemoryError what was needed."""
+def _explained_memory_errors(run: Run, batch_size: int) -> Iterator[None]:
+    """Replace a MemoryError of the block by one that says how much memory a step needs."""
     try:
         yield
-    except MemoryError as error:  # CuPy's own is one, too
+    except MemoryError as error:  # CuPy's OutOfMemoryError is one
         shape = run.data.images.shape[1:]
         raise explain(error, run.model, shape, batch_size, run.optimizer) from None
 
 
 def _words(thing: Any) -> str:
-    """A schedule or an augmentation, in words that are the same in the next process."""
+    """Return a name of a schedule or an augmentation that is the same in every process."""
     if thing is None or dataclasses.is_dataclass(thing):
         return repr(thing)
     return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
 def _settings(optimizer: Optimizer) -> list[Any]:
-    """The optimiser and the settings of its groups, likewise."""
+    """Return the name of an optimiser and the settings of its groups."""
     return [optimizer.name, *({name: value if isinstance(value, bool) else float(value)
                                for name, value in group.items() if name != "params"}
                               for group in optimizer.groups)]

@@ -1,10 +1,10 @@
-"""How fast each group of an optimiser learns over a run, and from when on not at all.
+"""Learning rate factors of each optimiser group over a run, and the step at which a group stops.
 
     end     = round(stop * total)            of a group, in steps, from the exact product
     factor  = schedule(step, end)            while step < end
     frozen                                   from then on: the factor is 0, no gradient is computed
 
-All of it is a function of the step: a run that goes on in the middle needs nothing more.
+All of this is a function of the step, so a resumed run needs no other state.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ Schedule = Callable[[int, int], float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a step does."""
+class StepSettings:
+    """Settings of a training step."""
 
     schedule: Schedule
     label_smoothing: float = 0.0
@@ -29,11 +29,11 @@ class Plan:
     reduction: str = "mean"  # of the loss over a batch, or "sum"
 
 
-class Rates:
-    """The factors of an optimiser's groups, and what is frozen.
+class LrPlan:
+    """Learning rate factors of an optimiser's groups, and their frozen parameters.
 
     Args:
-        optimizer: its groups and their "stop", as they are now.
+        optimizer: its groups and their "stop" are read here, once.
         schedule: schedule(step, steps) is a factor of the learning rate.
         total: steps of the run.
 
@@ -44,12 +44,12 @@ class Rates:
     >>> from gpuconv.optim import SGD
     >>> a, b = Parameter(np.ones(1)), Parameter(np.ones(1))
     >>> sgd = SGD([{"params": a, "stop": 0.5}, {"params": b}], lr=0.1)
-    >>> rates = Rates(sgd, lambda step, steps: 1 - step / steps, 8)
-    >>> [rates.factors(step) for step in (0, 2, 4)]
+    >>> plan = LrPlan(sgd, lambda step, steps: 1 - step / steps, 8)
+    >>> [plan.factors(step) for step in (0, 2, 4)]
     [(1.0, 1.0), (0.5, 0.75), (0.0, 0.5)]
-    >>> rates.freeze(3), rates.freeze(4), a.requires_grad, b.requires_grad
+    >>> plan.freeze(3), plan.freeze(4), a.requires_grad, b.requires_grad
     (False, True, False, True)
-    >>> rates.thaw(); a.requires_grad
+    >>> plan.thaw(); a.requires_grad
     True
     """
 
@@ -60,28 +60,28 @@ class Rates:
             stops = [float(group["stop"]) for group in optimizer.groups]
             raise ValueError(f"fit: all groups of {optimizer.name} stop before the end of the run, "
                              f"after the shares {stops} of {total} steps")
-        self.frozen: list[Parameter] = []  # by us
-        self.done: set[int] = set()        # groups
+        self.frozen: list[Parameter] = []     # by ``freeze``
+        self.stopped_groups: set[int] = set()
 
     def factors(self, step: int) -> tuple[float, ...]:
-        """Of each group, for this step of the run, counted from 0; asks the schedule once an end.
+        """Return the factor of each group for a step of the run, counted from 0.
 
         >>> import numpy as np
         >>> from gpuconv.optim import SGD, Constant
-        >>> Rates(SGD([Parameter(np.ones(1))], lr=0.1), Constant(), 8).factors(7)
+        >>> LrPlan(SGD([Parameter(np.ones(1))], lr=0.1), Constant(), 8).factors(7)
         (1.0,)
         """
-        asked = {end: check_number("fit", f"schedule({step}, {end})", self.schedule(step, end),
-                                   least=0)
-                 for end in dict.fromkeys(self.ends) if step < end}
-        return tuple(asked.get(end, 0.0) for end in self.ends)
+        by_end = {end: check_number("fit", f"schedule({step}, {end})", self.schedule(step, end),
+                                    least=0)
+                  for end in dict.fromkeys(self.ends) if step < end}
+        return tuple(by_end.get(end, 0.0) for end in self.ends)
 
     def freeze(self, step: int) -> bool:
-        """Freeze the groups that have come to their end; has that changed anything?"""
+        """Freeze the groups that have reached their stop; return whether that froze a parameter."""
         before = len(self.frozen)
         for number, end in enumerate(self.ends):
-            if end <= step and number not in self.done:
-                self.done.add(number)
+            if end <= step and number not in self.stopped_groups:
+                self.stopped_groups.add(number)
                 self.frozen += [p for p in self.optimizer.groups[number]["params"]
                                 if p.requires_grad]
         for p in self.frozen[before:]:
@@ -89,7 +89,7 @@ class Rates:
         return len(self.frozen) > before
 
     def thaw(self) -> None:
-        """Let all have gradients again that had them."""
+        """Unfreeze all parameters that ``freeze`` has frozen."""
         for p in self.frozen:
             p.requires_grad = True
-        self.frozen, self.done = [], set()
+        self.frozen, self.stopped_groups = [], set()

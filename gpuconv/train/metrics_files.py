@@ -1,4 +1,4 @@
-"""What a run measured, as files: metrics.csv for spreadsheets, metrics.jsonl for programs."""
+"""Metrics of a run as files: metrics.csv for spreadsheets, metrics.jsonl for programs."""
 
 import csv
 import io
@@ -11,34 +11,35 @@ from typing import Any
 from gpuconv import files, jsontext, reading
 from gpuconv.checks import check_path
 from gpuconv.train.callback import Callback, Run
-from gpuconv.train.history import History, flat, unflat
+from gpuconv.train.history import History, row_from_dict, row_to_dict
 
 CSV, JSONL = "metrics.csv", "metrics.jsonl"
-REPAIR = "delete it: a run that goes on writes it anew from its checkpoint"
+REPAIR = "delete it: a resumed run writes it again from its checkpoint"
 
 
-class Records(Callback):
-    """Writes both files after each epoch, as a whole: no gaps and no doubles after a resume.
+class MetricsFiles(Callback):
+    """Callback that writes both files after each epoch, in full, so that a resume leaves no gaps.
 
     Args:
-        folder: where to.
+        folder: of the files.
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = pathlib.Path(check_path("Records", "folder", folder))
+        self.folder = pathlib.Path(check_path("MetricsFiles", "folder", folder))
 
     def on_fit_start(self, run: Run) -> None:
-        """Epochs that a resumed run will do again are no longer told."""
+        """Write the complete epochs only; a resumed run repeats the others."""
         files.remove_leftovers(self.folder)
         self.write(run.history)
 
     def on_epoch_end(self, run: Run) -> None:
-        """Another row."""
+        """Write the files with the new row."""
         self.write(run.history)
 
     def write(self, history: History) -> None:
-        """Both files. A number that is not finite is null, or left out."""
-        rows = [{name: _plain(value) for name, value in flat(row).items()} for row in history.rows]
+        """Write both files; a number that is not finite becomes null in JSON, and empty in CSV."""
+        rows = [{name: _finite_or_none(value) for name, value in row_to_dict(row).items()}
+                for row in history.rows]
         table = io.StringIO(newline="")
         if rows:
             writer = csv.DictWriter(table, rows[0], lineterminator="\n")
@@ -50,19 +51,19 @@ class Records(Callback):
                 file.write(text)
 
 
-def read_records(folder: str | os.PathLike) -> History:
-    """Return the history that was written there; an empty one where there is none.
+def read_metrics(folder: str | os.PathLike) -> History:
+    """Return the history written to a folder; an empty one if there is none.
 
     Raises:
         OSError: the file cannot be read, or is no file.
         ValueError: the file is damaged; says which line.
     """
-    path, rows = pathlib.Path(check_path("read_records", "folder", folder)) / JSONL, []
+    path, rows = pathlib.Path(check_path("read_metrics", "folder", folder)) / JSONL, []
     if not os.path.lexists(path):
         return History()
     try:
         for number, line in enumerate(reading.read_text(path).splitlines(), 1):
-            rows.append(unflat(_whole(jsontext.parse(line)), number))
+            rows.append(row_from_dict(_with_nan(jsontext.parse(line)), number))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: damaged: byte {error.start} is not UTF-8; {REPAIR}") from None
     except ValueError as error:
@@ -71,13 +72,12 @@ def read_records(folder: str | os.PathLike) -> History:
     return History(rows)
 
 
-def _plain(value: Any) -> Any:
+def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _whole(row: Any) -> Any:
-    """Return the row with NaN for null: that was a number that is not finite, if it was measured.
-    """
+def _with_nan(row: Any) -> Any:
+    """Return a row with NaN in place of null, for each number that was measured."""
     if not isinstance(row, dict):
         return row
     tested = row.get("test_count") is not None

@@ -1,7 +1,7 @@
-"""Groups of parameters by name, and the optimisers of a run that they go to.
+"""Parameter groups of an optimiser, selected by parameter names.
 
-    names        of the parameters: a pattern as of file names, "*.bias"; the first that fits counts
-    lr ... stop  for these alone; what a group does not say is as for all others
+    names        pattern of parameter names, as of file names: "*.bias"; the first match counts
+    lr ... stop  settings of these parameters; without a value a group has the general setting
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from gpuconv.optim import SGD, Adam, AdamW, Muon, Optimizer
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": SGD, "adam": Adam, "adamw": AdamW, "muon": Muon}
-ALL = "lr", "momentum", "weight_decay", "stop"
-KNOWN = {"sgd": (*ALL, "nesterov"), "adam": ALL, "adamw": ALL,
-         "muon": (*ALL, "nesterov", "orthogonal", "iterations", "normalize")}
+COMMON = "lr", "momentum", "weight_decay", "stop"
+SETTINGS = {"sgd": (*COMMON, "nesterov"), "adam": COMMON, "adamw": COMMON,
+            "muon": (*COMMON, "nesterov", "orthogonal", "iterations", "normalize")}
 
 
 def defaults(optimizer: str) -> dict[str, Any]:
-    """What an optimiser takes for what it is not told.
+    """Return the default settings of an optimiser.
 
     >>> defaults("adamw")["weight_decay"]
     0.01
@@ -33,12 +33,12 @@ def defaults(optimizer: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-SECOND = defaults("adam")["betas"][1]
+BETA2 = defaults("adam")["betas"][1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Parameters with settings of their own; None: as for all others.
+    """Settings of a group of parameters; None: the general setting.
 
     >>> Group("*.bias", lr=0.1, weight_decay=0.0).lr
     0.1
@@ -49,28 +49,28 @@ class Group:
     momentum: float | None = None
     weight_decay: float | None = None
     nesterov: bool | None = None      # of sgd and muon; default: where there is momentum
-    orthogonal: bool | None = None    # of muon; default: what has two axes or more
-    iterations: int | None = None     # likewise; default: 5
-    normalize: bool | None = None     # likewise; default: no
-    stop: float | None = None         # share of the run that they are trained for; default: 1
+    orthogonal: bool | None = None    # of muon; default: parameters with two axes or more
+    iterations: int | None = None     # of muon; default: 5
+    normalize: bool | None = None     # of muon; default: no
+    stop: float | None = None         # share of the run to train them for; default: 1
 
-    def given(self) -> dict[str, Any]:
-        """What it says, but for the names."""
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that have a value, by name."""
         return {name: value for name, value in dataclasses.asdict(self).items()
                 if value is not None and name != "names"}
 
 
 def check_group(group: Group, optimizer: str) -> None:
-    """Refuse what the optimiser does not know.
+    """Check the settings of a group.
 
     Raises:
-        ValueError: it does not, or no number is meant by it; the optimiser itself sees the rest.
+        ValueError: the optimiser has no such setting, or a value has a wrong type or range.
     """
     if not isinstance(group, Group) or not isinstance(group.names, str):
         raise ValueError(f"Settings: groups: {short(group)} is no Group of names")
     where = f"group {short(group.names)}"
-    for name, value in group.given().items():
-        if name not in KNOWN[optimizer]:
+    for name, value in group.settings().items():
+        if name not in SETTINGS[optimizer]:
             raise ValueError(f"{where}: {optimizer} has no {name}")
         flag = name in ("nesterov", "orthogonal", "normalize")
         if not (isinstance(value, bool) if flag else is_number(value)):
@@ -85,10 +85,10 @@ def check_group(group: Group, optimizer: str) -> None:
 
 def parameter_groups(model: Module, optimizer: str, groups: Sequence[Group],
                      general: Group) -> list[dict[str, Any]]:
-    """What an optimiser is made of: each group's parameters and settings; last, all the others.
+    """Return the groups for an optimiser: parameters and settings of each; last, all others.
 
-    Of a group whose updates muon makes orthogonal those with one axis are apart: they are updated
-    as by sgd.
+    Parameters with one axis of a group that muon orthogonalises become a group of their own, which
+    is updated as by sgd.
 
     Raises:
         ValueError: a group matches no parameter.
@@ -99,25 +99,25 @@ def parameter_groups(model: Module, optimizer: str, groups: Sequence[Group],
     for name, p in named:
         fits = [fnmatch.fnmatchcase(name, group.names) for group in groups]
         members[fits.index(True) if True in fits else -1].append(p)
-    for group, mine in zip(groups, members[:-1], strict=True):
-        if not mine:
+    for group, selected in zip(groups, members[:-1], strict=True):
+        if not selected:
             there = listed([name for name, _ in named], 20)
             raise ValueError(f"group {short(group.names)} has no parameters of the model, or "
                              f"others have taken them: there are {there}")
-    found: list[dict[str, Any]] = []
-    for group, mine in zip((*groups, general), members, strict=True):
-        settings = _settings(optimizer, general.given() | group.given())
-        flat = [p for p in mine if settings.get("orthogonal") and p.ndim < 2]
-        rest = [p for p in mine if p not in flat] if flat else mine
-        found += [{"params": rest, **settings}] * bool(rest)
-        found += [{"params": flat, **settings, "orthogonal": False}] * bool(flat)
-    return found
+    result: list[dict[str, Any]] = []
+    for group, selected in zip((*groups, general), members, strict=True):
+        settings = _settings(optimizer, general.settings() | group.settings())
+        vectors = [p for p in selected if settings.get("orthogonal") and p.ndim < 2]
+        rest = [p for p in selected if p not in vectors] if vectors else selected
+        result += [{"params": rest, **settings}] * bool(rest)
+        result += [{"params": vectors, **settings, "orthogonal": False}] * bool(vectors)
+    return result
 
 
-def _settings(optimizer: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Those of one group, under the optimiser's own names."""
-    momentum = given.pop("momentum")
+def _settings(optimizer: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a group under the optimiser's own names."""
+    momentum = values.pop("momentum")
     if optimizer in ("adam", "adamw"):
-        return {**given, "betas": (momentum, SECOND)}
-    settings = {"momentum": momentum, "nesterov": momentum > 0, **given}
+        return {**values, "betas": (momentum, BETA2)}
+    settings = {"momentum": momentum, "nesterov": momentum > 0, **values}
     return {"orthogonal": True, **settings} if optimizer == "muon" else settings

@@ -1,4 +1,4 @@
-"""What a model answers on a whole set of images, and what can be counted from that.
+"""Predictions of a model on a data set, and statistics of them.
 
     p[n, k]      = e^z[n, k] / sum over j of e^z[n, j]      z: the model's logits
     answer[n]    = the class with the largest z[n, k]; the first of equals; a NaN wins
@@ -7,8 +7,8 @@
     recall[a]    = confusion[a, a] / images of class a
     precision[b] = confusion[b, b] / images answered b
 
-The model computes where it is; its logits, a few numbers per image, come to the CPU and are
-counted there, in the dtype that sums are taken in.
+The model computes on its device; its logits are copied to the CPU and evaluated there, in
+accumulator(dtype).
 """
 
 import dataclasses
@@ -20,27 +20,27 @@ import numpy as np
 from gpuconv.backend import accumulator, is_array, to_cpu
 from gpuconv.checks import check_choice, check_count, check_kind, check_plain, listed, no_array
 from gpuconv.data import Dataset
+from gpuconv.data.batches import PerChannel, as_dataset, check_mean_std
 from gpuconv.data.dataset import DATASET
 from gpuconv.nn import Module
-from gpuconv.train.batches import Numbers, dataset, given_moments
 from gpuconv.train.tta import VIEWS, averaged_logits
 
 SHOWN = 5  # images named in a message
 
 
 class ClassResult(NamedTuple):
-    """How one class fares."""
+    """Statistics of one class."""
 
     name: str
-    images: int               # that are of this class
-    right: int                # of them, answered so
-    recall: float | None      # right / images; None: there are no such images
-    precision: float | None   # right / times this was the answer; None: it never was
+    images: int               # of this class
+    correct: int              # of them, classified correctly
+    recall: float | None      # correct / images; None without such images
+    precision: float | None   # correct / images answered with this class; None without these
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Predictions:
-    """What a model answered.
+    """Predictions of a model on N labelled images.
 
     Args:
         logits: (N, K) float32 or float64, on the CPU.
@@ -48,7 +48,7 @@ class Predictions:
         classes: K names.
 
     Raises:
-        ValueError: these do not fit together, or there is no image.
+        ValueError: shapes, labels or classes do not fit together, or there is no image.
 
     >>> found = Predictions(np.log([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), np.array([0, 1, 1]),
     ...                     ("cat", "dog"))
@@ -61,7 +61,7 @@ class Predictions:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be counted."""
+        """Check types, shapes and labels."""
         for name in ("logits", "labels"):
             array = getattr(self, name)
             if not isinstance(array, np.ndarray) or not is_array(array):
@@ -83,84 +83,84 @@ class Predictions:
 
     @functools.cached_property
     def _log_probabilities(self) -> np.ndarray:
-        with np.errstate(all="ignore"):  # inf - inf: a NaN, which shows
+        with np.errstate(all="ignore"):  # inf - inf is NaN, which is refused later
             z = self.logits - self.logits.max(axis=1, keepdims=True)
             return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
-        """(N, K) float32."""
+        """Probabilities of the classes, (N, K) float32."""
         with np.errstate(under="ignore"):
             return np.exp(self._log_probabilities).astype(np.float32)
 
     @functools.cached_property
     def answers(self) -> np.ndarray:
-        """(N,) the class with the largest logit."""
+        """Class with the largest logit, (N,)."""
         return self.logits.argmax(axis=1)
 
     @property
     def confidence(self) -> np.ndarray:
-        """(N,) float32: the probability of each answer."""
+        """Probability of each answer, (N,) float32."""
         return self.probabilities[np.arange(len(self.labels)), self.answers]
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers, 0..1."""
+        """Share of correct answers, 0..1."""
         return float(np.mean(self.answers == self.labels))
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy per image, nats; of the logits, so it has no underflow."""
+        """Mean cross-entropy per image, nats; computed from the logits, so without underflow."""
         chosen = self._log_probabilities[np.arange(len(self.labels)), self.labels]
         return float(-chosen.mean(dtype=np.float64))
 
     @functools.cached_property
     def confusion(self) -> np.ndarray:
-        """(K, K) counts [label, answer]."""
+        """Confusion matrix, (K, K) counts [label, answer]."""
         K = len(self.classes)
         cells = self.labels.astype(np.int64) * K + self.answers
         return np.bincount(cells, minlength=K * K).reshape(K, K)
 
     def per_class(self) -> list[ClassResult]:
-        """A row per class, in their order."""
+        """Return the statistics of each class, in the order of ``classes``."""
         rows, counts = [], self.confusion
-        for name, right, images, answered in zip(
+        for name, correct, images, answered in zip(
                 self.classes, counts.diagonal().tolist(), counts.sum(axis=1).tolist(),
                 counts.sum(axis=0).tolist(), strict=True):
-            rows.append(ClassResult(name, images, right, right / images if images else None,
-                                    right / answered if answered else None))
+            rows.append(ClassResult(name, images, correct, correct / images if images else None,
+                                    correct / answered if answered else None))
         return rows
 
     def mistakes(self, count: int | None = None) -> np.ndarray:
-        """(M,) numbers of the images answered wrongly, the most confident first.
+        """Return the indices (M,) of misclassified images, the most confident first.
 
         Args:
-            count: how many at most; None: all.
+            count: largest M; None: all.
         """
         wrong = np.flatnonzero(self.answers != self.labels)
         order = np.argsort(-self.confidence[wrong], kind="stable")  # a NaN comes last
         return wrong[order][:count]
 
 
-def predictions(model: Module, data: Dataset, *, mean: Numbers | None = None,
-                std: Numbers | None = None, batch_size: int = 256,
+def predictions(model: Module, data: Dataset, *, mean: PerChannel | None = None,
+                std: PerChannel | None = None, batch_size: int = 256,
                 views: str = "none") -> Predictions:
-    """Return what a model, as it is in use (``eval``), answers on a data set.
+    """Return the predictions of a model, in eval mode, on a data set.
 
     Args:
-        model: maps x (N, H, W, C) to logits (N, K), a K for each of the data's classes.
-        data: N images, at least one; moved to where the model is.
-        mean, std: (C,) that the images are normalised to: those of the *training* set.
-            Default: the data's own.
-        batch_size: images at a time; makes no difference to what is computed.
-        views: "none"; "mirror" or "six": average the logits of so many views of each image, moved a
-            little (see ``train.VIEWS``).
+        model: maps x (N, H, W, C) to logits (N, K), one for each class of the data.
+        data: N images, at least one; moved to the model's device.
+        mean, std: (C,) to normalise the images to: those of the *training* set. Default: the
+            data's own.
+        batch_size: images of a batch; it does not change the result.
+        views: test-time augmentation: "none"; "mirror" or "six" average the logits over transformed
+            images (see ``train.VIEWS``).
 
     Raises:
-        TypeError: data is no Dataset.
-        ValueError: no images, batch_size below 1, no such views, images that do not fit the model,
-            or another number of classes than the model has logits.
-        FloatingPointError: an answer is not finite; says which.
+        TypeError: data is not a Dataset.
+        ValueError: no images, batch_size below 1, unknown views, images that do not fit the model,
+            or a number of classes that differs from the number of logits.
+        FloatingPointError: logits of an image are not finite; names the images.
 
     >>> from gpuconv import nn
     >>> images = np.uint8([[[[0, 9]]], [[[9, 0]]], [[[9, 0]]]])
@@ -173,17 +173,17 @@ def predictions(model: Module, data: Dataset, *, mean: Numbers | None = None,
     check_kind("predictions", "data", data, Dataset, DATASET)
     check_count("predictions", "batch_size", batch_size)
     check_choice("predictions", "views", views, VIEWS)
-    there = dataset("predictions", data, model)
-    mean, std = given_moments("predictions", there, mean, std)
-    assert isinstance(there, Dataset)
-    logits = averaged_logits(model, there, views, batch_size=batch_size, mean=mean, std=std)
-    found = Predictions(logits, to_cpu(data.labels), data.classes)
+    dataset = as_dataset("predictions", data, model.device, model.dtype)
+    mean, std = check_mean_std("predictions", dataset, mean, std)
+    assert isinstance(dataset, Dataset)
+    logits = averaged_logits(model, dataset, views, batch_size=batch_size, mean=mean, std=std)
+    result = Predictions(logits, to_cpu(data.labels), data.classes)
     _check_finite(logits, data, model)
-    return found
+    return result
 
 
 def _check_finite(logits: np.ndarray, data: Dataset, model: Module) -> None:
-    """Raise FloatingPointError where logits (N, K) have no probabilities; say of which images."""
+    """Raise FloatingPointError if logits (N, K) are not finite; name the images."""
     wrong = np.flatnonzero(~np.isfinite(logits.max(axis=1)))  # a NaN is the largest
     if not len(wrong):
         return

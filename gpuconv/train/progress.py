@@ -4,17 +4,17 @@ from typing import Any
 
 from gpuconv.checks import check_kind
 from gpuconv.train.callback import Callback, Run
-from gpuconv.train.history import HEADINGS, History, cells, line
+from gpuconv.train.history import HEADINGS, History, format_line, row_cells
 
 SHOWN = 12  # newest epochs that the live table shows; the final one has all
 
 
 class Progress(Callback):
-    """Shows a run while it goes on, and its table at the end.
+    """Callback that shows the progress of a run, and its table at the end.
 
     Args:
-        live: redraw a table and a bar in place? Else a line per epoch. Default: live in a terminal,
-            lines in a pipe, a file or a notebook.
+        live: True redraws a table and a bar in place, False writes a line per epoch. Default: live
+            in a terminal, lines in a pipe, a file or a notebook.
         console: rich.console.Console to write to. Default: standard output.
     """
 
@@ -32,7 +32,7 @@ class Progress(Callback):
     def on_fit_start(self, run: Run) -> None:
         """Start the bar, or write the headings."""
         if not self.live:
-            self._plain(line(HEADINGS))
+            self._plain(format_line(HEADINGS))
             return
         from rich.live import Live
         self.bar = bar(self.console)
@@ -47,22 +47,22 @@ class Progress(Callback):
             self._show(run, f"step {run.step}/{run.steps}")
 
     def on_test_start(self, run: Run) -> None:
-        """Say what takes its time."""
+        """Show that the test runs."""
         if self.live:
             self._show(run, "testing")
 
     def on_epoch_end(self, run: Run) -> None:
-        """Another row; and a line about updates that did not happen, if there were any."""
+        """Show the new row, and the number of skipped updates if there were any."""
         if self.live:
             self.view.update(self._frame(run))
         else:
-            self._plain(line(cells(run.history.last)))
+            self._plain(format_line(row_cells(run.history.last)))
         if skipped := run.history.last.skipped:
             says = f"epoch {run.epoch}: {overflow(skipped)}"
             self.view.console.print(says) if self.live else self._plain(says)
 
     def on_fit_end(self, run: Run) -> None:
-        """Leave the table behind."""
+        """Stop the live display and print the final table."""
         if self.view is not None:
             self.view.stop()
             self.view = None
@@ -86,7 +86,7 @@ class Progress(Callback):
 
 
 def overflow(skipped: int) -> str:
-    """Of updates that were skipped.
+    """Return a sentence about skipped updates.
 
     >>> overflow(1)
     '1 update was left out: its gradients were beyond the range of the dtype'
@@ -96,7 +96,7 @@ def overflow(skipped: int) -> str:
 
 
 def table(history: History) -> Any:
-    """A rich table with a row per epoch."""
+    """Return a rich table with a row per epoch."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
@@ -105,12 +105,12 @@ def table(history: History) -> Any:
     best = max((row.test.accuracy for row in history.rows if row.test), default=None)
     for row in history.rows:
         style = "green" if row.test and row.test.accuracy == best else None
-        made.add_row(*cells(row), style=style)
+        made.add_row(*row_cells(row), style=style)
     return made
 
 
 def bar(console: Any) -> Any:
-    """A rich progress bar: epoch, bar, numbers, time left."""
+    """Return a rich progress bar: epoch, bar, numbers, time left."""
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
     return Bar(TextColumn("{task.description}"), BarColumn(bar_width=None),

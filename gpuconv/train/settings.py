@@ -1,4 +1,4 @@
-"""How a model is trained, as plain values: a recipe sets them, a run keeps them."""
+"""Settings of a training run as plain values, which recipes set and runs store."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ from gpuconv.train.tta import VIEWS
 SCHEDULES: dict[str, Callable[[], Callable[[int, int], float]]] = {
     "constant": Constant, "step": StepDecay, "linear": Linear, "cosine": Cosine,
     "one-cycle": OneCycle}
-# of each; a captured run evaluates its schedule for all steps beforehand
+# largest values; a captured run evaluates its schedule for all steps beforehand
 MOST = {"epochs": 10**6, "batch_size": 2**31 - 1, "patience": 10**6}
 CHOICES = {"optimizer": tuple(OPTIMIZERS), "schedule": tuple(SCHEDULES),
            "flip": (False, True, "alternate"), "padding_mode": ("zeros", "reflect"),
@@ -33,10 +33,10 @@ CHOICES = {"optimizer": tuple(OPTIMIZERS), "schedule": tuple(SCHEDULES),
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that ``fit`` is told, but for model, data and seed.
+    """Arguments of ``fit`` except model, data and seed.
 
     Raises:
-        TypeError, ValueError: a value makes no sense; says which.
+        TypeError, ValueError: a value has a wrong type or range; names it.
 
     >>> Settings(epochs=3, lr=0.1).replace(lr=0.2).lr
     0.2
@@ -50,23 +50,23 @@ class Settings:
     weight_decay: float = 5e-4
     schedule: str = "one-cycle"   # constant, step, linear, cosine or one-cycle
     flip: bool | str = True       # mirror every second training image; or "alternate"
-    crop: int = 4                 # pixels that training images may move by
-    label_smoothing: float = 0.0  # share of the target that all classes get
+    crop: int = 4                 # largest shift of training images, pixels
+    label_smoothing: float = 0.0  # share of the target spread over all classes
     clip_norm: float | None = None  # largest norm of all gradients
     ema: float | None = None      # decay of the average of weights that is tested and kept
     patience: int | None = None   # epochs without a better test before the run ends
     loss_scale: str | float | None = None  # dynamic, or a power of two; default: dynamic in float16
     master_weights: bool = True   # float32 copies of 16-bit weights, which the updates act on
     groups: tuple[Group, ...] = ()  # parameters with settings of their own
-    padding_mode: str = "zeros"   # what a crop sees outside the image: zeros or reflect
+    padding_mode: str = "zeros"   # pixels outside a cropped image: zeros or reflect
     reduction: str = "mean"       # of the loss over a batch; "sum": gradients are sums
-    drop_last: bool = False       # leave out a last batch of an epoch that holds fewer images?
-    views: str = "none"           # of each test image after the last epoch, see train.VIEWS
-    mean: tuple[float, ...] | None = None  # that images are normalised to; default: the data's own
+    drop_last: bool = False       # whether to leave out a smaller last batch of an epoch
+    views: str = "none"           # test-time augmentation after the last epoch, see train.VIEWS
+    mean: tuple[float, ...] | None = None  # to normalise images to; default: the data's own
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be done, before any data are read."""
+        """Check types and ranges, before any data are read."""
         for name, choices in CHOICES.items():
             check_choice("Settings", name, getattr(self, name), choices)
         check_choice("Settings", "views", self.views, VIEWS)
@@ -104,7 +104,7 @@ class Settings:
                     check_number("Settings", name, number, above=0 if name == "std" else None)
 
     def replace(self, **changes: Any) -> "Settings":
-        """The same with other values."""
+        """Return the settings with other values."""
         unknown = changes.keys() - {field.name for field in dataclasses.fields(self)}
         if unknown:
             raise TypeError(f"Settings.replace: there is no setting {min(unknown):.80}"
@@ -112,12 +112,13 @@ class Settings:
         return dataclasses.replace(self, **changes)
 
     def with_optimizer(self, optimizer: str) -> "Settings":
-        """The same with another optimiser, at its usual rates; itself if it is this one.
+        """Return the settings for another optimiser, with its usual learning rate.
 
-        Groups, a summed loss and a fixed loss scale go: they were made for the rates that were.
+        If the optimiser changes, groups, a summed loss and a fixed loss scale are reset: they fit
+        the old learning rate only.
 
         Raises:
-            ValueError: there is no such optimiser.
+            ValueError: unknown optimiser.
 
         >>> Settings(lr=0.3).with_optimizer("adamw").lr
         0.001
@@ -126,21 +127,21 @@ class Settings:
         if optimizer == self.optimizer:
             return self
         return self.replace(optimizer=optimizer, groups=(), reduction="mean", loss_scale=None,
-                            **RATES.get(optimizer, {}))
+                            **OPTIMIZER_SETTINGS.get(optimizer, {}))
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Settings":
-        """From what ``dataclasses.asdict`` gave, of this version or an older one.
+    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
+        """Return the settings of a ``dataclasses.asdict``, of this version or an older one.
 
         Raises:
-            ValueError: unknown names, or values that make no sense.
+            ValueError: unknown names, or values of a wrong type or range.
         """
-        check_kind("Settings.of", "values", values, Mapping)
+        check_kind("Settings.from_dict", "values", values, Mapping)
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown settings {listed(unknown):.200}")
-        before = {"loss_scale": 1.0, "master_weights": False}  # what there was before these were
-        made = before | dict(values)
+        older = {"loss_scale": 1.0, "master_weights": False}  # of versions without these settings
+        made = older | dict(values)
         for name, kind in (("groups", dict), ("mean", object), ("std", object)):
             value = made.get(name)
             if not isinstance(value, list | tuple | None) or not all(
@@ -157,7 +158,7 @@ class Settings:
             raise ValueError(str(error)) from None
 
     def fit_arguments(self, model: Module) -> dict[str, Any]:
-        """What ``fit`` is called with, for this model: ``fit(model, data, **arguments)``.
+        """Return the arguments of ``fit`` for this model: ``fit(model, data, **arguments)``.
 
         Raises:
             ValueError: a group matches no parameter of the model.
@@ -173,7 +174,7 @@ class Settings:
                 "ema": EMA(model, self.ema) if self.ema else None}
 
     def parameter_groups(self, model: Module) -> list[dict[str, Any]]:
-        """What the optimiser of this model is made of.
+        """Return the parameter groups of the optimiser of this model.
 
         Raises:
             ValueError: a group matches no parameter of the model.
@@ -187,7 +188,7 @@ class Settings:
             master=self.master_weights and model.dtype.itemsize == 2)
 
     def __str__(self) -> str:
-        """In a few words.
+        """Return a summary in a few words.
 
         >>> print(Settings())
         sgd, one-cycle, lr 0.05, momentum 0.9, weight decay 0.0005, mirrored, cropped by 4
@@ -209,15 +210,15 @@ class Settings:
         return ", ".join(words)
 
 
-def _rates(optimizer: str) -> dict[str, float]:
-    """Those that an optimiser has where nobody says otherwise."""
+def _adam_settings(optimizer: str) -> dict[str, float]:
+    """Return the default lr, momentum and weight decay of adam or adamw."""
     usual = defaults(optimizer)
     return {"lr": usual["lr"], "momentum": usual["betas"][0],
             "weight_decay": usual["weight_decay"]}
 
 
-# what each optimiser is told where nobody says otherwise: rates of one do not suit another
-RATES: dict[str, dict[str, float]] = {
+# usual settings of each optimiser: a learning rate of one does not suit another
+OPTIMIZER_SETTINGS: dict[str, dict[str, float]] = {
     "sgd": {name: getattr(Settings, name) for name in ("lr", "momentum", "weight_decay")},
-    "adam": _rates("adam"), "adamw": _rates("adamw"),
+    "adam": _adam_settings("adam"), "adamw": _adam_settings("adamw"),
     "muon": {"lr": 0.06, "momentum": 0.9, "weight_decay": 0.02}}

@@ -1,83 +1,84 @@
-"""What a step keeps on the device: where a captured run stands, what steps gave, when to halt."""
+"""State and results of training steps in device memory, and the kernels that update them."""
 
 from gpuconv import kernels
 from gpuconv.backend import Array, to_cpu
-from gpuconv.train.measure import Queue, Seen
+from gpuconv.train.measure import BatchResult, ResultQueue
 
 
-def tick(clock: Array, loss: Array, right: Array, scale: Array | None, factors: Array,
-         control: Array, records: Array, dynamic: bool = False) -> None:
-    """Note what a step gave, set the factors of its update, and let the clock move on.
+def advance_step_state(step_state: Array, loss: Array, correct: Array, scale: Array | None,
+                       factors: Array, control: Array, results: Array,
+                       dynamic: bool = False) -> None:
+    """Record the results of a step, set the factors of its update, and advance the step state.
 
-    If the loss is not finite, leave out this step and all later ones, as ``halt`` does.
+    If the loss is not finite, skip this step and all later ones, as ``halt_if_not_finite`` does.
 
     Args:
-        clock: (3,) int64: epoch, batch, step.
-        loss, right: (), of the step; right int64.
+        step_state: (3,) int64: epoch, batch, step.
+        loss, correct: (), of the step; correct is int64.
         scale: () float32, if the loss is scaled.
         factors: (steps of the run, groups) float64.
         control: (groups, 4) float64, of the optimiser.
-        records: (steps of the epoch, 4) float64.
-        dynamic: as for ``halt``.
+        results: (steps of the epoch, 4) float64.
+        dynamic: as for ``halt_if_not_finite``.
     """
     kernels.kernel("optim/step_state.cu", "step_state_advance", T=loss.dtype)(
-        1, clock, loss, right, scale, factors, control, records, len(factors), len(records),
+        1, step_state, loss, correct, scale, factors, control, results, len(factors), len(results),
         control.size // 4, dynamic, block=32)
 
 
-def halt(loss: Array, control: Array, dynamic: bool) -> None:
-    """Set skip to HALT if a loss is not finite: no update happens until somebody has read it.
+def halt_if_not_finite(loss: Array, control: Array, dynamic: bool) -> None:
+    """Set skip to HALT if the loss is not finite: no update happens until the host has read it.
 
     Args:
         loss: (), of the step, on a GPU.
-        control: (groups, 4) float64, of the optimiser, beside it.
-        dynamic: does the loss scale follow the gradients? Then a step that it leaves out is no
-            reason to halt.
+        control: (groups, 4) float64, of the optimiser, on the same GPU.
+        dynamic: whether the loss scale follows the gradients. A step that a dynamic loss scale
+            skips does not halt.
     """
     kernels.kernel("optim/step_state.cu", "step_state_halt", T=loss.dtype)(
         1, loss, control, control.size // 4, dynamic, block=32)
 
 
-def means(found: list[Seen]) -> list[Seen]:
-    """Batches whose losses are sums over their images, with the means in place of these."""
-    return [seen._replace(loss=seen.loss / seen.images) for seen in found]
+def to_means(results: list[BatchResult]) -> list[BatchResult]:
+    """Return results whose losses are sums over the images of a batch, with mean losses."""
+    return [result._replace(loss=result.loss / result.images) for result in results]
 
 
-class Sums(Queue):
-    """Results of batches that are still where they were computed; their losses are sums."""
+class SumQueue(ResultQueue):
+    """Queue of batch results whose losses are sums over the images."""
 
-    def fetch(self) -> list[Seen]:
-        """All of them, with means; then there are none. Waits for the device."""
-        return means(super().fetch())
+    def fetch(self) -> list[BatchResult]:
+        """Wait for the device; return all results, with mean losses, and empty the queue."""
+        return to_means(super().fetch())
 
 
-class Records:
-    """What captured steps have noted on the device, and nobody has read yet.
+class StepResults:
+    """Results of captured steps in device memory that the host has not read yet.
 
     Args:
-        rows: (steps, 4) float64: loss, right answers, skipped?, loss scale.
-        sums: are the losses sums over the images?
+        rows: (steps, 4) float64: loss, correct answers, skipped, loss scale.
+        loss_is_sum: whether the losses are sums over the images.
     """
 
-    def __init__(self, rows: Array, sums: bool = False):
-        self.rows, self.sums, self.start = rows, sums, 0
+    def __init__(self, rows: Array, loss_is_sum: bool = False):
+        self.rows, self.loss_is_sum, self.start = rows, loss_is_sum, 0
         self.sizes: list[int] = []  # images of each step from ``start`` on
 
     def __len__(self) -> int:
-        """Steps."""
+        """Return the number of steps that have not been read."""
         return len(self.sizes)
 
-    def begin(self, step: int) -> None:
-        """The next row is that of this step of the epoch."""
+    def start_at(self, step: int) -> None:
+        """Continue with the row of this step of the epoch."""
         self.start, self.sizes = step, []
 
-    def fetch(self) -> list[Seen]:
-        """All of them, with mean losses, in one copy; then there are none. Waits for the device."""
+    def fetch(self) -> list[BatchResult]:
+        """Wait for the device; return all unread results, with mean losses, in one copy."""
         start, sizes = self.start, self.sizes
         if not sizes:
             return []
         rows = to_cpu(self.rows[start : start + len(sizes)]).tolist()
-        self.begin(start + len(sizes))
-        found = [Seen(n, loss, int(right), *more)
-                 for n, (loss, right, *more) in zip(sizes, rows, strict=True)]
-        return means(found) if self.sums else found
+        self.start_at(start + len(sizes))
+        results = [BatchResult(n, loss, int(correct), *more)
+                   for n, (loss, correct, *more) in zip(sizes, rows, strict=True)]
+        return to_means(results) if self.loss_is_sum else results

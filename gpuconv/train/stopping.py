@@ -1,4 +1,4 @@
-"""What ends a run before its last epoch: no more progress, or a signal."""
+"""Callbacks that stop a run before its last epoch: no more progress, or a signal."""
 
 import contextlib
 import signal
@@ -11,7 +11,7 @@ from gpuconv.train.history import History
 
 
 class EarlyStopping(Callback):
-    """Ends the run when test accuracy has not grown for some epochs.
+    """Callback that stops the run when test accuracy has not grown for some epochs.
 
     Args:
         patience: epochs without a new best, at least 1.
@@ -26,19 +26,19 @@ class EarlyStopping(Callback):
         self.min_delta = check_number("EarlyStopping", "min_delta", min_delta, least=0, most=1)
 
     def on_fit_start(self, run: Run) -> None:
-        """A run that had ended does not go on."""
+        """Stop a resumed run that had ended."""
         self.on_epoch_end(run)
 
     def on_epoch_end(self, run: Run) -> None:
-        """Is it enough?"""
+        """Stop the run if patience is exhausted."""
         if self.exhausted(run.history):
             run.stop = True
 
     def exhausted(self, history: History) -> bool:
-        """Has the best not been bettered for ``patience`` epochs?
+        """Return whether the last ``patience`` epochs brought no new best.
 
         Raises:
-            ValueError: there are epochs without a test.
+            ValueError: an epoch has no test.
         """
         best, since = -1.0, 0
         for row in history.rows:
@@ -52,15 +52,15 @@ class EarlyStopping(Callback):
 
 
 class Interrupt(Callback):
-    """Ends the run after the current step on Ctrl-C or SIGTERM, so that it can be saved.
+    """Callback that stops the run after the current step on Ctrl-C or SIGTERM, so that it is saved.
 
-    While the test set is measured it ends after the current batch: the test is done again when the
-    run goes on. A second signal raises KeyboardInterrupt wherever the run is; a step that has not
-    come to its end is then undone, and the run is saved as it was before it. Outside the main
-    thread, where Python delivers no signals, it does nothing.
+    During a test the run stops after the current batch; a resumed run repeats the test. A second
+    signal raises KeyboardInterrupt at once: an incomplete step is undone, and the run is saved as
+    it was before that step. It does nothing outside the main thread, where Python delivers no
+    signals.
 
     Attributes:
-        received: the number of the signal that came, or None.
+        received: number of the signal received, or None.
     """
 
     signals = signal.SIGINT, signal.SIGTERM
@@ -71,7 +71,7 @@ class Interrupt(Callback):
         self.run: Run | None = None
 
     def on_fit_start(self, run: Run) -> None:
-        """Signals come here from now on."""
+        """Install the signal handlers."""
         self.run, self.received = run, None
         if threading.current_thread() is threading.main_thread():
             for number in self.signals:
@@ -79,7 +79,7 @@ class Interrupt(Callback):
                     self.before[number] = signal.signal(number, self._receive)
 
     def on_fit_end(self, run: Run) -> None:
-        """Signals go where they went before."""
+        """Restore the former signal handlers."""
         for number, handler in self.before.items():
             with contextlib.suppress(TypeError):  # a handler that was not Python's own
                 signal.signal(number, handler)
@@ -89,5 +89,5 @@ class Interrupt(Callback):
         again, self.received = self.received is not None, number
         if again:
             raise KeyboardInterrupt
-        if self.run:  # nothing is raised: the step that is under way shall not be lost
+        if self.run:  # nothing is raised: the current step is completed
             self.run.stop = True

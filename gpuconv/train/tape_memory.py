@@ -1,15 +1,14 @@
-"""What lives in memory during a training step, followed on the tape with a handful of images.
+"""Trace of the memory of a training step, on the tape, with a few images.
 
-A step runs for real, forward and backward, with a few images. After each op, on the way forward and
-on the way back, all arrays that are alive are known: those that ops gave or saved, and gradients on
-their way, each followed by a weak reference from the op that made it until nobody holds it any
-more. Arrays that share memory count once.
+A step is run, forward and backward, with a few images. After each op, in forward and backward, the
+trace knows all live arrays: results and saved arrays of ops, and gradients, each followed by a weak
+reference until it is freed. Arrays that share memory count once.
 
-Two runs with different numbers of images give a straight line for each op, and the lines give any
-batch size. Workspaces are no straight lines: what an op needs for a piece of the batch stops
-growing where ``threads.chunks`` begins to cut. So that is noted, too: into which pieces each op
-cuts the batch, what it asks ``threads.workspace`` for, and by ``tracemalloc`` what else it
-allocates, for itself and for each piece. On a GPU the allocator tells, see gpu_memory.py.
+Two runs with different numbers of images give a straight line for each op, and thereby any batch
+size. Workspaces are not linear: the memory for a chunk of the batch stops growing where
+``threads.chunks`` begins to cut. So the trace also records the chunks of each op, the sizes it
+passes to ``threads.workspace``, and by ``tracemalloc`` its other allocations, per op and per chunk.
+On a GPU the allocator is measured instead, see gpu_memory.py.
 """
 
 import contextlib
@@ -34,74 +33,75 @@ from gpuconv.ops import softmax_cross_entropy
 from gpuconv.ops.engine import zeros
 from gpuconv.train.gpu_memory import Meter, Work
 
-SHARED = "zeros "  # begins the name of memory that all threads read
+SHARED = "zeros "  # prefix of the names of memory that all threads share
 
 
-class Cut(NamedTuple):
-    """A call of ``threads.chunks``, and the pieces it gives."""
+class Chunking(NamedTuple):
+    """Arguments of a call of ``threads.chunks``, and the chunks that it returns."""
 
     items: int
     item_bytes: int
     budget: int
     worth: float
 
-    def grown(self, factor: float) -> "Cut":
-        """For so many times the images."""
+    def scaled(self, factor: float) -> "Chunking":
+        """Return the chunking for ``factor`` times the images."""
         return self._replace(items=max(1, round(self.items * factor)), worth=self.worth * factor)
 
     @property
-    def fit(self) -> int:
-        """Items that fit the budget."""
+    def most_items(self) -> int:
+        """Items of a chunk that fit the budget."""
         return max(1, min(self.items, self.budget // max(1, self.item_bytes)))
 
     @property
-    def pieces(self) -> int:
-        """How many."""
-        return max(-(-self.items // self.fit), min(int(self.worth), threads.SHARES, self.items))
+    def chunk_count(self) -> int:
+        """Number of chunks."""
+        return max(-(-self.items // self.most_items),
+                   min(int(self.worth), threads.SHARES, self.items))
 
     @property
-    def longest(self) -> int:
-        """Items of the longest piece."""
-        return -(-self.items // self.pieces)
+    def largest_chunk(self) -> int:
+        """Items of the largest chunk."""
+        return -(-self.items // self.chunk_count)
 
 
-ONE = Cut(1, 1, 1, 0)  # nothing is cut
+ONE = Chunking(1, 1, 1, 0)  # a single chunk
 
 
 @dataclasses.dataclass
 class Span:
-    """A call of ``threads.each``, or all that an op does beside; in bytes."""
+    """Memory of a call of ``threads.each``, or of an op outside of such calls, bytes."""
 
-    cut: Cut
-    held: int         # allocated when it begins (beside: at most), less what is after the op
-    pieces: int = 0
-    passing: int = 0  # what the work on a piece allocates and frees again
-    left: int = 0     # what it gives: a sum of its own, say
+    chunking: Chunking
+    held: int           # allocated at the start (outside calls: at most), less that after the op
+    chunk_count: int = 0
+    temporary: int = 0  # allocated and freed by the work on a chunk
+    results: int = 0    # allocated by the work on a chunk and returned
     workspaces: dict[str, int] = dataclasses.field(default_factory=dict)  # bytes, by name
 
 
 @dataclasses.dataclass
 class Moment:
-    """After an op, forward or backward; all in bytes."""
+    """Memory after an op, forward or backward, bytes."""
 
-    activations: int  # saved for backward, or on their way
-    gradients: int    # of parameters, waiting
+    activations: int  # saved for backward, or passed on
+    gradients: int    # of parameters, not yet added
     spans: list[Span]
-    peak: int = 0     # on a GPU: most that was in use, but for partial sums of weight gradients
-    works: list[Work] = dataclasses.field(default_factory=list)  # and these
+    peak: int = 0     # on a GPU: most in use, without partial sums of weight gradients
+    works: list[Work] = dataclasses.field(default_factory=list)  # the partial sums
 
 
 def trace(model: Module, input_shape: tuple[int, int, int], images: int) -> list[Moment]:
-    """The moments of a training step, in order.
+    """Return the moments of a training step, in order.
 
     Args:
-        model: on its device, in its dtype; it is left as it was, and so are its gradients.
+        model: on its device, in its dtype; it and its gradients are not changed.
         input_shape: (H, W, C).
         images: N of the step.
     """
     x = asarray(np.zeros((images, *input_shape), model.dtype), model.device)
     step = _Step(model, x)
-    with untouched(model), _traced(), step.noting(), np.errstate(all="ignore"):
+    with untouched(model), _traced(), step.recording(), np.errstate(all="ignore"):
         model.train()
         model.reseed(0)
         step.run(model, x)
@@ -109,7 +109,7 @@ def trace(model: Module, input_shape: tuple[int, int, int], images: int) -> list
 
 
 class _Step:
-    """One step, and who is alive in it."""
+    """Recorder of one training step."""
 
     def __init__(self, model: Module, x: Array):
         own = [x, *(p.data for p in model.parameters()), *model.buffers()]
@@ -118,10 +118,10 @@ class _Step:
         self.meter = Meter() if is_gpu(x) else None
         self.last = ONE
         self.spans: list[Span] = []
-        self.beside = self.here = Span(ONE, 0, 1)
+        self.outside = self.current = Span(ONE, 0, 1)
 
     def run(self, model: Module, x: Array) -> None:
-        """Forward, loss, backward."""
+        """Run forward, loss and backward."""
         logits = model(x)
         y = logits
         with array_device(x):
@@ -130,10 +130,10 @@ class _Step:
             gy = get_array_module(x).zeros(y.shape, y.dtype)
         self.alive.follow([gy])
         if y.creator is not None:
-            self.back(y.creator, gy)
+            self.run_backward(y.creator, gy)
 
-    def back(self, last: Op, gy: Array) -> None:
-        """As Tensor.backward walks, but what would go to the leaves waits for ever."""
+    def run_backward(self, last: Op, gy: Array) -> None:
+        """Run backward in the order of Tensor.backward; keep the gradients of leaves pending."""
         pending: dict[Any, Array] = {last: gy}
         queue = [(-last.serial, last)]
         while queue:
@@ -144,7 +144,7 @@ class _Step:
             for parent, g in zip(op.parents, results, strict=True):
                 if parent is not None:
                     self.alive.follow([g], isinstance(parent, Op))
-            self.note()
+            self.record_moment()
             del gy
             for parent, g in zip(op.parents, results, strict=True):
                 if parent is None:
@@ -158,90 +158,91 @@ class _Step:
                     heappush(queue, (-parent.serial, parent))
             op.free()
 
-    def note(self) -> None:
-        """A moment, here and now."""
+    def record_moment(self) -> None:
+        """Record the current moment."""
         now, peak = tracemalloc.get_traced_memory()
-        self.beside.held = max(self.beside.held, peak)
-        self.spans.append(self.beside)
+        self.outside.held = max(self.outside.held, peak)
+        self.spans.append(self.outside)
         for span in self.spans:
             span.held -= now
         self.moments.append(Moment(self.alive.bytes[True], self.alive.bytes[False], self.spans,
                                    *(self.meter.take() if self.meter else ())))
         self.spans = []
-        self.beside = self.here = Span(ONE, 0, 1)
+        self.outside = self.current = Span(ONE, 0, 1)
 
-    def asked(self, name: str, array: np.ndarray) -> np.ndarray:
-        """Memory that stays, under that name."""
-        self.here.workspaces[name] = max(array.nbytes, self.here.workspaces.get(name, 0))
+    def record_workspace(self, name: str, array: np.ndarray) -> np.ndarray:
+        """Record the size of a workspace and return it."""
+        self.current.workspaces[name] = max(array.nbytes, self.current.workspaces.get(name, 0))
         return array
 
     @contextlib.contextmanager
-    def noting(self) -> Iterator[None]:
-        """Note what ops give, and what they ask of ``threads``; it is answered by one thread."""
+    def recording(self) -> Iterator[None]:
+        """Record results of ops and their calls of ``threads`` in the block; use one thread."""
         call, chunks, each = Op.__call__, threads.chunks, threads.each
         workspaces, held = threads.workspace, zeros.buffer
         here = threading.get_ident()
 
-        def only_here(noting: Any, real: Any) -> Any:
-            """Other threads know nothing of this step."""
+        def this_thread_only(recording: Any, real: Any) -> Any:
+            """Return a function that records in this thread only."""
             def f(*args: Any, **settings: Any) -> Any:
-                return (noting if threading.get_ident() == here else real)(*args, **settings)
+                return (recording if threading.get_ident() == here else real)(*args, **settings)
             return f
 
-        def noting_call(op: Op, *inputs: Any) -> Any:
+        def recording_call(op: Op, *inputs: Any) -> Any:
             tracemalloc.reset_peak()
             y = call(op, *inputs)
-            given = y.data if isinstance(y, Tensor) else y
-            self.alive.follow([given, *_saved(op)])
-            self.note()
+            result = y.data if isinstance(y, Tensor) else y
+            self.alive.follow([result, *_saved(op)])
+            self.record_moment()
             return y
 
-        def noting_chunks(items: int, item_bytes: int, budget: int = threads.CACHE,
-                          worth: float = 0) -> list[slice]:
-            """Pieces as large as they may be: two sizes tell how the work grows with them."""
+        def recording_chunks(items: int, item_bytes: int, budget: int = threads.CACHE,
+                             worth: float = 0) -> list[slice]:
+            """Return chunks as large as possible: two sizes show how the work grows with them."""
             if not items:
                 return []
-            self.last = cut = Cut(items, item_bytes, budget, worth)
-            return [slice(i, min(i + cut.fit, items)) for i in range(0, items, cut.fit)]
+            self.last = chunking = Chunking(items, item_bytes, budget, worth)
+            size = chunking.most_items
+            return [slice(i, min(i + size, items)) for i in range(0, items, size)]
 
-        def noting_workspace(name: str, shape: Any, dtype: Any) -> Any:
-            return self.asked(name, workspaces(name, shape, dtype))
+        def recording_workspace(name: str, shape: Any, dtype: Any) -> Any:
+            return self.record_workspace(name, workspaces(name, shape, dtype))
 
-        def noting_held(size: int, dtype: np.dtype) -> np.ndarray:
+        def recording_zeros(size: int, dtype: np.dtype) -> np.ndarray:
             array = held(size, dtype)
-            self.asked(f"{SHARED}{dtype}", array[:size])
+            self.record_workspace(f"{SHARED}{dtype}", array[:size])
             return array
 
-        def noting_each(f: Any, pieces: Any) -> list[Any]:
-            if self.here is not self.beside:  # in a piece
-                return [f(piece) for piece in pieces]
+        def recording_each(f: Any, chunks: Any) -> list[Any]:
+            if self.current is not self.outside:  # nested: in a chunk
+                return [f(chunk) for chunk in chunks]
             before, peak = tracemalloc.get_traced_memory()
-            self.beside.held = max(self.beside.held, peak)
-            self.here = span = Span(self.last, before, len(pieces))
+            self.outside.held = max(self.outside.held, peak)
+            self.current = span = Span(self.last, before, len(chunks))
             self.spans.append(span)
 
-            def work(piece: Any) -> Any:
+            def work(chunk: Any) -> Any:
                 tracemalloc.reset_peak()
                 before = tracemalloc.get_traced_memory()[0]
-                result = f(piece)
+                result = f(chunk)
                 now, peak = tracemalloc.get_traced_memory()
-                span.passing = max(span.passing, peak - now)
-                span.left = max(span.left, now - before)
+                span.temporary = max(span.temporary, peak - now)
+                span.results = max(span.results, now - before)
                 return result
 
             try:
-                return [work(piece) for piece in pieces]
+                return [work(chunk) for chunk in chunks]
             finally:
-                self.here = self.beside
+                self.current = self.outside
                 tracemalloc.reset_peak()
 
         with _one_at_a_time:
             try:
-                Op.__call__ = only_here(noting_call, call)  # type: ignore[method-assign]
-                threads.chunks = only_here(noting_chunks, chunks)
-                threads.each = only_here(noting_each, each)
-                threads.workspace = only_here(noting_workspace, workspaces)
-                zeros.buffer = only_here(noting_held, held)
+                Op.__call__ = this_thread_only(recording_call, call)  # type: ignore[method-assign]
+                threads.chunks = this_thread_only(recording_chunks, chunks)
+                threads.each = this_thread_only(recording_each, each)
+                threads.workspace = this_thread_only(recording_workspace, workspaces)
+                zeros.buffer = this_thread_only(recording_zeros, held)
                 with self.meter.noting() if self.meter else contextlib.nullcontext():
                     yield
             finally:
@@ -254,12 +255,12 @@ _one_at_a_time = threading.Lock()
 
 
 class _Alive:
-    """Bytes of the memory that arrays live in, from when they are followed until they are gone."""
+    """Bytes of the memory of all followed arrays, each counted until it is freed."""
 
     def __init__(self, ignored: set[Any]):
         self.ignored = ignored
-        self.bytes = {True: 0, False: 0}  # on their way or saved; waiting gradients of parameters
-        self.owners: dict[Any, list[Any]] = {}  # where: bytes, which of the two, arrays there
+        self.bytes = {True: 0, False: 0}  # results and saved arrays; gradients of parameters
+        self.owners: dict[Any, list[Any]] = {}  # address: [bytes, which of the two, arrays in it]
         self.followed: dict[int, weakref.ref] = {}
 
     def follow(self, arrays: Iterable[Array], kind: bool = True) -> None:
@@ -283,16 +284,16 @@ class _Alive:
 
 
 def _saved(op: Op) -> list[Array]:
-    """The arrays that an op keeps; the ops that it is made of keep theirs."""
+    """Return the arrays that an op and its inner ops have saved."""
     values: list[Any] = []
     for value in vars(op).values():
-        values += value if isinstance(value, (list, tuple)) else [value]
-        values += _saved(value) if isinstance(value, Op) else []
+        for inside in value if isinstance(value, (list, tuple)) else [value]:
+            values += _saved(inside) if isinstance(inside, Op) else [inside]
     return [v for v in values if isinstance(v, np.ndarray) or is_gpu(v)]
 
 
 def _memory_of(array: Array) -> tuple[Any, int]:
-    """(where, bytes) of the memory that an array is a view into."""
+    """Return (address, bytes) of the memory that an array is a view of."""
     if is_gpu(array):
         return array.data.mem.ptr, array.data.mem.size
     owner = array
@@ -303,7 +304,7 @@ def _memory_of(array: Array) -> tuple[Any, int]:
 
 @contextlib.contextmanager
 def _traced() -> Iterator[None]:
-    """With tracemalloc running, and each array in memory of its own; as before afterwards."""
+    """Run the block with tracemalloc, and with each array in memory of its own."""
     running = tracemalloc.is_tracing()
     if not running:
         tracemalloc.start()

@@ -1,4 +1,4 @@
-"""A run in TensorBoard."""
+"""Callback that writes TensorBoard events."""
 
 import math
 import os
@@ -7,14 +7,14 @@ from typing import Any
 from gpuconv.checks import check_count, check_path
 from gpuconv.messages import install
 from gpuconv.train.callback import Callback, Run
-from gpuconv.train.history import flat
+from gpuconv.train.history import row_to_dict
 
 
 class TensorBoard(Callback):
-    """Writes TensorBoard events: the loss while it runs, everything else per epoch.
+    """Callback that writes TensorBoard events: the loss every few steps, all metrics per epoch.
 
     Args:
-        folder: where to; ``tensorboard --logdir`` reads it.
+        folder: of the events, for ``tensorboard --logdir``.
         every: steps between two losses, at least 1.
 
     Raises:
@@ -36,23 +36,23 @@ class TensorBoard(Callback):
         self.writer: Any = None
 
     def on_fit_start(self, run: Run) -> None:
-        """Open; what a resumed run will do again is struck out."""
+        """Open the file; purge the events that a resumed run repeats."""
         done = max(0, run.epoch - 1) * run.steps + run.step
         self.writer = self.make(str(self.folder), purge_step=done + 1 if done else None)
 
     def on_step(self, run: Run) -> None:
-        """The loss so far, at times."""
+        """Write the loss of the epoch so far every ``every`` steps."""
         if run.step % self.every == 0 and math.isfinite(run.loss):
             self._add(run, {"step/loss": run.loss, "step/lr": run.lr})
 
     def on_epoch_end(self, run: Run) -> None:
-        """Every number of the row."""
-        numbers = flat(run.history.last)
+        """Write all numbers of the epoch."""
+        numbers = row_to_dict(run.history.last)
         self._add(run, {f"epoch/{name}": value for name, value in numbers.items()
                         if name != "epoch" and value is not None})
 
     def on_fit_end(self, run: Run) -> None:
-        """Close."""
+        """Close the file."""
         if self.writer is not None:
             self.writer.close()
             self.writer = None

@@ -7,11 +7,10 @@ import numpy as np
 from gpuconv.autograd import Parameter, Tensor
 from gpuconv.checks import check_choice
 from gpuconv.nn import init
-from gpuconv.nn.layers.norm import BatchNorm2d
 from gpuconv.nn.module import Module
 from gpuconv.nn.sizes import positive
 from gpuconv.ops.checks import check_precision
-from gpuconv.ops.conv import conv2d, conv_batch_norm, conv_max_pool
+from gpuconv.ops.conv.conv2d import conv2d
 from gpuconv.ops.shape import MODES
 from gpuconv.ops.window import IntOrPair, Padding, window_from
 
@@ -61,29 +60,13 @@ class Conv2d(Module):
         self.bias = Parameter(np.empty(K, "float32")) if bias else None
         init.torch_default_(self.weight, self.bias)
 
-    def forward(self, x: Tensor, activation: str | None = None,
-                residual: Tensor | None = None) -> Tensor:
-        """(N, H, W, C) -> (N, P, Q, K); with a sum and an activation in one op, if wanted."""
-        return conv2d(x, self.weight, self.bias, groups=self.groups, activation=activation,
-                      padding_mode=self.padding_mode, residual=residual, **self._geometry())
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, P, Q, K)."""
+        return conv2d(x, self.weight, self.bias, groups=self.groups,
+                      padding_mode=self.padding_mode, **self.options())
 
-    def pooled(self, x: Tensor, activation: str | None = None) -> Tensor:
-        """``ops.conv_max_pool``: forward, the activation, ``MaxPool2d(2)``; zeros as padding."""
-        return conv_max_pool(x, self.weight, self.bias, activation=activation, **self._geometry())
-
-    def normed(self, x: Tensor, norm: BatchNorm2d, pool: bool = False,
-               activation: str | None = None, residual: Tensor | None = None) -> Tensor:
-        """``ops.conv_batch_norm``: forward, perhaps ``MaxPool2d(2)``, the layer, and so on.
-
-        For one without bias, whose padding is zeros.
-        """
-        return conv_batch_norm(x, self.weight, norm.weight, norm.bias, norm.running_mean,
-                               norm.running_var, pool=pool, training=norm.training,
-                               momentum=norm.momentum, eps=norm.eps, activation=activation,
-                               residual=residual, num_batches_tracked=norm.num_batches_tracked,
-                               **self._geometry())
-
-    def _geometry(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """Return the arguments that all ops with a convolution in them take."""
         return dict(stride=self.stride, padding=self.padding, dilation=self.dilation,
                     precision=self.precision)
 

@@ -36,9 +36,9 @@ class Linear(Module):
         self.bias = Parameter(np.empty(K, "float32")) if bias else None
         init.torch_default_(self.weight, self.bias)
 
-    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
-        """(N, C) -> (N, K); with an activation behind it in one op, if wanted."""
-        return linear(x, self.weight, self.bias, precision=self.precision, activation=activation)
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C) -> (N, K)."""
+        return linear(x, self.weight, self.bias, precision=self.precision)
 
     def arguments(self) -> str:
         """In, out, and what is not the default."""

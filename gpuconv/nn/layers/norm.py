@@ -44,13 +44,15 @@ class BatchNorm2d(Module):
     running_var: Any
     num_batches_tracked: Any
 
-    def forward(self, x: Tensor, activation: str | None = None,
-                residual: Tensor | None = None) -> Tensor:
-        """(N, H, W, C) -> the same shape; with a sum and an activation in one op, if wanted."""
-        return batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
-                          training=self.training, momentum=self.momentum, eps=self.eps,
-                          activation=activation, residual=residual,
-                          num_batches_tracked=self.num_batches_tracked)
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> the same shape."""
+        return batch_norm(x, **self.options())
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of ``ops.batch_norm``, beside x."""
+        return dict(gamma=self.weight, beta=self.bias, running_mean=self.running_mean,
+                    running_var=self.running_var, training=self.training, momentum=self.momentum,
+                    eps=self.eps, num_batches_tracked=self.num_batches_tracked)
 
     def arguments(self) -> str:
         """Channels, and what is not the default."""

@@ -233,12 +233,12 @@ class Conv2d(Op):
         """Number of weights and biases, which all positions of the window share."""
         return math.prod(self.w_shape) + self.biased * self.w_shape[0]
 
-    def save(self, x: Array, w: Array) -> Array:
+    def save(self, x: Array, w: Array, b: Array | None = None) -> Array:
         """Keep the operands that the gradients need; return the taps to compute with.
 
         The taps are w, or in a new array those that meet a pixel of x.
         """
-        self.x_shape, self.w_shape = x.shape, w.shape
+        self.x_shape, self.w_shape, self.biased = x.shape, w.shape, b is not None
         self.shape = conv_shape(x.shape, len(w), self.window, self.groups)
         self.kept = (slice(None), *kept_taps(self.window, *x.shape[1:3], "met"))
         xp, taps = get_array_module(w), w
@@ -259,7 +259,7 @@ class Conv2d(Op):
     # -- CPU: cpu_dispatch.py --------------------------------------------------------
 
     def forward_cpu(self, x, w, b=None):
-        taps, self.biased = self.save(x, w), b is not None
+        taps = self.save(x, w, b)
         y = memory.empty(self.shape.y_shape, x.dtype)
         cpu_dispatch.forward(self.shape, x, taps, b, y)
         return y
@@ -280,7 +280,7 @@ class Conv2d(Op):
     # -- GPU: gpu_dispatch.py ----------------------------------------------------------
 
     def forward_gpu(self, x, w, b=None, residual=None):
-        taps, self.biased = self.save(x, w), b is not None
+        taps = self.save(x, w, b)
         y = gpu_dispatch.forward(self.shape, x, taps, self.precision,
                                  Epilogue(b, residual, self.activation))
         self.activation_op = fused_activation(self.activation, y, self.needs)

@@ -15,15 +15,15 @@ On the CPU it is the ops, one after the other, with their own bits.
 
 from typing import Any
 
-from gpuconv.autograd import Op
 from gpuconv.backend import Array
 from gpuconv.ops.checks import check_precision
 from gpuconv.ops.conv import gpu_dispatch
 from gpuconv.ops.conv.conv2d import Conv2d, conv2d, conv_window
-from gpuconv.ops.conv.conv_max_pool import HALVES, HalvingPool
+from gpuconv.ops.conv.conv_max_pool import HALVES
+from gpuconv.ops.engine.composite import Composite
 from gpuconv.ops.engine.epilogue import fits_epilogue
 from gpuconv.ops.norm import BatchNorm, batch_norm, normaliser
-from gpuconv.ops.pool import max_pool2d
+from gpuconv.ops.pool import MaxPool2d, max_pool2d
 from gpuconv.ops.window import IntOrPair, Padding
 
 
@@ -75,56 +75,31 @@ def conv_batch_norm(x: Array, w: Array, gamma: Array | None, beta: Array | None,
         return batch_norm(max_pool2d(y, 2) if pool else y, gamma, beta, running_mean, running_var,
                           training=training, momentum=momentum, eps=eps, activation=activation,
                           residual=residual, num_batches_tracked=num_batches_tracked)
-    return ConvBatchNorm(Conv2d(window, 1, precision), pool, norm)(
-        x, w, gamma, beta, *([] if residual is None else [residual]))
+    operands = [gamma, beta] if residual is None else [gamma, beta, residual]
+    return ConvBatchNorm(Conv2d(window, 1, precision), MaxPool2d(HALVES) if pool else None, norm,
+                         len(operands))(x, w, *operands)
 
 
-class ConvBatchNorm(Op):
-    """Saves: what ``Conv2d``, ``MaxPool2d`` and ``BatchNorm`` save, which are ops of its own.
+class ConvBatchNorm(Composite):
+    """Saves: what ``Conv2d``, ``MaxPool2d`` and ``BatchNorm`` save.
 
     That is x, w, the marks of the pool, and z, from which BatchNorm computes xhat again.
     """
 
     depends_on = "window", "all", "all", "all", "pixel"  # x, w, gamma, beta, residual
 
-    def __init__(self, conv: Conv2d, pool: bool, norm: BatchNorm):
-        self.conv, self.norm = conv, norm
-        self.pool = HalvingPool(HALVES) if pool else None
+    def __init__(self, conv: Conv2d, pool: MaxPool2d | None, norm: BatchNorm, inputs: int):
+        self.conv, self.pool, self.norm = conv, pool, norm
+        super().__init__((conv, 2), *([(pool, 0)] if pool else []), (norm, inputs))
 
-    @property
-    def fused_ops(self) -> tuple[Op, ...]:
-        """The ops that x goes through."""
-        return self.conv, *([self.pool] if self.pool else []), self.norm
-
-    @property
-    def multiply_adds(self) -> int:
-        """Number of products of the convolution."""
-        return self.conv.multiply_adds
-
-    def forward_gpu(self, x: Any, w: Any, gamma: Any, beta: Any, residual: Any = None) -> Any:
+    def fused_gpu(self, x: Any, w: Any, gamma: Any, beta: Any, residual: Any = None) -> Any:
         conv, pool, norm = self.conv, self.pool, self.norm
-        conv.needs = self.needs[:2]
-        norm.needs = any(conv.needs), *self.needs[2:]
         taps = conv.save(x, w)
         epilogue = gpu_dispatch.fused_epilogue(conv.shape, x.dtype, conv.precision,
                                                pool=pool is not None, moments=norm.training)
-        z = conv.forward_gpu(x, w) if epilogue is None else gpu_dispatch.forward(
-            conv.shape, x, taps, conv.precision, epilogue)
+        if epilogue is None:
+            return None
+        z = gpu_dispatch.forward(conv.shape, x, taps, conv.precision, epilogue)
         if pool:
-            pool.needs = norm.needs[:1]
-            z = pool.pooled(conv.shape.y_shape, z, epilogue.pool) if epilogue else (
-                pool.forward_gpu(z))
-        if not (epilogue and epilogue.moments):
-            return norm.forward_gpu(z, gamma, beta, residual)
+            pool.save(conv.shape.y_shape, epilogue.pool)
         return norm.forward_gpu(z, gamma, beta, residual, epilogue.moments, epilogue.rows)
-
-    def backward_gpu(self, gy: Any) -> tuple:
-        g, *others = self.norm.backward_gpu(gy)
-        self.norm.free()  # z is not needed any more
-        gx = gw = None
-        if g is not None:
-            if self.pool:
-                g, = self.pool.backward_gpu(g)
-                self.pool.free()
-            gx, gw = self.conv.backward_gpu(g)
-        return gx, gw, *others

@@ -10,12 +10,18 @@ the pool as an op of its own; the CPU runs all three one after the other.
 
 from typing import Any
 
-from gpuconv.autograd import Op
 from gpuconv.backend import Array
 from gpuconv.ops.checks import check_precision
 from gpuconv.ops.conv import gpu_dispatch
 from gpuconv.ops.conv.conv2d import Conv2d, conv2d, conv_window
-from gpuconv.ops.elementwise import activated, check_activation, fused_activation, saves_result
+from gpuconv.ops.elementwise import (
+    ACTIVATIONS,
+    activated,
+    check_activation,
+    fused_activation,
+    saves_result,
+)
+from gpuconv.ops.engine.composite import Composite
 from gpuconv.ops.engine.epilogue import Epilogue, fits_epilogue
 from gpuconv.ops.pool import MaxPool2d, max_pool2d
 from gpuconv.ops.window import IntOrPair, Padding, Window
@@ -59,49 +65,28 @@ def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPa
     return ConvMaxPool(Conv2d(window, 1, precision), activation)(x, w, b)
 
 
-class HalvingPool(MaxPool2d):
-    """The pool of a convolution's epilogue."""
-
-    def pooled(self, x_shape: tuple[int, ...], y: Any, marks: Any) -> Any:
-        """As if ``forward_gpu`` had given y of an x of this shape."""
-        self.x_shape, self.argmax = x_shape, marks if self.saving else None
-        return y
-
-
-class ConvMaxPool(Op):
+class ConvMaxPool(Composite):
     """Saves: what ``Conv2d`` and ``MaxPool2d`` save, and y if there is an activation."""
 
     depends_on = "window", "all", "all"  # x, w, b
 
     def __init__(self, conv: Conv2d, activation: str | None):
-        self.conv, self.activation, self.pool = conv, activation, HalvingPool(HALVES)
+        self.conv, self.pool, self.activation = conv, MaxPool2d(HALVES), activation
+        # backward begins with the activation, whose gradient is computed from the pooled y
+        last = [] if activation is None else [(ACTIVATIONS[activation](), 0)]
+        super().__init__((conv, 3), (self.pool, 0), *last)
 
-    @property
-    def fused_ops(self) -> tuple[Op, ...]:
-        """The ops that x goes through; the activation changes no shape."""
-        return self.conv, self.pool
-
-    @property
-    def multiply_adds(self) -> int:
-        """Number of products of the convolution."""
-        return self.conv.multiply_adds
-
-    def forward_gpu(self, x: Any, w: Any, b: Any) -> Any:
-        conv, pool = self.conv, self.pool
-        conv.needs, pool.needs = self.needs, (any(self.needs),)
-        conv.biased = b is not None
-        taps = conv.save(x, w)
+    def fused_gpu(self, x: Any, w: Any, b: Any) -> Any:
+        conv = self.conv
+        taps = conv.save(x, w, b)
         epilogue = gpu_dispatch.fused_epilogue(conv.shape, x.dtype, conv.precision, bias=b,
                                                activation=self.activation, pool=True)
         y = gpu_dispatch.forward(conv.shape, x, taps, conv.precision,
                                  epilogue or Epilogue(b, activation=self.activation))
-        y = pool.pooled(conv.shape.y_shape, y, epilogue.pool) if epilogue else pool.forward_gpu(y)
-        self.activation_op = fused_activation(self.activation, y, self.needs)
+        if epilogue:
+            self.pool.save(conv.shape.y_shape, epilogue.pool)
+        else:
+            y = self.pool.forward_gpu(y)
+        if op := fused_activation(self.activation, y, self.needs):
+            self.fused_ops[-1] = op
         return y
-
-    def backward_gpu(self, gy: Any) -> tuple:
-        if self.activation_op:
-            gy, = self.activation_op.backward_gpu(gy)
-        gy, = self.pool.backward_gpu(gy)
-        self.pool.free()
-        return self.conv.backward_gpu(gy)

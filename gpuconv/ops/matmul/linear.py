@@ -5,18 +5,16 @@
     gw[k,c]   = sum over ... of gy[...,k] * x[...,c]
     gb[k]     = sum over ... of gy[...,k]
 
-Each is one GEMM, and one sum for gb. 16-bit operands are multiplied in float32 on the CPU. On the
-GPU a Linear layer is a convolution of one pixel under filters of one pixel, see conv2d.py: the same
-engines (gpu_dispatch.py), sums in float32 that are rounded once, and an activation in the same op.
+Each is one product, see gemm.py, and one sum for gb. 16-bit numbers are summed in float32 and
+rounded once. On the GPU an activation is computed in the same op.
 """
 
 import math
 from typing import Any
 
 from gpuconv.autograd import Op
-from gpuconv.backend import Array, cupy
+from gpuconv.backend import Array
 from gpuconv.ops.checks import check_arrays, check_precision
-from gpuconv.ops.conv import conv_dgrad_gpu, conv_forward_gpu, conv_wgrad_gpu
 from gpuconv.ops.elementwise import (
     Elementwise,
     activated,
@@ -25,10 +23,9 @@ from gpuconv.ops.elementwise import (
     saves_result,
 )
 from gpuconv.ops.engine.column_sums import bias_gradient
-from gpuconv.ops.engine.elements import sum_to, wide
-from gpuconv.ops.engine.epilogue import Epilogue, fits_epilogue
-from gpuconv.ops.matmul.matmul import gemm
-from gpuconv.ops.window import ConvShape, Window
+from gpuconv.ops.engine.elements import sum_to
+from gpuconv.ops.engine.epilogue import fits_epilogue
+from gpuconv.ops.matmul.gemm import gemm
 
 
 def linear(x: Array, w: Array, b: Array | None = None, *, precision: str = "ieee",
@@ -60,7 +57,7 @@ def linear(x: Array, w: Array, b: Array | None = None, *, precision: str = "ieee
         raise ValueError(f"linear: b has shape {b.shape}, w {w.shape}, wanted (K,) and (K, C)")
     check_precision("linear", precision)
     check_activation("linear", activation)
-    if w.size and fits_epilogue(saves_result(activation), x, w, b):
+    if fits_epilogue(saves_result(activation), x, w, b):
         return Linear(precision, activation)(x, w, b)
     return activated(Linear(precision)(x, w, b), activation)
 
@@ -86,58 +83,35 @@ class Linear(Op):
         return math.prod(self.x_shape) * self.w_shape[0]
 
     def forward_cpu(self, x, w, b):
-        rows = self.keep(x, w)
-        y = gemm(wide(rows), wide(w).T)
-        if b is not None:
-            y += wide(b)
-        return y.astype(x.dtype, copy=False).reshape(*x.shape[:-1], len(w))
-
-    def keep(self, x, w):
-        """Save what backward needs; gives x as rows (N, C)."""
+        """Return y; x stands as rows (N, C)."""
         self.x_shape, self.w_shape = x.shape, w.shape
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         self.rows = rows if self.needs[1] else None
         self.w = w if self.needs[0] else None
-        return rows
+        y = gemm(rows, w.T, b, activation=self.activation, precision=self.precision)
+        return y.reshape(*x.shape[:-1], len(w))
 
     def backward_cpu(self, gy):
-        (K, _), dtype = self.w_shape, gy.dtype
-        gy = gy.reshape(math.prod(gy.shape[:-1]), K)  # (N, K)
-        g = wide(gy)
-        gx = gw = gb = None
-        if self.needs[0]:
-            gx = gemm(g, wide(self.w)).astype(dtype, copy=False).reshape(self.x_shape)
-        if self.needs[1]:
-            gw = gemm(g.T, wide(self.rows)).astype(dtype, copy=False)  # (K, C)
-        if self.needs[2]:
-            gb = sum_to(gy, (K,))
-        return gx, gw, gb
+        gx, gw, gy = self.products(gy)
+        return gx, gw, sum_to(gy, gy.shape[1:]) if self.needs[2] else None
 
-    # -- GPU: gpu_dispatch.py ----------------------------------------------------------
+    def products(self, gy):
+        """Return gx and gw, or None where not needed, and gy as rows (N, K)."""
+        gy = gy.reshape(math.prod(gy.shape[:-1]), gy.shape[-1])
+        gx = gw = None
+        if self.needs[0]:
+            gx = gemm(gy, self.w, precision=self.precision).reshape(self.x_shape)
+        if self.needs[1]:
+            gw = gemm(gy.T, self.rows, precision=self.precision)  # (K, C)
+        return gx, gw, gy
 
     def forward_gpu(self, x, w, b):
-        rows = self.keep(x, w)
-        y = cupy().empty((*x.shape[:-1], len(w)), x.dtype)
-        conv_forward_gpu(self.shape, rows, w, self.precision,
-                         Epilogue(b, activation=self.activation), out=y)
+        y = self.forward_cpu(x, w, b)
         self.activation_op = fused_activation(self.activation, y, self.needs)
         return y
 
     def backward_gpu(self, gy):
         if self.activation_op:
             gy, = self.activation_op.backward_gpu(gy)
-        gx = gw = gb = None
-        if self.needs[0]:
-            gx = conv_dgrad_gpu(self.shape, gy, self.w, self.precision).reshape(self.x_shape)
-        if self.needs[1]:
-            gw = conv_wgrad_gpu(self.shape, self.rows, gy, self.precision)
-            gw = gw.reshape(self.w_shape)
-        if self.needs[2]:
-            gb = bias_gradient(gy)
-        return gx, gw, gb
-
-    @property
-    def shape(self) -> ConvShape:
-        """Sizes of the convolution that computes it: an image of one pixel for each row."""
-        (K, C), N = self.w_shape, math.prod(self.x_shape[:-1])
-        return ConvShape(N, 1, 1, C, K, Window((1, 1)))
+        gx, gw, gy = self.products(gy)
+        return gx, gw, bias_gradient(gy) if self.needs[2] else None

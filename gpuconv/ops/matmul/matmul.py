@@ -11,15 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import memory, threads
 from gpuconv.autograd import Op, Tensor
-from gpuconv.backend import Array, is_gpu
+from gpuconv.backend import Array
 from gpuconv.ops.checks import check_arrays
 from gpuconv.ops.engine.elements import sum_to, wide
-from gpuconv.ops.engine.sums import LONG, multiply
-
-PIECE = 1 << 24  # least multiplications of one thread's piece of a product, on the CPU
-PIECES = 8       # a large product is cut into: a BLAS wants many rows
+from gpuconv.ops.matmul.gemm import gemm
 
 
 def matmul(a: Array, b: Array) -> Array:
@@ -47,51 +43,8 @@ def matmul(a: Array, b: Array) -> Array:
     return MatMul()(a, b)
 
 
-def gemm(a: Array, b: Array) -> Array:
-    """``a @ b``, with 16-bit numbers summed in float32 and rounded once.
-
-    cuBLAS does so by itself, where CuPy calls it: CuPy 14 takes a product that is one number in 16
-    bits, and stacks of 16-bit matrices as float32 copies, or not at all (cupy#10317).
-    """
-    if not is_gpu(a):
-        return _gemm_cpu(a, b)
-    stacked, one_number = max(a.ndim, b.ndim) > 2, a.size == b.size == a.shape[-1]
-    if stacked or one_number:
-        return (wide(a) @ wide(b)).astype(a.dtype, copy=False)
-    return a @ b
-
-
-def _gemm_cpu(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return ``a @ b``, cut along its longer side by shape alone: bits do not depend on threads."""
-    if a.ndim != 2 or b.ndim != 2:
-        n = a.shape[-1]
-        if n > LONG and max(a.ndim, b.ndim) <= 2:  # with a vector
-            y = _gemm_cpu(np.atleast_2d(a), b.reshape(n, -1))
-            return y.reshape(a.shape[:-1] + b.shape[1:])
-        with threads.single_threaded_blas():
-            if n <= LONG:
-                return a @ b
-            runs = ((a[..., run] @ (b[..., run, :] if b.ndim > 1 else b[run])).astype(np.float64)
-                    for run in threads.chunks(n, 1, LONG))
-            return sum(runs).astype(a.dtype)
-    (N, C), K = a.shape, b.shape[1]
-    y = memory.empty((N, K), np.result_type(a, b))
-    budget = max(PIECE, N * C * K // PIECES)
-    if N >= K:
-        threads.each(lambda some: multiply(a[some], b, y[some]),
-                     threads.chunks(N, C * K, budget))
-    else:
-        threads.each(lambda some: multiply(a, b[:, some], y[:, some]),
-                     threads.chunks(K, N * C, budget))
-    return y
-
-
 class MatMul(Op):
-    """Saves: the shapes, and each operand if the other one needs a gradient.
-
-    On the CPU 16-bit matrices are multiplied in float32; cuBLAS takes them as they are and adds
-    in float32.
-    """
+    """Saves: the shapes, and each operand if the other one needs a gradient."""
 
     a: Any
     b: Any
@@ -110,48 +63,30 @@ class MatMul(Op):
         return math.prod(np.broadcast_shapes(a[:-2], b[:-2])) * rows[-2] * rows[-1] * columns
 
     def forward_cpu(self, a, b):
-        return self.product(wide(a), wide(b), a, b).astype(a.dtype, copy=False)
-
-    def forward_gpu(self, a, b):
-        return self.product(a, b, a, b)
-
-    def product(self, x, w, a, b):
-        """x @ w, which are a and b in the dtype to multiply in."""
         self.shapes = a.shape, b.shape
         self.a = a if self.needs[1] else None
         self.b = b if self.needs[0] else None
-        return gemm(x, w)
+        return gemm(a, b)
 
     def backward_cpu(self, gy):
-        return self.gradients(wide(gy), gy.dtype)
-
-    def backward_gpu(self, gy):
-        return self.gradients(gy, gy.dtype)
-
-    def gradients(self, g, dtype):
-        """Both gradients; g is gy in the dtype to multiply in, or wider where a sum follows."""
         a_shape, b_shape = self.shapes
         row = (1, *a_shape) if len(a_shape) == 1 else a_shape     # (..., N, C)
         column = (*b_shape, 1) if len(b_shape) == 1 else b_shape  # (..., C, K)
         batch = np.broadcast_shapes(row[:-2], column[:-2])
-        g = g.reshape(*batch, row[-2], column[-1])                # (..., N, K)
+        gy = gy.reshape(*batch, row[-2], column[-1])              # (..., N, K)
 
         def product(a, b, wanted, shape):
             if batch != wanted[:-2]:  # a sum over the batch follows
                 a, b = wide(a), wide(b)
-            else:
-                a, b = a.astype(g.dtype, copy=False), b.astype(g.dtype, copy=False)
-            return sum_to(gemm(a, b), wanted, dtype).reshape(shape)
+            return sum_to(gemm(a, b), wanted, gy.dtype).reshape(shape)
 
-        ga = (product(g, _swapped(self.b.reshape(column)), row, a_shape)
+        ga = (product(gy, self.b.reshape(column).swapaxes(-1, -2), row, a_shape)
               if self.needs[0] else None)
-        gb = (product(_swapped(self.a.reshape(row)), g, column, b_shape)
+        gb = (product(self.a.reshape(row).swapaxes(-1, -2), gy, column, b_shape)
               if self.needs[1] else None)
         return ga, gb
 
-
-def _swapped(a: Array) -> Array:
-    return a.transpose(*range(a.ndim - 2), a.ndim - 1, a.ndim - 2)  # the last two axes
+    forward_gpu, backward_gpu = forward_cpu, backward_cpu
 
 
 Tensor.__matmul__ = matmul  # type: ignore[method-assign]

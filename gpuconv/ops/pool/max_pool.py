@@ -82,6 +82,10 @@ class MaxPool2d(Op):
         """True if forward has to save where the maxima sit."""
         return self.needs[0] or self.mark
 
+    def save(self, x_shape: tuple[int, ...], argmax: Array | None) -> None:
+        """Keep what backward reads, where another kernel has computed y from an x of this shape."""
+        self.x_shape, self.argmax = x_shape, argmax if self.saving else None
+
     def indices(self) -> Array:
         """Return h*W + w of each maximum: (N, P, Q, C), int64; -1 for a window without pixels."""
         xp: Any = get_array_module(self.argmax)
