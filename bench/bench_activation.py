@@ -4,13 +4,14 @@ import pytest
 from harness import Work, all_libraries, measure
 
 from gpuconv import ops
+from gpuconv.ops.elementwise import FUNCTIONS
 
 SHAPE = 128, 32, 32, 32
 
 
 @all_libraries
 @pytest.mark.parametrize("gradient", ["", "x"], ids=["forward", "gx"])
-@pytest.mark.parametrize("name", ["relu", "gelu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_activation(benchmark, library, name, gradient, rng):
     x, gy = rng.standard_normal((2, *SHAPE), "float32")
     work = Work(f"{name} {'gx' if gradient else 'forward'}", dict(x=x, gy=gy),

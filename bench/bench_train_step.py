@@ -6,6 +6,7 @@ import pytest
 
 from check import close
 from gpuconv import models, nn, ops, optim, random
+from gpuconv.nn.layers import ACTIVATION_LAYERS
 
 N, ROUNDS = 128, 15
 SETTINGS = dict(lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -97,7 +98,8 @@ def products(model, side=32):
 def torch_twin(model):
     """The same network in PyTorch, with the same weights."""
     import torch
-    kinds = {nn.ReLU: torch.nn.ReLU, nn.GELU: torch.nn.GELU, nn.Flatten: torch.nn.Flatten,
+    kinds = {**{layer: getattr(torch.nn, layer.__name__) for layer in ACTIVATION_LAYERS},
+             nn.Flatten: torch.nn.Flatten,
              nn.MaxPool2d: lambda: torch.nn.MaxPool2d(2),
              nn.GlobalMaxPool2d: lambda: torch.nn.Sequential(torch.nn.AdaptiveMaxPool2d(1),
                                                              torch.nn.Flatten())}

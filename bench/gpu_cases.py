@@ -21,6 +21,7 @@ from gpuconv import Parameter, Tensor, backend, nn, ops, optim, undo
 from gpuconv.accumulate import accumulate
 from gpuconv.data import Augment, augment_batch
 from gpuconv.data.loader import epoch_order, fetch_batch, gather_batch
+from gpuconv.ops.elementwise import FUNCTIONS
 from gpuconv.ops.loss import count_correct
 from gpuconv.ops.norm import BatchNorm
 from gpuconv.ops.norm.batch_norm import SLICES
@@ -87,7 +88,7 @@ def _ops(size: Size, dtype: np.dtype) -> Iterator[Case]:
         return Case(name, run)
 
     x, vector, many = gpu(N, H, W, C), gpu(C), gpu(2 * SLICES + 2, C)
-    for name in ("relu", "gelu", "sigmoid", "tanh"):
+    for name in FUNCTIONS:
         yield case(name, getattr(ops, name), x)
     yield case("bias_relu", ops.bias_relu, x, vector)
     yield case("arithmetic, broadcast", lambda a, b: a * b + a / (b * b + 1) - b, x, vector)

@@ -88,14 +88,18 @@ def signatures(text: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def defines(**constants: Any) -> tuple[str, ...]:
-    """Return the compiler options for compile-time constants: ints, bools and dtypes.
+    """Return the compiler options for compile-time constants: ints, bools, dtypes and C names.
 
-    >>> defines(R=3, SAVE=True, T=np.dtype("float16"))
-    ('-DCFG_R=3', '-DCFG_SAVE=1', '-DCFG_T=__half')
+    >>> defines(R=3, SAVE=True, T=np.dtype("float16"), ACTIVATION="relu")
+    ('-DCFG_R=3', '-DCFG_SAVE=1', '-DCFG_T=__half', '-DCFG_ACTIVATION=relu')
     """
-    return tuple(
-        f"-DCFG_{name}={C_TYPES[v.name] if isinstance(v, np.dtype) else operator.index(v)}"
-        for name, v in constants.items())
+
+    def text(value: Any) -> Any:
+        if isinstance(value, str) and value.isidentifier():
+            return value
+        return C_TYPES[value.name] if isinstance(value, np.dtype) else operator.index(value)
+
+    return tuple(f"-DCFG_{name}={text(value)}" for name, value in constants.items())
 
 
 def configured(text: str, options: tuple[str, ...]) -> str:
@@ -127,7 +131,7 @@ def kernel(file: str | pathlib.Path, function: str, *, T: Any = None,
         function: name of an extern "C" __global__ in it.
         T: dtype of the stored elements. A, the dtype of the arithmetic, is T, but float32 for the
             16-bit floats: their sums need more bits than they have. None: there are no floats.
-        constants: ints and dtypes. The source reads each as CFG_<name>.
+        constants: ints, dtypes and C names. The source reads each as CFG_<name>.
 
     Raises:
         FileNotFoundError: there is no such file; says where it was looked for.

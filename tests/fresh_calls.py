@@ -125,6 +125,8 @@ def module(make, dtype):
 
 
 OPS = {  # name in gpuconv.ops: the function on arrays of a dtype
+    **{name: lambda T, name=name: gradient(getattr(gpc.ops, name), image(T))
+       for name in gpc.ops.elementwise.FUNCTIONS},
     "add": lambda T: gradient(lambda x: gpc.ops.add(x, 1), image(T)),
     "avg_pool2d": lambda T: gradient(lambda x: gpc.ops.avg_pool2d(x, 2), image(T)),
     "batch_norm": lambda T: gpc.ops.batch_norm(image(T), a(4, dtype=T), a(4, dtype=T), a(4), a(4),
@@ -138,48 +140,41 @@ OPS = {  # name in gpuconv.ops: the function on arrays of a dtype
     "conv_max_pool": lambda T: gradient(gpc.ops.conv_max_pool, image(T), a(6, 3, 3, 4, dtype=T)),
     "div": lambda T: gradient(lambda x: gpc.ops.div(x, 3), image(T)),
     "dropout": lambda T: gpc.ops.dropout(image(T), 0.5, training=True),
-    "exp": lambda T: gradient(gpc.ops.exp, image(T)),
     "flatten": lambda T: gradient(gpc.ops.flatten, image(T)),
-    "gelu": lambda T: gradient(gpc.ops.gelu, image(T)),
     "getitem": lambda T: gradient(lambda x: gpc.ops.getitem(
         x, (slice(1, None), 2)), image(T)),
     "global_avg_pool2d": lambda T: gradient(gpc.ops.global_avg_pool2d, image(T)),
     "global_max_pool2d": lambda T: gradient(gpc.ops.global_max_pool2d, image(T)),
     "im2col": lambda T: gradient(lambda x: gpc.ops.im2col(x, 3), image(T)),
     "linear": lambda T: gradient(gpc.ops.linear, a(5, 8, dtype=T), a(3, 8, dtype=T)),
-    "log": lambda T: gradient(gpc.ops.log, image(T)),
     "log_softmax": lambda T: gradient(gpc.ops.log_softmax, a(5, 8, dtype=T)),
     "matmul": lambda T: gradient(gpc.ops.matmul, a(5, 8, dtype=T), a(8, 3, dtype=T)),
     "max": lambda T: gradient(gpc.ops.max, image(T)),
     "max_pool2d": lambda T: gradient(lambda x: gpc.ops.max_pool2d(x, 2), image(T)),
     "mean": lambda T: gradient(gpc.ops.mean, image(T)),
     "mul": lambda T: gradient(lambda x: gpc.ops.mul(x, 2), image(T)),
-    "neg": lambda T: gradient(lambda x: gpc.ops.neg(x), image(T)),
     "pad2d": lambda T: gradient(lambda x: gpc.ops.pad2d(x, 1), image(T)),
-    "relu": lambda T: gradient(gpc.ops.relu, image(T)),
     "reshape": lambda T: gradient(lambda x: gpc.ops.reshape(x, (2, -1)), image(T)),
-    "sigmoid": lambda T: gradient(gpc.ops.sigmoid, image(T)),
     "softmax": lambda T: gradient(gpc.ops.softmax, a(5, 8, dtype=T)),
     "softmax_cross_entropy": lambda T: gradient(
         lambda x: gpc.ops.softmax_cross_entropy(x, np.arange(5)), a(5, 8, dtype=T)),
     "sub": lambda T: gradient(lambda x: gpc.ops.sub(x, 1), image(T)),
     "sum": lambda T: gradient(gpc.ops.sum, image(T)),
-    "tanh": lambda T: gradient(gpc.ops.tanh, image(T)),
     "transpose": lambda T: gradient(gpc.ops.transpose, image(T)),
 }
 LAYERS = {  # name in gpuconv.nn: makes one that takes images of 8x8x4
-    "GELU": lambda: gpc.nn.GELU(), "AvgPool2d": lambda: gpc.nn.AvgPool2d(2),
+    **{layer.__name__: layer for layer in gpc.nn.layers.ACTIVATION_LAYERS},
+    "AvgPool2d": lambda: gpc.nn.AvgPool2d(2),
     "BatchNorm2d": lambda: gpc.nn.BatchNorm2d(4), "Conv2d": lambda: gpc.nn.Conv2d(4, 6, 3),
     "Dropout": lambda: gpc.nn.Dropout(0.5), "Flatten": lambda: gpc.nn.Flatten(),
     "GlobalAvgPool2d": lambda: gpc.nn.GlobalAvgPool2d(),
     "GlobalMaxPool2d": lambda: gpc.nn.GlobalMaxPool2d(), "Identity": lambda: gpc.nn.Identity(),
-    "MaxPool2d": lambda: gpc.nn.MaxPool2d(2), "ReLU": lambda: gpc.nn.ReLU(),
+    "MaxPool2d": lambda: gpc.nn.MaxPool2d(2),
     "Linear": lambda: gpc.nn.Sequential(gpc.nn.Flatten(), gpc.nn.Linear(256, 3)),
     "ModuleList": lambda: gpc.nn.ModuleList([gpc.nn.Conv2d(4, 6, 3)])[0],
     "Residual": lambda: gpc.nn.Residual(gpc.nn.Conv2d(4, 4, 3, padding=1)),
-    "Scale": lambda: gpc.nn.Scale(0.5), "Sigmoid": lambda: gpc.nn.Sigmoid(),
+    "Scale": lambda: gpc.nn.Scale(0.5),
     "Sequential": lambda: gpc.nn.Sequential(gpc.nn.Conv2d(4, 6, 3), gpc.nn.BatchNorm2d(6)),
-    "Tanh": lambda: gpc.nn.Tanh(),
 }
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "Muon")
 CALLS = {

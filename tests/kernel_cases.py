@@ -23,6 +23,7 @@ from gpuconv.nn import Module
 from gpuconv.ops.conv import gpu_mma as engine
 from gpuconv.ops.conv.gpu_tile import Tile
 from gpuconv.ops.conv.im2col import im2col
+from gpuconv.ops.elementwise import ACTIVATIONS, FUNCTIONS
 from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct as count_right
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
@@ -253,8 +254,7 @@ def training(build, scaled=False):
 
 
 CASES = {
-    "relu": elementwise(ops.relu), "gelu": elementwise(ops.gelu),
-    "sigmoid": elementwise(ops.sigmoid), "tanh": elementwise(ops.tanh),
+    **{name: elementwise(getattr(ops, name)) for name in FUNCTIONS},
     "dropout": elementwise(lambda x: ops.dropout(x, 0.3, key=(1, 2), step=3)),
     "bias_relu": lambda xp, make: both(ops.bias_relu, make(150, 37), make(37)),
     "bias_relu in packs": lambda xp, make: both(ops.bias_relu, make(33, 8), make(8)),
@@ -292,8 +292,9 @@ CASES = {
     "batch_norm of few channels": batch_norm(True, 3, 600),
     "batch_norm in packs": batch_norm(True, 80, 300),
     "batch_norm, residual, relu": batch_norm_and_more("relu"),
-    "batch_norm, gelu": lambda xp, make: both(lambda x: ops.batch_norm(
-        x, None, None, None, None, training=True, activation="gelu"), make(70, 24)),
+    **{f"batch_norm, {name}": lambda xp, make, name=name: both(lambda x: ops.batch_norm(
+        x, None, None, None, None, training=True, activation=name), make(70, 24))
+       for name in ACTIVATIONS},
     "batch_norm of moments": batch_norm_of_moments,
     "cross_entropy": cross_entropy(19, 10, "mean"),
     "cross_entropy in tiles": cross_entropy(600, 31, "mean"),

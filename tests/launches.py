@@ -26,6 +26,7 @@ from gpuconv import backend, kernels, models, nn, ops, optim
 from gpuconv.data import Augment, augment, augment_batch
 from gpuconv.data.loader import epoch_order, fetch_batch, gather_batch
 from gpuconv.ops.conv import gpu_mma
+from gpuconv.ops.elementwise import ACTIVATIONS, FUNCTIONS
 from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct
 from gpuconv.ops.matmul import gemm
@@ -261,8 +262,8 @@ def drive_ops(cp, dtype, geometries=None):
         pull(cp.zeros(y.shape, y.dtype))
 
     images, row = (2, 12, 13, 4), (4,)
-    for f in (ops.relu, ops.gelu, ops.sigmoid, ops.tanh, ops.exp, ops.log, ops.softmax,
-              ops.log_softmax, ops.global_avg_pool2d, ops.global_max_pool2d, ops.sum, ops.mean):
+    for f in (*(getattr(ops, name) for name in FUNCTIONS), ops.softmax, ops.log_softmax,
+              ops.global_avg_pool2d, ops.global_max_pool2d, ops.sum, ops.mean):
         both(f, images)
     for f in (ops.add, ops.sub, ops.mul, ops.div, ops.matmul):
         both(f, (5, 5), (5, 5))
@@ -270,7 +271,7 @@ def drive_ops(cp, dtype, geometries=None):
     for size in (8, 600, 601):
         both(ops.matmul, (2, size, size), (2, size, size))
     long = cp.zeros((6, 5000), dtype)
-    for activation in (None, "relu", "gelu"):
+    for activation in (None, *ACTIVATIONS):
         gemm(long, long.swapaxes(0, 1), cp.zeros(6, dtype), activation=activation)
     both(ops.bias_relu, images, row)
     both(lambda x: ops.dropout(x, 0.5, key=(1, 2), step=3), images)
@@ -295,7 +296,7 @@ def drive_ops(cp, dtype, geometries=None):
         both(lambda x, gamma, beta, training=training: ops.batch_norm(
             x, gamma, beta, cp.zeros(row, wide), cp.ones(row, wide), training=training,
             num_batches_tracked=cp.zeros((), np.int64)), images, row, row)
-    for activation in (None, "relu", "gelu"):
+    for activation in (None, *ACTIVATIONS):
         both(lambda x, gamma, beta, more, activation=activation: ops.batch_norm(
             x, gamma, beta, None, None, training=True, activation=activation, residual=more),
              (6, 16), (16,), (16,), (6, 16))
@@ -322,8 +323,8 @@ def drive_tensor_cores(cp, dtype):
     tile = gpu_mma.tiles(dtype)[0]
     gpu_mma.forward(p, x, w, y, tile=tile)
     gpu_mma.dgrad(p, y, w, x, tile=tile)
-    for how in (dict(activation="gelu"), dict(residual=y, activation="relu"),
-                dict(moments=(part, part))):
+    for how in (*(dict(activation=name) for name in ACTIVATIONS),
+                dict(residual=y, activation="relu"), dict(moments=(part, part))):
         gpu_mma.forward(p, x, w, y, Epilogue(row, **how))
     gpu_mma.forward(p, x, w, best, Epilogue(row, pool=marks, moments=(part, part)))
     gy = cp.zeros((N, strided.P, strided.Q, K), dtype)

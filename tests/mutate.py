@@ -55,7 +55,7 @@ from gpuconv import kernels  # noqa: E402
 from hostcuda import hostcuda  # noqa: E402
 
 SEED = 0
-CONFIGURATIONS = 15  # for one source, at most: a survivor is compiled in each
+CONFIGURATIONS = 30  # for one source, at most: a survivor is compiled in each
 JOURNAL = hostcuda.CACHE.with_name("gpuconv-mutants.jsonl")
 REASONS = HERE / "mutants.toml"
 PATIENCE = 2.0  # seconds of CPU for a test, beside ten times what it takes without a mutant
@@ -64,7 +64,7 @@ WAIT = 120.0    # seconds on the clock for a mutant, should it sleep for ever
 
 def simt(*named: str) -> list[str]:
     """Both kernels of each: what a test of all three directions asks for."""
-    return [f"{file} {name} ACTIVATION=0" for name in named
+    return [f"{file} {name} ACTIVATION=none" for name in named
             for file in ("conv/conv_simt.cu", "conv/conv_simt_wgrad.cu")]
 
 
@@ -75,22 +75,22 @@ SIMT = simt("R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=1 LX=4 LY=4 BM=32", "R=2 S
 # They are named by some of their constants: T (float if not given) and I (int), and the window's.
 CASES = {
     "common/accumulate.cu": ("accumulate", ["", "T=__half", "T=double"]),
-    "elementwise/activation.cu": ("activation", ["", "T=__half", "I=long long"]),
+    "elementwise/activation.cu": ("activation", [
+        "", "T=__half ACTIVATION=relu", "I=long long ACTIVATION=relu"]),
     "optim/adam.cu": ("adam master control", ["", "T=__half MASTER=1", "I=long long"]),
     "data/augment.cu": ("augment", [
         "C=3", "T=__half C=3", "I=long long C=3", "C=1", "T=__half C=1"]),
     "pool/avg_pool.cu": ("avg_pool", [
         "R=2 S=3 INCLUDE=1", "R=3 PT=0 PL=1", "T=__half R=2 INCLUDE=0"]),
     "norm/batch_norm.cu": ("batch_norm batch_norm_fused", [
-        "V=1 ACTIVATION=0", "V=4 ACTIVATION=1", "T=__half V=8"]),
+        "V=1 ACTIVATION=none", "V=4 ACTIVATION=relu", "T=__half V=8"]),
     "elementwise/bias_relu.cu": ("bias_relu", ["V=1", "V=4", "T=__half V=8"]),
     "optim/clip.cu": ("clip", ["", "T=__half", "T=double"]),
     "common/common.cuh": ("max_pool ema", ["pool/max_pool.cu SAVE=1 R=2 S=3", "optim/ema.cu",
                                     "pool/max_pool.cu SAVE=1 R=3 SH=2 PT=1 PL=1"]),
-    "elementwise/activate.cuh": ("gpu_mma activation", [
-        "conv/conv_mma.cu T=__half ACTIVATION=1 WIDE=1",
-                                                 "conv/conv_mma.cu T=float ACTIVATION=2",
-                                                 "elementwise/activation.cu"]),
+    "elementwise/functors.cuh": ("activation batch_norm_fused", [
+        "elementwise/activation.cu", "elementwise/activation.cu T=double ACTIVATION=gelu",
+        "norm/batch_norm.cu V=1", "norm/batch_norm.cu V=4"]),
     "optim/step_state.cu": ("step_state", [""]),
     "reduce/column_sums.cu": ("column_sums", ["T=float O=float V=4", "T=__half O=float V=8",
                                        "T=float O=float V=1"]),
@@ -104,23 +104,24 @@ CASES = {
         "T=__half GRADIENT=1 SH=2 DW=3", "conv/conv_rotate_filters.cu T=__half SH=2 DW=3",
         "T=__half GRADIENT=1 SH=3", "conv/conv_rotate_filters.cu T=__half SH=3",
         "GRADIENT=1 R=3 SH=1", "conv/conv_rotate_filters.cu SH=1 R=3",
-        "T=__half C=8 BIAS=0 ACTIVATION=1 WIDE=1", "T=__half RESIDUAL=1"]),
+        "T=__half C=8 BIAS=0 ACTIVATION=relu WIDE=1", "T=__half RESIDUAL=1"]),
     "conv/gemm.cuh": ("gpu_mma gpu_mma_wgrad", [
         "conv/conv_mma.cu T=__half C=16 GRADIENT=0 R=3 BIAS=0 UNIT=16",
         "conv/conv_mma.cu T=float C=32 GRADIENT=0", "conv/conv_mma.cu T=__half C=3 GRADIENT=0",
         "conv/conv_mma.cu T=__half BK=64",
         "conv/conv_mma_wgrad.cu T=__half O=float BN=32 X_UNIT=16 GY_UNIT=16 PLAIN=0 BM=64 BK=32",
         "conv/conv_mma_wgrad.cu T=__half O=float BN=32 X_UNIT=2 GY_UNIT=16 PLAIN=0 BM=64 BK=32"]),
-    "conv/conv_depthwise.cu": ("gpu_simt", ["R=3 ACTIVATION=0", "R=2 S=3", "T=__half ACTIVATION=0",
-                                "reduce/column_sums.cu"]),
+    "conv/conv_depthwise.cu": ("gpu_simt", [
+        "R=3 ACTIVATION=none", "R=2 S=3", "T=__half ACTIVATION=none", "reduce/column_sums.cu"]),
     "conv/conv_simt.cu": ("gpu_simt", [*SIMT, *simt("R=3 S=3 SH=2 BM=64 BN=32")]),
     "conv/conv_simt_wgrad.cu": ("gpu_simt", [*SIMT, "reduce/column_sums.cu O=float"]),
     "conv/simt.cuh": ("gpu_simt", simt(
         "R=3 SH=1 LX=4 LY=4 BM=64 BN=32", "R=3 SH=1 LX=4 LY=4 BM=128 BN=32",
                               "T=double R=3 SH=2 BN=32", "R=2 SH=1 BN=32")),
     "conv/epilogue.cuh": ("gpu_mma", [
-        "conv/conv_mma.cu T=__half MOMENTS=1", "conv/conv_mma.cu T=__half C=8 BIAS=0 ACTIVATION=1",
-        "conv/conv_mma.cu RESIDUAL=1", "conv/conv_mma.cu T=__nv_bfloat16 C=8 ACTIVATION=2",
+        "conv/conv_mma.cu T=__half MOMENTS=1",
+        "conv/conv_mma.cu T=__half C=8 BIAS=0 ACTIVATION=relu",
+        "conv/conv_mma.cu RESIDUAL=1", "conv/conv_mma.cu T=__nv_bfloat16 C=8 ACTIVATION=gelu",
         "conv/conv_mma.cu C=32 MOMENTS=1"]),
     "common/copy.cu": ("undo", [""]),
     "elementwise/dropout.cu": ("dropout", ["", "T=__half", "T=double"]),
@@ -131,8 +132,9 @@ CASES = {
     "pool/max_pool.cu": ("max_pool", ["SAVE=1 R=2 S=3", "T=__half SAVE=1 DH=2",
                                  "SAVE=1 R=3 S=2 SH=1"]),
     "matmul/gemm.cu": ("gemm", [
-        "BM=64 LA=4 LB=4 LY=4 ACTIVATION=0 O=float", "BM=64 LA=1 LB=1 LY=1 ACTIVATION=0 O=float",
-        "BM=32 LA=1 LB=1 LY=1 ACTIVATION=0 O=float", "reduce/column_sums.cu V=1 O=float"]),
+        "BM=64 LA=4 LB=4 LY=4 ACTIVATION=none O=float",
+        "BM=64 LA=1 LB=1 LY=1 ACTIVATION=none O=float",
+        "BM=32 LA=1 LB=1 LY=1 ACTIVATION=none O=float", "reduce/column_sums.cu V=1 O=float"]),
     "optim/muon.cu": ("muon", ["NESTEROV=1 MASTER=0", "T=__half NESTEROV=1 MASTER=1",
                          "T=double NESTEROV=0 MASTER=0"]),
     "optim/newton_schulz.cu": ("muon", ["", "T=__half", "T=double"]),
@@ -144,11 +146,12 @@ CASES = {
         "pool/max_pool.cu SAVE=1 R=2 S=3", "pool/avg_pool.cu R=3 PT=0 PL=1",
         "conv/im2col.cu R=3 S=2"]),
     "common/pack.cuh": ("pack activation", [
-        "common/pack.cuh", "elementwise/activation.cu", "elementwise/activation.cu T=__half"]),
+        "common/pack.cuh", "elementwise/activation.cu ACTIVATION=relu",
+        "elementwise/activation.cu T=__half ACTIVATION=relu"]),
     "common/philox.cuh": ("random dropout augment", [
         "common/philox.cuh", "elementwise/dropout.cu", "data/augment.cu"]),
     "common/rows.cuh": ("batch_norm_fused batch_norm bias_relu", [
-        "norm/batch_norm.cu V=1 ACTIVATION=0", "norm/batch_norm.cu V=4 ACTIVATION=1",
+        "norm/batch_norm.cu V=1 ACTIVATION=none", "norm/batch_norm.cu V=4 ACTIVATION=relu",
         "elementwise/bias_relu.cu V=4"]),
     "common/reduce.cuh": ("clip softmax_cross_entropy", [
         "optim/clip.cu", "loss/softmax_cross_entropy.cu WARPS=1",

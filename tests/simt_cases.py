@@ -7,6 +7,7 @@ import numpy as np
 import gpuconv as gpc
 from gpuconv import backend, ops
 from gpuconv.ops.conv import gpu_simt
+from gpuconv.ops.elementwise import ACTIVATIONS
 from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.window import ConvShape, Window, sides
 
@@ -48,7 +49,9 @@ def drive(cp, dtype, geometries=None):
     for C, K, groups, pixels, stride, activation in [
             (64, 256, 1, 200, 1, None), (4, 4, 4, 40, 1, "gelu"), (8, 32, 1, 200, 2, "relu"),
             (3, 32, 1, 200, 1, "gelu"), (16, 24, 2, 4, 1, None), (33, 7, 1, 200, 1, None),
-            (6, 6, 6, 40, 2, None)][:geometries]:
+            (6, 6, 6, 40, 2, None),
+            *((8, 32, 1, 200, 1, name) for name in ACTIVATIONS),
+            *((4, 4, 4, 40, 1, name) for name in ACTIVATIONS)][:geometries]:
         x, w = cp.empty((1, pixels, pixels, C), dtype), cp.empty((K, 3, 3, C // groups), dtype)
         p = ConvShape(*x.shape, K, window(3, stride, 1), groups)
         y, row = cp.empty((1, p.P, p.Q, K), dtype), cp.empty(K, dtype)

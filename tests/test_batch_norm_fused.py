@@ -7,12 +7,11 @@ import pytest
 from test_batch_norm import SHAPES, count, data
 from test_capture import Captured
 
-from check import DTYPES, close, grad_check, host, make, nchw, nhwc
+from check import DTYPES, FUSED, close, grad_check, host, make, nchw, nhwc
 from gpuconv import backend, kernels
 from gpuconv.autograd import Tensor
 from gpuconv.backend import accumulator
-from gpuconv.ops.elementwise.activation import activated, relu
-from gpuconv.ops.elementwise.arithmetic import add
+from gpuconv.ops.elementwise import activated, add, relu
 from gpuconv.ops.engine import row_partition
 from gpuconv.ops.norm.batch_norm import BatchNorm, batch_norm
 from hostcuda import fake_cupy
@@ -120,8 +119,8 @@ def test_with_relu_it_saves_one_bit_more_for_each_number(rng):
 # -- with a residual and an activation in one op -------------------------------------------
 
 
-MORE = [pytest.param("relu", True, id="residual-relu"), pytest.param("gelu", False, id="gelu"),
-        pytest.param("gelu", True, id="residual-gelu"), pytest.param(None, True, id="residual")]
+MORE = [*((*pair, True) for pair in FUSED), *((None, dtype, True) for dtype in DTYPES),
+        *(("gelu", dtype, False) for dtype in DTYPES)]
 
 
 def with_more(xp, inputs, residual, activation, training, together, needs=(True,) * 4):
@@ -140,9 +139,8 @@ def with_more(xp, inputs, residual, activation, training, together, needs=(True,
     return [host(a) for a in (y, *grads, mean, var)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-@pytest.mark.parametrize("activation, adds", MORE)
+@pytest.mark.parametrize("activation, dtype, adds", MORE)
 def test_with_more_it_is_all_of_them_bit_for_bit(xp, rng, activation, adds, training, dtype):
     for shape in [(3, 5, 7, 24), (300, 7)] if dtype == "float32" else [(40, 24)]:
         inputs = data(rng, shape, dtype)

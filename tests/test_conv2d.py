@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from check import DTYPES, close, defined, grad_check, host
+from check import DTYPES, FUSED, close, defined, grad_check, host
 from gpuconv import kernels
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backend import float_dtype
 from gpuconv.ops.conv import cpu_im2col
 from gpuconv.ops.conv.conv2d import conv2d
-from gpuconv.ops.elementwise.activation import gelu, relu
+from gpuconv.ops.elementwise import activated, saves_result
 from gpuconv.ops.shape.pad import MODES
 
 GEOMETRIES = [  # (H, W), (C, K), size, options
@@ -230,12 +230,12 @@ def test_saves_only_what_will_be_asked_for(xp):
 def one_after_another(x, w, b, residual, activation, apart=True, **options):
     y = conv2d(x, w, b, residual=None if apart else residual, **options)
     y = y + residual if apart and residual is not None else y
-    return {None: lambda y: y, "relu": relu, "gelu": gelu}[activation](y)
+    return activated(y, activation)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation, added", [("relu", False), (None, True), ("relu", True),
-                                               ("gelu", True)])
+@pytest.mark.parametrize("activation, dtype, added", [
+    *((None, dtype, True) for dtype in DTYPES), *(("relu", dtype, False) for dtype in DTYPES),
+    *((*pair, True) for pair in FUSED)])
 def test_activation_and_residual_are_the_ops_one_after_another(xp, rng, dtype, activation, added):
     arrays = numbers(rng, dtype, (2, 5, 5, 4), (8, 3, 3, 4), (8,), *[(2, 5, 5, 8)] * added)
     gy = np.resize(np.linspace(-1, 1, 97), (2, 5, 5, 8)).astype(arrays[0].dtype)
@@ -248,7 +248,7 @@ def test_activation_and_residual_are_the_ops_one_after_another(xp, rng, dtype, a
         return [y.data, *(t.grad for t in held)]
 
     one = run(conv2d, xp, gy.dtype)
-    if xp is np or activation == "gelu":  # where a gradient is asked for, GELU is apart
+    if xp is np or not saves_result(activation):  # then it is apart where a gradient is needed
         for a, b in zip(one, run(one_after_another, xp, gy.dtype, apart=xp is np),
                         strict=True):
             assert host(a).tobytes() == host(b).tobytes()
@@ -256,18 +256,18 @@ def test_activation_and_residual_are_the_ops_one_after_another(xp, rng, dtype, a
             return
     two = run(one_after_another, np, np.float64)  # rounded once
     for a, b in zip(one, two, strict=True):
-        if activation != "gelu":
+        if saves_result(activation):
             close(a, b.astype(gy.dtype), terms=100)
     x, w, b, residual = (*(Tensor(xp.asarray(a)) for a in arrays), None)[:4]
     y = conv2d(x, w, b, padding=1, residual=residual, activation=activation)
-    close(y.data, two[0].astype(gy.dtype), terms=36)  # GELU is in the op, too: no gradient is asked
+    close(y.data, two[0].astype(gy.dtype), terms=36)  # fused: no gradient is needed
 
 
 def test_relu_in_the_op_keeps_y_and_nothing_else(cp):
     x, w = cp.ones((1, 4, 4, 2), "float32"), cp.ones((3, 3, 3, 2), "float32")
     y = conv2d(x, Tensor(w, requires_grad=True), activation="relu")
     op = y.creator
-    assert op.relu.saved is y.data and op.x is x and op.w is None
+    assert op.activation_op.saved is y.data and op.x is x and op.w is None
     assert type(op).__name__ == "Conv2d"
     gelu_of = conv2d(x, Tensor(w, requires_grad=True), activation="gelu").creator
     assert type(gelu_of).__name__ == "GELU"
@@ -278,7 +278,7 @@ def test_relu_in_the_op_keeps_y_and_nothing_else(cp):
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(activation="tanh"), "activation is .tanh., wanted None, 'relu' or 'gelu'"),
+    (dict(activation="step"), "activation is .step., wanted None, 'relu', "),
     (dict(residual=np.ones((1, 2, 2, 2))), r"residual has shape \(1, 2, 2, 2\), wanted \(1, 2, 2,"),
     (dict(residual=np.ones((1, 2, 2, 1), "float32")), "x is float64, residual is float32"),
 ])

@@ -94,13 +94,13 @@ def check_tile(cp, rng, tile, T):
 # -- what the compiler makes of it -----------------------------------------------------------
 
 PLAIN = dict(R=3, S=3, SH=1, SW=1, DH=1, DW=1, PT=1, PL=1, C=64, GRADIENT=0, UNIT=16, WIDE=1,
-             BIAS=1, RESIDUAL=0, POOL=0, MOMENTS=0, ACTIVATION=1)
+             BIAS=1, RESIDUAL=0, POOL=0, MOMENTS=0, ACTIVATION="relu")
 CONFIGURATIONS = {
     "plain": {}, "few channels": dict(C=3, UNIT=2), "4 channels": dict(C=4, UNIT=8),
-    "pool and moments": dict(POOL=1, MOMENTS=1, ACTIVATION=0),
-    "residual": dict(RESIDUAL=1, ACTIVATION=2), "narrow": dict(WIDE=0),
-    "gradient": dict(GRADIENT=1, ACTIVATION=0, BIAS=0),
-    "gradient of stride 2": dict(GRADIENT=1, ACTIVATION=0, BIAS=0, SH=2, SW=2),
+    "pool and moments": dict(POOL=1, MOMENTS=1, ACTIVATION="none"),
+    "residual": dict(RESIDUAL=1, ACTIVATION="gelu"), "narrow": dict(WIDE=0),
+    "gradient": dict(GRADIENT=1, ACTIVATION="none", BIAS=0),
+    "gradient of stride 2": dict(GRADIENT=1, ACTIVATION="none", BIAS=0, SH=2, SW=2),
 }
 needs_nvrtc = pytest.mark.skipif(bool(nvrtc.missing()), reason=str(nvrtc.missing()))
 

@@ -15,7 +15,9 @@ from gpuconv import kernels, nn
 from gpuconv.autograd import Op, Tensor, no_grad
 from gpuconv.backend import get_array_module
 from gpuconv.nn import fusion
+from gpuconv.nn.layers import ACTIVATION_LAYERS
 from gpuconv.nn.observed import calls, observed
+from gpuconv.ops.elementwise import saves_result
 
 
 def conv(bias=False, **options):
@@ -54,8 +56,8 @@ CHAINS = {  # modules on images (2, 6, 6, 8): what runs together on a GPU, and o
     "conv pool relu": (lambda: [conv(bias=True), nn.MaxPool2d(2), nn.ReLU()], "0+1+2", "0 1 2"),
     "conv relu pool": (lambda: [conv(bias=True), nn.ReLU(), nn.MaxPool2d(2)], "0+1+2", "0 1+2"),
     "conv relu wide pool": (lambda: [conv(), nn.ReLU(), nn.MaxPool2d(3, 2)], "0+1+2", "0 1+2"),
-    "conv relu": (lambda: [conv(), nn.ReLU()], "0+1", "0 1"),
-    "conv gelu": (lambda: [conv(bias=True), nn.GELU()], "0+1", "0 1"),
+    **{f"conv {name}": (lambda layer=layer: [conv(bias=True), layer()], "0+1", "0 1")
+       for layer, name in ACTIVATION_LAYERS.items()},
     "conv alone": (lambda: [conv(), nn.Identity(), nn.ReLU()], "0 1 2", "0 1 2"),
     "linear relu": (lambda: [nn.Flatten(), nn.Linear(288, 8), nn.ReLU()], "0 1+2", "0 1 2"),
     "linear alone": (lambda: [nn.Flatten(), nn.Linear(288, 8)], "0 1", "0 1"),
@@ -234,7 +236,8 @@ def ops_of(monkeypatch, chain, x):
     ("conv pool norm gelu", "ConvBatchNorm", "ConvBatchNorm"),
     ("conv relu pool", "ConvMaxPool", "ConvMaxPool"),
     ("conv relu wide pool", "Conv2d MaxPool2d ReLU", "Conv2d MaxPool2d ReLU"),
-    ("conv gelu", "Conv2d GELU", "Conv2d"),  # whose gradient reads its input
+    *((f"conv {name}", "Conv2d" if saves_result(name) else f"Conv2d {layer.__name__}", "Conv2d")
+      for layer, name in ACTIVATION_LAYERS.items()),
     ("linear relu", "Reshape Linear", "Reshape Linear"),
     ("residual", "ConvBatchNorm ConvBatchNorm", "ConvBatchNorm ConvBatchNorm"),
     ("shortcut", "Conv2d BatchNorm Conv2d", "Conv2d BatchNorm Conv2d"),

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from conftest import ampere
 
-from check import around, close
+from check import around, close, elementwise_by_torch
 from gpuconv import backend, reference
 from gpuconv.ops.conv import gpu_mma as tc
 from gpuconv.ops.conv.gpu_tile import Tile
+from gpuconv.ops.elementwise import ACTIVATIONS
 from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.window import ConvShape, Window
 from hostcuda import fake_cupy
@@ -204,14 +205,9 @@ def test_views_that_start_anywhere(cp, rng, odd, T):
 # -- epilogues -------------------------------------------------------------------------------
 
 
-def activated(y, activation):
-    if activation == "gelu":
-        return y * np.vectorize(math.erfc)(-y / np.sqrt(2)) / 2
-    return np.maximum(y, 0) if activation else y
-
-
 @pytest.mark.parametrize("how, K, T", [
-    ("bias", 40, "float16"), ("bias relu", 40, "float16"), ("bias residual gelu", 40, "float16"),
+    *((f"bias residual {name}", 40, "float16") for name in ACTIVATIONS),
+    ("bias", 40, "float16"), ("bias relu", 40, "float16"),
     ("bias relu", 10, "bfloat16"), ("bias residual gelu", 10, "bfloat16"),
     ("residual relu", 36, "float32"), ("bias gelu", 36, "float32")])
 def test_epilogues(cp, rng, how, K, T):
@@ -224,8 +220,8 @@ def test_epilogues(cp, rng, how, K, T):
     if "residual" in how:
         given["residual"] = numbers(rng, y.shape, T)
         y += given["residual"].astype(float)
-    given["activation"] = next((a for a in ("relu", "gelu") if a in how), None)
-    want = activated(y, given["activation"]).astype(x.dtype)
+    given["activation"] = next((a for a in ACTIVATIONS if a in how.split()), None)
+    want = elementwise_by_torch(given["activation"], y).astype(x.dtype)
     close(forward(cp, p, x, w, T, **given), want, terms=p.depth + 2)
 
 

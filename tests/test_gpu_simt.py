@@ -9,9 +9,10 @@ import pytest
 import sass
 from test_capture import Captured
 
-from check import DTYPES, around, close, defined, make
+from check import DTYPES, around, close, defined, elementwise_by_torch, make
 from gpuconv import backend, kernels
 from gpuconv.ops.conv import gpu_simt
+from gpuconv.ops.elementwise import ACTIVATIONS
 from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.window import ConvShape, Window
 from hostcuda import fake_cupy
@@ -141,9 +142,8 @@ def test_the_small_tiles(cp, rng, monkeypatch, T):
 
 
 @pytest.mark.parametrize("name", ["3x3", "depthwise", "1x1"])
-@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 def test_bias_residual_and_activation_before_the_one_rounding(cp, rng, name, activation):
-    special = pytest.importorskip("scipy.special")
     T = {"3x3": "float16", "depthwise": "float32", "1x1": "bfloat16"}[name]
     p, x, w, gy = draw(name, T, rng)
     bias, residual = whole(rng, p.K, T), whole(rng, gy.shape, T)
@@ -151,10 +151,7 @@ def test_bias_residual_and_activation_before_the_one_rounding(cp, rng, name, act
     gpu_simt.forward(p, *map(cp.asarray, (x, w)), y, Epilogue(
         cp.asarray(bias), cp.asarray(residual), activation))
     want = definition(p, x, w, gy)[0] + bias.astype("f8") + residual.astype("f8")
-    if activation == "relu":
-        want = np.maximum(want, 0)
-    if activation == "gelu":
-        want = want * special.ndtr(want)
+    want = elementwise_by_torch(activation, want)
     close(y.get(), want.astype(x.dtype), terms=p.depth)
 
 

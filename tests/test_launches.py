@@ -65,13 +65,13 @@ def test_the_drive_is_the_same_each_time_and_leaves_everything_as_it_was(driven)
 def test_records_and_runs(cp, tmp_path):
     x, y = cp.ones(10, "float32"), cp.empty(10, "float32")
     with launches.recording(cp) as noted:
-        launch = kernels.kernel("elementwise/activation.cu", "relu_forward", T="float32",
-                                I=kernels.index(x))
+        launch = kernels.kernel("elementwise/activation.cu", "activation_forward", T="float32",
+                                I=kernels.index(x), ACTIVATION="relu")
         launch(10, x, y, 10)
         launch(10, x, y, 10, block=32)
     assert y.get().tolist() == [1] * 10
-    options = "-DCFG_A=float", "-DCFG_I=int", "-DCFG_T=float"
-    want = {Launch("elementwise/activation.cu", "relu_forward", options, (1,), (block,))
+    options = "-DCFG_A=float", "-DCFG_ACTIVATION=relu", "-DCFG_I=int", "-DCFG_T=float"
+    want = {Launch("elementwise/activation.cu", "activation_forward", options, (1,), (block,))
             for block in (32, 256)}
     assert noted == want
     launches.write(noted, tmp_path / "x.json.main")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from check import DTYPES, close, host
-from gpuconv import nn, random
+from gpuconv import nn, ops, random
 from gpuconv.autograd import Tensor
+from gpuconv.nn.layers import ACTIVATION_LAYERS
 from gpuconv.ops.conv.conv2d import conv2d
-from gpuconv.ops.elementwise.activation import gelu, relu, sigmoid, tanh
 from gpuconv.ops.matmul.linear import linear
 from gpuconv.ops.pool.avg_pool import avg_pool2d
 from gpuconv.ops.pool.global_pool import global_avg_pool2d, global_max_pool2d
@@ -41,11 +41,9 @@ CALLS = [  # layer, what it computes, its repr
                  id="avg-ceil"),
     pytest.param(nn.GlobalAvgPool2d(), global_avg_pool2d, "GlobalAvgPool2d()", id="global-avg"),
     pytest.param(nn.GlobalMaxPool2d(), global_max_pool2d, "GlobalMaxPool2d()", id="global-max"),
-    pytest.param(nn.ReLU(), relu, "ReLU()", id="relu"),
-    pytest.param(nn.GELU(), gelu, "GELU()", id="gelu"),
+    *(pytest.param(layer(), getattr(ops, name), f"{layer.__name__}()", id=name)
+      for layer, name in ACTIVATION_LAYERS.items()),
     pytest.param(nn.Scale(1 / 256), lambda x: x * (1 / 256), "Scale(0.00390625)", id="scale"),
-    pytest.param(nn.Sigmoid(), sigmoid, "Sigmoid()", id="sigmoid"),
-    pytest.param(nn.Tanh(), tanh, "Tanh()", id="tanh"),
     pytest.param(nn.Identity(), lambda x: x, "Identity()", id="identity"),
     pytest.param(nn.Flatten(), lambda x: x.reshape(len(x), -1), "Flatten()", id="flatten"),
 ]

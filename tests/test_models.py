@@ -9,6 +9,7 @@ import pytest
 from check import close, host
 from gpuconv import models, nn, random
 from gpuconv.autograd import no_grad
+from gpuconv.nn.layers import ACTIVATION_LAYERS
 from gpuconv.ops.loss.softmax_cross_entropy import softmax_cross_entropy
 
 NORMS = 2 * 64 + 4 * 256  # of speedrun: scales, which are fixed, and biases
@@ -126,8 +127,9 @@ def twin(torch, model):
         else:
             layers.append({
                 nn.BatchNorm2d: lambda m: torch.nn.BatchNorm2d(len(m.weight), m.eps, m.momentum),
-                nn.ReLU: lambda _: torch.nn.ReLU(), nn.Flatten: lambda _: torch.nn.Flatten(),
-                nn.GELU: lambda _: torch.nn.GELU(), nn.Scale: scaled(torch),
+                **{layer: lambda m: getattr(torch.nn, type(m).__name__)()
+                   for layer in (*ACTIVATION_LAYERS, nn.Flatten)},
+                nn.Scale: scaled(torch),
                 nn.MaxPool2d: lambda m: torch.nn.MaxPool2d(m.window.size)}[type(m)](m))
     theirs = torch.nn.Sequential(*layers).to(torch.float64)
     same = lambda a: a  # noqa: E731

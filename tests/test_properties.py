@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from check import DTYPES, close, eps, host, make
+from check import DTYPES, close, elementwise_of_torch, eps, host, make
 from gpuconv import ops
 from gpuconv.backend import accumulator, get_array_module
 from gpuconv.gradients import vjp
+from gpuconv.ops.elementwise import ACTIVATIONS
 from gpuconv.ops.window import sides
 
 WINDOWS = [  # size, stride, padding, dilation: of conv2d, im2col and col2im
@@ -289,12 +290,12 @@ def global_pool(draw, kinds=ALL):
 
 @st.composite
 def activation(draw, kinds=ALL):
-    name, dtype = draw(st.sampled_from(["relu", "gelu", "sigmoid", "tanh"])), draw(dtypes)
+    name, dtype = draw(st.sampled_from([*ACTIVATIONS])), draw(dtypes)
     shape = draw(st.lists(st.integers(0, 9), max_size=4))
     kinds = kinds if name == "relu" else KINDS
 
     def torch(torch, x):
-        return getattr(torch.nn.functional if name == "gelu" else torch, name)(x)
+        return elementwise_of_torch(name)(x)
 
     def sizes(x, gy):  # gelu: F(x) + x f(x) may cancel; the others saturate at 1
         return np.abs(x).max(initial=1), np.abs(gy).max(initial=1)

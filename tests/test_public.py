@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import gpuconv as gpc
+from gpuconv.ops.elementwise import FUNCTIONS
 
 SLOW = "cupy scipy rich matplotlib PIL zipfile safetensors threadpoolctl platformdirs ml_dtypes " \
        "torch urllib.request http.client tarfile concurrent.futures".split()
@@ -32,8 +33,7 @@ SIGNATURES = {
     "ops.avg_pool2d": "x, kernel_size, stride=None, padding=0, ceil_mode=False, "
                       "count_include_pad=True",
     "ops.linear": "x, w, b=None, *, precision='ieee', activation=None",
-    "ops.relu": "x", "ops.gelu": "x", "ops.sigmoid": "x",
-    "ops.tanh": "x",
+    **{f"ops.{name}": "x" for name in ("relu", "gelu", "sigmoid", "tanh", *FUNCTIONS)},
     "ops.softmax_cross_entropy": "logits, labels, *, label_smoothing=0.0, reduction='mean'",
     "nn.Conv2d": "in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, "
                  "groups=1, bias=True, padding_mode='zeros', precision='ieee'",
@@ -146,7 +146,7 @@ def test_every_op_is_exported():
     files = {path.stem for path in folder.glob("*/[!_]*.py") if path.parent.name != "engine"
              and not path.stem.startswith(("cpu_", "gpu_"))}
     exported = {getattr(gpc.ops, name).__module__.split(".")[-1] for name in gpc.ops.__all__}
-    assert files - {"autotune", "pool_window", "shape"} == exported - {"recompute"}
+    assert files - {"autotune", "function", "pool_window", "shape"} == exported - {"recompute"}
 
 
 def test_importing_it_imports_nothing_slow():

@@ -15,6 +15,7 @@ from check import close, host
 from gpuconv import backend, data, kernels, nn, ops, optim, train
 from gpuconv.backend import array_device, asarray, device_name
 from gpuconv.nn import init
+from gpuconv.ops.elementwise import FUNCTIONS
 from hostcuda import compiler, devices, fake_cupy
 
 pytestmark = pytest.mark.skipif(backend._cupy is not fake_cupy or not compiler(),
@@ -116,8 +117,8 @@ def test_moving():
 
 def test_a_launch_goes_to_the_arrays_device_and_refuses_two():
     x, y = (asarray(np.ones(4, "float32"), device) for device in (FIRST, SECOND))
-    relu = kernels.kernel("elementwise/activation.cu", "relu_forward", T=x.dtype,
-                          I=kernels.index(x))
+    relu = kernels.kernel("elementwise/activation.cu", "activation_forward", T=x.dtype,
+                          I=kernels.index(x), ACTIVATION="relu")
     with y.device:
         z = fake_cupy.empty_like(y)
     relu(1, y, z, 4)
@@ -129,9 +130,9 @@ def test_a_launch_goes_to_the_arrays_device_and_refuses_two():
 
 
 OPS = {
-    **{f.__name__: f for f in (ops.relu, ops.gelu, ops.sigmoid, ops.tanh, ops.exp, ops.softmax,
-                               ops.log_softmax, ops.global_avg_pool2d, ops.global_max_pool2d,
-                               ops.sum, ops.mean, ops.max)},
+    **{name: getattr(ops, name) for name in FUNCTIONS if name != "log"},
+    **{f.__name__: f for f in (ops.softmax, ops.log_softmax, ops.global_avg_pool2d,
+                               ops.global_max_pool2d, ops.sum, ops.mean, ops.max)},
     "max_pool": lambda x: ops.max_pool2d(x, 2), "avg_pool": lambda x: ops.avg_pool2d(x, 2),
     "pad": lambda x: ops.pad2d(x, 1, "reflect"),
     "dropout": lambda x: ops.dropout(x, 0.5, key=(1, 2), step=3),

@@ -25,6 +25,7 @@ from gpuconv import backend, ops, optim, undo
 from gpuconv.data.loader import epoch_order, fetch_batch, gather_batch
 from gpuconv.ops.conv import gpu_mma as engine
 from gpuconv.ops.conv.gpu_tile import Tile
+from gpuconv.ops.elementwise import FUNCTIONS
 from gpuconv.ops.engine.epilogue import Epilogue
 from gpuconv.ops.loss.softmax_cross_entropy import count_correct
 from gpuconv.ops.norm.batch_norm import SLICES, BatchNorm
@@ -64,8 +65,8 @@ def pool(function: Callable) -> Callable:
 
 
 def activation(make: Callable, o: Any) -> None:
-    for f in (ops.relu, ops.gelu, ops.sigmoid, ops.tanh):
-        both_ways(f, make(*o.shape))
+    for name in FUNCTIONS:
+        both_ways(getattr(ops, name), make(*o.shape))
 
 
 def im2col(make: Callable, o: Any) -> None:

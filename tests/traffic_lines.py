@@ -66,7 +66,7 @@ def read(file: str, text: str | None = None) -> Lines:
 
     starts = [(m[1], m.end()) for m in re.finditer(r"(\w+) (?=reads |writes )", said)]
     items: dict[str, list[Item]] = {}
-    for name, start in sorted(starts, key=lambda s: len(s[0])):  # gelu_backward after backward
+    for name, start in sorted(starts, key=lambda s: len(s[0])):  # a longer name overrides
         sentence = re.split(r"\.(?= |$)", said[start:])[0]
         for kernel in (k for k in names if k == name or k.endswith("_" + name)):
             items[kernel] = [*_items(sentence, {p for _, p in kernels.signatures(text)[kernel]})]

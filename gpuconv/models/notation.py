@@ -10,8 +10,7 @@
     GLOBALPOOL            largest value of each channel: one vector
     GLOBALAVGPOOL         mean of each channel: one vector
     FC n                  a Linear to n numbers; flattens the volume before it
-    RELU  GELU            activations
-    TANH  SIGMOID
+    RELU  GELU  TANH ...  activations: the names of their layers in ``gpuconv.nn``, in capitals
     BN                    batch normalisation, per channel
     DROPOUT0.5            zeroes each number with probability 0.5, in training
     [ ... ]*N             what is inside, N times; brackets nest
@@ -35,6 +34,7 @@ from collections.abc import Callable
 from gpuconv import nn
 from gpuconv.messages import did_you_mean
 from gpuconv.nn import Module, Sequential
+from gpuconv.nn.layers import ACTIVATION_LAYERS
 from gpuconv.ops.window import window_from
 
 Volume = tuple[int, ...]  # (H, W, C); or (n,), behind FC and global pools
@@ -64,7 +64,7 @@ SPELLING = {  # name: (what stands behind it, how to say what is wanted)
     "DROPOUT": (r"(0(?:\.[0-9]{0,9})?|\.[0-9]{1,9})", "DROPOUTp: 0 <= p < 1, as in DROPOUT0.5"),
 }
 PLAIN: dict[str, Callable[[], Module]] = {
-    "RELU": nn.ReLU, "GELU": nn.GELU, "TANH": nn.Tanh, "SIGMOID": nn.Sigmoid,
+    **{layer.__name__.upper(): layer for layer in ACTIVATION_LAYERS},
     "GLOBALPOOL": nn.GlobalMaxPool2d, "GLOBALAVGPOOL": nn.GlobalAvgPool2d}
 NAMES = ", ".join([*SPELLING, *PLAIN, "BN"])
 

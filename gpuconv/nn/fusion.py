@@ -18,7 +18,7 @@ from typing import Any
 
 from gpuconv.autograd import Tensor
 from gpuconv.backend import is_gpu
-from gpuconv.nn.layers import GELU, BatchNorm2d, Conv2d, Linear, MaxPool2d, ReLU
+from gpuconv.nn.layers import ACTIVATION_LAYERS, BatchNorm2d, Conv2d, Linear, MaxPool2d, ReLU
 from gpuconv.nn.module import Module
 from gpuconv.nn.observed import call_observed, hand_set
 from gpuconv.ops.conv import HALVES, conv2d, conv_batch_norm, conv_max_pool
@@ -27,8 +27,6 @@ from gpuconv.ops.matmul import linear
 from gpuconv.ops.norm import batch_norm
 
 __all__ = ["disabled"]
-
-ACTIVATIONS: dict[type, str] = {ReLU: "relu", GELU: "gelu"}  # names that fused ops know them by
 
 
 class Sum:
@@ -112,7 +110,7 @@ class Pattern:
 
 def activation_name(layer: Module | None) -> str | None:
     """Return the name of an activation layer in fused ops; None for no layer."""
-    return None if layer is None else ACTIVATIONS[type(layer)]
+    return None if layer is None else ACTIVATION_LAYERS[type(layer)]
 
 
 def _zero_padded(conv: Conv2d) -> bool:
@@ -170,7 +168,7 @@ _WITHOUT_BIAS = Slot((Conv2d,), lambda conv: conv.bias is None and _zero_padded(
 _LINEAR = Slot((Linear,))
 _NORM = Slot((BatchNorm2d,))
 _RELU = Slot((ReLU,))
-_ACTIVATION = Slot(tuple(ACTIVATIONS))
+_ACTIVATION = Slot(tuple(ACTIVATION_LAYERS))
 _SUM = Slot((Sum,))
 _HALVES = Slot((MaxPool2d,), lambda pool: pool.window == HALVES)  # 2x2 pixels become one
 _POOL = Slot((MaxPool2d,), lambda pool: not pool.may_be_empty)    # -inf must not meet a ReLU

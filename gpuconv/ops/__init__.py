@@ -12,21 +12,8 @@ from gpuconv.ops.conv import (
     load_table,
     tuned,
 )
-from gpuconv.ops.elementwise import (
-    add,
-    bias_relu,
-    div,
-    dropout,
-    exp,
-    gelu,
-    log,
-    mul,
-    neg,
-    relu,
-    sigmoid,
-    sub,
-    tanh,
-)
+from gpuconv.ops.elementwise import activation, add, bias_relu, div, dropout, mul, sub
+from gpuconv.ops.elementwise.activation import *  # noqa: F403  the functions of the table
 from gpuconv.ops.loss import log_softmax, softmax, softmax_cross_entropy
 from gpuconv.ops.matmul import linear, matmul
 from gpuconv.ops.norm import batch_norm
@@ -39,9 +26,9 @@ from gpuconv.recompute import recompute
 
 __all__ = [
     "add", "avg_pool2d", "batch_norm", "bias_relu", "col2im", "conv2d", "conv_batch_norm",
-    "conv_max_pool", "div", "dropout", "exp", "flatten", "gelu", "getitem",
-    "global_avg_pool2d", "global_max_pool2d", "im2col", "linear", "load_table", "log",
-    "log_softmax", "matmul", "max", "max_pool2d", "mean", "mul", "neg", "pad2d", "recompute",
-    "relu", "reshape", "sigmoid", "softmax", "softmax_cross_entropy", "sub", "sum", "tanh",
-    "transpose", "tuned",
+    "conv_max_pool", "div", "dropout", "flatten", "getitem", "global_avg_pool2d",
+    "global_max_pool2d", "im2col", "linear", "load_table", "log_softmax", "matmul", "max",
+    "max_pool2d", "mean", "mul", "pad2d", "recompute", "reshape", "softmax",
+    "softmax_cross_entropy", "sub", "sum", "transpose", "tuned",
 ]
+__all__ += activation.__all__

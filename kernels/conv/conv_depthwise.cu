@@ -22,7 +22,7 @@
 // Order    each thread's sum in the order of its loops, then a tree over the threads of a block.
 
 #include "common/common.cuh"
-#include "elementwise/activate.cuh"
+#include "elementwise/functors.cuh"
 #include "common/reduce.cuh"
 
 using T = CFG_T;                                 // stored element
@@ -32,7 +32,7 @@ constexpr int R = CFG_R, S = CFG_S;              // filter, pixels
 constexpr int SH = CFG_SH, SW = CFG_SW;          // stride
 constexpr int DH = CFG_DH, DW = CFG_DW;          // dilation
 constexpr int PT = CFG_PT, PL = CFG_PL;          // padding at the top and left
-constexpr int ACTIVATION = CFG_ACTIVATION;       // of y
+using Activation = functor::CFG_ACTIVATION;      // of y
 constexpr int BLOCK = CFG_BLOCK;                 // threads of a block of the weight gradient
 constexpr int LANES = 32;                        // of them beside each other
 
@@ -76,7 +76,7 @@ extern "C" __global__ void conv_depthwise_forward(
         }
         if (bias) sum += (A)bias[at.c];
         if (residual) sum += (A)residual[t];
-        y[t] = (T)activate<ACTIVATION>(sum);
+        y[t] = (T)Activation::value(sum);
     }
 }
 

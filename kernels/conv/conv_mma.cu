@@ -1,7 +1,7 @@
 // Convolution on tensor cores, NHWC, and its input gradient.       gpuconv/ops/conv/gpu_mma.py
 //
 //   y[n,p,q,k]  = f(bias[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] x[n,h,v,c])
-//                 h = p*SH-PT+r*DH, v = q*SW-PL+s*DW; f: nothing, ReLU or GELU
+//                 h = p*SH-PT+r*DH, v = q*SW-PL+s*DW; f: Activation
 //   POOL        y is the maximum over windows of 2 x 2 of that, marks the first place 2*r + s of it
 //   MOMENTS     mean and variance per channel, of the rows of y that a block wrote
 //   GRADIENT    gx[n,h,v,c] = sum w[k,r,s,c] gy[n,p,q,k] over all p, q, r, s that lead to h, v.
@@ -31,7 +31,7 @@
 //          both in a fixed order: the same bits from run to run. The hardware adds inside an MMA.
 // Source   Chetlur et al., cuDNN, arXiv 1410.0759; NVIDIA, CUTLASS, implicit_gemm_convolution.md.
 
-#include "elementwise/activate.cuh"
+#include "elementwise/functors.cuh"
 #include "common/common.cuh"
 #include "conv/epilogue.cuh"
 #include "conv/gemm.cuh"
@@ -47,7 +47,7 @@ constexpr int PT = CFG_PT, PL = CFG_PL;          // padding above and left of it
 constexpr int UNIT = CFG_UNIT;                   // bytes of x and w that can be copied at once
 constexpr bool WIDE = CFG_WIDE;                  // may rows of y be stored 16 bytes at a time?
 constexpr bool BIAS = CFG_BIAS, RESIDUAL = CFG_RESIDUAL, POOL = CFG_POOL, MOMENTS = CFG_MOMENTS;
-constexpr int ACTIVATION = CFG_ACTIVATION;       // NONE, RELU or GELU
+using Activation = functor::CFG_ACTIVATION;      // of y
 
 constexpr int BM = CFG_BM, BN = CFG_BN;          // tile of a block: pixels, channels k
 constexpr int WM = CFG_WM, WN = CFG_WN;          // tile of a warp
@@ -80,7 +80,7 @@ static_assert(R + S < 32, "the taps of a pixel inside x are R + S bits");
 static_assert(BM % WM == 0 && BN % WN == 0 && WM % MMA_M == 0 && WN % (2 * MMA_N) == 0, "tiles");
 static_assert(BM % PASS == 0 && PASS % 8 == 0, "the copies come out even");
 static_assert(!(POOL && (GRADIENT || RESIDUAL)), "nobody asks for these together");
-static_assert(!(MOMENTS && (GRADIENT || RESIDUAL || ACTIVATION)), "nor for these");
+static_assert(!(MOMENTS && (GRADIENT || RESIDUAL || !is_none<Activation>)), "nor for these");
 static_assert(8 * THREADS * V <= STAGES * (BM + BN) * BK * sizeof(T), "room for moments");
 
 // The taps of one axis: output position p meets rows p*step + first + i*dilation, i < taps, of x.
@@ -270,7 +270,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_mma(
     const long long first = part.row0 / WINDOW;      // row of y
     const Staged<T, BN, THREADS, WIDE> staged(shared, k0, K);
     if constexpr (RESIDUAL) staged.fetch(residual + first * K + k0, rows);
-    staged.stage<ACTIVATION, BIAS, RESIDUAL>(sum, bias + k0, m, n);
+    staged.stage<Activation, BIAS, RESIDUAL>(sum, bias + k0, m, n);
     __syncthreads();
 
     A sums[V] = {};

@@ -29,7 +29,7 @@
 // Order    each sum from its first tap to its last, channel by channel: the tile changes no bit.
 
 #include "common/common.cuh"
-#include "elementwise/activate.cuh"
+#include "elementwise/functors.cuh"
 #include "conv/simt.cuh"
 
 using T = CFG_T;                                 // stored element
@@ -40,7 +40,7 @@ constexpr int R = CFG_R, S = CFG_S;              // filter, pixels
 constexpr int SH = CFG_SH, SW = CFG_SW;          // stride
 constexpr int DH = CFG_DH, DW = CFG_DW;          // dilation
 constexpr int PT = CFG_PT, PL = CFG_PL;          // padding at the top and left
-constexpr int ACTIVATION = CFG_ACTIVATION;       // of y
+using Activation = functor::CFG_ACTIVATION;      // of y
 constexpr int BM = CFG_BM, BN = CFG_BN;          // tile of a block: pixels, filters
 constexpr int TM = CFG_TM, TN = CFG_TN;          // of a thread
 constexpr int BK = 8;                            // depth of a step
@@ -219,7 +219,7 @@ __device__ void store(const Tile& tile, const Block& block, const T* bias, const
                 A v = tile.sum[i][j + e];
                 if (bias) v += (A)on.v[e];
                 if (residual) v += (A)add.v[e];
-                out.v[e] = (T)activate<ACTIVATION>(v);
+                out.v[e] = (T)Activation::value(v);
             }
             *reinterpret_cast<Pack<T, LY>*>(y + row + k) = out;
         }

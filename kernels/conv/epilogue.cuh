@@ -4,7 +4,7 @@
 // they become rows, which leave in pieces of 16 bytes, are pooled, or summed up by columns.
 #pragma once
 
-#include "elementwise/activate.cuh"
+#include "elementwise/functors.cuh"
 #include "conv/gemm.cuh"
 
 // A tile of BN columns, rounded to T, and what the THREADS of a block do with it. A thread owns V
@@ -83,7 +83,7 @@ struct Staged {
     }
 
     // The sums of a warp, whose part begins at (m, n): f(sum + bias + what the tile holds if ADD).
-    template <int ACTIVATION, bool BIAS, bool ADD, int TM, int TN>
+    template <class Activation, bool BIAS, bool ADD, int TM, int TN>
     __device__ void stage(const float (&sum)[TM][TN][4], const T* bias, int m, int n) const {
         const int lane = threadIdx.x % WARP;
 #pragma unroll
@@ -100,7 +100,7 @@ struct Staged {
                     u += (float)before.v[0], v += (float)before.v[1];
                 }
                 Pack<T, 2> both;                     // one store
-                both.v[0] = (T)activate<ACTIVATION>(u), both.v[1] = (T)activate<ACTIVATION>(v);
+                both.v[0] = (T)Activation::value(u), both.v[1] = (T)Activation::value(v);
                 pair = both;
             }
         }

@@ -1,27 +1,24 @@
-// Activations, element by element, forward and backward.        gpuconv/ops/elementwise/activation.py
+// An elementwise function y = f(x), forward and backward.        gpuconv/ops/elementwise/function.py
 //
-//   relu     y = max(x, 0), NaN stays      gx = gy where y > 0 or NaN, else 0
-//   gelu     y = x * F(x)                  gx = gy * (F(x) + x * f(x))
-//   sigmoid  y = 1 / (1 + e^-x)            gx = gy * y * (1 - y)
-//   tanh     y = tanh(x)                   gx = gy * (1 - y*y)
+//   y = f(x)       gx = gy f'(x)
 //
-//   F and f: distribution and density of the normal law, see activate.cuh.
+//   f is the functor ACTIVATION of functors.cuh: the name of an entry of the table in activation.py.
 //
 // Launch   1-d, one thread per 64 bytes that it reads, any grid, any block, no shared memory. Arrays
 //          that do not start at a multiple of 16 bytes, and the last few elements, go one by one.
-// Traffic  forward        reads x n, writes y n.
-//          backward       reads gy n, y n, writes gx n.
-//          gelu_backward  reads gy n, x n, writes gx n.
+// Traffic  forward   reads x n, writes y n.
+//          backward  reads gy n, saved n, writes gx n.
 //          Coalesced.
 // Order    every element on its own: deterministic.
 
 #include "common/common.cuh"
-#include "elementwise/activate.cuh"
+#include "elementwise/functors.cuh"
 #include "common/pack.cuh"
 
 using T = CFG_T;                               // stored element
 using A = CFG_A;                               // arithmetic: float, or double for double
 using I = CFG_I;                               // flat index: int, or long long for huge arrays
+using Activation = functor::CFG_ACTIVATION;    // f
 constexpr int V = Pack<T>::V;                  // elements of an access
 constexpr int DEEP = 4;                        // accesses that a thread has on their way at once
 
@@ -71,70 +68,19 @@ __device__ inline void map(const T* a, const T* b, T* y, I n, F f)
     map<DEEP / 2>(a, b, y, n, f);
 }
 
-extern "C" __global__ void relu_forward(
+extern "C" __global__ void activation_forward(
     const T* __restrict__ x,             // (n)
     T* __restrict__ y,                   // (n)
     I n)
 {
-    map(x, y, n, [](A v) { return activate<RELU>(v); });
+    map(x, y, n, [](A v) { return Activation::value(v); });
 }
 
-extern "C" __global__ void relu_backward(
+extern "C" __global__ void activation_backward(
     const T* __restrict__ gy,            // (n)
-    const T* __restrict__ y,             // (n)
+    const T* __restrict__ saved,         // (n)    x or y; null where the gradient reads neither
     T* __restrict__ gx,                  // (n)
     I n)
 {
-    map(gy, y, gx, n, [](A g, A v) { return pull_back<RELU>(g, v); });
-}
-
-extern "C" __global__ void gelu_forward(
-    const T* __restrict__ x,             // (n)
-    T* __restrict__ y,                   // (n)
-    I n)
-{
-    map(x, y, n, [](A v) { return activate<GELU>(v); });
-}
-
-extern "C" __global__ void gelu_backward(
-    const T* __restrict__ gy,            // (n)
-    const T* __restrict__ x,             // (n)
-    T* __restrict__ gx,                  // (n)
-    I n)
-{
-    map(gy, x, gx, n, [](A g, A v) { return pull_back<GELU>(g, v); });
-}
-
-extern "C" __global__ void sigmoid_forward(
-    const T* __restrict__ x,             // (n)
-    T* __restrict__ y,                   // (n)
-    I n)
-{
-    map(x, y, n, [](A v) { return (A)1 / ((A)1 + (A)exp(-v)); });
-}
-
-extern "C" __global__ void sigmoid_backward(
-    const T* __restrict__ gy,            // (n)
-    const T* __restrict__ y,             // (n)
-    T* __restrict__ gx,                  // (n)
-    I n)
-{
-    map(gy, y, gx, n, [](A g, A v) { return g * v * ((A)1 - v); });
-}
-
-extern "C" __global__ void tanh_forward(
-    const T* __restrict__ x,             // (n)
-    T* __restrict__ y,                   // (n)
-    I n)
-{
-    map(x, y, n, [](A v) { return (A)tanh(v); });
-}
-
-extern "C" __global__ void tanh_backward(
-    const T* __restrict__ gy,            // (n)
-    const T* __restrict__ y,             // (n)
-    T* __restrict__ gx,                  // (n)
-    I n)
-{
-    map(gy, y, gx, n, [](A g, A v) { return g * ((A)1 - v * v); });
+    map(gy, saved, gx, n, [](A g, A v) { return Activation::gradient(g, v, v); });
 }

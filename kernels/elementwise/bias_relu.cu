@@ -20,7 +20,7 @@
 //          the same bits from run to run.
 
 #include "common/common.cuh"
-#include "elementwise/activate.cuh"
+#include "elementwise/functors.cuh"
 #include "common/reduce.cuh"
 #include "common/rows.cuh"
 
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 4) bias_relu_forward(
             for (int v = 0; v < V; ++v) {
 #pragma unroll
                 for (int i = 0; i < DEEP; ++i) {
-                    some[i].v[v] = (T)activate<RELU>((A)some[i].v[v] + bias[v]);
+                    some[i].v[v] = (T)functor::relu::value((A)some[i].v[v] + bias[v]);
                 }
             }
             put_rows<DEEP>(y + at, some, p.step, left);
@@ -81,7 +81,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, V > 4 ? 2 : 3) bias_relu_bac
                 A few = 0;
 #pragma unroll
                 for (int i = 0; i < DEEP; ++i) {
-                    const A g = pull_back<RELU>((A)gs[i].v[v], (A)ys[i].v[v]);  // 0 beyond the rows
+                    const A here = (A)ys[i].v[v];
+                    const A g = functor::relu::gradient((A)gs[i].v[v], here, here);  // 0 beyond the rows
                     gs[i].v[v] = (T)g;
                     few += g;
                 }

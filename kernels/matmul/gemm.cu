@@ -21,14 +21,14 @@
 
 #include "common/common.cuh"
 #include "conv/simt.cuh"
-#include "elementwise/activate.cuh"
+#include "elementwise/functors.cuh"
 
 using T = CFG_T;                                 // stored element
 using A = CFG_A;                                 // arithmetic: float, or double for double
 using O = CFG_O;                                 // element of out: T, or A for partial sums
 constexpr bool A_TRANSPOSED = CFG_A_TRANSPOSED;  // does a lie as (C, N)?
 constexpr bool B_TRANSPOSED = CFG_B_TRANSPOSED;  // does b lie as (K, C)?
-constexpr int ACTIVATION = CFG_ACTIVATION;       // f
+using Activation = functor::CFG_ACTIVATION;      // f
 constexpr int BM = CFG_BM, BN = CFG_BN;          // tile of a block: rows, columns
 constexpr int TM = CFG_TM, TN = CFG_TN;          // of a thread
 constexpr int BK = 8;                            // terms of a step
@@ -146,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS) gemm(
                 A v = tile.sum[i][j + e];
                 if (before) v += sum.v[e];
                 if (bias) v += (A)on.v[e];
-                y.v[e] = (O)activate<ACTIVATION>(v);
+                y.v[e] = (O)Activation::value(v);
             }
             *reinterpret_cast<Pack<O, LY>*>(out + at) = y;
         }

@@ -38,15 +38,16 @@
 // Source   Ioffe and Szegedy, ICML 2015; merging of moments: Chan, Golub, LeVeque, 1979.
 
 #include "common/common.cuh"
-#include "elementwise/activate.cuh"
+#include "elementwise/functors.cuh"
 #include "common/rows.cuh"
 
 using T = CFG_T;                       // stored element of x, y, gamma, beta and their gradients
 using A = CFG_A;                       // arithmetic and statistics: float, or double for double
 constexpr int BLOCK = CFG_BLOCK;       // threads of a block
 constexpr int V = CFG_V;               // channels of a thread: they are one access
-constexpr int ACTIVATION = CFG_ACTIVATION;
-constexpr bool HEAVY = ACTIVATION == GELU;  // wants registers of its own
+using Activation = functor::CFG_ACTIVATION;
+constexpr bool ACTIVATION = !is_none<Activation>;
+constexpr bool HEAVY = !Activation::SIMPLE;  // needs registers of its own
 constexpr int DEEP = HEAVY ? 2 : 4;    // rows that a thread reads at once, of one array,
 constexpr int PAIRS = HEAVY ? 2 : 3;   // of two,
 constexpr int WITH = 2;                // where there is a residual as well
@@ -77,6 +78,12 @@ struct AddSums {
 };
 
 __device__ inline A rounded(A v) { return (A)(T)v; }
+
+// The gradient of the activation's argument z, which is rounded, as is its result.
+__device__ inline A pull_back(A g, A z)
+{
+    return Activation::gradient(g, z, rounded(Activation::value(z)));
+}
 
 // What the channels of a thread do to x: the same bits in forward and in backward. The mean is
 // subtracted first: where all x of a channel are equal, what is left is exactly the shift.
@@ -242,8 +249,8 @@ __device__ inline void normalise_rows(const Part<V>& p, const Normalise& normali
             for (int i = 0; i < N; ++i) {
                 A z = normalise((A)some[i].v[v], v);
                 if (ADD) z = rounded(z) + (A)more[i].v[v];
-                if (ACTIVATION == GELU) z = rounded(z);  // what ReLU gives is rounded alike
-                some[i].v[v] = (T)activate<ACTIVATION>(z);
+                if (!Activation::SIMPLE) z = rounded(z);
+                some[i].v[v] = (T)Activation::value(z);
             }
         }
         put_rows<N>(y + at, some, p.step, left);
@@ -297,7 +304,7 @@ __device__ inline void pull_rows(const Part<V>& p, const Normalise& normalise, c
                 const A here = (A)xs[i].v[v];
                 A z = rounded(normalise(here, v));
                 if (ADD) z = rounded(z + (A)more[i].v[v]);
-                const T g = (T)pull_back<ACTIVATION>((A)gs[i].v[v], z);
+                const T g = (T)pull_back((A)gs[i].v[v], z);
                 gs[i].v[v] = g;
                 if (i < left) {
                     few[v].gz += (A)g;
@@ -336,9 +343,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) batch_norm_backward_sums(
         if (p.count) {
             A center[V], inv[V] = {};
             get_channels(center, mean, p.c);
-            if (ACTIVATION != NONE) get_channels(inv, inv_std, p.c);
-            const Normalise normalise(ACTIVATION != NONE ? gamma : nullptr,
-                                      ACTIVATION != NONE ? beta : nullptr, center, inv, p.c);
+            if (ACTIVATION) get_channels(inv, inv_std, p.c);
+            const Normalise normalise(ACTIVATION ? gamma : nullptr,
+                                      ACTIVATION ? beta : nullptr, center, inv, p.c);
             if (residual) pull_rows<true>(p, normalise, center, gy, x, residual, gz, all);
             else pull_rows<false>(p, normalise, center, gy, x, residual, gz, all);
         }
@@ -423,8 +430,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) batch_norm_backward(
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
                     A g = (A)gs[i].v[v];
-                    if (ACTIVATION != NONE) {
-                        g = rounded(pull_back<ACTIVATION>(g, rounded(normalise((A)xs[i].v[v], v))));
+                    if (ACTIVATION) {
+                        g = rounded(pull_back(g, rounded(normalise((A)xs[i].v[v], v))));
                     }
                     if (sum_gz) g = fma(center[v] - (A)xs[i].v[v], slope[v], g - level[v]);
                     gs[i].v[v] = (T)(g * normalise.scale[v]);

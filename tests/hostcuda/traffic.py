@@ -150,6 +150,8 @@ class Watched:
                            for kind, p in kernels.signatures(code)[kernel.name]]
         self.constants = {key: int(value) for key, value in re.findall(
             r"-DCFG_(\w+)=(-?\d+)(?: |$)", " ".join(options))}
+        for name in re.findall(r"-DCFG_ACTIVATION=([a-z]\w*)", " ".join(options)):
+            self.constants["ACTIVATION"] = int(name != "none")
 
     def __call__(self, grid, block, args, shared_mem=0, **keywords):
         library = self.kernel.library

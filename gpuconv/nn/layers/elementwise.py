@@ -1,45 +1,61 @@
 """Layers that compute each element by itself: activations, Dropout, Scale, Identity."""
 
+from typing import ClassVar
 
 from gpuconv import random
 from gpuconv.autograd import Tensor
 from gpuconv.backend import Array
 from gpuconv.checks import check_number
 from gpuconv.nn.module import Module
-from gpuconv.ops.elementwise import dropout, gelu, mul, relu, sigmoid, tanh
+from gpuconv.ops.elementwise import ACTIVATIONS, dropout, mul
 from gpuconv.recompute import replay
 
+__all__ = ["GELU", "Dropout", "Identity", "ReLU", "Scale", "SiLU", "Sigmoid", "Tanh"]
 
-class ReLU(Module):
+
+class Activation(Module):
+    """y = f(x), f the entry ``name`` of the table ``gpuconv.ops.elementwise.ACTIVATIONS``."""
+
+    name: ClassVar[str]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return ACTIVATIONS[self.name].apply(x)
+
+
+class ReLU(Activation):
     """y = max(x, 0)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
-        return relu(x)
+    name = "relu"
 
 
-class GELU(Module):
+class GELU(Activation):
     """y = x * Phi(x), Phi the normal distribution function."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
-        return gelu(x)
+    name = "gelu"
 
 
-class Sigmoid(Module):
+class Sigmoid(Activation):
     """y = 1 / (1 + exp(-x))."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
-        return sigmoid(x)
+    name = "sigmoid"
 
 
-class Tanh(Module):
+class Tanh(Activation):
     """y = tanh(x)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
-        return tanh(x)
+    name = "tanh"
+
+
+class SiLU(Activation):
+    """y = x / (1 + exp(-x))."""
+
+    name = "silu"
+
+
+# The layers that can be fused. Their subclasses are not here: they may compute something else.
+ACTIVATION_LAYERS: dict[type[Module], str] = {
+    layer: layer.name for layer in (ReLU, GELU, Sigmoid, Tanh, SiLU)}
 
 
 class Dropout(Module):
@@ -92,6 +108,7 @@ class Scale(Module):
     Raises:
         ValueError: factor is not finite.
 
+    >>> import numpy as np
     >>> Scale(0.5)(np.array([3.0, 4.0])).numpy()
     array([1.5, 2. ])
     """

@@ -17,9 +17,8 @@ its kernels (gpu_dispatch.py) gather patches on the way to the product. With G g
 filters form G parts that are convolved independently.
 
 A residual and an activation can be fused with a convolution: on the GPU both are applied while y is
-in registers, and rounded once with it; the CPU runs the ops one after the other. ReLU's gradient
-needs y alone; GELU's needs its input, so GELU is an op of its own whenever a gradient will be asked
-for.
+in registers, and rounded once with it; the CPU runs the ops one after the other. An activation
+whose gradient needs its input, such as GELU, is an op of its own if a gradient is needed.
 """
 
 import dataclasses
@@ -42,7 +41,14 @@ from gpuconv.ops.checks import (
     check_size,
 )
 from gpuconv.ops.conv import cpu_dispatch, gpu_dispatch
-from gpuconv.ops.elementwise import ReLU, activated, add, check_activation, fused_relu
+from gpuconv.ops.elementwise import (
+    Elementwise,
+    activated,
+    add,
+    check_activation,
+    fused_activation,
+    saves_result,
+)
 from gpuconv.ops.engine.column_sums import bias_gradient
 from gpuconv.ops.engine.elements import sum_to
 from gpuconv.ops.engine.epilogue import Epilogue, fits_epilogue
@@ -79,7 +85,7 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
             "replicate" (the edge) or "circular" (the opposite side).
         precision: of float32 products on a GPU: "ieee", or "tf32", which rounds their factors to
             10 bits of mantissa and takes tensor cores. Elsewhere without effect.
-        activation: "relu" or "gelu", of the result; or None.
+        activation: name of an activation, such as "relu", applied to the result; or None.
         residual: (N, P, Q, K), dtype of x, added before the activation; or None.
 
     Returns:
@@ -120,8 +126,8 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
         want = x.shape[0], *window.out_shape(*x.shape[1:3]), w.shape[0]
         if tuple(residual.shape) != want:
             raise ValueError(f"conv2d: residual has shape {tuple(residual.shape)}, wanted {want}")
-    fused = fits_epilogue(activation, x, w, b, residual)
-    if fits_epilogue(None, x):
+    fused = fits_epilogue(saves_result(activation), x, w, b, residual)
+    if fits_epilogue(True, x):
         y = Conv2d(window, groups, precision, activation if fused else None)(x, w, b, residual)
     else:
         y = Conv2d(window, groups, precision)(*(x, w) if b is None else (x, w, b))
@@ -206,10 +212,10 @@ def _window(image: tuple[int, ...], size: tuple[int, ...], stride: Pair,
 
 
 class Conv2d(Op):
-    """Saves: x if w needs a gradient, w if x does; with ReLU y, which the next op reads."""
+    """Saves: x if w needs a gradient, w if x does; y if an activation is fused."""
 
     depends_on = "window", "all", "all", "pixel"  # x, w, b, residual
-    relu: ReLU | None = None
+    activation_op: Elementwise | None = None
     biased = False
 
     def __init__(self, window: Window, groups: int, precision: str = "ieee",
@@ -277,13 +283,12 @@ class Conv2d(Op):
         taps = self.save(x, w, b)
         y = gpu_dispatch.forward(self.shape, x, taps, self.precision,
                                  Epilogue(b, residual, self.activation))
-        if self.activation:
-            self.relu = fused_relu(self.activation, y, self.needs)
+        self.activation_op = fused_activation(self.activation, y, self.needs)
         return y
 
     def backward_gpu(self, gy):
-        if self.relu:
-            gy, = self.relu.backward_gpu(gy)
+        if self.activation_op:
+            gy, = self.activation_op.backward_gpu(gy)
         needs = *self.needs, False, False
         gx = gpu_dispatch.dgrad(self.shape, gy, self.w, self.precision) if needs[0] else None
         gw = self.wgrad_gpu(gy) if needs[1] else None

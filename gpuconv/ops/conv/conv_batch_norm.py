@@ -42,7 +42,7 @@ def conv_batch_norm(x: Array, w: Array, gamma: Array | None, beta: Array | None,
             ``batch_norm``.
         stride, padding, dilation, precision: as in ``conv2d``.
         pool: keep the largest of each 2x2 pixels; what is left over at an odd edge goes.
-        activation: "relu" or "gelu", of the result; or None.
+        activation: name of an activation, such as "relu", applied to the result; or None.
         residual: shape of the result, dtype of x, added before the activation; or None.
 
     Returns:
@@ -70,7 +70,7 @@ def conv_batch_norm(x: Array, w: Array, gamma: Array | None, beta: Array | None,
     norm = normaliser("conv_batch_norm", (x.shape[0], P, Q, w.shape[0]), x, gamma, beta,
                       running_mean, running_var, num_batches_tracked, training, momentum, eps,
                       activation, residual)
-    if not fits_epilogue(None, x):
+    if not fits_epilogue(True, x):
         y = conv2d(x, w, stride=stride, padding=padding, dilation=dilation, precision=precision)
         return batch_norm(max_pool2d(y, 2) if pool else y, gamma, beta, running_mean, running_var,
                           training=training, momentum=momentum, eps=eps, activation=activation,

@@ -3,9 +3,9 @@
     y[n,p,q,k] = max over r,s < 2 of  activation(conv(x, w) + b)[n, 2p+r, 2q+s, k]
 
 On the GPU only a quarter of the convolution's result ever reaches memory, with one byte that says
-where each maximum sat. ReLU's gradient is read from y; the pool's sends what is left to the marks:
-see conv2d.py, max_pool.py. Engines that have no such epilogue run the ops one after the other. So
-does the CPU.
+where each maximum sat. Backward goes through the activation, whose gradient is computed from y,
+then through the pool's marks: see conv2d.py, max_pool.py. Engines that have no such epilogue run
+the pool as an op of its own; the CPU runs all three one after the other.
 """
 
 from typing import Any
@@ -14,9 +14,15 @@ from gpuconv.backend import Array
 from gpuconv.ops.checks import check_precision
 from gpuconv.ops.conv import gpu_dispatch
 from gpuconv.ops.conv.conv2d import Conv2d, conv2d, conv_window
-from gpuconv.ops.elementwise import GELU, ReLU, activated, check_activation, fused_relu
+from gpuconv.ops.elementwise import (
+    ACTIVATIONS,
+    activated,
+    check_activation,
+    fused_activation,
+    saves_result,
+)
 from gpuconv.ops.engine.composite import Composite
-from gpuconv.ops.engine.epilogue import fits_epilogue
+from gpuconv.ops.engine.epilogue import Epilogue, fits_epilogue
 from gpuconv.ops.pool import MaxPool2d, max_pool2d
 from gpuconv.ops.window import IntOrPair, Padding, Window
 
@@ -51,7 +57,7 @@ def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPa
         HALVES.out_shape(*window.out_shape(*x.shape[1:3]))
     except ValueError as error:
         raise ValueError(f"conv_max_pool: {error}") from None
-    if not fits_epilogue(activation, x, w, b):
+    if not fits_epilogue(saves_result(activation), x, w, b):
         y = conv2d(x, w, b, stride=stride, padding=padding, dilation=dilation, precision=precision)
         if activation == "relu":  # of fewer pixels, with the same bits
             return activated(max_pool2d(y, 2), activation)
@@ -60,25 +66,27 @@ def conv_max_pool(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPa
 
 
 class ConvMaxPool(Composite):
-    """Saves: what ``Conv2d`` and ``MaxPool2d`` save, and with ReLU y, which the next op reads."""
+    """Saves: what ``Conv2d`` and ``MaxPool2d`` save, and y if there is an activation."""
 
     depends_on = "window", "all", "all"  # x, w, b
 
     def __init__(self, conv: Conv2d, activation: str | None):
         self.conv, self.pool, self.activation = conv, MaxPool2d(HALVES), activation
-        before = [(GELU(), 0)] if activation == "gelu" else []
-        after = [(ReLU(), 0)] if activation == "relu" else []  # of fewer pixels, with the same bits
-        super().__init__((conv, 3), *before, (self.pool, 0), *after)
+        # backward begins with the activation, whose gradient is computed from the pooled y
+        last = [] if activation is None else [(ACTIVATIONS[activation](), 0)]
+        super().__init__((conv, 3), (self.pool, 0), *last)
 
     def fused_gpu(self, x: Any, w: Any, b: Any) -> Any:
         conv = self.conv
         taps = conv.save(x, w, b)
         epilogue = gpu_dispatch.fused_epilogue(conv.shape, x.dtype, conv.precision, bias=b,
                                                activation=self.activation, pool=True)
-        if epilogue is None:
-            return None
-        y = gpu_dispatch.forward(conv.shape, x, taps, conv.precision, epilogue)
-        self.pool.save(conv.shape.y_shape, epilogue.pool)
-        if relu := fused_relu(self.activation, y, self.needs):
-            self.fused_ops[-1] = relu
+        y = gpu_dispatch.forward(conv.shape, x, taps, conv.precision,
+                                 epilogue or Epilogue(b, activation=self.activation))
+        if epilogue:
+            self.pool.save(conv.shape.y_shape, epilogue.pool)
+        else:
+            y = self.pool.forward_gpu(y)
+        if op := fused_activation(self.activation, y, self.needs):
+            self.fused_ops[-1] = op
         return y

@@ -124,7 +124,7 @@ def fused_epilogue(shape: ConvShape, dtype: np.dtype, precision: str, *, bias: A
     Args:
         shape, dtype, precision: the convolution.
         bias: (K,), or None.
-        activation: "relu", "gelu" or None; before the pool.
+        activation: its name, or None; before the pool.
         pool: keep the largest of each 2x2 pixels?
         moments: are moments needed? Not with an activation.
 

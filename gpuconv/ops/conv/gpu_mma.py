@@ -32,7 +32,6 @@ DEFAULTS = {                        # (BM, BN): share of the speed of the first,
 START = 128                         # depth that a block's beginning and end take as long as
 SMS = {80: 108, 86: 84, 89: 142, 90: 132, 100: 148, 120: 170}  # of the largest device of a kind
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a block may have
-ACTIVATIONS = None, "relu", "gelu"  # in the order of activate.cuh
 
 
 def tiles(dtype: Any) -> tuple[Tile, ...]:
@@ -128,7 +127,7 @@ def forward(shape: ConvShape, x: Array, w: Array, y: Array, epilogue: Epilogue =
     rows = N * (P // edge) * (Q // edge) * edge * edge
     flags = dict(GRADIENT=0, BIAS=int(bias is not None), RESIDUAL=int(residual is not None),
                  POOL=int(pool is not None), MOMENTS=int(moments is not None),
-                 ACTIVATION=ACTIVATIONS.index(activation))
+                 ACTIVATION=activation or "none")
     stored = [a for a in (y, residual) if a is not None]
     _launch(shape, tile, shape.C, rows, flags, stored, x, w, bias, residual, y, pool, means,
             variances, N, shape.H, shape.W, P, Q, K)
@@ -150,8 +149,7 @@ def dgrad(shape: ConvShape, gy: Array, w: Array, gx: Array, *, tile: Tile | None
     if shape.classes < SH * SW:
         gx.fill(0)  # pixels that no tap meets
     rows = N * math.ceil(H / SH) * math.ceil(W / SW)  # of the largest class
-    flags = dict.fromkeys(("BIAS", "RESIDUAL", "POOL", "MOMENTS", "ACTIVATION"), 0)
-    flags |= dict(GRADIENT=1)
+    flags = dict(GRADIENT=1, BIAS=0, RESIDUAL=0, POOL=0, MOMENTS=0, ACTIVATION="none")
     _launch(shape, tile, shape.K, rows, flags, [gx], gy, rotate_filters(shape, w), None, None, gx,
             None, None, None, N, shape.P, shape.Q, H, W, C, classes=shape.classes)
 
@@ -171,7 +169,7 @@ def _architecture(a: Array) -> int:
     return int(a.device.compute_capability)
 
 
-def _launch(shape: ConvShape, tile: Tile, channels: int, rows: int, flags: dict[str, int],
+def _launch(shape: ConvShape, tile: Tile, channels: int, rows: int, flags: dict[str, Any],
             stored: list[Array], x: Array, w: Array, *arguments: Any, classes: int = 1) -> None:
     """Launch conv_mma: a block per tile of ``rows`` rows, of each class.
 

@@ -20,7 +20,6 @@ from gpuconv.ops.engine.column_sums import column_sums
 from gpuconv.ops.engine.epilogue import NO_EPILOGUE, Epilogue
 from gpuconv.ops.window import ConvShape, Pair, Window
 
-ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
 STEP = 8             # pixels of a step of the weight gradient: BK of its kernel
 FEW = 8              # channels or filters of a group, below which conv_depthwise.cu is faster
 ENOUGH = 4 * 132     # blocks that keep a large GPU busy
@@ -108,7 +107,7 @@ def wgrad(shape: ConvShape, x: Array, gy: Array, gw: Array) -> None:
     constants = dict(shape.window.macros(), I=kernels.index(x, gy, sums))
     if tile is None:
         file, function, block = "conv/conv_depthwise.cu", "conv_depthwise_wgrad", kernels.BLOCK
-        constants |= dict(ACTIVATION=0, BLOCK=block)
+        constants |= dict(ACTIVATION="none", BLOCK=block)
     else:
         file, function, block = "conv/conv_simt_wgrad.cu", "conv_simt_wgrad", tile.threads
         constants |= dict(tile._asdict(), LX=_pack(shape.C // shape.groups, x, sums),
@@ -160,7 +159,7 @@ def _gather(shape: ConvShape, x: Array, w: Array, y: Array, epilogue: Epilogue,
     kernels.kernel("conv/conv_simt.cu", "conv_simt", T=x.dtype,
                    I=_index(shape.window, (P, Q), W, C, x, w, y), **shape.window.macros(),
                    **tile._asdict(), LX=lx, LW=lw, LY=ly, TURNED=rotated,
-                   ACTIVATION=ACTIVATIONS[epilogue.activation])(
+                   ACTIVATION=epilogue.activation or "none")(
         blocks * tile.threads, x, w, bias, residual, y, N, H, W, C, P, Q, K,
         shape.groups, block=tile.threads, every=True)
 
@@ -169,7 +168,7 @@ def _depthwise(shape: ConvShape, function: str, n: int, a: Array, b: Array, c: A
                activation: str | None = None) -> None:
     """Launch conv_depthwise_<function> with n threads, a, b and c being its largest arrays."""
     kernels.kernel("conv/conv_depthwise.cu", f"conv_depthwise_{function}", T=a.dtype,
-                   I=kernels.index(a, b, c), ACTIVATION=ACTIVATIONS[activation],
+                   I=kernels.index(a, b, c), ACTIVATION=activation or "none",
                    BLOCK=kernels.BLOCK, **shape.window.macros())(
         n, *arrays, *shape.x_shape, shape.P, shape.Q, shape.K, shape.groups)
 

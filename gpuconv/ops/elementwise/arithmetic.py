@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from gpuconv.autograd import Op, Tensor
-from gpuconv.backend import Array, cupy
+from gpuconv.backend import Array
 from gpuconv.checks import no_array, short
 from gpuconv.ops.checks import check_arrays, is_real, weak
+from gpuconv.ops.elementwise.activation import neg
 from gpuconv.ops.engine.elements import calculate, sum_to, wide
 
 OPERAND = "an array, a Tensor or a real number"
@@ -61,36 +62,6 @@ def div(a: Array, b: Array) -> Array:
     array([0.25, 0.  ])
     """
     return Div()(*_operands("div", a, b))
-
-
-def neg(x: Array) -> Array:
-    """Opposite: ``y = -x``.
-
-    >>> neg(np.array([1.0, -2.0]))
-    array([-1.,  2.])
-    """
-    check_arrays("neg", x=x)
-    return Neg()(x)
-
-
-def exp(x: Array) -> Array:
-    """Exponential: ``y = e^x``.
-
-    >>> exp(np.array([0.0, -np.inf]))
-    array([1., 0.])
-    """
-    check_arrays("exp", x=x)
-    return Exp()(x)
-
-
-def log(x: Array) -> Array:
-    """Natural logarithm: ``y = ln(x)``.
-
-    >>> log(np.array([1.0, 0.0]))
-    array([  0., -inf])
-    """
-    check_arrays("log", x=x)
-    return Log()(x)
 
 
 # -- operands ----------------------------------------------------------------------------
@@ -197,60 +168,6 @@ class Div(Op):
         return ga, gb
 
     forward_gpu, backward_gpu = forward_cpu, backward_cpu
-
-
-class Neg(Op):
-    """Saves: nothing."""
-
-    depends_on, multiply_adds = "pixel", 0
-
-    def forward_cpu(self, x):
-        return calculate(operator.neg, x)
-
-    def backward_cpu(self, gy):
-        return (calculate(operator.neg, gy),)
-
-    forward_gpu, backward_gpu = forward_cpu, backward_cpu
-
-
-class Exp(Op):
-    """Saves: y, which is its own derivative."""
-
-    depends_on, multiply_adds = "pixel", 0
-
-    def forward_cpu(self, x):
-        y = calculate(np.exp, x)
-        self.y = y if self.needs[0] else None
-        return y
-
-    def backward_cpu(self, gy):
-        return (calculate(operator.mul, gy, self.y),)
-
-    def forward_gpu(self, x):
-        y = calculate(cupy().exp, x)
-        self.y = y if self.needs[0] else None
-        return y
-
-    backward_gpu = backward_cpu
-
-
-class Log(Op):
-    """Saves: x."""
-
-    depends_on, multiply_adds = "pixel", 0
-
-    def forward_cpu(self, x):
-        self.x = x if self.needs[0] else None
-        return calculate(np.log, x)
-
-    def backward_cpu(self, gy):
-        return (calculate(operator.truediv, gy, self.x),)
-
-    def forward_gpu(self, x):
-        self.x = x if self.needs[0] else None
-        return calculate(cupy().log, x)
-
-    backward_gpu = backward_cpu
 
 
 for _name, _f in dict(add=add, sub=sub, mul=mul, truediv=div).items():

@@ -2,8 +2,8 @@
 
     y = activation(z + bias + residual)       or the largest of each 2x2 pixels of it
 
-ReLU's gradient is read from y. GELU's needs its input, which is never stored: GELU is fused only
-where no gradient will be asked for.
+The input of the activation is never stored. So an activation is fused if its gradient is computed
+from y, as ReLU's is, or if no gradient is needed.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class Epilogue:
 
     bias: Array | None = None                      # (K,)
     residual: Array | None = None                  # like y
-    activation: str | None = None                  # "relu", "gelu" or None
+    activation: str | None = None                  # its name, or None
     pool: Array | None = None                      # uint8, like the pooled y (N, P//2, Q//2, K):
     #                                                2*r + s of the first NaN, or first maximum
     moments: tuple[Array, Array] | None = None     # means and variances, (slices, K) each, of y
@@ -32,11 +32,16 @@ class Epilogue:
 NO_EPILOGUE = Epilogue()
 
 
-def fits_epilogue(activation: str | None, x: Array, *others: Array | None) -> bool:
-    """Return True if x is on a GPU and the activation, or None, can be fused with the op."""
+def fits_epilogue(saves_result: bool, x: Array, *others: Array | None) -> bool:
+    """Return True if x is on a GPU and an activation can be fused with the op of these operands.
+
+    Args:
+        saves_result: whether the gradient of the activation is computed from its result alone.
+        x, others: the operands.
+    """
     if not is_gpu(x.data if isinstance(x, Tensor) else x):
         return False
-    return activation != "gelu" or not wants_gradient(x, *others)
+    return saves_result or not wants_gradient(x, *others)
 
 
 def wants_gradient(*operands: Array | None) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 from gpuconv import kernels, memory, threads
 from gpuconv.backend import Array, accumulator, cupy, is_gpu
 from gpuconv.ops.conv import conv_dgrad_gpu, conv_forward_gpu, conv_wgrad_gpu
-from gpuconv.ops.elementwise import ACTIVATIONS, activated
+from gpuconv.ops.elementwise import activated
 from gpuconv.ops.engine.column_sums import column_sums
 from gpuconv.ops.engine.elements import wide
 from gpuconv.ops.engine.epilogue import Epilogue
@@ -68,7 +68,7 @@ def gemm(a: Array, b: Array, bias: Array | None = None, *, activation: str | Non
         b: array (..., C, K), or a vector (C,), of the dtype and device of a. Leading axes
             broadcast.
         bias: (K,), or None.
-        activation: "relu", "gelu" or None.
+        activation: name of an activation, such as "relu", or None.
         precision: of float32 products of two matrices on a GPU: "ieee", or "tf32", which rounds
             their factors to 10 bits of mantissa and takes tensor cores.
 
@@ -218,7 +218,7 @@ def _launch(tile: Tile, left: Operand, right: Operand, bias: Array | None, activ
     gemm = kernels.kernel(
         "matmul/gemm.cu", "gemm", T=a.dtype, O=out.dtype, A_TRANSPOSED=left.transposed,
         B_TRANSPOSED=right.transposed, LA=_pack(a.shape[2], a), LB=_pack(b.shape[2], b),
-        LY=_pack(K, out, bias), ACTIVATION=ACTIVATIONS.index(activation), **tile._asdict())
+        LY=_pack(K, out, bias), ACTIVATION=activation or "none", **tile._asdict())
     gemm(blocks * tile.threads, a, b, bias, before, out, math.prod(splits), Z, N, C, K,
          0 if len(a) == 1 else N * C, 0 if len(b) == 1 else C * K, first, depth,
          block=tile.threads, every=True)

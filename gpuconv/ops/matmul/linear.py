@@ -15,7 +15,13 @@ from typing import Any
 from gpuconv.autograd import Op
 from gpuconv.backend import Array
 from gpuconv.ops.checks import check_arrays, check_precision
-from gpuconv.ops.elementwise import ReLU, activated, check_activation, fused_relu
+from gpuconv.ops.elementwise import (
+    Elementwise,
+    activated,
+    check_activation,
+    fused_activation,
+    saves_result,
+)
 from gpuconv.ops.engine.column_sums import bias_gradient
 from gpuconv.ops.engine.elements import sum_to
 from gpuconv.ops.engine.epilogue import fits_epilogue
@@ -32,7 +38,7 @@ def linear(x: Array, w: Array, b: Array | None = None, *, precision: str = "ieee
         b: Tensor or array (K,), or None.
         precision: of float32 products on a GPU: "ieee", or "tf32", which rounds their factors to
             10 bits of mantissa and takes tensor cores. Elsewhere without effect.
-        activation: "relu" or "gelu", of the result; or None.
+        activation: name of an activation, such as "relu", applied to the result; or None.
 
     Returns:
         (..., K), dtype of x.
@@ -51,17 +57,17 @@ def linear(x: Array, w: Array, b: Array | None = None, *, precision: str = "ieee
         raise ValueError(f"linear: b has shape {b.shape}, w {w.shape}, wanted (K,) and (K, C)")
     check_precision("linear", precision)
     check_activation("linear", activation)
-    if fits_epilogue(activation, x, w, b):
+    if fits_epilogue(saves_result(activation), x, w, b):
         return Linear(precision, activation)(x, w, b)
     return activated(Linear(precision)(x, w, b), activation)
 
 
 class Linear(Op):
-    """Saves: x if w needs a gradient, w if x does; both shapes; with ReLU y."""
+    """Saves: x if w needs a gradient, w if x does; both shapes; y if an activation is fused."""
 
     rows: Any
     w: Any
-    relu: ReLU | None = None
+    activation_op: Elementwise | None = None
 
     def __init__(self, precision: str = "ieee", activation: str | None = None):
         self.precision, self.activation = precision, activation
@@ -101,11 +107,11 @@ class Linear(Op):
 
     def forward_gpu(self, x, w, b):
         y = self.forward_cpu(x, w, b)
-        self.relu = fused_relu(self.activation, y, self.needs)
+        self.activation_op = fused_activation(self.activation, y, self.needs)
         return y
 
     def backward_gpu(self, gy):
-        if self.relu:
-            gy, = self.relu.backward_gpu(gy)
+        if self.activation_op:
+            gy, = self.activation_op.backward_gpu(gy)
         gx, gw, gy = self.products(gy)
         return gx, gw, bias_gradient(gy) if self.needs[2] else None

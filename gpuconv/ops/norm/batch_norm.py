@@ -14,14 +14,14 @@ in the cache, and chunks merge by Chan's formula. The GPU subtracts a mean first
 a channel's mean is more than 4 standard deviations from 0, else E[x^2] - E[x]^2 loses at most four
 bits. Normalising follows the same rule. Backward keeps x and computes xhat again.
 
-ReLU or GELU may follow in the same op, and a residual may be added in between, which saves passes
-over memory in either direction:
+An activation may be fused, and a residual may be added before it, which saves passes over memory in
+either direction:
 
     y = act(gamma xhat + beta + residual)
 
 and gy act' takes the place of gy above, and is the residual's gradient, too. It rounds where the
 ops one after another would, and so gives their bits. On the GPU backward computes gamma xhat + beta
-again; on the CPU ReLU keeps a bit for each element, GELU and residual are ops of their own.
+again; the CPU fuses ReLU alone, which keeps a bit for each element.
 
 Source: Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing
 internal covariate shift", ICML 2015; Chan, Golub, LeVeque, "Updating formulae and a pairwise
@@ -38,7 +38,7 @@ from gpuconv.autograd import Op, Tensor
 from gpuconv.backend import Array, accumulator, cupy, is_gpu
 from gpuconv.checks import check_number
 from gpuconv.ops.checks import channels_last, check_arrays
-from gpuconv.ops.elementwise import ACTIVATIONS, activated, add, check_activation
+from gpuconv.ops.elementwise import activated, add, check_activation
 from gpuconv.ops.engine import row_partition
 from gpuconv.ops.norm import cpu_batch
 from gpuconv.recompute import is_recomputing
@@ -64,7 +64,7 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
         training: normalise with the statistics of this batch, or with the running ones?
         momentum: weight of this batch in the running statistics.
         eps: added to the variance before the root.
-        activation: "relu" or "gelu" of it, the same bits as of the two ops. None: none.
+        activation: name of an activation, such as "relu", with the bits of two ops; or None.
         residual: shape and dtype of x, added before the activation. None: nothing.
         num_batches_tracked: (), int64. Training adds 1 in place. None: nobody counts.
 
@@ -95,7 +95,7 @@ def batch_norm(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
                     num_batches_tracked, training, momentum, eps, activation, residual)
     if is_gpu(x.data if isinstance(x, Tensor) else x):
         return op(*[x, gamma, beta, residual][:3 + (residual is not None)])
-    if residual is None and activation != "gelu":
+    if residual is None and activation in (None, "relu"):
         return op(x, gamma, beta)
     op.activation = None
     y = op(x, gamma, beta)
@@ -317,4 +317,4 @@ class BatchNorm(Op):
         """The CUDA function, compiled for arrays like x."""
         name = self.activation if activation == "its own" else activation
         return kernels.kernel("norm/batch_norm.cu", function, T=x.dtype, BLOCK=kernels.BLOCK, V=V,
-                              ACTIVATION=ACTIVATIONS.index(name))
+                              ACTIVATION=name or "none")
