@@ -6,6 +6,7 @@ what ``import gpuconv`` imports and nothing else, and prints those whose results
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import os
@@ -163,7 +164,8 @@ OPS = {  # name in gpuconv.ops: the function on arrays of a dtype
     "transpose": lambda T: gradient(gpc.ops.transpose, image(T)),
 }
 LAYERS = {  # name in gpuconv.nn: makes one that takes images of 8x8x4
-    **{layer.__name__: layer for layer in gpc.nn.layers.ACTIVATION_LAYERS},
+    **{layer.__name__: functools.partial(lambda name: getattr(gpc.nn, name)(), layer.__name__)
+       for layer in gpc.nn.layers.ACTIVATION_LAYERS},
     "AvgPool2d": lambda: gpc.nn.AvgPool2d(2),
     "BatchNorm2d": lambda: gpc.nn.BatchNorm2d(4), "Conv2d": lambda: gpc.nn.Conv2d(4, 6, 3),
     "Dropout": lambda: gpc.nn.Dropout(0.5), "Flatten": lambda: gpc.nn.Flatten(),

@@ -22,7 +22,7 @@ FILES = {"cifar10", "cifar10_path", "cifar10_places", "folder", "npz", "read_ima
          "load", "load_table", "checkpoints", "newest", "read_metrics", "weights", "TensorBoard"}
 HERE = [name for name in fresh_calls.CALLS if re.fullmatch(
     r"gpuconv\.((ops|nn|optim|data|train|models)\.)?\w+( float32)?", name)
-    and name.split(" ")[0].split(".")[-1] not in FILES | {"init", "Module", "Source"}]
+    and name.split(" ")[0].split(".")[-1] not in FILES | {"fusion", "init", "Module", "Source"}]
 
 
 OPTIONAL_ARRAY = inspect.signature(gpc.ops.conv2d).parameters["b"].annotation

@@ -113,7 +113,7 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: IntOrPair = 1,
     """
     window = conv_window("conv2d", x, w, b, stride, padding, dilation, groups)
     check_precision("conv2d", precision)
-    if padding_mode != "zeros":
+    if not isinstance(padding_mode, str) or padding_mode != "zeros":
         check_choice("conv2d", "padding_mode", padding_mode, MODES)
         if any(map(any, window.pad)):
             x = pad2d(x, window.pad, padding_mode)
