@@ -265,7 +265,7 @@ def test_moments(cp, rng, case, pool):
     p = Geometry(images, (K, 3, 3)).sizes
     x, w = data(rng, p, T)
     bias = (numbers(rng, K, T).astype(float) + 50).astype(x.dtype)
-    height = tc.moment_rows(p, SMALL, pool)
+    height = tc.moment_rows(SMALL, pool)
     shape = (p.N, p.P // 2, p.Q // 2, K) if pool else (p.N, p.P, p.Q, K)
     slices = math.ceil(math.prod(shape[:3]) / height)
     marks = cp.empty(shape, np.uint8) if pool else None

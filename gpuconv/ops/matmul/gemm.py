@@ -177,17 +177,12 @@ def _as_convolution(left: Operand, right: Operand, bias: Array | None, activatio
     """
     a, b = left.stored[0], right.stored[0]
     if right.transposed:
-        return conv_forward_gpu(_pixels(len(a), a.shape[1], len(b)), a, b, precision,
-                                Epilogue(bias, activation=activation))
-    shape = _pixels(len(a), b.shape[1], a.shape[1])
+        shape = ConvShape(len(a), 1, 1, a.shape[1], len(b), Window((1, 1)))
+        return conv_forward_gpu(shape, a, b, precision, Epilogue(bias, activation=activation))
+    shape = ConvShape(len(a), 1, 1, b.shape[1], a.shape[1], Window((1, 1)))
     if left.transposed:
         return conv_wgrad_gpu(shape, b, a, precision)
     return conv_dgrad_gpu(shape, a, b, precision)
-
-
-def _pixels(N: int, C: int, K: int) -> ConvShape:
-    """Return the sizes of a convolution of N images of one pixel and C channels, K filters."""
-    return ConvShape(N, 1, 1, C, K, Window((1, 1)))
 
 
 def _products(left: Operand, right: Operand, bias: Array | None, activation: str | None,
