@@ -93,7 +93,6 @@ CHAINS = {  # modules on images (2, 6, 6, 8): what runs together on a GPU, and o
                            "0+1 2", "0 1 2"),
     "wide pool before a norm": (lambda: [conv(), nn.MaxPool2d(3, 2), norm()], "0 1 2", "0 1 2"),
     "pool with a stride": (lambda: [conv(), nn.MaxPool2d(2, 1)], "0 1", "0 1"),
-    "other activation": (lambda: [conv(), nn.Tanh()], "0 1", "0 1"),
     "own ReLU": (lambda: [norm(), Bent()], "0 1", "0 1"),
     "own norm": (lambda: [conv(), own(norm()), nn.ReLU()], "0 1 2", "0 1 2"),
     "own conv": (lambda: [own(conv()), nn.ReLU()], "0 1", "0 1"),
