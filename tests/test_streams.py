@@ -43,9 +43,9 @@ def fresh():
     """What gpuconv keeps on the GPU belongs to no other test's stream; nothing is left behind."""
     words = dict(backend._words)
     backend._words.clear()
-    augment._table.cache_clear()
+    augment._pixel_table.cache_clear()
     yield
-    augment._table.cache_clear()
+    augment._pixel_table.cache_clear()
     backend._words.clear()
     backend._words.update(words)
     for lane in work._capturing:  # a capture that an error has left
