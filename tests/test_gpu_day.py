@@ -327,7 +327,7 @@ def test_the_cases_launch_every_kernel(cp, monkeypatch):
         for case in gpu_cases.cases(gpu_cases.TINY, dtype):
             assert case.run()
     assert launched == {name for path in (ROOT / "kernels").rglob("*.cu")
-                        for name in kernels.signatures(kernels.source(path.name))}
+                        for name in kernels.signatures(kernels.source(path))}
 
 
 def names_of_cupy(path):
