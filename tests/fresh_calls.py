@@ -295,7 +295,8 @@ EXEMPT = {  # by reason
                 "gpuconv.reference", "gpuconv.train"],
     "base classes, and what other calls take or return": [
         "gpuconv.ops.tuned", "gpuconv.nn.Activation", "gpuconv.nn.Summary",
-        "gpuconv.optim.Constant", "gpuconv.optim.Cosine", "gpuconv.optim.Linear", "gpuconv.optim.OneCycle",
+        "gpuconv.optim.Constant", "gpuconv.optim.Cosine", "gpuconv.optim.Linear",
+        "gpuconv.optim.OneCycle",
         "gpuconv.optim.StepDecay", "gpuconv.optim.Flat", "gpuconv.optim.Optimizer",
         "gpuconv.train.VIEWS", "gpuconv.train.Callback", "gpuconv.train.Epoch",
         "gpuconv.train.History", "gpuconv.train.Metrics", "gpuconv.train.Predictions",
