@@ -294,8 +294,9 @@ EXEMPT = {  # by reason
     "modules": ["gpuconv.data", "gpuconv.models", "gpuconv.nn", "gpuconv.ops", "gpuconv.optim",
                 "gpuconv.reference", "gpuconv.train"],
     "base classes, and what other calls take or return": [
-        "gpuconv.ops.tuned", "gpuconv.nn.Summary", "gpuconv.optim.Constant",
-        "gpuconv.optim.Cosine", "gpuconv.optim.Linear", "gpuconv.optim.OneCycle",
+        "gpuconv.ops.tuned", "gpuconv.nn.Activation", "gpuconv.nn.Summary",
+        "gpuconv.optim.Constant", "gpuconv.optim.Cosine", "gpuconv.optim.Linear",
+        "gpuconv.optim.OneCycle",
         "gpuconv.optim.StepDecay", "gpuconv.optim.Flat", "gpuconv.optim.Optimizer",
         "gpuconv.train.VIEWS", "gpuconv.train.Callback", "gpuconv.train.Epoch",
         "gpuconv.train.History", "gpuconv.train.Metrics", "gpuconv.train.Predictions",

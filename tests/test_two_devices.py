@@ -294,7 +294,7 @@ def test_a_scaled_run_there_launch_by_launch():
 
     class Watch(train.Callback):
         def on_step(self, run):
-            seen.extend(device_name(a) for row in run.tally.waiting.rows for a in row)
+            seen.extend(device_name(a) for row in run.tally.pending.rows for a in row)
 
     histories = [fit(device, dtype="float16", eager=True, loss_scale=64.0, callbacks=[Watch()])[1]
                  for device in (FIRST, SECOND)]

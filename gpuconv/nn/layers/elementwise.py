@@ -10,11 +10,11 @@ from gpuconv.nn.module import Module
 from gpuconv.ops.elementwise import ACTIVATIONS, dropout, mul
 from gpuconv.recompute import replay
 
-__all__ = ["GELU", "Dropout", "Identity", "ReLU", "Scale", "SiLU", "Sigmoid", "Tanh"]
+__all__ = ["GELU", "Activation", "Dropout", "Identity", "ReLU", "Scale", "SiLU", "Sigmoid", "Tanh"]
 
 
 class Activation(Module):
-    """y = f(x), f the entry ``name`` of the table ``gpuconv.ops.elementwise.ACTIVATIONS``."""
+    """The base class of activation layers: y = f(x), where f is ``gpuconv.ops.<name>``."""
 
     name: ClassVar[str]
 
