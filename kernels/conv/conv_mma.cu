@@ -20,7 +20,7 @@
 // Launch   1-d, a block of THREADS per BM x BN tile of Y, every one; tiles of the same pixels are
 //          neighbours, then those of the classes. Dynamic shared memory: STAGES tiles of BM x BK
 //          and BN x BK, or one of BM x BN where that is more.
-// Traffic  forward  reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C*(K+BN-1)/BN), w
+// Traffic  conv_mma reads x <= N*H*W*C (overlaps hit L1/L2: asks <= N*P*Q*R*S*C*(K+BN-1)/BN), w
 //                   K*R*S*C (asks <= K*R*S*C*(N*P*Q+BM-1)/BM), bias K if bias (asks <=
 //                   K*(N*P*Q+BM-1)/WM), residual N*P*Q*K if residual, writes y N*P*Q*K if not
 //                   marks, y/marks <= N*P*Q*K/4 if marks, means/vars <= K*(N*P*Q+BM-1)/BM if means.

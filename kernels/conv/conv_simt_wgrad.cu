@@ -10,7 +10,7 @@
 // Launch   1-d, a block of THREADS for each tile of BM filters and BN taps of a group, and each run
 //          of the pixels; runs of the same tile are neighbours. One grid covers all.
 //          Shared memory: 2 BK (BM + BN) numbers of A, two steps of BK pixels.
-// Traffic  weight  reads x <= N*H*W*C (asks <= N*P*Q*R*S*C*-(-K//BM), overlaps hit L1/L2, sectors
+// Traffic  wgrad  reads x <= N*H*W*C (asks <= N*P*Q*R*S*C*-(-K//BM), overlaps hit L1/L2, sectors
 //          <= 8), gy N*P*Q*K (asks <= N*P*Q*K*-(-R*S*C//BN)*groups, from L2, sectors <= 4), writes
 //          sums splits*K*R*S*C/groups (sectors <= 8): 1 each where channels fill sectors.
 //          Coalesced. No bank conflicts.

@@ -8,8 +8,8 @@
 //
 // Dtypes   float32, float64: what losses are
 // Launch   one thread, no shared memory.
-// Traffic  tick  reads clock <= 3, loss 1, right 1, scale 1 if scale, factors G, control 1, writes
-//                record 4 (asks 4; sectors <= 4), control G, clock 2 (asks 2; sectors <= 2).
+// Traffic  advance  reads clock <= 3, loss 1, right 1, scale 1 if scale, factors G, control 1, writes
+//                   record 4 (asks 4; sectors <= 4), control G, clock 2 (asks 2; sectors <= 2).
 //          halt  reads loss 1, control 1 if dynamic, writes control G.
 //          Coalesced: one thread.
 // Order    one thread; no atomics.
