@@ -77,7 +77,7 @@ CASES = {
     "common/accumulate.cu": ("accumulate", ["", "T=__half", "T=double"]),
     "elementwise/activation.cu": ("activation", [
         "", "T=__half ACTIVATION=relu", "I=long long ACTIVATION=relu"]),
-    "optim/adam.cu": ("adam master control", ["", "T=__half MASTER=1", "I=long long"]),
+    "optim/adam.cu": ("adam master optimizer", ["", "T=__half MASTER=1", "I=long long"]),
     "data/augment.cu": ("augment", [
         "C=3", "T=__half C=3", "I=long long C=3", "C=1", "T=__half C=1"]),
     "pool/avg_pool.cu": ("avg_pool", [
@@ -127,7 +127,7 @@ CASES = {
     "elementwise/dropout.cu": ("dropout", ["", "T=__half", "T=double"]),
     "optim/ema.cu": ("ema master", ["", "T=__half MASTER=1", "T=double"]),
     "pool/global_pool.cu": ("global_pool", ["SAVE=1", "T=__half SAVE=1", "T=double SAVE=1"]),
-    "conv/im2col.cu": ("im2col conv", ["R=2 S=3 SH=3", "DH=2 SW=1", "R=3 S=2"]),
+    "conv/im2col.cu": ("im2col conv2d", ["R=2 S=3 SH=3", "DH=2 SW=1", "R=3 S=2"]),
     "optim/loss_scale.cu": ("loss_scale", ["", "T=__half", "T=double"]),
     "pool/max_pool.cu": ("max_pool", ["SAVE=1 R=2 S=3", "T=__half SAVE=1 DH=2",
                                  "SAVE=1 R=3 S=2 SH=1"]),
@@ -138,7 +138,7 @@ CASES = {
     "optim/muon.cu": ("muon", ["NESTEROV=1 MASTER=0", "T=__half NESTEROV=1 MASTER=1",
                          "T=double NESTEROV=0 MASTER=0"]),
     "optim/newton_schulz.cu": ("muon", ["", "T=__half", "T=double"]),
-    "optim/optim.cuh": ("master loss_scale sgd control", [
+    "optim/optim.cuh": ("master loss_scale sgd optimizer", [
         "optim/sgd.cu MOMENTUM=0 MASTER=0", "optim/sgd.cu T=__half MOMENTUM=0 MASTER=1",
         "optim/loss_scale.cu"]),
     "shape/pad.cu": ("pad", ["MODE=0", "MODE=1", "MODE=2 T=__half", "MODE=3"]),
@@ -157,7 +157,7 @@ CASES = {
         "optim/clip.cu", "loss/softmax_cross_entropy.cu WARPS=1",
         "loss/softmax_cross_entropy.cu WARPS=8"]),
     "data/shuffle.cu": ("loader", [""]),
-    "optim/sgd.cu": ("sgd master control", ["MOMENTUM=0 MASTER=0", "T=__half NESTEROV=1 MASTER=0",
+    "optim/sgd.cu": ("sgd master optimizer", ["MOMENTUM=0 MASTER=0", "T=__half NESTEROV=1 MASTER=0",
                                       "T=__half MOMENTUM=1 NESTEROV=0 MASTER=1"]),
     "loss/softmax_cross_entropy.cu": ("softmax_cross_entropy", ["WARPS=1", "WARPS=8",
                                                            "T=__half WARPS=1"]),

@@ -36,6 +36,13 @@ def test_json_has_rows_totals_and_bytes():
         "parameters", "gradients", "optimizer", "data", "activations", "workspace"))
 
 
+def test_the_plan_of_a_gpu_needs_none():
+    done = gpuconv("summary", "--model", "cifar_convnet", "--device", "cuda")
+    kinds = [re.split(" {2,}", line)[1] for line in done.stdout.splitlines()[1:4]]
+    assert done.returncode == 0 and kinds == ["Conv2d", "+ BatchNorm2d", "+ ReLU"]
+    assert "+ runs together with the layer above it (cuda)" in done.stdout
+
+
 def test_in_a_narrow_terminal_no_column_is_cut_off():
     seen, status = in_a_terminal("summary", "--model", "simple_convnet", "--device", "cpu",
                                  width=80)

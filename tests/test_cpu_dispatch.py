@@ -320,7 +320,7 @@ def check_with_pytorch(case, dtype, rng):
         threads.set_count(None)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(*results, strict=True))
     (P, Q), per = want.shape[2:], R * S * C // groups
-    fast = dtype == "float32" and (R, S) == (3, 3) and min(C, K) // groups >= cpu_winograd.CHANNELS
+    fast = dtype == "float32" and (R, S) == (3, 3) and min(C, K) // groups >= cpu_dispatch.CHANNELS
     for got, to, terms in zip(results[0], wanted, (per, R * S * K // groups, N * P * Q),
                               strict=True):
         close(got, to, 100 * terms if fast else terms)  # ten times the error: winograd.py

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ampere
 
-from check import around, close, elementwise_by_torch
+from check import around, close, elementwise_by_reference
 from gpuconv import backend, reference
 from gpuconv.ops.conv import gpu_mma as tc
 from gpuconv.ops.conv.gpu_tile import Tile
@@ -221,7 +221,7 @@ def test_epilogues(cp, rng, how, K, T):
         given["residual"] = numbers(rng, y.shape, T)
         y += given["residual"].astype(float)
     given["activation"] = next((a for a in ACTIVATIONS if a in how.split()), None)
-    want = elementwise_by_torch(given["activation"], y).astype(x.dtype)
+    want = elementwise_by_reference(given["activation"], y).astype(x.dtype)
     close(forward(cp, p, x, w, T, **given), want, terms=p.depth + 2)
 
 

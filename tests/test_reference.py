@@ -11,7 +11,7 @@ import operator
 import numpy as np
 import pytest
 
-from check import close, host
+from check import close, elementwise_of_torch, host
 from gpuconv import ops, random, reference
 
 NO_OPS = {"load_table", "recompute", "tuned"}  # what gpuconv.ops exports besides ops
@@ -49,7 +49,14 @@ MEANS = {  # id: (H, W), options
 
 MODES = dict(zeros="constant", reflect="reflect", replicate="edge", circular="wrap")  # NumPy's
 ACTIVATIONS = {None: lambda v: v, "relu": lambda v: max(v, 0.0),
-               "gelu": lambda v: v * math.erfc(-v / math.sqrt(2)) / 2}
+               "gelu": lambda v: v * math.erfc(-v / math.sqrt(2)) / 2,
+               "sigmoid": lambda v: 1 / (1 + math.exp(-v))}
+
+
+def of_torch(name):
+    """PyTorch's activation of this name, of a number; the test is skipped without PyTorch."""
+    return lambda v: float(elementwise_of_torch(name)(pytest.importorskip("torch").tensor(
+        v, dtype=pytest.importorskip("torch").float64)))
 
 
 # -- the loops -----------------------------------------------------------------------------
@@ -285,10 +292,10 @@ def elementwise_calls():
         for name, f in dict(add=operator.add, sub=operator.sub, mul=operator.mul,
                             div=operator.truediv).items():
             yield name, (normal(*a), np.asarray(normal(*b) + 3)), {}, each(f)
-    for name in ("relu", "gelu"):
-        yield name, (2 * normal(5, 7),), {}, each(ACTIVATIONS[name])
-    for name, f in dict(neg=operator.neg, exp=math.exp, tanh=math.tanh,
-                        sigmoid=lambda v: 1 / (1 + math.exp(-v))).items():
+    for name in ops.elementwise.ACTIVATIONS:
+        scalar = ACTIVATIONS.get(name) or getattr(math, name, None) or of_torch(name)
+        yield name, (2 * normal(5, 7),), {}, each(scalar)
+    for name, f in dict(neg=operator.neg, exp=math.exp).items():
         yield name, (2 * normal(5, 7),), {}, each(f)
     yield "log", (np.exp(normal(5, 7)),), {}, each(math.log)
     yield "dropout", (normal(3, 7), 0.3), dict(key=(5, 6), step=9), dropout

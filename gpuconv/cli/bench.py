@@ -60,11 +60,11 @@ class Layer:
     bytes: float    # read and written
 
     def share(self, peaks: Peaks) -> float:
-        """Of the peak that bounds it, 0..1; 0 of a layer that has nothing to do."""
+        """Return the share of the limiting peak, 0..1; 0 for a layer without work."""
         return max(self.flops / peaks.flops, self.bytes / peaks.bytes) / self.seconds
 
     def rate(self, peaks: Peaks) -> str:
-        """What bounds it, per second."""
+        """Return the limiting rate as text."""
         if self.flops / peaks.flops > self.bytes / peaks.bytes:
             return f"{self.flops / self.seconds / 1e9:,.0f} GFLOP/s"
         return f"{self.bytes / self.seconds / 1e9:,.1f} GB/s"
@@ -104,12 +104,12 @@ class Bench:
         self.labels = backend.asarray(labels, model.device)
 
     def wait(self) -> None:
-        """Until the GPU has done what it was given."""
+        """Wait for the GPU."""
         if self.kind == "cuda":
             backend.cupy().cuda.get_current_stream().synchronize()
 
     def times(self, f: Callable[[], Any]) -> list[float]:
-        """Seconds of f, again and again."""
+        """Return the seconds of several calls of f."""
         taken: list[float] = []
         f()  # compiles kernels, fills caches
         self.wait()
@@ -123,7 +123,7 @@ class Bench:
         return taken
 
     def peaks(self) -> Peaks:
-        """Of the device, for the model's dtype."""
+        """Return the measured peaks of the device, for the model's dtype."""
         import numpy as np
 
         from gpuconv import ops, threads
@@ -143,7 +143,7 @@ class Bench:
         return Peaks(2 * n**3 / product, 2 * COPIED / min(self.times(copy)))
 
     def training(self) -> float:
-        """Seconds of a step: forward, loss, backward, update."""
+        """Return the seconds of a training step: forward, loss, backward, update."""
         from gpuconv import ops, optim
         optimizer = optim.SGD(self.model.train().parameters(), lr=1e-6, momentum=0.9)
 
@@ -156,7 +156,7 @@ class Bench:
         return statistics.median(self.times(step))
 
     def evaluation(self) -> float:
-        """Seconds of a forward pass, as in use."""
+        """Return the seconds of a forward pass in eval mode."""
         N = self.shape[0]
         return statistics.median(self.times(lambda: self.model.predict(self.x, N)))
 
@@ -208,7 +208,7 @@ class Bench:
         return Layer(last.op, kind, (N, *last.output), seconds, flops, moved)
 
     def mark(self) -> Any:
-        """A moment: of the clock, or in the GPU's queue."""
+        """Return a time stamp: of the clock, or an event in the GPU's queue."""
         if self.kind == "cpu":
             return time.perf_counter()
         event = backend.cupy().cuda.Event()

@@ -46,10 +46,11 @@ def run(args: argparse.Namespace) -> None:
     if args.batch_size and not args.memory:
         raise ValueError("--batch-size goes with --memory")
     description = models.describe(args.model, image=args.image_size)
-    device, where = choose_device(args.device)
+    kind = args.device.split(":")[0]  # only memory is measured there
+    device, where = choose_device(args.device if args.memory or kind == "auto" else "cpu")
     model = models.build(description).to(device, args.dtype)
     shape = models.input_shape(description)
-    found, out = nn.summary(model, shape), console()
+    found, out = nn.summary(model, shape, None if kind == "auto" else kind), console()
     memory = step_memory(model, shape, args.batch_size or BATCH_SIZE) if args.memory else {}
     if args.json:
         write_json(out, dataclasses.asdict(found) | ({"memory": memory} if memory else {}))

@@ -32,7 +32,7 @@ class ModuleList(Module):
         return self
 
     def __len__(self) -> int:
-        """How many modules."""
+        """Return the number of modules."""
         return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[Module]:
@@ -92,7 +92,7 @@ class Residual(Module):
         return end(y)
 
     def unfolds(self, x: Any) -> bool:
-        """Are the body and the sum planned as parts of one chain?"""
+        """Return True if the body and the sum are planned as parts of one chain."""
         return fusion.spans_sums(x) and type(self.body) is Sequential and not hand_set(self.body)
 
     def branch(self, x: Any) -> Iterator[Any]:
@@ -104,7 +104,7 @@ class Residual(Module):
 
 
 def _unfolded(modules: Iterable[Module], x: Any) -> Iterator[Any]:
-    """Yield the modules of a chain; of a Residual, those of its body, where fusion wants them."""
+    """Yield the modules of a chain; of a Residual, those of its body, if plans span its sum."""
     for module in modules:
         if type(module) is Residual and not hand_set(module) and module.unfolds(x):
             yield from module.branch(x)

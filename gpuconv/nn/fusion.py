@@ -8,6 +8,7 @@ has set its ``forward``.
 On a GPU, what follows a convolution or a Linear layer is computed while its result is in registers,
 and patterns reach across the sum at the end of a residual branch. A ReLU and the max pool behind it
 change places on both devices: ReLU then has fewer pixels to work on, and the bits are the same.
+A Sequential inside a Sequential is planned by itself.
 """
 
 import contextlib
@@ -70,7 +71,7 @@ class Slot:
     optional: bool = False
 
     def fits(self, layer: Any) -> bool:
-        """Does this layer fit here?"""
+        """Return True if this layer fits here."""
         return (type(layer) in self.kinds and not hand_set(layer)
                 and (self.allows is None or self.allows(layer)))
 
@@ -114,7 +115,7 @@ def activation_name(layer: Module | None) -> str | None:
 
 
 def _zero_padded(conv: Conv2d) -> bool:
-    """Can the epilogue of this convolution hold a pool or batch statistics?"""
+    """Return True if the epilogue of this convolution can hold a pool or batch statistics."""
     return conv.padding_mode == "zeros" and conv.groups == 1
 
 
@@ -237,7 +238,7 @@ def device_of(x: Any) -> str:
 
 
 def spans_sums(x: Any) -> bool:
-    """Do patterns for x reach across the sum at the end of a residual branch?"""
+    """Return True if patterns for x reach across the sum at the end of a residual branch."""
     return device_of(x) == "cuda"
 
 

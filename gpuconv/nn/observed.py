@@ -119,7 +119,7 @@ def _observers(module: Module) -> Iterator[_Observer]:
 
 
 def hand_set(layer: Any) -> bool:
-    """Has somebody other than an observer set the ``forward`` of this object?"""
+    """Return True if the ``forward`` of this object was set by hand, not by an observer."""
     forward = layer.__dict__.get("forward")
     while isinstance(forward, _Observer):
         forward = forward.own
@@ -142,9 +142,9 @@ def call_observed(layers: Sequence[Module], forward: Callable[..., Any], *inputs
 
 @contextlib.contextmanager
 def untouched(model: Module) -> Iterator[None]:
-    """Afterwards the model is what it was before, whatever ran in it: to try it out.
+    """Restore the model when the block ends, whatever ran in it.
 
-    That is: the attributes of its modules (``training``, ``volume`` of a Flatten, the step of a
+    Restored are the attributes of its modules (``training``, ``volume`` of a Flatten, the step of a
     Dropout), what its buffers hold, and the draws of ``gpuconv.random``. Parameters are not copied:
     forward does not write to them.
     """

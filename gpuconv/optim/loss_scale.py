@@ -118,7 +118,7 @@ class LossScale:
             return y * self.scale.astype(y.dtype)
 
     def check(self) -> None:
-        """Look at the gradients: is this step to be made, and with which scale does the next begin?
+        """Check the gradients for inf and NaN; set the skip flag and the next scale.
 
         Writes the multiplier and "skip" into every row of ``optimizer.table``. Frozen parameters do
         not count.

@@ -75,7 +75,7 @@ class Muon(SGD):
         return super()._group(number, group, {**settings, **self.defaults})
 
     def check(self, group: Mapping[str, Any]) -> None:
-        """What SGD refuses; and what no matrix can be made of."""
+        """Check the settings as SGD does; refuse parameters that are no matrices."""
         super().check(group)
         check_flag(self.name, "normalize", group["normalize"])
         if not check_flag(self.name, "orthogonal", group["orthogonal"]):
@@ -89,7 +89,7 @@ class Muon(SGD):
                              "them into a group with orthogonal=False")
 
     def update(self, flat: Flat, part: slice, group: Mapping[str, Any]) -> None:
-        """A matrix at a time, or all at once as SGD."""
+        """Update matrices one by one, other parameters as SGD does."""
         if not group["orthogonal"]:
             super().update(flat, part, group)
             return
@@ -128,7 +128,7 @@ def _unit_cpu(d: np.ndarray, T: np.dtype) -> np.ndarray:
 
 
 def _unit_gpu(d: Array, T: np.dtype) -> Array:
-    """The same, in kernels/optim/newton_schulz.cu."""
+    """Normalise d by kernels/optim/newton_schulz.cu."""
     x = cupy().empty(d.shape, T)
     kernels.kernel("optim/newton_schulz.cu", "newton_schulz_unit", T=T)(
         d.size, d, _squares(d), x, TINY, d.size)
@@ -187,7 +187,7 @@ def step_cpu(p: np.ndarray, g: np.ndarray, m: np.ndarray, master: np.ndarray | N
 
 def step_gpu(p: Array, g: Array, m: Array, master: Array | None, control: Array,
              shape: tuple[int, ...], group: Mapping[str, Any]) -> None:
-    """The same; what is no product of matrices is in kernels/optim/muon.cu and newton_schulz.cu."""
+    """Run the update on the GPU: matrix products, and kernels/optim/muon.cu between them."""
     settings = dict(T=p.dtype, NESTEROV=bool(group["nesterov"]), MASTER=master is not None)
     d = cupy().empty(p.size, accumulator(p.dtype))
     kernels.kernel("optim/muon.cu", "muon_direction", **settings)(

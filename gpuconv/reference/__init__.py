@@ -1,27 +1,19 @@
 """What each op computes, in short and slow array code that runs on NumPy and CuPy alike.
 
 Read it to learn what an op does: each file has the formulas, and code that reads like them. The
-fast code of ``gpuconv.ops`` is tested against it. Begin with ``conv2d_im2col``, the algorithm of
-the course notes, and ``conv2d``, the definition itself.
+fast code of ``gpuconv.ops`` is tested against it. Begin with ``window``, ``im2col`` and
+``conv2d_im2col``, the algorithm of the course notes; then ``conv2d``, the definition itself.
 
     y = reference.conv2d(x, w, b, stride=2)
     gx, gw, gb = reference.conv2d_backward(gy, x, w, b, stride=2)
 
 Each function has the name of its op and takes plain arrays. ``f_backward`` takes the gradient of
-the result, then the arguments of ``f``, and returns a gradient for each array. All of them compute
-in the dtype of their arrays, and check nothing.
+the result, then the arguments of ``f`` that matter for the gradient, and returns a gradient for
+each array. All functions compute in the dtype of their arrays; they check no arguments.
 """
 
-from gpuconv.reference.activation import (
-    gelu,
-    gelu_backward,
-    relu,
-    relu_backward,
-    sigmoid,
-    sigmoid_backward,
-    tanh,
-    tanh_backward,
-)
+from gpuconv.reference import activation
+from gpuconv.reference.activation import *  # noqa: F403  the functions of the table
 from gpuconv.reference.arithmetic import (
     add,
     add_backward,
@@ -93,17 +85,17 @@ from gpuconv.reference.softmax import (
 __all__ = [
     "add", "add_backward", "avg_pool2d", "avg_pool2d_backward", "batch_norm",
     "batch_norm_backward", "bias_relu", "bias_relu_backward", "col2im", "col2im_backward",
-    "conv2d", "conv2d_backward", "conv2d_im2col", "conv2d_im2col_backward", "conv2d_im2col_dgrad",
-    "conv2d_im2col_wgrad", "conv_batch_norm", "conv_batch_norm_backward", "conv_max_pool",
-    "conv_max_pool_backward", "div", "div_backward",
-    "dropout", "dropout_backward", "exp", "exp_backward", "flatten", "flatten_backward", "gelu",
-    "gelu_backward", "getitem", "getitem_backward", "global_avg_pool2d",
+    "conv2d", "conv2d_backward", "conv2d_im2col", "conv2d_im2col_backward",
+    "conv2d_im2col_dgrad", "conv2d_im2col_wgrad", "conv_batch_norm",
+    "conv_batch_norm_backward", "conv_max_pool", "conv_max_pool_backward", "div",
+    "div_backward", "dropout", "dropout_backward", "exp", "exp_backward", "flatten",
+    "flatten_backward", "getitem", "getitem_backward", "global_avg_pool2d",
     "global_avg_pool2d_backward", "global_max_pool2d", "global_max_pool2d_backward", "im2col",
     "im2col_backward", "linear", "linear_backward", "log", "log_backward", "log_softmax",
     "log_softmax_backward", "matmul", "matmul_backward", "max", "max_backward", "max_pool2d",
-    "max_pool2d_backward", "mean", "mean_backward", "mul", "mul_backward", "neg", "neg_backward",
-    "pad2d", "pad2d_backward", "relu", "relu_backward", "reshape", "reshape_backward", "sigmoid",
-    "sigmoid_backward", "softmax", "softmax_backward", "softmax_cross_entropy",
-    "softmax_cross_entropy_backward", "sub", "sub_backward", "sum", "sum_backward", "tanh",
-    "tanh_backward", "transpose", "transpose_backward",
+    "max_pool2d_backward", "mean", "mean_backward", "mul", "mul_backward", "neg",
+    "neg_backward", "pad2d", "pad2d_backward", "reshape", "reshape_backward", "softmax",
+    "softmax_backward", "softmax_cross_entropy", "softmax_cross_entropy_backward", "sub",
+    "sub_backward", "sum", "sum_backward", "transpose", "transpose_backward",
 ]
+__all__ += activation.__all__

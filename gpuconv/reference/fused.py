@@ -12,7 +12,8 @@ activation(op(x) + residual). Backward applies the gradients of the parts in rev
 from typing import Any
 
 from gpuconv.backend import Array
-from gpuconv.reference.activation import gelu, gelu_backward, relu, relu_backward
+from gpuconv.reference import activation as activations
+from gpuconv.reference.activation import relu, relu_backward
 from gpuconv.reference.arithmetic import add_backward
 from gpuconv.reference.conv2d import conv2d, conv2d_backward
 from gpuconv.reference.norm import batch_norm, batch_norm_backward
@@ -20,13 +21,13 @@ from gpuconv.reference.pool import max_pool2d, max_pool2d_backward
 
 
 def activate(x: Array, activation: str | None) -> Array:
-    """Return "relu" or "gelu" of x; x itself for None.
+    """Return the activation of this name of x; x itself for None.
 
     >>> import numpy as np
     >>> activate(np.array([-1.0, 1.0]), "relu")
     array([0., 1.])
     """
-    return x if activation is None else {"relu": relu, "gelu": gelu}[activation](x)
+    return x if activation is None else getattr(activations, activation)(x)
 
 
 def activate_backward(gy: Array, x: Array, activation: str | None) -> Array:
@@ -36,8 +37,7 @@ def activate_backward(gy: Array, x: Array, activation: str | None) -> Array:
     >>> activate_backward(np.ones(2), np.array([-1.0, 1.0]), "relu")
     array([0., 1.])
     """
-    return gy if activation is None else {"relu": relu_backward, "gelu": gelu_backward}[
-        activation](gy, x)
+    return gy if activation is None else getattr(activations, f"{activation}_backward")(gy, x)
 
 
 def bias_relu(x: Array, b: Array) -> Array:

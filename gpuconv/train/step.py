@@ -234,7 +234,7 @@ class CapturedStep(EagerStep):
         cupy().cuda.get_current_stream().synchronize()
         self.graphs.clear()
         self.warmed_up.clear()
-        self.pool.free_all_blocks()  # a pool that goes would take them along (CuPy 14.1, 14.2)
+        self.pool.free_all_blocks()  # deleting the pool would free them (CuPy 14.1, 14.2)
         self.pool = graph_pool()
 
     def launch_step(self, n: int) -> None:

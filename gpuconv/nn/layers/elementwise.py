@@ -19,7 +19,7 @@ class Activation(Module):
     name: ClassVar[str]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """Return the result, shape of x."""
         return ACTIVATIONS[self.name].apply(x)
 
 
@@ -75,7 +75,7 @@ class Dropout(Module):
         self.step = self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """Return the result, shape of x."""
         if self.key is None:
             return dropout(x, self.p, training=self.training)
         key = replay(self.next_key)
@@ -83,7 +83,7 @@ class Dropout(Module):
                        counter=self.counter)
 
     def next_key(self) -> tuple[int, int]:
-        """A second call in one step draws from the next stream."""
+        """Return the key of the next call: each call in a step has its own stream."""
         assert self.key is not None
         seed, stream = self.key
         self.calls += self.training
@@ -117,11 +117,11 @@ class Scale(Module):
         self.factor = check_number("Scale", "factor", factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """Return the result, shape of x."""
         return mul(x, self.factor)
 
     def arguments(self) -> str:
-        """The factor."""
+        """Return the factor."""
         return f"{self.factor:g}"
 
 
@@ -129,5 +129,5 @@ class Identity(Module):
     """y = x."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """X itself."""
+        """Return x."""
         return x

@@ -8,15 +8,15 @@ from gpuconv.ops.shape import flatten
 class Flatten(Module):
     """(N, H, W, C) -> (N, H*W*C).
 
-    ``volume`` is the (H, W, C) it flattened last, None before: what tells how to permute the
-    columns of a Linear that was trained on C, H, W.
+    ``volume`` is the (H, W, C) of the last input, None before the first: it tells how to permute
+    the columns of a Linear that was trained on (C, H, W).
     """
 
     def __init__(self) -> None:
         self.volume: tuple[int, ...] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """All axes but the first in one."""
+        """Return x with all axes but the first in one."""
         y = flatten(x)
         self.volume = tuple(x.shape[1:])
         return y

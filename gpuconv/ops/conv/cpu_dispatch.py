@@ -35,6 +35,8 @@ from gpuconv.ops.window import ConvShape, spanning
 IM2COL, PLANAR, WINOGRAD = Im2colConv(), PlanarConv(), cpu_winograd.WinogradConv()
 SUMS = 8         # partial weight gradients, each over a run of chunks; half, if they are not SMALL
 SMALL = 1 << 20  # bytes
+CHANNELS = 16    # Winograd: channels and filters, at least, or its transforms cost too much
+SAVED = 2        # Winograd: ratio of products, at least, with tiles that hang over the edge
 FEW = 12         # channels of x below which gx = col2im(gy w)
 LARGE = 64 << 20  # bytes of gy w for one image, at most, for gx = col2im(gy w)
 
@@ -221,9 +223,10 @@ def select(shape: ConvShape, dtype: np.dtype) -> Any:
     """Return the fastest algorithm for one group, computed in ``dtype``: by shape alone."""
     window = shape.window
     if (window.size == (3, 3) and window.stride == window.dilation == (1, 1)
-            and dtype == np.float32
-            and cpu_winograd.pays(shape.C, shape.K, shape.P, shape.Q)):
-        return WINOGRAD
+            and dtype == np.float32 and min(shape.C, shape.K) >= CHANNELS):
+        tiles = -(-shape.P // cpu_winograd.M) * -(-shape.Q // cpu_winograd.M)
+        if 9 * shape.P * shape.Q >= SAVED * cpu_winograd.E**2 * tiles:
+            return WINOGRAD
     if window.stride[1] == 1 and shape.Q >= 2 * shape.S * shape.C and shape.R * shape.S > 1:
         return PLANAR
     return IM2COL

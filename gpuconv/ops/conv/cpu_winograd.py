@@ -49,8 +49,6 @@ G = np.array([[1 / 4, 0, 0],
               [0, 0, 1]])
 FILTERS = np.einsum("ir,js->jirs", G, G).reshape(E * E, 9).astype(np.float32)  # G g Gt, transposed
 
-CHANNELS = 16        # on either side, at least: or the transforms take longer than they save
-SAVED = 2            # times fewer products, at least, in tiles that hang over the edge
 WORKSPACE = 3 << 19  # bytes of the planes of one side that a thread works on at a time
 TILES = 64           # of a chunk, at least: fewer make products that wait for the filters
 WGRAD_TILES = 128    # of a chunk of a weight gradient, at least: or adding partial sums takes as
@@ -134,12 +132,6 @@ class WinogradConv:
         """Return the sum of all partial gradients as a new array (K, 3, 3, C)."""
         gw = (FILTERS.T @ total.reshape(E * E, -1)).reshape(3, 3, shape.K, shape.C)
         return np.ascontiguousarray(gw.transpose(2, 0, 1, 3))
-
-
-def pays(C: int, K: int, P: int, Q: int) -> bool:
-    """Return True if this is the fastest algorithm from C channels to K, for P x Q outputs."""
-    products = E * E * -(-P // M) * -(-Q // M)
-    return min(C, K) >= CHANNELS and 9 * P * Q >= SAVED * products
 
 
 def _tiles(chunk: Chunk, Q: int) -> tuple[int, int, int]:

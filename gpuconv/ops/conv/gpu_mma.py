@@ -30,7 +30,7 @@ DEFAULTS = {                        # (BM, BN): share of the speed of the first,
     (128, 32): 0.6, (64, 32): 0.45,
 }
 START = 128                         # depth that a block's beginning and end take as long as
-SMS = {80: 108, 86: 84, 89: 142, 90: 132, 100: 148, 120: 170}  # of the largest device of a kind
+SMS = {80: 108, 86: 84, 89: 142, 90: 132, 100: 148, 120: 170}  # multiprocessors, at most
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a block may have
 
 

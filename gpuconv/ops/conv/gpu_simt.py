@@ -50,7 +50,7 @@ class Tile(NamedTuple):
 TILES = (Tile(128, 64, 8, 8), Tile(64, 128, 8, 8), Tile(128, 32, 8, 4), Tile(32, 128, 4, 8),
          Tile(64, 32, 4, 4))
 DOUBLE_TILES = (Tile(64, 64, 4, 4), Tile(64, 32, 4, 4))  # their sums take twice the registers
-SINGLE_TILES = TILES[2:]  # for x read number by number, whose addresses take registers
+SINGLE_TILES = TILES[2:]  # for x read one by one: addresses take registers
 
 
 def default_tile(rows: int, columns: int, products: int, channels: int, dtype: Any) -> Tile:

@@ -68,7 +68,7 @@ def div(a: Array, b: Array) -> Array:
 
 
 def _operands(op: str, a: Any, b: Any) -> tuple[Any, Any]:
-    """a and b, checked; a number among them as a float, which every library takes for weak."""
+    """Check the operands; turn a number into a Python float, which takes the array's dtype."""
     numbers = [is_real(v) for v in (a, b)]
     for name, v, number in zip("ab", (a, b), numbers, strict=True):
         if not (number or hasattr(v, "dtype")):

@@ -69,7 +69,7 @@ dtype=float32))
 
 
 def gelu_by_scipy(x: np.ndarray, y: np.ndarray, slope: np.ndarray | None) -> None:
-    """The same in float64, through SciPy."""
+    """Compute ``gelu`` in float64 with SciPy."""
     from scipy.special import ndtr
     with np.errstate(all="ignore"):  # inf * 0
         normal = ndtr(x)

@@ -14,7 +14,7 @@ HALF, MASK = np.uint64(32), np.uint64(LOW)
 
 def words_at_least(limit: int, first: int, count: int, step: int,
                    key: tuple[int, int]) -> np.ndarray:
-    """(4*count,) bool: which of ``random.words`` from 4*first on are at least ``limit``.
+    """Return (4*count,) bool: is each word of ``random.words`` from 4*first on at least ``limit``?
 
     >>> words_at_least(2**31, 0, 1, 0, (0, 0))  # 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8
     array([False,  True,  True,  True])

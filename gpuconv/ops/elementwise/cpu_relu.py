@@ -36,7 +36,7 @@ def rectify(x: np.ndarray, out: np.ndarray) -> None:
 
 
 def nonzero(y: np.ndarray) -> np.ndarray:
-    """Where a contiguous y, a result of these functions, is not 0: uint8, one bit an element."""
+    """Return a bit mask (uint8, one bit per element) of the nonzero elements of a contiguous y."""
     return np.packbits(np.not_equal(y.view(np.int16) if y.itemsize == 2 else y, 0))
 
 

@@ -14,7 +14,7 @@ from gpuconv.backend import Array, accumulator, cupy
 
 BLOCK = 256    # threads of a block
 LINES = 8      # lines that a thread reads at once
-BLOCKS = 512   # of the first pass, at most: what fills a large GPU
+BLOCKS = 512   # blocks of the first pass, at most: they fill a large GPU
 
 
 class Pass(NamedTuple):

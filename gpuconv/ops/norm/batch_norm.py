@@ -259,7 +259,7 @@ class BatchNorm(Op):
 
     def statistics(self, moments: Any, each: int, count: int, mean: Any, inv_std: Any, x: Any,
                    V: int) -> None:
-        """Into mean and inv_std those of ``count`` rows; the running ones learn of them."""
+        """Write the statistics of ``count`` rows to mean and inv_std; update the running ones."""
         (slices, C), lanes = moments[0].shape, row_partition.totals(x.shape[-1])
         if slices > SLICES:
             few = row_partition.Partition(slices, C, -(-slices // MERGED), MERGED, lanes)
@@ -297,7 +297,7 @@ class BatchNorm(Op):
         return all_four[:len(self.needs)]
 
     def sums(self, gy: Any, gz: Any, totals: Any, ggamma: Any, gbeta: Any) -> None:
-        """Sums over the batch, in both dtypes, and into gz what the activation lets pass of gy."""
+        """Write the sums over the batch, in both dtypes, and the activation's gradient into gz."""
         V = row_partition.channels(gy, self.x, self.gamma, self.beta, self.residual)
         cut = row_partition.partition(gy.shape, V, gy.dtype.itemsize)
         lanes = row_partition.totals(cut.C)

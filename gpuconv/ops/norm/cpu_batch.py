@@ -21,9 +21,9 @@ FAR = 4        # standard deviations from 0, beyond which a mean is subtracted f
 
 
 def fold(x: Any) -> tuple[Any, list[slice], int]:
-    """x as (n/F, F*C) with F*C up to WIDTH, pieces of its rows, and F.
+    """Return x as (n/F, F*C) with F*C up to WIDTH, chunks of its rows, and F.
 
-    NumPy starts its loop again for each row, which takes as long as 100 numbers. Pieces are twice
+    NumPy starts its loop again for each row, which takes as long as 100 numbers. Chunks are twice
     as large as the cache of a core: threads that do less at a time wait longer for the
     interpreter's lock than they gain. They begin at multiples of 8 rows.
     """
@@ -149,7 +149,7 @@ def pull(gy: Any, x: Any, center: Any, scale: Any, slope: Any, level: Any, posit
 
 
 def _passed(gy: Any, piece: slice, positive: Any, gz: Any) -> Any:
-    """A piece of gy; or what the ReLU lets pass of it, put into gz."""
+    """Return a chunk of gy, masked by the ReLU into gz if there is one."""
     if positive is None:
         return gy[piece]
     gz = gz.reshape(gy.shape)
@@ -158,7 +158,7 @@ def _passed(gy: Any, piece: slice, positive: Any, gz: Any) -> Any:
 
 
 def _bits(rows: Any, piece: slice) -> slice:
-    """Where the bits of a piece of ``rows`` are: one for each element, and pieces begin at 8."""
+    """Return the slice of the bit mask for a chunk of rows; chunks begin at multiples of 8."""
     W = rows.shape[1]
     return slice(piece.start // 8 * W, -(-piece.stop * W // 8))
 
@@ -211,7 +211,7 @@ def _merge(counts: Any, means: Any, m2s: Any) -> tuple[Any, Any]:
 
 
 def _target(out: Any, dtype: np.dtype) -> Any:
-    """Where to compute in dtype what goes to out: there, or elsewhere."""
+    """Return out if it has this dtype, else a new array of its shape."""
     return out if out.dtype == dtype else memory.empty(out.shape, dtype)
 
 

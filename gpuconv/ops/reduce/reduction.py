@@ -102,7 +102,7 @@ class Reduction(Op):
         return total(x, self.axes).reshape(self.y_shape)
 
     def middle(self, x):
-        """X as (A, count, C), with what becomes one element in the middle; a copy if it must be."""
+        """Return x as (A, count, C), a view if possible; axis 1 holds the reduced elements."""
         self.order = [*range(x.ndim)]
         first = self.axes[0] if self.axes else 0
         if self.axes != tuple(range(first, first + len(self.axes))):
@@ -114,7 +114,7 @@ class Reduction(Op):
             math.prod(shape[:first]), self.count, math.prod(shape[first + len(self.axes):]))
 
     def spread(self, gy):
-        """Gy repeated over the axes: a view on the CPU."""
+        """Return gy broadcast to the shape of x: a view on the CPU."""
         xp = get_array_module(gy)
         return xp.broadcast_to(gy.reshape(self.kept), self.x_shape)
 
@@ -189,7 +189,7 @@ class Max(Reduction):
         return (gx.transpose(sorted(range(len(self.order)), key=self.order.__getitem__)),)
 
     def rows(self, x):
-        """X as (..., count): what becomes one element is one row, in scan order."""
+        """Return x as (..., count): the last axis holds the reduced elements, in scan order."""
         self.measure(x)
         kept = [a for a in range(x.ndim) if a not in self.axes]
         self.order = [*kept, *self.axes]

@@ -97,7 +97,7 @@ class Pad2d(Op):
         return out
 
     def padded(self, x):
-        """The value."""
+        """Return the padded images."""
         for axis, (near, far) in enumerate(self.pads, start=1):
             x = x.swapaxes(0, axis)
             pieces = [*self.border(x, near, near=True), x, *self.border(x, far, near=False)]
@@ -106,7 +106,7 @@ class Pad2d(Op):
         return np.ascontiguousarray(x)
 
     def border(self, x, count, near):
-        """The ``count`` lines that go before x (its axis 0), or after it, as a list of arrays."""
+        """Return the ``count`` lines before x (along axis 0), or after it, as a list of arrays."""
         if not count:
             return []
         if self.mode == "zeros":
@@ -118,7 +118,7 @@ class Pad2d(Op):
         return [x[count:0:-1] if near else x[-2 : -count - 2 : -1]]  # reflect
 
     def folded(self, gy):
-        """The gradient."""
+        """Return the gradient of x."""
         g = gy.astype(accumulator(gy.dtype), copy=False)
         for axis, (near, far) in enumerate(self.pads, start=1):
             g = g.swapaxes(0, axis)
