@@ -44,8 +44,9 @@ CASES = {  # file: its configurations
                            for name in ACTIVATIONS)],
     "conv/conv_depthwise.cu": [dict(WINDOW, ACTIVATION=name, BLOCK=256) for name in ACTIVATIONS],
     "conv/conv_simt.cu": [dict(SIMT, **SMALL | dict(LW=1, LY=2)),
-                     dict(SIMT, **SMALL | dict(TURNED=1, LW=2, LY=2)),
-                          *(dict(SIMT, ACTIVATION=name) for name in ACTIVATIONS)],
+                          dict(SIMT, **SMALL | dict(TURNED=1, LW=2, LY=2)),
+                          *(dict(SIMT, **SMALL | dict(LW=1, LY=2, ACTIVATION=name))
+                            for name in ACTIVATIONS)],
     "conv/conv_simt_wgrad.cu": [dict(WINDOW, LY=2, **SMALL), dict(WINDOW, LY=1, **SMALL)],
     "reduce/column_sums.cu": [dict(BLOCK=256, V=PACK, O=np.dtype("float32")),
                        dict(BLOCK=256, V=1, O=np.dtype("float64"))],
