@@ -81,10 +81,11 @@ class Recompute(Op):
         check_arrays("recompute", **{f"input {i}": a for i, a in enumerate(self.arrays)})
         self.drawn: list[Any] = []
         if _local.disabled:
-            frame = _Frame(self.drawn, second=False)
-            return self.run(frame, [x if isinstance(x, Tensor) else Tensor(x) for x in inputs])
+            return self.run(_Frame(self.drawn, second=False),
+                            [x if isinstance(x, Tensor) else Tensor(x) for x in inputs])
+        frame = _Frame(self.drawn, second=False, returns=autograd.recording())
         with autograd.no_grad():
-            y = self.run(_Frame(self.drawn, second=False), [Tensor(a) for a in self.arrays])
+            y = self.run(frame, [Tensor(a) for a in self.arrays])
         # a parameter of f may need a gradient where no input does: known after the second run
         return self.record(y.data, inputs, autograd.recording())
 
@@ -122,8 +123,9 @@ def _gradient(x: Tensor) -> Array:
 class _Frame:
     """One run of a recomputed function: the first records what is drawn, the second replays it."""
 
-    def __init__(self, drawn: list[Any], second: bool):
+    def __init__(self, drawn: list[Any], second: bool, returns: bool = False):
         self.drawn, self.second, self.next = drawn, second, 0
+        self.returns = returns  # will a second run follow?
 
 
 class _Local(threading.local):
@@ -137,6 +139,11 @@ _local = _Local()
 def is_recomputing() -> bool:
     """Return whether a recomputed function runs again: running statistics then stay unchanged."""
     return any(frame.second for frame in _local.frames)
+
+
+def will_recompute() -> bool:
+    """Return whether a recomputed function runs whose second run will record a tape."""
+    return any(frame.returns for frame in _local.frames)
 
 
 def replay(draw: Callable[[], Value]) -> Value:

@@ -256,3 +256,8 @@ def test_a_stream_captures_it_and_replays_the_eager_bits(cp, rng, a_shape, b_sha
     a[...] = cp.asarray(numbers(rng, a_shape, dtype))
     got = host(captured.replay())
     np.testing.assert_array_equal(got, host(gemm(a, b)))
+
+
+def test_batches_that_do_not_broadcast(xp):
+    with pytest.raises(ValueError, match=r"matmul: leading axes of \(2, 2, 3\) and \(3, 3, 2\) do"):
+        ops.matmul(xp.ones((2, 2, 3)), xp.ones((3, 3, 2)))

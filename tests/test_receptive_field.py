@@ -357,3 +357,26 @@ def test_recomputed_layers_are_described_as_layers():
     rows = nn.summary(nn.Sequential(Recomputed(*chain)), (H, W, C)).rows
     assert [dataclasses.replace(row, path=row.path[-1], op=row.op[-1])
             for row in rows] == list(want)
+
+
+@pytest.mark.parametrize("word, products, message", [
+    ("pixel", "many", "Wrong: multiply_adds is 'many', wanted a whole number"),
+    ("pixel", None, "Wrong: multiply_adds is None, wanted a whole number"),
+    ("pixel", -5, "Wrong: multiply_adds is -5, wanted at least 0"),
+    ((), 0, r"Wrong: depends_on is \(\), wanted 'pixel', 'window' or 'all', or a tuple"),
+    (1, 0, "Wrong: depends_on is 1, wanted 'pixel'"),
+    ("window", 0, "Wrong: depends_on is 'window', but the op has no attributes window"),
+])
+def test_an_op_that_says_something_else_is_named(word, products, message):
+    class Wrong(Op):
+        depends_on, multiply_adds = word, products
+
+        def forward_cpu(self, x):
+            return x * 2
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            return Wrong()(x)
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        nn.summary(nn.Sequential(Layer()), (6, 6, 4))

@@ -527,3 +527,11 @@ def test_an_op_has_a_definition_a_gradient_and_a_call_here(name):
 def test_it_has_nothing_else():
     extra = {"conv2d_im2col" + end for end in ("", "_backward", "_dgrad", "_wgrad")}
     assert set(reference.__all__) == extra | {n + end for n in OPS for end in ("", "_backward")}
+
+
+@pytest.mark.parametrize("name", sorted(ops.elementwise.ACTIVATIONS))
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_an_activation_keeps_the_dtype_and_warns_of_nothing(xp, name, dtype):
+    x = xp.asarray(np.array([-200.0, 0.0, 200.0], dtype))
+    f, backward = getattr(reference, name), getattr(reference, f"{name}_backward")
+    assert f(x).dtype == backward(x, x).dtype == dtype

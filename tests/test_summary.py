@@ -334,3 +334,53 @@ def test_numbers_for_people():
         "0", "999", "1.0k", "100k", "999k", "1.0M", "1.5G", "2.0P"]
     assert [human(n) for n in (0, 1023, 1024, 1 << 40, 1 << 50)] == [
         "0 bytes", "1023 bytes", "1.0 KiB", "1.0 TiB", "1024.0 TiB"]
+
+
+# -- models that are not the same twice ------------------------------------------------------
+
+
+class Changing(nn.Module):
+    """Another layer at each call; the second call fails, if it is to."""
+
+    def __init__(self, fails):
+        self.conv, self.relu, self.calls, self.fails = nn.Conv2d(4, 4, 1), nn.ReLU(), 0, fails
+
+    def forward(self, x):
+        self.calls += 1
+        if self.fails and self.calls > 1:
+            raise RuntimeError("the second call")
+        return self.conv(x) if self.calls % 2 else self.relu(x)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_is_called_twice_in_the_same_state(fails):
+    model = Changing(fails)
+    row, = nn.summary(model, (6, 6, 4)).rows
+    assert (row.path, row.op, row.parameters, model.calls) == ("conv", "conv", 20, 0)
+
+
+def test_a_row_stays_when_the_second_call_takes_another_way():
+    class Random(nn.Module):
+        ways = iter("ab")  # shared: no state of the module
+
+        def __init__(self):
+            self.a, self.b = nn.Conv2d(4, 4, 1), nn.ReLU()
+
+        def forward(self, x):
+            return getattr(self, next(self.ways))(x)
+
+    row, = nn.summary(Random(), (6, 6, 4)).rows
+    assert (row.path, row.op, row.joined) == ("a", "a", False)
+
+
+def test_a_plus_in_the_name_of_a_layer():
+    class Named(nn.Module):
+        def __init__(self):
+            setattr(self, "a+b", nn.BatchNorm2d(4))
+            self.c = nn.ReLU()
+
+        def forward(self, x):
+            return self.c(getattr(self, "a+b")(x))
+
+    rows = nn.summary(Named(), (6, 6, 4)).rows
+    assert [(row.path, row.joined) for row in rows] == [("a+b", False), ("c", False)]

@@ -89,6 +89,7 @@ class Residual(Module):
             return fusion.run(list(self.branch(x)), x)
         y, end = self.body(x), fusion.Sum(self)
         end.begin(x)
+        end.compute_shortcut()
         return end(y)
 
     def unfolds(self, x: Any) -> bool:
@@ -96,7 +97,7 @@ class Residual(Module):
         return fusion.spans_sums(x) and type(self.body) is Sequential and not hand_set(self.body)
 
     def branch(self, x: Any) -> Iterator[Any]:
-        """Yield the steps of that chain: the shortcut, the body's modules, the sum."""
+        """Yield the steps of that chain: the beginning, the body's modules, the sum."""
         end = fusion.Sum(self)
         yield end.begin
         yield from _unfolded(self.body, x)

@@ -39,12 +39,18 @@ class Sum:
 
     def __init__(self, residual: Any):
         self.residual = residual
-        self.value: Any = None  # of the shortcut
+        self.x: Any = None      # the input of both branches, until the shortcut is computed
+        self.value: Any = None  # the shortcut's value, until it is taken
 
     def begin(self, x: Tensor) -> Tensor:
-        """Compute the shortcut, where the branch begins; return x."""
-        self.value = x if self.residual.shortcut is None else self.residual.shortcut(x)
+        """Keep the input of the branches for the shortcut; return it."""
+        self.x = x
         return x
+
+    def compute_shortcut(self) -> None:
+        """Compute the shortcut: after the body, or before the item that ends in the sum."""
+        x, self.x = self.x, None
+        self.value = x if self.residual.shortcut is None else self.residual.shortcut(x)
 
     def take(self) -> Any:
         """Return the shortcut's value, and forget it."""
@@ -277,6 +283,9 @@ def run(chain: Sequence[Any], x: Tensor) -> Tensor:
     """Return the value of a chain for x; see ``plan``."""
     for layers, forward in plan(chain, device_of(x)):
         if isinstance(forward, _Run | Sum):
+            for layer in layers:
+                if type(layer) is Sum:
+                    layer.compute_shortcut()
             x = call_observed([layer.residual if type(layer) is Sum else layer
                                for layer in layers], forward, x)
         else:  # a module, which calls its observers itself; or where a branch begins

@@ -24,8 +24,9 @@ _contexts = itertools.count()
 class Fused(Module):
     """Layers that run as one op: the ``module`` that an observer of several layers gets."""
 
-    def __init__(self, layers: Sequence[Module]):
+    def __init__(self, layers: Sequence[Module], paths: Sequence[str] = ()):
         self.layers = tuple(layers)  # a tuple: they are no children of this module
+        self.paths = tuple(paths)
 
 
 def kind(module: Module) -> str:
@@ -67,27 +68,26 @@ def observed(model: Module, around: Around) -> Iterator[None]:
     '0+1' BatchNorm2d+ReLU
     '2' Flatten
     """
-    before, context = [], next(_contexts)
+    modules, context = [], next(_contexts)
     try:
         for path, module in model.named_modules():
+            modules.append(module)
             own = vars(module).get("forward")
-            before.append((module, own))
             vars(module)["forward"] = _Observer(around, path, module, own, context)
         yield
     finally:
-        for module, own in before:
-            if own is None:
-                del vars(module)["forward"]
-            else:  # of an outer context, or set by hand
+        for module in modules:
+            own = _without(vars(module).pop("forward"), context)
+            if own is not None:  # of another context, or set by hand
                 vars(module)["forward"] = own
 
 
-def calls(model: Module, x: Any) -> list[str]:
-    """Return the paths that an observer of ``model(x)`` sees, in the order of the calls."""
-    paths: list[str] = []
+def calls(model: Module, x: Any) -> list[tuple[str, ...]]:
+    """Return the paths of the layers of each call of an observer of ``model(x)``, in order."""
+    paths: list[tuple[str, ...]] = []
 
     def around(path: str, module: Module, forward: Any, *inputs: Any) -> Any:
-        paths.append(path)
+        paths.append(module.paths if isinstance(module, Fused) else (path,))
         return forward(*inputs)
 
     with observed(model, around):
@@ -108,6 +108,14 @@ class _Observer:
     def __call__(self, *inputs: Any) -> Any:
         forward = self.own or types.MethodType(type(self.module).forward, self.module)
         return self.around(self.path, self.module, forward, *inputs)
+
+
+def _without(forward: Any, context: int) -> Any:
+    """Return a ``forward`` without the observer of this context, which need not be the last."""
+    if not isinstance(forward, _Observer):
+        return forward
+    own = _without(forward.own, context)
+    return own if forward.context == context else dataclasses.replace(forward, own=own)
 
 
 def _observers(module: Module) -> Iterator[_Observer]:
@@ -133,10 +141,10 @@ def call_observed(layers: Sequence[Module], forward: Callable[..., Any], *inputs
         for observer in _observers(layer):
             contexts.setdefault(observer.context, []).append(observer)
     for _, found in sorted(contexts.items()):
-        path, module = "+".join(o.path for o in found), found[0].module
+        paths, module = [o.path for o in found], found[0].module
         if len(found) > 1:
-            module = Fused([o.module for o in found])
-        forward = functools.partial(found[0].around, path, module, forward)
+            module = Fused([o.module for o in found], paths)
+        forward = functools.partial(found[0].around, "+".join(paths), module, forward)
     return forward(*inputs)
 
 

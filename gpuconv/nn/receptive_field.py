@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from gpuconv.autograd import Op
-from gpuconv.checks import check_choice
+from gpuconv.checks import check_choice, check_count, short
 from gpuconv.ops.window import Pair, Window, levelled
 
 
@@ -80,11 +80,23 @@ def cropped(op: Any, padding: tuple[Pair, Pair]) -> str:
 
 def _words(op: Op, inputs: int = 1) -> tuple[str, ...]:
     """Return ``op.depends_on`` as a word for each input."""
-    words = op.depends_on
+    words, name = op.depends_on, type(op).__name__
     words = (words,) * inputs if isinstance(words, str) else words
+    if not isinstance(words, tuple) or len(words) < inputs:
+        raise TypeError(f"{name}: depends_on is {short(words)}, wanted 'pixel', 'window' or 'all', "
+                        f"or a tuple with such a word for each of {inputs} inputs")
     for word in words:
-        check_choice(type(op).__name__, "depends_on", word, ("pixel", "window", "all"))
+        check_choice(name, "depends_on", word, ("pixel", "window", "all"))
+    fused = hasattr(op, "fused_ops")
+    if "window" in words and not fused and not (hasattr(op, "window") and hasattr(op, "x_shape")):
+        raise TypeError(f"{name}: depends_on is 'window', but the op has no attributes window (a "
+                        "Window) and x_shape")
     return words
+
+
+def products(op: Op) -> int:
+    """Return ``op.multiply_adds``, checked to be a number of products."""
+    return check_count(type(op).__name__, "multiply_adds", op.multiply_adds, 0)
 
 
 def _through(op: Any, word: str, before: Field, image: Pair) -> Field:

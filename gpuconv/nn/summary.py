@@ -28,7 +28,7 @@ from gpuconv.checks import short as short_repr
 from gpuconv.nn import fusion
 from gpuconv.nn.module import Module
 from gpuconv.nn.observed import calls, observed, untouched
-from gpuconv.nn.receptive_field import Field, cropped, field, positions, windowed
+from gpuconv.nn.receptive_field import Field, cropped, field, positions, products, windowed
 from gpuconv.ops.window import Pair
 
 WIDE = 114  # columns of a terminal that show every column
@@ -58,7 +58,7 @@ class Row:
     @property
     def joined(self) -> bool:
         """Does the layer run as one op with the layer above it?"""
-        return self.path != self.op.split("+")[0]
+        return self.op != self.path and not self.op.startswith(f"{self.path}+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,12 +150,11 @@ def summary(model: Module, input_shape: tuple[int, ...] = (32, 32, 3),
     check_choice("summary", "device", device, (None, "cpu", "cuda"))
     x = Tensor(asarray(np.zeros((1, *shape), model.dtype), model.device), requires_grad=True)
     reader, where = _Reader(x), device or fusion.device_of(x)
-    with untouched(model), autograd.grad(), recompute.disabled(), np.errstate(all="ignore"):
-        model.eval()
-        with fusion.disabled(), observed(model, reader.around):
-            model(x)
-        with fusion.planned_for(where), autograd.no_grad():
-            ops = calls(model, x)
+    with recompute.disabled(), np.errstate(all="ignore"):
+        with untouched(model), autograd.grad(), fusion.disabled(), observed(model, reader.around):
+            model.eval()(x)
+        with untouched(model), autograd.no_grad(), fusion.planned_for(where):
+            ops = calls(model.eval(), x)
     parameters = list(model.parameters())
     return Summary(type(model).__name__, shape, model.dtype.name, where,
                    tuple(_by_op(reader.rows, ops)),
@@ -165,15 +164,16 @@ def summary(model: Module, input_shape: tuple[int, ...] = (32, 32, 3),
                    sum(row.activation_bytes for row in reader.rows))
 
 
-def _by_op(rows: list[Row], ops: list[str]) -> Iterator[Row]:
-    """Yield the rows with the op that each runs in, in the order of the ops."""
+def _by_op(rows: list[Row], ops: list[tuple[str, ...]]) -> Iterator[Row]:
+    """Yield the rows with the op that each runs in, in the order of the ops; then all others."""
     waiting = list(rows)
-    for op in ops:
-        for path in op.split("+"):
+    for paths in ops:
+        for path in paths:
             for index, row in enumerate(waiting):
                 if row.path == path:
-                    yield dataclasses.replace(waiting.pop(index), op=op)
+                    yield dataclasses.replace(waiting.pop(index), op="+".join(paths))
                     break
+    yield from (dataclasses.replace(row, op=row.path) for row in waiting)
 
 
 class _Reader:
@@ -203,7 +203,7 @@ class _Reader:
         ops = self.stack.pop()
         own = [p for p in vars(module).values() if isinstance(p, Parameter)]
         if isinstance(y, Tensor) and (leaf or own or any(
-                op.multiply_adds or windowed(op) for op in ops)):
+                products(op) or windowed(op) for op in ops)):
             self.rows.insert(place, self.row(path, module, ops, own, inputs, y))
         return y
 
@@ -242,7 +242,7 @@ class _Reader:
             padding=padding, dilation=window.dilation if window else None,
             cropped=cropped(windows[0], padding) if padding else "",
             parameters=parameters, unshared=parameters + copies,
-            multiply_adds=sum(op.multiply_adds for op in ops),
+            multiply_adds=sum(map(products, ops)),
             activation_bytes=y.data.nbytes if copied else 0,
             receptive_field=self.fields.get(y.creator or y, Field((0, 0))).size)
 

@@ -11,6 +11,7 @@ import dataclasses
 from gpuconv import autograd
 from gpuconv.autograd import Tensor
 from gpuconv.backend import Array, is_gpu
+from gpuconv.recompute import replay, will_recompute
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +42,8 @@ def fits_epilogue(saves_result: bool, x: Array, *others: Array | None) -> bool:
     """
     if not is_gpu(x.data if isinstance(x, Tensor) else x):
         return False
-    return saves_result or not wants_gradient(x, *others)
+    # both runs of a recomputed function decide alike: their bits must be the same
+    return saves_result or replay(lambda: not (will_recompute() or wants_gradient(x, *others)))
 
 
 def wants_gradient(*operands: Array | None) -> bool:

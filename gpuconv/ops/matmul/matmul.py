@@ -40,6 +40,11 @@ def matmul(a: Array, b: Array) -> Array:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape}, wanted at least one axis each")
     if a.shape[-1] != b.shape[max(0, len(b.shape) - 2)]:
         raise ValueError(f"matmul: the inner sizes of {a.shape} and {b.shape} differ")
+    try:
+        np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except ValueError:
+        raise ValueError(f"matmul: leading axes of {a.shape} and {b.shape} do not "
+                         "broadcast") from None
     return MatMul()(a, b)
 
 
