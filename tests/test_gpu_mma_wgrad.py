@@ -300,6 +300,6 @@ def test_the_main_loop(T, arch):
 def test_no_tile_spills(arch):
     check_needs([job(tile, T, arch, unit) for tile in engine.TILES for T in ("float16", "float32")
                  for unit in (16, 4)])
-    narrow = [t for t in engine.TILES if t.BN * t.BK // t.threads <= engine.HELD]
+    narrow = [t for t in engine.TILES if t.BN * t.BK // t.threads <= engine.IN_REGISTERS]
     assert narrow
     check_needs([job(tile, "float16", arch, 2) for tile in narrow])
