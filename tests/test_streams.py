@@ -309,7 +309,7 @@ def test_every_op_comes_to_the_same_bits(rng, dtype):
 def test_the_tests_of_the_ops_pass_late():
     """In a process of its own; those that look at the stand-in's own clock are not among them."""
     here = pathlib.Path(__file__).parent
-    names = ["arithmetic", "autograd", "conv", "flat", "layers", "linear", "reduction", "shape",
+    names = ["arithmetic", "autograd", "conv2d", "flat", "layers", "linear", "reduction", "reshape",
              "softmax", "train", "checkpoint", "predictions", "models"]
     files = {*files_of_kernels(), *(here / f"test_{name}.py" for name in names)}
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "late", *parallel(), "-k",
