@@ -1,4 +1,4 @@
-"""The small engines under gpuconv/ops/cpu by their definition: sums, maxima, rectify, GELU."""
+"""The small engines of the CPU by their definition: sums, maxima, rectify, GELU."""
 
 import hypothesis
 import numpy as np

@@ -42,7 +42,7 @@ BUSY = 0.5                          # load from which on others take a noticeabl
 
 
 class Peaks(NamedTuple):
-    """What the machine can do at most, per second."""
+    """Measured peaks of the machine, per second."""
 
     flops: float  # operations of a matrix product in the model's dtype
     bytes: float  # read and written by a copy

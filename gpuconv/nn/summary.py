@@ -63,7 +63,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What ``nn.summary`` finds. ``str`` gives it as plain text, ``table`` for a terminal."""
+    """Result of ``nn.summary``: ``str`` gives plain text, ``table`` a table for a terminal."""
 
     model: str                 # its class
     input: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""What each op computes, in short and slow array code that runs on NumPy and CuPy alike.
+"""Definitions of all ops, in short and slow array code that runs on NumPy and CuPy alike.
 
 Read it to learn what an op does: each file has the formulas, and code that reads like them. The
 fast code of ``gpuconv.ops`` is tested against it. Begin with ``window``, ``im2col`` and

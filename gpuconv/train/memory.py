@@ -8,7 +8,7 @@ complete (undo.py), which are allocated after the activations are freed.
 
 A step is traced with four and with eight images (large images: one and two), and extrapolated, see
 tape_memory.py. Nothing large is allocated, so this also works when memory has just run out. Not
-counted are the data set, the Python interpreter, and the own memory of CUDA and cuBLAS.
+counted are the data set, the Python interpreter, and the memory of CUDA's libraries.
 """
 
 import dataclasses

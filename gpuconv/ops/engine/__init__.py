@@ -1,1 +1,1 @@
-"""What families of ops share: chunks of work for CPU threads, sums, maxima, and GPU partitions."""
+"""Parts that families of ops share: chunks of CPU work, sums, maxima, and GPU partitions."""

@@ -75,7 +75,7 @@ def max_(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 class Reduction(Op):
-    """What all of them know: ``axes``, rising, and the shape of x."""
+    """Base of the reductions: keeps ``axes``, rising, and the shape of x."""
 
     multiply_adds = 0
 

@@ -19,7 +19,7 @@ from gpuconv.ops.checks import check_arrays
 
 
 def reshape(x: Array, *shape: Any) -> Array:
-    """The same elements, in the same order, in another shape.
+    """Return the elements of x, in their order, in another shape.
 
     Args:
         x: Tensor or array of any shape.
